@@ -1,0 +1,248 @@
+"""One pass over the data gives the baseline and all scales."""
+
+import copy
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from metatensor.torch import TensorMap
+
+from .atoms import Atoms, HasTypes, SystemLabels, read_system_labels
+from .baseline import CompositionBaseline
+from .fit import fit_target
+from .scaler import Scaler, Settings
+from .settings import (
+    Numbers,
+    UnseenTypes,
+    check_choice,
+    check_names,
+    fixed_scales as plain_fixed_scales,
+    list_of_names,
+)
+from .statistics import TargetStatistics
+from .target import TargetLayout, did_you_mean
+from .tensormap import is_tensormap, mask_entries
+
+
+class ScaleAccumulator:
+    """Gathers the statistics of targets batch by batch, and turns them into a :class:`Scaler`.
+
+    For each block, property and (per-atom targets) atomic type the sum of squares and the number
+    of entries are kept after the baseline comes off, which gives per-target and per-property
+    scales in one pass. Nothing is written into the tensors that come in, and an error leaves the
+    accumulator as it was. Memory does not grow with the number of samples or batches.
+
+    Args:
+        targets: names that must be fitted; other TensorMaps are passed over. ``None``: all.
+        intensive_targets: names of per-structure targets that are not divided by the number of
+            atoms before any statistic.
+        baseline: the additive part that is removed before the scales are taken; ``None``: none.
+        system_labels: what the ``system`` label of targets is: the ``"position"`` in the batch, an
+            ``"id"`` of the data set (numbered by first appearance), or ``"auto"``: whichever the
+            first batch that only one of them fits says.
+
+    Example:
+        Energies of -3 for O and 6 for H2O; the scale is the un-centred RMS of those per atom.
+
+        >>> import torch
+        >>> from metatensor.torch import Labels, TensorBlock, TensorMap
+        >>> from metatomic.torch import System
+        >>> def system(*types):
+        ...     n, cell, pbc = len(types), torch.zeros(3, 3), torch.tensor([False] * 3)
+        ...     return System(torch.tensor(types), torch.zeros(n, 3), cell, pbc)
+        >>> block = TensorBlock(
+        ...     torch.tensor([[-3.0], [6.0]]).double(),
+        ...     samples=Labels("system", torch.tensor([[0], [1]])),
+        ...     components=[],
+        ...     properties=Labels("energy", torch.tensor([[0]])),
+        ... )
+        >>> energy = TensorMap(Labels("_", torch.tensor([[0]])), [block])
+        >>> accumulator = ScaleAccumulator(baseline=None)
+        >>> accumulator.update([system(8), system(1, 1, 8)], {"energy": energy})
+        >>> accumulator.compute().per_target_scales["energy"].block().values
+        tensor([[2.5495]], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[str] | None = None,
+        intensive_targets: Iterable[str] = (),
+        baseline: CompositionBaseline | None = None,
+        system_labels: SystemLabels = "auto",
+    ) -> None:
+        check_choice("system_labels", system_labels, SystemLabels)
+        self.targets = None if targets is None else list_of_names("targets", targets)
+        self.intensive_targets = frozenset(list_of_names("intensive_targets", intensive_targets))
+        self.baseline = baseline
+        self.system_labels: SystemLabels = system_labels
+        self._passed_over: set[str] = set()
+        self._statistics: dict[str, TargetStatistics] = {}
+
+    def fresh(self) -> "ScaleAccumulator":
+        """An empty accumulator with the same settings."""
+        return ScaleAccumulator(
+            self.targets, self.intensive_targets, self.baseline, self.system_labels
+        )
+
+    def update(
+        self,
+        systems: Sequence[HasTypes],
+        targets: Mapping[str, TensorMap],
+        masks: Mapping[str, TensorMap] | None = None,
+    ) -> None:
+        """Take in one batch.
+
+        Args:
+            systems: each with ``.types`` of shape ``(n_atoms,)`` and a length.
+            targets: by name; a target or some of its blocks may be missing from a batch, NaN
+                entries are missing values.
+            masks: by target name; entries where a mask is ``False`` (or 0) are missing values.
+
+        Raises:
+            TypeError: for a target that is not a TensorMap.
+            ValueError: for infinite entries, an unknown kind of samples, samples that are not in
+                the batch, a layout other than before, or a mask without its target.
+        """
+        chosen = {
+            name: tensor
+            for name, tensor in targets.items()
+            if self.targets is None or name in self.targets
+        }
+        layouts = {name: self._layout(name, tensor) for name, tensor in chosen.items()}
+        check_names("a mask", masks or {}, targets)
+        for name in (masks or {}).keys() & chosen.keys():
+            chosen[name] = mask_entries(name, chosen[name], masks[name])  # type: ignore[index]
+        chosen = {name: tensor.to("cpu") for name, tensor in chosen.items()}
+        atoms = Atoms.from_systems(systems).to("cpu")
+        reading = read_system_labels(atoms, chosen, self.system_labels)
+        batch = {
+            name: TargetStatistics.of_batch(
+                layouts[name],
+                tensor,
+                atoms,
+                reading,
+                extensive=self._extensive(layouts[name]),
+                baseline=self.baseline is not None,
+            )
+            for name, tensor in chosen.items()
+        }
+        self.system_labels = reading.labels
+        self._passed_over |= targets.keys() - chosen.keys()
+        self._take(batch)
+
+    def merge(self, other: "ScaleAccumulator") -> None:
+        """Take over all that another accumulator has seen; the other stays as it is.
+
+        Raises:
+            ValueError: if its settings are others, or a target has another layout there.
+        """
+        settled = {self.system_labels, other.system_labels} - {"auto"}
+        if len(settled) > 1 or self._settings() != other._settings():
+            raise ValueError(
+                "expected an accumulator with the same settings, got "
+                f"{self._settings()} with system_labels={self.system_labels!r} and "
+                f"{other._settings()} with system_labels={other.system_labels!r}"
+            )
+        for name in self._statistics.keys() & other._statistics.keys():
+            self._statistics[name].layout.united(other._statistics[name].layout)
+        self.system_labels = settled.pop() if settled else "auto"
+        self._passed_over |= other._passed_over
+        self._take(copy.deepcopy(other._statistics))
+
+    def compute(
+        self,
+        fixed_scales: Numbers | None = None,
+        unseen_types: UnseenTypes = "error",
+        enabled: bool = True,
+    ) -> Scaler:
+        """Fit the baseline and the scales; the accumulator can go on afterwards.
+
+        Args:
+            fixed_scales: per-target scales that replace the fitted ones, a number for a target or
+                a number per type: ``{"energy": 0.5, "forces": {1: 0.2, 8: 1.1}}``.
+            unseen_types: what the Scaler does with types that were not in the data: ``"error"``,
+                ``"pooled"`` (the RMS over all types) or ``"identity"``.
+            enabled: ``False`` sets every scale to 1; the baseline is the same.
+
+        Raises:
+            ValueError: without any data; for a named target that was never seen, or settings that
+                name unknown targets or do not suit them.
+        """
+        check_choice("unseen_types", unseen_types, UnseenTypes)
+        fixed = plain_fixed_scales(fixed_scales)
+        for name in self.targets or ():
+            if name not in self._statistics:
+                seen = {*self._statistics, *self._passed_over}
+                raise ValueError(
+                    f"the target '{name}' is to be fitted and was never seen in the data; "
+                    f"{did_you_mean(name, seen)}"
+                )
+        if not self._statistics:
+            raise ValueError("no target was seen in the data, so there is nothing to fit")
+        check_names("intensive_targets", sorted(self.intensive_targets), self._statistics)
+        check_names("fixed_scales", fixed, self._statistics)
+        if self.baseline is not None:
+            check_names("fixed_baseline", self.baseline.fixed, self._statistics)
+        scales, vanishing = {}, []
+        for name, statistics in self._statistics.items():
+            extensive = self._extensive(statistics.layout)
+            scales[name], words = fit_target(
+                statistics, extensive, self.baseline, fixed.get(name), enabled
+            )
+            vanishing += words
+        if vanishing:
+            warnings.warn(
+                "these data are zero, or below their rounding noise once the baseline is off; they "
+                "take the scale of their target (a type: the RMS over all types; a whole target: "
+                "1): " + "; ".join(vanishing),
+                stacklevel=2,
+            )
+        settings = Settings(
+            self.system_labels,
+            unseen_types,
+            enabled,
+            baseline="none" if self.baseline is None else "composition",
+        )
+        return Scaler(scales, settings)
+
+    def state(self) -> dict[str, Any]:
+        """All that was gathered, as plain Python objects and tensors, for :meth:`merge_state`."""
+        return {
+            "system_labels": self.system_labels,
+            "passed_over": sorted(self._passed_over),
+            "statistics": {name: s.state() for name, s in self._statistics.items()},
+        }
+
+    def merge_state(self, state: dict[str, Any]) -> None:
+        """Merge the :meth:`state` of an accumulator of the same settings in another process."""
+        other = self.fresh()
+        other.system_labels = state["system_labels"]
+        other._passed_over = set(state["passed_over"])
+        for name, statistics in state["statistics"].items():
+            other._statistics[name] = TargetStatistics.from_state(name, statistics)
+        self.merge(other)
+
+    def _layout(self, name: str, tensor: TensorMap) -> TargetLayout:
+        if not is_tensormap(tensor):
+            raise TypeError(f"target '{name}': expected a TensorMap, got {type(tensor)}")
+        layout = TargetLayout.of(name, tensor)
+        if name in self._statistics:
+            self._statistics[name].layout.united(layout)
+        return layout
+
+    def _take(self, statistics: dict[str, TargetStatistics]) -> None:
+        for name, new in statistics.items():
+            if name in self._statistics:
+                self._statistics[name].merge(new)
+            else:
+                self._statistics[name] = new
+
+    def _extensive(self, layout: TargetLayout) -> bool:
+        return layout.kind == "structure" and layout.name not in self.intensive_targets
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "targets": self.targets,
+            "intensive_targets": sorted(self.intensive_targets),
+            "baseline": self.baseline,
+        }

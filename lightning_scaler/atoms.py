@@ -1,0 +1,253 @@
+"""A batch's atoms: types, counts, and which atom each sample row belongs to."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Protocol
+
+import torch
+from metatensor.torch import Labels, TensorMap
+
+from .settings import check_choice
+from .tensormap import describe
+
+SystemLabels = Literal["auto", "position", "id"]
+
+
+class HasTypes(Protocol):
+    """What is asked of a system: a length and a type per atom."""
+
+    @property
+    def types(self) -> Any:
+        """Atomic types, ``(n_atoms,)`` integers."""
+
+    def __len__(self) -> int:
+        """Return the number of atoms."""
+
+
+@dataclass(frozen=True)
+class Atoms:
+    """The atoms of a batch of systems, one after the other.
+
+    Attributes:
+        types: atomic type of every atom, ``(n_atoms,)`` int64.
+        counts: number of atoms of every system, ``(n_systems,)`` int64.
+        offsets: index of the first atom of every system, ``(n_systems,)`` int64.
+        system_of_atom: position in the batch of every atom's system, ``(n_atoms,)`` int64.
+    """
+
+    types: torch.Tensor
+    counts: torch.Tensor
+    offsets: torch.Tensor
+    system_of_atom: torch.Tensor
+
+    @classmethod
+    def from_systems(cls, systems: Sequence[HasTypes]) -> "Atoms":
+        """Read types and lengths, the only things asked of a system."""
+        per_system = [torch.as_tensor(system.types) for system in systems]
+        device = per_system[0].device if per_system else torch.device("cpu")
+        if device.type == "meta":
+            raise ValueError("expected systems with data, got systems on the meta device")
+        types = torch.cat([torch.empty(0, dtype=torch.int64, device=device), *per_system]).long()
+        if types.numel() > 0 and int(types.min()) < 0:
+            raise ValueError(
+                f"expected non-negative atomic types, got {int(types.min())} in the systems"
+            )
+        counts = torch.tensor([len(t) for t in per_system], dtype=torch.int64, device=device)
+        positions = torch.arange(len(per_system), device=device)
+        return cls(
+            types=types,
+            counts=counts,
+            offsets=counts.cumsum(0) - counts,
+            system_of_atom=positions.repeat_interleave(counts, output_size=types.numel()),
+        )
+
+    def __len__(self) -> int:
+        """Return the number of systems."""
+        return self.counts.numel()
+
+    def to(self, device: torch.device | str) -> "Atoms":
+        """The same atoms on another device."""
+        return Atoms(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    def usual_rows(self, samples: Labels) -> bool:
+        """Whether rows are those of all systems, or of all atoms, in the order of the batch."""
+        values = samples.values
+        if values.shape[1] == 1:
+            return torch.equal(values[:, 0].long(), torch.arange(len(self), device=values.device))
+        if values.shape[1] != 2 or values.shape[0] != self.types.numel():
+            return False
+        atom = torch.arange(self.types.numel(), device=values.device)
+        atom = atom - self.offsets[self.system_of_atom]
+        return torch.equal(values[:, 0].long(), self.system_of_atom) and torch.equal(
+            values[:, 1].long(), atom
+        )
+
+    def composition(self, types: torch.Tensor) -> torch.Tensor:
+        """Atoms of each of ``types`` in every system, float64 ``(n_systems, n_types)``."""
+        counts = torch.zeros(
+            (len(self), types.numel()), dtype=torch.float64, device=self.types.device
+        )
+        column, known = find_types(self.types, types)
+        counts.index_put_(
+            (self.system_of_atom[known], column[known]),
+            torch.ones((), dtype=torch.float64, device=counts.device),
+            accumulate=True,
+        )
+        return counts
+
+
+def find_types(types: torch.Tensor, among: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Index of every type in the sorted tensor ``among``, and whether it is there at all."""
+    if among.numel() == 0:
+        return torch.zeros_like(types), torch.zeros_like(types, dtype=torch.bool)
+    index = torch.searchsorted(among, types).clamp(max=among.numel() - 1)
+    return index, among[index] == types
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the ``system`` label of a batch's targets is to be read.
+
+    Attributes:
+        labels: ``"position"`` in the batch, ``"id"`` of the data set, or ``"auto"`` where both
+            give the same.
+        ids: the id of every system in the batch's order, ``(n_systems,)``, for ``"id"``.
+    """
+
+    labels: SystemLabels
+    ids: torch.Tensor | None = None
+
+    def positions(self, name: str, samples: Labels, atoms: Atoms) -> torch.Tensor:
+        """Position in the batch of every row's system, ``(n_samples,)``.
+
+        Raises:
+            ValueError: for a row whose system or atom is not in the batch.
+        """
+        systems: torch.Tensor = samples.values[:, 0].long()
+        if self.ids is None:
+            found, known = systems, (systems >= 0) & (systems < len(atoms))
+        else:
+            sorted_ids, order = self.ids.sort()
+            index, known = find_types(systems, sorted_ids)
+            found = order[index] if order.numel() else index
+        if samples.values.shape[1] == 2 and bool(known.all()):
+            atom = samples.values[:, 1]
+            known = (atom >= 0) & (atom < atoms.counts[found])
+        if not bool(known.all()):
+            row = int((~known).nonzero()[0])
+            raise ValueError(
+                f"target '{name}': the sample ({describe(samples, row)}) is not in the batch of "
+                f"{len(atoms)} systems, its system label being read as "
+                f"{'an id of the data set' if self.ids is not None else 'a position in it'}; "
+                "see the setting system_labels ('auto', 'position' or 'id')"
+            )
+        return found
+
+    def atom_rows(self, name: str, samples: Labels, atoms: Atoms) -> torch.Tensor:
+        """Index among the batch's atoms of every row of a per-atom target, ``(n_samples,)``."""
+        systems = self.positions(name, samples, atoms)
+        atom: torch.Tensor = samples.values[:, 1].long()
+        return atoms.offsets[systems] + atom
+
+
+POSITION = Reading("position")
+
+
+def read_system_labels(
+    atoms: Atoms, tensors: Mapping[str, TensorMap], setting: SystemLabels, exact: bool = False
+) -> Reading:
+    """Settle how the ``system`` labels of a batch are read (SPEC rule 11 in words).
+
+    Rows in the usual order read the same both ways. Else ``"position"`` fits if every label is a
+    position in the batch, ``"id"`` if some block covers every system once its labels are numbered
+    by first appearance. ``"auto"`` takes the only one that fits.
+
+    Args:
+        atoms: of the batch.
+        tensors: the targets by name; all of them take part.
+        setting: ``"auto"``, ``"position"`` or ``"id"``.
+        exact: both readings must give the same systems, not only systems of the same types.
+
+    Raises:
+        ValueError: where no reading fits, or both fit and differ; the message names the setting.
+    """
+    check_choice("system_labels", setting, SystemLabels)
+    blocks = [
+        (name, block.samples)
+        for name, tensor in tensors.items()
+        for block in tensor.blocks()
+        if block.samples.values.shape[1] <= 2 and not atoms.usual_rows(block.samples)
+    ]
+    if not blocks:
+        return Reading(setting) if setting != "id" else _usual_or_ids(atoms, tensors)
+    if setting == "position":
+        return POSITION
+    by_id = _ids_by_first_appearance(atoms, tensors)
+    if setting == "id":
+        if by_id is None:
+            raise ValueError(
+                "system_labels='id': no block of the targets "
+                f"{sorted({name for name, _ in blocks})} covers each of the batch's {len(atoms)} "
+                "systems, so the order of the ids is unknown; add such a target to the batch"
+            )
+        return by_id
+    fits = [reading for reading in (POSITION, by_id) if reading and _fits(reading, blocks, atoms)]
+    if len(fits) == 2:
+        if all(_agree(fits, name, samples, atoms, exact) for name, samples in blocks):
+            return Reading("auto")
+        raise ValueError(
+            "the system labels of the targets can be read as positions in the batch and as ids of "
+            f"the data set, with different results (target '{blocks[0][0]}', first labels "
+            f"{blocks[0][1].values[:4, 0].tolist()}); set system_labels='position' or 'id'"
+        )
+    if not fits:
+        raise ValueError(
+            "the system labels of the targets are neither positions in the batch of "
+            f"{len(atoms)} systems nor ids that one block has for each of them (target "
+            f"'{blocks[0][0]}', first labels {blocks[0][1].values[:4, 0].tolist()}); set "
+            "system_labels='position' or 'id' and see which rows do not fit"
+        )
+    return fits[0]
+
+
+def _usual_or_ids(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> Reading:
+    return _ids_by_first_appearance(atoms, tensors) or Reading(
+        "id", torch.arange(len(atoms), device=atoms.types.device)
+    )
+
+
+def _ids_by_first_appearance(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> Reading | None:
+    for tensor in tensors.values():
+        for block in tensor.blocks():
+            systems = block.samples.values[:, 0].long()
+            ids, inverse = systems.unique(return_inverse=True)
+            if ids.numel() == len(atoms):
+                first = torch.full_like(ids, systems.numel())
+                rows = torch.arange(systems.numel(), device=systems.device)
+                first.scatter_reduce_(0, inverse, rows, "amin")
+                return Reading("id", ids[first.argsort()])
+    return None
+
+
+def _fits(reading: Reading, blocks: list[tuple[str, Labels]], atoms: Atoms) -> bool:
+    try:
+        for name, samples in blocks:
+            reading.positions(name, samples, atoms)
+    except ValueError:
+        return False
+    return True
+
+
+def _agree(readings: list[Reading], name: str, samples: Labels, atoms: Atoms, exact: bool) -> bool:
+    first, second = (reading.positions(name, samples, atoms) for reading in readings)
+    if torch.equal(first, second):
+        return True
+    if exact:
+        return False
+    if samples.values.shape[1] == 2:
+        atom = samples.values[:, 1].long()
+        return torch.equal(
+            atoms.types[atoms.offsets[first] + atom], atoms.types[atoms.offsets[second] + atom]
+        )
+    composition = atoms.composition(atoms.types.unique())
+    return torch.equal(composition[first], composition[second])

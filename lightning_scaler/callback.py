@@ -1,0 +1,180 @@
+"""The callback that fits the scales of a module before it trains."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Literal, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from rich.console import Console
+from typing_extensions import override
+
+from .accumulator import ScaleAccumulator
+from .atoms import SystemLabels
+from .baseline import CompositionBaseline
+from .data_pass import read_training_data
+from .mixin import TargetScalingMixin
+from .report import scales_table
+from .restored import check_restored
+from .scaler import Scaler, Settings
+from .settings import Numbers, UnseenTypes, check_choice, fixed_scales as plain_fixed_scales
+
+
+class TargetScaler(Callback):
+    """Fits the scales and the baseline of a module's targets in one pass over the training data.
+
+    The module is a ``LightningModule`` with the ``TargetScalingMixin``. The pass runs in
+    ``on_fit_start``, before the sanity check, on all processes together, each sample once. Scales
+    that a checkpoint brought are kept, and no data are read.
+
+    Args:
+        enabled: ``False`` sets every scale to 1; the baseline is removed all the same.
+        targets: names that must be fitted, other TensorMaps are left alone; ``None``: all.
+        fixed_scales: per-target scales instead of fitted ones, in the units of the data (per atom
+            for extensive targets): a number, or a number per atomic type,
+            ``{"energy": 0.5, "forces": {1: 0.2, 8: 1.1}}``.
+        intensive_targets: per-structure targets that are not divided by the number of atoms.
+        baseline: ``"composition"`` removes a contribution per atomic type, ``"none"`` nothing.
+        fixed_baseline: contributions instead of fitted ones: ``{"energy": {1: -13.6}}``.
+        unseen_types: what to do with types that are not in the training data: ``"error"``,
+            ``"pooled"`` (take the RMS over all types) or ``"identity"``.
+        system_labels: what ``system`` in the samples of targets is: ``"position"`` in the batch,
+            ``"id"`` of the data set, or ``"auto"``.
+        limit_batches: read only so many batches, spread evenly over the data; ``None``: all.
+        refit: fit anew even if a checkpoint brought scales.
+
+    Raises:
+        TypeError: when the module lacks the mixin.
+        ValueError: for data or settings that do not go together; see ``ScaleAccumulator``.
+
+    Example:
+        >>> TargetScaler(fixed_scales={"forces": {"1": 2, "8": 0.5}}).fixed_scales
+        {'forces': {1: 2.0, 8: 0.5}}
+    """
+
+    def __init__(
+        self,
+        enabled: bool = True,
+        targets: Sequence[str] | None = None,
+        fixed_scales: Numbers | None = None,
+        intensive_targets: Iterable[str] = (),
+        baseline: Literal["composition", "none"] = "composition",
+        fixed_baseline: Numbers | None = None,
+        unseen_types: UnseenTypes = "error",
+        system_labels: SystemLabels = "auto",
+        limit_batches: int | None = None,
+        refit: bool = False,
+    ) -> None:
+        super().__init__()
+        check_choice("baseline", baseline, Literal["composition", "none"])
+        check_choice("unseen_types", unseen_types, UnseenTypes)
+        if baseline == "none" and fixed_baseline:
+            raise ValueError(
+                "baseline='none' and fixed_baseline contradict each other; leave out one of them"
+            )
+        if limit_batches is not None and limit_batches < 1:
+            raise ValueError(f"limit_batches: expected at least 1 batch, got {limit_batches}")
+        self.enabled = enabled
+        self.fixed_scales = plain_fixed_scales(fixed_scales)
+        self.baseline = None if baseline == "none" else CompositionBaseline(fixed_baseline or {})
+        self.unseen_types: UnseenTypes = unseen_types
+        self.limit_batches = limit_batches
+        self.refit = refit
+        # Checks its own settings, and gives a fresh one to every fit.
+        empty = ScaleAccumulator(targets, intensive_targets, self.baseline, system_labels)
+        self.targets, self.intensive_targets = empty.targets, empty.intensive_targets
+        self.system_labels: SystemLabels = system_labels
+        self._decided = False
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Beginning of everything: go before the callbacks that train in their ``on_fit_start``."""
+        if not isinstance(pl_module, TargetScalingMixin):
+            raise TypeError(
+                "TargetScaler: expected a module with the TargetScalingMixin, got "
+                f"{type(pl_module).__name__}; write class {type(pl_module).__name__}"
+                "(TargetScalingMixin, LightningModule)"
+            )
+        self._decided = False
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks.insert(0, callbacks.pop(callbacks.index(self)))
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start of a fit: fit the scales, unless a checkpoint has yet to bring them."""
+        if not (trainer.strategy.restore_checkpoint_after_setup and trainer.ckpt_path):
+            self._fit_if_needed(trainer, pl_module)
+
+    @override
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before the first validation: fit, where the strategy restored after ``on_fit_start``."""
+        self._fit_if_needed(trainer, pl_module)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before the first step: likewise, where there is no sanity check."""
+        self._fit_if_needed(trainer, pl_module)
+
+    def _fit_if_needed(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._decided:
+            return
+        self._decided = True
+        module = cast(TargetScalingMixin, pl_module)
+        scaler = module.scaler
+        provisional = scaler.settings.provisional and not _quick(trainer)
+        keep = scaler.fitted and not self.refit and not provisional
+        names = self.targets
+        if keep:
+            fixed_baseline = {} if self.baseline is None else dict(self.baseline.fixed)
+            check_restored(
+                scaler, self._settings, self.intensive_targets, self.fixed_scales, fixed_baseline
+            )
+            names = tuple(name for name in self.targets or () if name not in scaler.targets)
+            if not names:
+                return
+        fitted = self._fit(trainer, module, names)
+        scaler.targets = {**(scaler.targets if keep else {}), **fitted.targets}
+        scaler.settings = fitted.settings
+        if trainer.is_global_zero and trainer.progress_bar_callback is not None:
+            Console().print(scales_table(scaler))
+
+    def _fit(
+        self, trainer: Trainer, module: TargetScalingMixin, names: Sequence[str] | None
+    ) -> Scaler:
+        def asked_for(name: str) -> bool:
+            # All settings but those of targets whose scales are kept.
+            return names is None or name in names or name not in (self.targets or ())
+
+        baseline = self.baseline and CompositionBaseline(
+            {name: numbers for name, numbers in self.baseline.fixed.items() if asked_for(name)}
+        )
+        intensive_targets = [name for name in self.intensive_targets if asked_for(name)]
+        accumulator = ScaleAccumulator(names, intensive_targets, baseline, self.system_labels)
+        read_training_data(trainer, module, accumulator, self.limit_batches)
+        unseen_types: UnseenTypes = "pooled" if _quick(trainer) else self.unseen_types
+        if _quick(trainer):
+            rank_zero_info(
+                "fast_dev_run: the target scales come from a few batches, and types that are not "
+                "in them take the RMS over all types"
+            )
+        fixed = {name: scale for name, scale in self.fixed_scales.items() if asked_for(name)}
+        with warnings.catch_warnings():
+            if not trainer.is_global_zero:
+                warnings.simplefilter("ignore")
+            scaler = accumulator.compute(fixed, unseen_types, self.enabled)
+        scaler.settings = replace(scaler.settings, provisional=bool(_quick(trainer)))
+        return scaler
+
+    @property
+    def _settings(self) -> Settings:
+        return Settings(
+            system_labels=self.system_labels,
+            unseen_types=self.unseen_types,
+            enabled=self.enabled,
+            baseline="none" if self.baseline is None else "composition",
+        )
+
+
+def _quick(trainer: Trainer) -> bool:
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]

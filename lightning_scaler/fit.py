@@ -1,0 +1,131 @@
+"""From the statistics of one target to its scales and baseline."""
+
+import torch
+
+from .baseline import CompositionBaseline
+from .moments import Fitted, fit_scales
+from .scales import Key, TargetScales
+from .settings import FixedScale
+from .statistics import BlockStatistics, TargetStatistics
+from .target import TargetLayout
+
+# Residuals carry a few roundings of the fit, which is in float64.
+ROUNDINGS_OF_THE_FIT = 16.0 * torch.finfo(torch.float64).eps
+
+
+def fit_target(
+    statistics: TargetStatistics,
+    extensive: bool,
+    baseline: CompositionBaseline | None,
+    fixed: FixedScale | None = None,
+    enabled: bool = True,
+) -> tuple[TargetScales, list[str]]:
+    """Fit one target.
+
+    Args:
+        statistics: of the target.
+        extensive: how they were taken.
+        baseline: what comes off first.
+        fixed: per-target scale that replaces the fitted one.
+        enabled: ``False`` sets every scale to 1.
+
+    Returns:
+        The scales; and in words, which data vanish: they have an RMS of zero, or below the
+        rounding noise of the data before the baseline came off.
+
+    Raises:
+        ValueError: for a fixed scale or baseline that does not suit the target.
+    """
+    layout, blocks = statistics.layout, statistics.blocks
+    types = statistics.types if layout.kind == "atom" else torch.tensor([-1])
+    per_target = None if fixed is None else _fixed_per_target(layout, fixed, types)
+    if layout.kind == "pair":
+        scales = TargetScales(layout, extensive, types, *_identity(layout))
+        return scales, []
+    weights = {} if baseline is None else baseline.weights(statistics)
+    squares = {key: block.residual(weights.get(key)) for key, block in blocks.items()}
+    fitted = fit_scales(
+        list(squares.values()),
+        [block.counts for block in blocks.values()],
+        [_noise(block) for block in blocks.values()],
+        per_target,
+        layout.single_property,
+    )
+    with_stand_ins = [
+        torch.cat([own, pooled[None], torch.ones_like(pooled)[None]])
+        for own, pooled in zip(fitted.per_property, fitted.pooled_property, strict=True)
+    ]
+    stand_ins = torch.stack([fitted.pooled_target, torch.ones_like(fitted.pooled_target)])
+    if isinstance(fixed, float):
+        stand_ins[0] = fixed
+    entries = sum(float(block.counts.sum()) for block in blocks.values())
+    scales = TargetScales(
+        layout=layout,
+        extensive=extensive,
+        types=types,
+        per_target=torch.cat([fitted.per_target, stand_ins]),
+        per_property=dict(zip(blocks, with_stand_ins, strict=True)),
+        fixed=fixed,
+        composition_types=statistics.types,
+        weights=weights,
+        fixed_weights=None if baseline is None else baseline.fixed.get(layout.name),
+        rms_before=_rms(sum(float(block.stored.sum()) for block in blocks.values()), entries),
+        rms_after=_rms(sum(float(sums.sum()) for sums in squares.values()), entries),
+    )
+    if not enabled:
+        scales.per_target = torch.ones_like(scales.per_target)
+        scales.per_property = {k: torch.ones_like(v) for k, v in scales.per_property.items()}
+        return scales, []
+    return scales, _in_words(layout, list(blocks), types, fitted)
+
+
+def _identity(layout: TargetLayout) -> tuple[torch.Tensor, dict[Key, torch.Tensor]]:
+    ones = torch.ones(3, dtype=torch.float64)
+    return ones, {
+        key: ones[:, None].repeat(1, block.n_properties) for key, block in layout.blocks.items()
+    }
+
+
+def _noise(block: BlockStatistics) -> torch.Tensor:
+    # Only a difference with a baseline can leave rounding noise behind.
+    if block.means is None and not block.totals:
+        return torch.zeros_like(block.stored)
+    return max(block.epsilon, ROUNDINGS_OF_THE_FIT) ** 2 * block.stored
+
+
+def _rms(squares: float, entries: float) -> float:
+    return float((squares / entries) ** 0.5) if entries else 0.0
+
+
+def _fixed_per_target(layout: TargetLayout, fixed: FixedScale, types: torch.Tensor) -> torch.Tensor:
+    where = f"fixed_scales of target '{layout.name}'"
+    if layout.kind == "pair":
+        raise ValueError(f"{where}: atom-pair targets are not scaled; leave this target out")
+    if isinstance(fixed, float):
+        return torch.full((types.numel(),), fixed, dtype=torch.float64)
+    if layout.kind != "atom":
+        raise ValueError(
+            f"{where}: expected one number for a per-structure target, got a number per type "
+            f"({fixed})"
+        )
+    missing = [atomic_type for atomic_type in types.tolist() if atomic_type not in fixed]
+    if missing:
+        raise ValueError(
+            f"{where}: no number for the atomic types {missing} of the data, only for "
+            f"{sorted(fixed)}; add them"
+        )
+    return torch.tensor([fixed[z] for z in types.tolist()], dtype=torch.float64)
+
+
+def _in_words(
+    layout: TargetLayout, keys: list[Key], types: torch.Tensor, fitted: Fitted
+) -> list[str]:
+    words = []
+    for key, vanishing in zip(keys, fitted.vanishing, strict=True):
+        for group, column in vanishing.nonzero().tolist():
+            atomic_type = int(types[group])
+            of_type = "" if atomic_type == -1 else f", type {atomic_type}"
+            words.append(
+                f"target '{layout.name}', {layout.describe_property(key, column)}{of_type}"
+            )
+    return words

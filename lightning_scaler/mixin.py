@@ -1,0 +1,320 @@
+"""The mixin that makes a LightningModule train in loss space and report in physical units."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from metatensor.torch import TensorMap, detach
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
+from typing_extensions import override
+
+from .atoms import POSITION, Atoms, HasTypes, read_system_labels
+from .batches import unpack
+from .conversion import convert_targets
+from .loss import mean_squared_error
+from .matching import averaged, matched, positioned
+from .metrics import PhysicalUnits
+from .scaler import Scaler
+from .tensormap import is_tensormap, mask_entries
+from .transfer import move_to_device
+
+# The mixin uses what LightningModule offers and must stand before it among the bases.
+if TYPE_CHECKING:
+    _Module = LightningModule
+else:
+    _Module = object
+
+Tensors = Mapping[str, TensorMap]
+
+
+class TargetScalingMixin(_Module):
+    """Steps of a LightningModule whose ``forward`` gives predictions in model space.
+
+    The mixin owns the :class:`Scaler`, so that it is moved, saved and restored with the module;
+    the ``TargetScaler`` callback fits it. Targets go to loss space (baseline removed, divided by
+    the per-target scale), predictions come there by the per-property scale; metrics and
+    ``predict_step`` are in the units of the data.
+
+    Evaluation runs without gradients but outside inference mode: a ``forward`` that needs autograd
+    (forces) switches it on by ``torch.enable_grad()``.
+
+    Attributes:
+        scaler: the scales, unfitted until the callback has run or a checkpoint is loaded.
+        metrics_per_block: names of targets whose metrics are also logged for every block.
+
+    Raises:
+        TypeError: when a class has the mixin after ``LightningModule`` among its bases.
+
+    Example:
+        >>> from lightning.pytorch import LightningModule
+        >>> class Net(TargetScalingMixin, LightningModule):
+        ...     def forward(self, systems): ...
+        >>> Net().scaler
+        Scaler(not fitted)
+    """
+
+    metrics_per_block: Sequence[str] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.scaler = Scaler()
+        self._metrics = torch.nn.ModuleDict()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse the wrong order of bases, which would leave Lightning without these steps."""
+        super().__init_subclass__(**kwargs)
+        order = cls.__mro__
+        if LightningModule in order and order.index(LightningModule) < order.index(
+            TargetScalingMixin
+        ):
+            raise TypeError(
+                f"class {cls.__name__}: expected TargetScalingMixin before LightningModule among "
+                f"the bases, got ({', '.join(base.__name__ for base in cls.__bases__)}); write "
+                f"class {cls.__name__}(TargetScalingMixin, LightningModule)"
+            )
+
+    # What a user may override.
+
+    def unpack_batch(self, batch: Any) -> tuple[Sequence[HasTypes], Tensors, Tensors]:
+        """Systems, targets and masks (by target name) of a batch; see :func:`batches.unpack`."""
+        return unpack(batch)
+
+    def compute_loss(self, predictions: Tensors, targets: Tensors) -> torch.Tensor:
+        """The mean over targets and their gradients of the mean squared error, in loss space.
+
+        Args:
+            predictions: loss space, in the rows of the targets; per atom where extensive.
+            targets: likewise, NaN where missing.
+        """
+        return mean_squared_error(predictions, targets)
+
+    def configure_metrics(self) -> MetricCollection:
+        """The metrics of every target, in physical units; by default MAE and RMSE."""
+        return MetricCollection(
+            {"mae": MeanAbsoluteError(), "rmse": MeanSquaredError(squared=False)}
+        )
+
+    # The parts of a step.
+
+    def targets_to_loss(
+        self, systems: Sequence[HasTypes], targets: Tensors, masks: Tensors | None = None
+    ) -> dict[str, TensorMap]:
+        """Targets in loss space, per atom where extensive, in the module's floating dtype.
+
+        Masked entries are NaN and ``system`` labels are positions in the batch. TensorMaps without
+        scales pass through untouched.
+        """
+        self._check_fitted()
+        known = {name: tensor for name, tensor in targets.items() if name in self.scaler.targets}
+        for name in (masks or {}).keys() & known.keys():
+            known[name] = mask_entries(name, known[name], masks[name])  # type: ignore[index]
+        if not known:
+            return dict(targets)
+        atoms = Atoms.from_systems(systems).to(next(iter(known.values())).device)
+        setting = self.scaler.settings.system_labels
+        reading = read_system_labels(atoms, known, setting, exact=True)
+        known = {name: positioned(name, t, reading, atoms) for name, t in known.items()}
+        in_loss = self._convert(atoms, known, "physical", "loss")
+        return {**targets, **{name: self._per_atom(name, t, atoms) for name, t in in_loss.items()}}
+
+    def predictions_to_loss(
+        self, systems: Sequence[HasTypes], predictions: Tensors, targets: Tensors
+    ) -> dict[str, TensorMap]:
+        """Predictions in loss space, in the rows of the targets that the batch has.
+
+        Args:
+            systems: of the batch.
+            predictions: model space, by target name, ``system`` being the position in the batch.
+            targets: of :meth:`targets_to_loss`.
+
+        Raises:
+            ValueError: for a target of the batch without prediction, or without scales.
+        """
+        self._check_fitted()
+        if not isinstance(predictions, Mapping):
+            raise TypeError(
+                "expected forward to give a dict of TensorMaps by target name, got "
+                f"{type(predictions).__name__}"
+            )
+        atoms = Atoms.from_systems(systems)
+        chosen = {}
+        for name, target in targets.items():
+            if name in self.scaler.targets and name not in predictions:
+                raise ValueError(
+                    f"the batch has the target '{name}', of which forward gives no prediction; it "
+                    f"gives {sorted(predictions)}"
+                )
+            if name in predictions and name not in self.scaler.targets:
+                raise ValueError(
+                    f"the batch has the target '{name}' and forward predicts it, but there are no "
+                    f"scales for it, only for {sorted(self.scaler.targets)}; name it in "
+                    "TargetScaler(targets=[...]) and fit again"
+                )
+            if name in predictions and is_tensormap(target):
+                chosen[name] = predictions[name]
+        in_loss = self._convert(atoms, chosen, "model", "loss")
+        return {
+            name: self._per_atom(name, matched(name, tensor, targets[name]), atoms)
+            for name, tensor in in_loss.items()
+        }
+
+    def update_metrics(
+        self,
+        stage: str,
+        systems: Sequence[HasTypes],
+        predictions: Tensors,
+        targets: Tensors,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Take a batch into the metrics of a stage and log them as ``val/energy/rmse_per_atom``.
+
+        Args:
+            stage: ``"train"``, ``"val"`` or ``"test"``.
+            systems: of the batch.
+            predictions: of :meth:`predictions_to_loss`.
+            targets: of :meth:`targets_to_loss`.
+            dataloader_idx: which of several loaders.
+        """
+        atoms = Atoms.from_systems(systems)
+        for name in predictions:
+            extensive = self.scaler.targets[name].extensive
+            for part, gradient, block in self._parts(name, targets[name]):
+                path = f"{name}/{part}" if part else name
+                key = f"{stage}/{dataloader_idx}/{path}".replace(".", "_")
+                if key not in self._metrics:
+                    self._metrics[key] = self._new_metric(name, gradient, block)
+                metric = cast(PhysicalUnits, self._metrics[key])
+                metric.update(self.scaler, atoms, predictions, targets, matched=True)
+                per_atom = "_per_atom" if extensive and gradient != "positions" else ""
+                for metric_name, single in cast(MetricCollection, metric.metric).items():
+                    if single.update_called:
+                        self.log(
+                            f"{stage}/{path}/{metric_name}{per_atom}",
+                            single,
+                            on_step=False,
+                            on_epoch=True,
+                            batch_size=len(atoms),
+                            metric_attribute=f"_metrics.{key}.metric.{metric_name}",
+                        )
+
+    # What Lightning calls.
+
+    @override
+    def on_fit_start(self) -> None:
+        """Start of a fit, after the callbacks: the scales must be there."""
+        if not self.trainer.strategy.restore_checkpoint_after_setup:
+            self._check_fitted()
+
+    @override
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Every batch: Lightning moves tensors, this moves TensorMaps and systems too."""
+        with torch.inference_mode(False):
+            batch = move_to_device(batch, device, self._working_dtype())
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        """Every training batch: loss in loss space, metrics in physical units."""
+        return self._step("train", batch)
+
+    @override
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Every validation batch: as in training, without gradients."""
+        with torch.inference_mode(False), torch.no_grad():
+            self._step("val", batch, dataloader_idx)
+
+    @override
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Every test batch: as in validation."""
+        with torch.inference_mode(False), torch.no_grad():
+            self._step("test", batch, dataloader_idx)
+
+    @override
+    def predict_step(
+        self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0
+    ) -> dict[str, TensorMap]:
+        """Every batch to predict: physical units, the baseline added; no targets needed."""
+        with torch.inference_mode(False), torch.no_grad():
+            self._check_fitted()
+            systems = self.unpack_batch(batch)[0]
+            predictions = self(systems)
+            physical = self._convert(Atoms.from_systems(systems), predictions, "model", "physical")
+            return {name: detach(tensor) for name, tensor in physical.items()}
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Every checkpoint: callbacks that average weights save a module from before the fit."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["state_dict"]["scaler._extra_state"] = self.scaler.get_extra_state()
+
+    def _step(self, stage: str, batch: Any, dataloader_idx: int = 0) -> torch.Tensor:
+        systems, targets, masks = self.unpack_batch(batch)
+        targets = self.targets_to_loss(systems, targets, masks)
+        predictions = self.predictions_to_loss(systems, self(systems), targets)
+        loss = self.compute_loss(predictions, targets)
+        self.log(
+            f"{stage}/loss",
+            loss,
+            on_step=False,
+            on_epoch=True,
+            prog_bar=True,
+            sync_dist=True,
+            batch_size=len(systems),
+        )
+        self.update_metrics(stage, systems, predictions, targets, dataloader_idx)
+        return loss
+
+    def _convert(
+        self, atoms: Atoms, tensors: Tensors, source: str, target: str
+    ) -> dict[str, TensorMap]:
+        if not tensors:
+            return {}
+        atoms = atoms.to(next(iter(tensors.values())).device)
+        unseen_types = self.scaler.settings.unseen_types
+        return convert_targets(
+            self.scaler.targets, tensors, atoms, POSITION, source, target, True, unseen_types
+        )
+
+    def _per_atom(self, name: str, tensor: TensorMap, atoms: Atoms) -> TensorMap:
+        if self.scaler.targets[name].extensive:
+            tensor = averaged(tensor, atoms.to(tensor.device))
+        return tensor.to(dtype=self._working_dtype())
+
+    def _parts(
+        self, name: str, target: TensorMap
+    ) -> list[tuple[str, str | None, dict[str, int] | None]]:
+        """What of a target gets metrics: its values, its gradients, perhaps its blocks."""
+        parts: list[tuple[str, str | None, dict[str, int] | None]] = [("", None, None)]
+        gradients = {p: None for block in target.blocks() for p in block.gradients_list()}
+        parts += [(parameter, parameter, None) for parameter in gradients]
+        if name in self.metrics_per_block:
+            for key in target.keys.values.tolist():
+                named = dict(zip(target.keys.names, key, strict=True))
+                # The names of a key that say something; a proper sigma is the rule.
+                words = [f"{n}_{v}" for n, v in named.items() if (n, v) != ("o3_sigma", 1)]
+                parts.append(("_".join(words), None, named))
+        return parts
+
+    def _new_metric(
+        self, name: str, gradient: str | None, block: dict[str, int] | None
+    ) -> PhysicalUnits:
+        # Groups share states between metrics, but Lightning logs and resets each by itself.
+        metrics = MetricCollection(dict(self.configure_metrics().items()), compute_groups=False)
+        return PhysicalUnits(metrics, name, gradient, block).to(self.device)
+
+    def _working_dtype(self) -> torch.dtype:
+        """The dtype of systems and of the loss: that of the module, float32 if it is shorter."""
+        dtypes = (p.dtype for p in self.parameters() if p.is_floating_point())
+        dtype = next(dtypes, self.dtype)
+        return torch.float64 if dtype == torch.float64 else torch.float32
+
+    def _check_fitted(self) -> None:
+        if not self.scaler.fitted:
+            raise RuntimeError(
+                f"{type(self).__name__} has no target scales; train with "
+                "Trainer(callbacks=[TargetScaler()]), load a checkpoint that has them, or set "
+                "module.scaler to a Scaler fitted with ScaleAccumulator"
+            )

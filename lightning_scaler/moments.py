@@ -1,0 +1,217 @@
+r"""Arithmetic of the statistics: pure functions on float64 tensors.
+
+NaN marks a missing entry everywhere. The scales are un-centred root mean squares without Bessel's
+correction, so that equivariance is kept.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Means(NamedTuple):
+    """Numbers of entries, means and centred sums of squares, each ``(n_groups, n_properties)``."""
+
+    number: torch.Tensor
+    mean: torch.Tensor
+    centred: torch.Tensor
+
+
+class Rows(NamedTuple):
+    """A least-squares problem reduced to at most ``n_columns`` rows.
+
+    With :math:`A` the matrix and :math:`y` the values of the whole problem,
+    :math:`|A w - y|^2 = |R w - z|^2 + r` for every :math:`w`.
+
+    Attributes:
+        matrix: :math:`R`, ``(n_rows, n_columns)``.
+        values: :math:`z`, ``(n_rows, n_properties)``.
+        rest: :math:`r`, ``(n_properties,)``.
+    """
+
+    matrix: torch.Tensor
+    values: torch.Tensor
+    rest: torch.Tensor
+
+
+class Fitted(NamedTuple):
+    """The scales of one target, one row per group; and what stands in for unseen types.
+
+    Attributes:
+        per_target: ``(n_groups,)``.
+        per_property: for each block ``(n_groups, n_properties)``.
+        pooled_target: over all groups, ``()``.
+        pooled_property: over all groups, for each block ``(n_properties,)``.
+        vanishing: for each block ``(n_groups, n_properties)`` bool, data with an RMS of zero or
+            below the rounding noise of the data.
+    """
+
+    per_target: torch.Tensor
+    per_property: list[torch.Tensor]
+    pooled_target: torch.Tensor
+    pooled_property: list[torch.Tensor]
+    vanishing: list[torch.Tensor]
+
+
+def square_sums(
+    values: torch.Tensor, groups: torch.Tensor | None, n_groups: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums of squares and numbers of present entries, per group and property.
+
+    Args:
+        values: ``(n_samples, n_components, n_properties)`` float64.
+        groups: the group of every sample, ``(n_samples,)``; ``None`` puts all into group 0.
+        n_groups: number of groups.
+
+    Returns:
+        Two tensors ``(n_groups, n_properties)``.
+
+    Example:
+        >>> square_sums(torch.tensor([[[3.0]], [[torch.nan]], [[4.0]]]).double(), None, 1)
+        (tensor([[25.]], dtype=torch.float64), tensor([[2.]], dtype=torch.float64))
+    """
+    squares = values.square()
+    rows = squares.sum(1)  # (n_samples, n_properties)
+    if not bool(torch.isnan(rows.sum())):
+        entries = torch.full_like(rows, values.shape[1])
+    else:
+        present = ~torch.isnan(squares)
+        rows = torch.where(present, squares, 0.0).sum(1)
+        entries = present.sum(1).to(rows.dtype)
+    return sum_by_group(rows, groups, n_groups), sum_by_group(entries, groups, n_groups)
+
+
+def sum_by_group(rows: torch.Tensor, groups: torch.Tensor | None, n_groups: int) -> torch.Tensor:
+    """Sum ``(n_samples, n_properties)`` over the samples of every group."""
+    if groups is None:
+        return rows.sum(0, keepdim=True)
+    sums = torch.zeros((n_groups, rows.shape[1]), dtype=rows.dtype, device=rows.device)
+    return sums.index_add_(0, groups, rows)
+
+
+def group_means(values: torch.Tensor, groups: torch.Tensor, n_groups: int) -> Means:
+    """Means and centred sums of squares per group, in two sweeps over the batch.
+
+    Args:
+        values: ``(n_samples, n_entries, n_properties)`` float64; the entries of a sample are
+            further observations of its group.
+        groups: the group of every sample, ``(n_samples,)``.
+        n_groups: number of groups.
+    """
+    present = ~torch.isnan(values)
+    count = sum_by_group(present.sum(1).double(), groups, n_groups)
+    total = sum_by_group(torch.where(present, values, 0.0).sum(1), groups, n_groups)
+    mean = total / count.clamp(min=1.0)
+    difference = torch.where(present, values - mean[groups][:, None, :], 0.0)
+    return Means(count, mean, sum_by_group(difference.square().sum(1), groups, n_groups))
+
+
+def merge_means(first: Means, second: Means) -> Means:
+    """Chan's parallel update (T. F. Chan et al., Technical Report STAN-CS-79-773, 1979)."""
+    count = first.number + second.number
+    safe = count.clamp(min=1.0)
+    difference = second.mean - first.mean
+    mean = torch.where(
+        first.number == 0.0, second.mean, first.mean + difference * (second.number / safe)
+    )
+    centred = (
+        first.centred
+        + second.centred
+        + difference.square() * (first.number * (second.number / safe))
+    )
+    return Means(count, mean, centred)
+
+
+def squares_about(means: Means, centre: torch.Tensor) -> torch.Tensor:
+    """Sum of squared differences to ``centre``, ``(n_groups, n_properties)``."""
+    return means.centred + means.number * (means.mean - centre).square()
+
+
+def reduce_rows(matrix: torch.Tensor, values: torch.Tensor) -> Rows:
+    """Reduce a least-squares problem to the size of its number of columns by QR.
+
+    Sums of squares would cancel: totals of 1e5 with residuals of 1e-3 leave them no digit, while
+    the error of the QR factors is a few roundings of the totals (G. H. Golub, C. F. Van Loan,
+    Matrix Computations, section 5.3). Each property is treated by itself, so scaling one by a
+    power of two scales its results exactly.
+
+    Args:
+        matrix: ``(n_rows, n_columns)`` float64.
+        values: ``(n_rows, n_properties)`` float64, none missing.
+    """
+    orthogonal, triangular = torch.linalg.qr(matrix)
+    projected = orthogonal.T @ values
+    return Rows(triangular, projected, (values - orthogonal @ projected).square().sum(0))
+
+
+def minimum_norm_weights(rows: Rows) -> torch.Tensor:
+    """The least-squares weights of smallest norm, ``(n_columns, n_properties)``.
+
+    Directions that the matrix does not determine get no weight, instead of an error or 1e12.
+    """
+    left, singular, right = torch.linalg.svd(rows.matrix, full_matrices=False)
+    determined = singular > 1e-11 * singular.max() if singular.numel() else singular > 0
+    projected = (left.T @ rows.values)[determined] / singular[determined][:, None]
+    weights: torch.Tensor = right[determined].T @ projected
+    return weights
+
+
+def squares_left(rows: Rows, weights: torch.Tensor) -> torch.Tensor:
+    """Sum of squared residuals of the whole problem for any weights, ``(n_properties,)``."""
+    return (rows.values - rows.matrix @ weights).square().sum(0) + rows.rest
+
+
+def fit_scales(
+    squares: list[torch.Tensor],
+    counts: list[torch.Tensor],
+    noise: list[torch.Tensor],
+    fixed: torch.Tensor | None = None,
+    single_property: bool = False,
+) -> Fitted:
+    r"""Per-target and per-property scales of one target from its sums of squares.
+
+    .. math::
+
+        \sigma_Z = \sqrt{\sum_{\alpha p} S_{\alpha p Z} / \sum_{\alpha p} N_{\alpha p Z}}, \qquad
+        \sigma_{\alpha p Z} = \sqrt{S_{\alpha p Z} / N_{\alpha p Z}} / \sigma_Z
+
+    No data: the full scale (their product) is 1. Data that vanish: a property takes
+    :math:`\sigma_{\alpha p Z} = 1`, a type the RMS over all types, a whole target 1.
+
+    Args:
+        squares: sums of squares :math:`S` of each block, ``(n_groups, n_properties)``.
+        counts: numbers of entries :math:`N` of each block, likewise.
+        noise: sums of squares below which the data of each block vanish, likewise.
+        fixed: per-target scales that replace the fitted ones, ``(n_groups,)``; the per-property
+            scales remain those against the data's own per-target RMS.
+        single_property: per-property scales are exactly 1.
+
+    Source: documentation of metatrain, "Target scaling".
+    """
+    vanishing = [(n > 0) & (s <= bound) for s, n, bound in zip(squares, counts, noise, strict=True)]
+    squares = [torch.where(zero, 0.0, s) for s, zero in zip(squares, vanishing, strict=True)]
+    total = torch.stack([s.sum(1) for s in squares]).sum(0)  # (n_groups,)
+    number = torch.stack([n.sum(1) for n in counts]).sum(0)
+    pooled = _root_mean(total.sum(), number.sum(), 1.0)
+    data = torch.where(number > 0, _root_mean(total, number, pooled), 1.0)
+    data = torch.where((number > 0) & (total == 0.0), pooled, data)
+    per_target = data if fixed is None else fixed
+    per_property, pooled_property = [], []
+    for s, n, zero in zip(squares, counts, vanishing, strict=True):
+        if single_property:
+            per_property.append(torch.ones_like(s))
+            pooled_property.append(torch.ones_like(s[0]) if len(s) else s.sum(0) * 0.0 + 1.0)
+            continue
+        relative = torch.where(zero, 1.0, _root_mean(s, n, 1.0) / data[:, None])
+        per_property.append(torch.where(n > 0, relative, 1.0 / per_target[:, None]))
+        over_types = _root_mean(s.sum(0), n.sum(0), 1.0) / pooled
+        over_types = torch.where(s.sum(0) == 0.0, 1.0, over_types)
+        pooled_property.append(torch.where(n.sum(0) > 0, over_types, 1.0 / pooled))
+    return Fitted(per_target, per_property, pooled, pooled_property, vanishing)
+
+
+def _root_mean(
+    total: torch.Tensor, number: torch.Tensor, otherwise: float | torch.Tensor
+) -> torch.Tensor:
+    root = (total / number.clamp(min=1.0)).sqrt()
+    return torch.where((number > 0) & (total > 0), root, otherwise)

@@ -1,0 +1,51 @@
+"""Whether scales that were fitted before are what the settings of now ask for."""
+
+from collections.abc import Iterable
+
+from .scaler import Scaler, Settings
+from .settings import FixedScale
+
+
+def check_restored(
+    scaler: Scaler,
+    asked: Settings,
+    intensive_targets: Iterable[str],
+    fixed_scales: dict[str, FixedScale],
+    fixed_baseline: dict[str, dict[int, float]],
+) -> None:
+    """Compare the settings of restored scales with those asked for.
+
+    Args:
+        scaler: restored.
+        asked: general settings; ``system_labels="auto"`` goes with anything.
+        intensive_targets: names of the targets that are not divided by the number of atoms.
+        fixed_scales: in plain form.
+        fixed_baseline: in plain form.
+
+    Raises:
+        ValueError: that lists every setting that differs, with both values.
+    """
+    had = scaler.settings
+    pairs = {
+        name: (getattr(had, name), getattr(asked, name))
+        for name in ("enabled", "baseline", "unseen_types")
+    }
+    if "auto" not in (had.system_labels, asked.system_labels):
+        pairs["system_labels"] = (had.system_labels, asked.system_labels)
+    intensive = set(intensive_targets)
+    for name, scales in scaler.targets.items():
+        if scales.layout.kind == "structure":
+            pairs[f"intensive_targets: {name}"] = (not scales.extensive, name in intensive)
+        pairs[f"fixed_scales: {name}"] = (scales.fixed, fixed_scales.get(name))
+        pairs[f"fixed_baseline: {name}"] = (scales.fixed_weights, fixed_baseline.get(name))
+    differences = [
+        f"{name} was {before!r} and is {now!r}"
+        for name, (before, now) in pairs.items()
+        if before != now
+    ]
+    if differences:
+        raise ValueError(
+            "the settings of TargetScaler contradict those of the scales that the module already "
+            f"has (from a checkpoint or an earlier fit): {'; '.join(differences)}; use the same "
+            "settings, or refit=True to fit anew"
+        )

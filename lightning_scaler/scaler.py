@@ -1,0 +1,200 @@
+"""The fitted scales, and the way between the three spaces."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from metatensor.torch import TensorMap
+from typing_extensions import override
+
+from .atoms import POSITION, Atoms, HasTypes, SystemLabels, read_system_labels
+from .conversion import convert_targets
+from .scales import TargetScales, Which
+from .settings import UnseenTypes, check_choice
+
+Space = Literal["physical", "loss", "model"]
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a Scaler was fitted with, beside its targets; see ``ScaleAccumulator``.
+
+    ``provisional`` scales come from a few batches of a ``fast_dev_run``: the next fit replaces
+    them.
+    """
+
+    system_labels: SystemLabels = "auto"
+    unseen_types: UnseenTypes = "error"
+    enabled: bool = True
+    baseline: Literal["composition", "none"] = "none"
+    provisional: bool = False
+
+
+class Scaler(torch.nn.Module):
+    """Per-target and per-property scales of several targets, and their baseline.
+
+    A module without parameters or buffers: its scales travel in the extra state of the
+    ``state_dict``, stay float64 whatever the module is cast to, and are never broadcast.
+    It is made by :meth:`ScaleAccumulator.compute`; ``Scaler()`` is one that is not fitted yet.
+
+    The three spaces: *physical*, the units of the data; *loss*, baseline removed and divided by
+    the per-target scale; *model*, what a network outputs, loss space divided by the per-property
+    scale.
+
+    Args:
+        targets: the scales by target name.
+        settings: of the fit.
+    """
+
+    def __init__(
+        self,
+        targets: Mapping[str, TargetScales] | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        super().__init__()
+        self.targets: dict[str, TargetScales] = dict(targets or {})
+        self.settings = settings or Settings()
+        self._device = torch.device("cpu")
+
+    @property
+    def fitted(self) -> bool:
+        """Whether there are scales of any target."""
+        return bool(self.targets)
+
+    @property
+    def per_target_scales(self) -> dict[str, TensorMap]:
+        """The scale of each target; per type, sample ``atomic_type``, for per-atom targets.
+
+        ``TensorMap`` with the keys and properties of the target, no components, float64, in the
+        units of the data (per atom for extensive targets); one sample -1 unless per-atom.
+        """
+        return self._tensormaps("per_target")
+
+    @property
+    def per_property_scales(self) -> dict[str, TensorMap]:
+        """The scale of each property relative to its target; shapes as above, dimensionless."""
+        return self._tensormaps("per_property")
+
+    @property
+    def scales(self) -> dict[str, TensorMap]:
+        """The product of both, the raw RMS of each property; shapes and units as above."""
+        return self._tensormaps("full")
+
+    def convert(
+        self,
+        systems: Sequence[HasTypes] | Atoms,
+        tensors: Mapping[str, TensorMap],
+        source: Space = "physical",
+        target: Space = "loss",
+        baseline: bool = True,
+    ) -> dict[str, TensorMap]:
+        r"""Bring tensors from one space to another.
+
+        .. math::
+
+            y_\mathrm{loss} = (y_\mathrm{physical} - b) / \sigma_Z, \qquad
+            y_\mathrm{model} = y_\mathrm{loss} / \sigma_{\alpha p Z}
+
+        Values keep dtype, device and autograd graph; samples, components, properties, keys and
+        gradients are carried over, and gradients take the factor of their block. One exception: a
+        target with a baseline enters physical space in float64, since float32 cannot hold -1e5 eV
+        and 1e-3 eV together. Names that the scaler does not know pass through unchanged.
+
+        Args:
+            systems: of the batch (or their :class:`Atoms`).
+            tensors: by target name. Out of physical space their ``system`` label is read as
+                ``system_labels`` says; out of the others it is the position in the batch.
+            source: the space they are in.
+            target: the space wanted.
+            baseline: ``False`` leaves the baseline out, for differences.
+
+        Raises:
+            ValueError: for types without a scale or weight, samples that are not in the batch, or
+                another layout than in the fit.
+
+        Example:
+            >>> Scaler().convert([], {}, source="model", target="physical")
+            {}
+        """
+        for setting, space in (("source", source), ("target", target)):
+            check_choice(setting, space, Space)
+        known = {name: tensor for name, tensor in tensors.items() if name in self.targets}
+        if source == target or not known:
+            return dict(tensors)
+        atoms = systems if isinstance(systems, Atoms) else Atoms.from_systems(systems)
+        atoms = atoms.to(next(iter(known.values())).device)
+        reading = POSITION
+        if source == "physical":
+            reading = read_system_labels(atoms, known, self.settings.system_labels)
+        unseen_types = self.settings.unseen_types
+        return convert_targets(
+            self.targets, tensors, atoms, reading, source, target, baseline, unseen_types
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the scaler to one file."""
+        torch.save(self.get_extra_state(), path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Scaler":
+        """Read a scaler from a file of :meth:`save`; no pickled code is run."""
+        scaler = cls()
+        scaler.set_extra_state(torch.load(path, map_location="cpu", weights_only=True))
+        return scaler
+
+    @override
+    def get_extra_state(self) -> dict[str, Any]:
+        """Everything that :meth:`convert` needs, as plain Python objects and tensors."""
+        return {
+            "version": STATE_VERSION,
+            "settings": asdict(self.settings),
+            "targets": {name: scales.state() for name, scales in self.targets.items()},
+        }
+
+    @override
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take the state of :meth:`get_extra_state`."""
+        if state["version"] > STATE_VERSION:
+            raise ValueError(
+                f"expected a scaler state of version {STATE_VERSION} or older, got version "
+                f"{state['version']}; update lightning_scaler to read it"
+            )
+        self.settings = Settings(**state["settings"])
+        self.targets = {
+            name: TargetScales.from_state(name, scales) for name, scales in state["targets"].items()
+        }
+
+    @override
+    def extra_repr(self) -> str:
+        """Name the targets."""
+        return ", ".join(self.targets) or "not fitted"
+
+    def _tensormaps(self, which: Which) -> dict[str, TensorMap]:
+        # MPS has no float64.
+        device = torch.device("cpu") if self._device.type == "mps" else self._device
+        return {name: scales.as_tensormap(which, device) for name, scales in self.targets.items()}
+
+    @override
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Scaler":
+        # The scales follow the device and never the dtype.
+        self._device = fn(torch.zeros(())).device
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    @override
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        *others: list[str],
+    ) -> None:
+        # A checkpoint from before the plugin has no scales and loads as not fitted.
+        if prefix + "_extra_state" not in state_dict and strict:
+            state_dict[prefix + "_extra_state"] = Scaler().get_extra_state()
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *others)

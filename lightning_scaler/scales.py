@@ -1,0 +1,107 @@
+"""The fitted scales and baseline of one target."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from metatensor.torch import Labels, TensorBlock, TensorMap
+
+from .atoms import find_types
+from .settings import FixedScale
+from .target import TargetLayout
+
+Which = Literal["per_target", "per_property", "full"]
+Key = tuple[int, ...]
+
+
+@dataclass
+class TargetScales:
+    """Scales and baseline weights of one target, float64 on the CPU.
+
+    The tensors of scales have one row per type of :attr:`types`, then one of the RMS over all
+    types (for ``unseen_types="pooled"``) and one of ones (for ``"identity"``).
+
+    Attributes:
+        layout: keys, components and properties of the target.
+        extensive: whether values were divided by the number of atoms before the statistics.
+        types: sorted atomic types, ``(n_types,)``; a single -1 unless the target is per-atom.
+        per_target: ``(n_types + 2,)``.
+        per_property: by key ``(n_types + 2, n_properties)``.
+        fixed: the fixed per-target scale, if there is one.
+        composition_types: sorted types of the baseline's weights, ``(n_composition_types,)``.
+        weights: by key ``(n_composition_types, n_properties)``, for blocks with a baseline.
+        fixed_weights: the fixed baseline of every type, if there is one.
+        rms_before: RMS over all entries, per atom if extensive, as the data store them.
+        rms_after: the same once the baseline is off.
+    """
+
+    layout: TargetLayout
+    extensive: bool
+    types: torch.Tensor
+    per_target: torch.Tensor
+    per_property: dict[Key, torch.Tensor]
+    fixed: FixedScale | None = None
+    composition_types: torch.Tensor = field(
+        default_factory=lambda: torch.empty(0, dtype=torch.int64)
+    )
+    weights: dict[Key, torch.Tensor] = field(default_factory=dict)
+    fixed_weights: dict[int, float] | None = None
+    rms_before: float = 1.0
+    rms_after: float = 1.0
+
+    def values(self, which: Which, key: Key) -> torch.Tensor:
+        """One kind of scale of a block, ``(n_types + 2, n_properties)``."""
+        if which == "per_property":
+            return self.per_property[key]
+        per_target = self.per_target[:, None].expand_as(self.per_property[key])
+        return per_target if which == "per_target" else per_target * self.per_property[key]
+
+    def as_tensormap(self, which: Which, device: torch.device) -> TensorMap:
+        """One kind of scale as a TensorMap with samples ``["atomic_type"]`` and no components."""
+        samples = Labels(["atomic_type"], self.types.reshape(-1, 1)).to(device)
+        blocks = [
+            TensorBlock(
+                self.values(which, key)[: self.types.numel()].clone().to(device),
+                samples,
+                [],
+                block.properties.to(device),
+            )
+            for key, block in self.layout.blocks.items()
+        ]
+        return TensorMap(self.layout.keys().to(device), blocks)
+
+    def rows(self, types: torch.Tensor, unseen_types: str) -> torch.Tensor:
+        """Row of the scales for each atomic type, ``(n_atoms,)``.
+
+        Raises:
+            ValueError: for unseen types under ``"error"``.
+        """
+        rows, known = find_types(types, self.types.to(types.device))
+        if bool(known.all()):
+            return rows
+        if unseen_types == "error":
+            unseen = types[~known].unique().tolist()
+            raise ValueError(
+                f"target '{self.layout.name}': no scale for the atomic types {unseen}, which were "
+                f"not in the data of the fit (types {self.types.tolist()}); fit on data that have "
+                "them, or set unseen_types='pooled' or 'identity'"
+            )
+        stand_in = self.types.numel() + (unseen_types == "identity")
+        return torch.where(known, rows, stand_in)
+
+    def state(self) -> dict[str, Any]:
+        """Plain Python objects and tensors (``torch.load(weights_only=True)``)."""
+        plain = dict(vars(self))
+        plain["layout"] = self.layout.state()
+        for name in ("per_property", "weights"):
+            plain[name] = [(list(key), tensor) for key, tensor in plain[name].items()]
+        return plain
+
+    @classmethod
+    def from_state(cls, name: str, state: dict[str, Any]) -> "TargetScales":
+        """The inverse of :meth:`state`."""
+        plain = dict(state)
+        plain["layout"] = TargetLayout.from_state(name, state["layout"])
+        for field_name in ("per_property", "weights"):
+            plain[field_name] = {tuple(key): tensor for key, tensor in state[field_name]}
+        return cls(**plain)

@@ -1,0 +1,215 @@
+"""What a target looks like: its kind of samples, its blocks, and whether data agree with it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, Literal
+
+import torch
+from metatensor.torch import Labels, TensorBlock, TensorMap
+
+from .tensormap import check_gradients, describe, dtype_of
+
+SampleKind = Literal["structure", "atom", "pair"]
+Invariance = Literal["scalar", "trace"] | None
+
+SAMPLE_NAMES: dict[tuple[str, ...], SampleKind] = {
+    ("system",): "structure",
+    ("system", "atom"): "atom",
+    (
+        "system",
+        "first_atom",
+        "second_atom",
+        "cell_shift_a",
+        "cell_shift_b",
+        "cell_shift_c",
+    ): "pair",
+}
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The known names in words, the nearest one first if there is a near one."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=1)
+    return (f"did you mean '{near[0]}'? " if near else "") + f"known: {names}"
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """Components and properties of one block."""
+
+    components: tuple[Labels, ...]
+    properties: Labels
+
+    @classmethod
+    def of(cls, block: TensorBlock) -> "BlockLayout":
+        """Read the layout of a block; it is kept on the CPU."""
+        return cls(
+            tuple(component.to("cpu") for component in block.components),
+            block.properties.to("cpu"),
+        )
+
+    @property
+    def n_properties(self) -> int:
+        """Number of properties."""
+        return len(self.properties)
+
+
+@dataclass(frozen=True)
+class TargetLayout:
+    """Sample kind, keys and blocks of a target, as a union over all the data seen.
+
+    A batch may lack some of the blocks; one that has other components or properties under the
+    same key is an error.
+
+    Attributes:
+        name: of the target.
+        kind: ``"structure"``, ``"atom"`` or ``"pair"``.
+        key_names: names of the keys.
+        blocks: the layout of each block under its key, in the order of first appearance.
+    """
+
+    name: str
+    kind: SampleKind
+    key_names: tuple[str, ...]
+    blocks: dict[tuple[int, ...], BlockLayout] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, name: str, tensor: TensorMap) -> "TargetLayout":
+        """Read and check the layout of a target.
+
+        Raises:
+            ValueError: for sample names other than those of per-structure, per-atom and atom-pair
+                targets, blocks whose sample names differ, or values that are not real floats.
+            NotImplementedError: for gradients of gradients.
+        """
+        check_gradients(name, tensor)
+        dtype = dtype_of(tensor)
+        if not dtype.is_floating_point:
+            raise ValueError(
+                f"target '{name}': expected real floating point values, got {dtype}; "
+                "convert it with TensorMap.to(torch.float64)"
+            )
+        samples = tuple(tensor.sample_names) if len(tensor.keys) else ("system",)
+        if samples not in SAMPLE_NAMES:
+            raise ValueError(
+                f"target '{name}': expected samples named {[list(s) for s in SAMPLE_NAMES]} (per "
+                f"structure, per atom, or atom pairs), got {list(samples)}"
+            )
+        layout = cls(name, SAMPLE_NAMES[samples], tuple(tensor.keys.names))
+        for row, key in enumerate(tensor.keys.values.tolist()):
+            layout.blocks[tuple(key)] = BlockLayout.of(tensor.block_by_id(row))
+        return layout
+
+    def united(self, other: "TargetLayout") -> "TargetLayout":
+        """The layout that holds the blocks of both.
+
+        Raises:
+            ValueError: if the same name has other samples, key names, components or properties.
+        """
+        if (self.kind, self.key_names) != (other.kind, other.key_names):
+            raise ValueError(
+                f"target '{self.name}': expected {self.kind} samples and keys named "
+                f"{list(self.key_names)} as before, got {other.kind} samples and keys named "
+                f"{list(other.key_names)}"
+            )
+        if self.blocks.keys() == other.blocks.keys() and all(
+            _same(self.blocks[key], other.blocks[key]) for key in self.blocks
+        ):
+            return self
+        blocks = dict(self.blocks)
+        for key, block in other.blocks.items():
+            if key in blocks and not _same(blocks[key], block):
+                raise ValueError(
+                    f"target '{self.name}', block ({self.describe(key)}): expected components "
+                    f"{list(blocks[key].components)} and properties {blocks[key].properties} as "
+                    f"before, got {list(block.components)} and {block.properties}"
+                )
+            blocks.setdefault(key, block)
+        return TargetLayout(self.name, self.kind, self.key_names, blocks)
+
+    @property
+    def single_property(self) -> bool:
+        """Whether there is exactly one block with exactly one property."""
+        return len(self.blocks) == 1 and next(iter(self.blocks.values())).n_properties == 1
+
+    def describe(self, key: tuple[int, ...]) -> str:
+        """A key in words: ``"o3_lambda=2, o3_sigma=1"``."""
+        return ", ".join(f"{name}={value}" for name, value in zip(self.key_names, key, strict=True))
+
+    def describe_property(self, key: tuple[int, ...], row: int) -> str:
+        """A property of a block in words."""
+        return (
+            f"block ({self.describe(key)}), property ({describe(self.blocks[key].properties, row)})"
+        )
+
+    def keys(self) -> Labels:
+        """The keys of all blocks as ``Labels``."""
+        return Labels(
+            list(self.key_names),
+            torch.tensor(list(self.blocks), dtype=torch.int64).reshape(-1, len(self.key_names)),
+        )
+
+    def invariance(self, key: tuple[int, ...]) -> Invariance:
+        """Which part of a block a baseline may be taken from.
+
+        ``"scalar"``: the block itself does not change under rotation and inversion;
+        ``"trace"``: the diagonal of a rank-2 spherical block with equal ``o3_lambda_1`` and
+        ``o3_lambda_2``; ``None``: no part of it (Cartesian blocks share the key ``_``).
+        """
+        block, values = self.blocks[key], dict(zip(self.key_names, key, strict=True))
+        if self.kind == "pair":
+            return None
+        if self.key_names == ("_",):
+            return "scalar" if not block.components else None
+        if "o3_lambda" in values:
+            invariant = (values["o3_lambda"], values.get("o3_sigma", 1)) == (0, 1)
+            return "scalar" if invariant and len(block.components) <= 1 else None
+        if "o3_lambda_1" in values and len(block.components) == 2:
+            same = values["o3_lambda_1"] == values["o3_lambda_2"]
+            proper = values.get("o3_sigma_1", 1) == 1 and values.get("o3_sigma_2", 1) == 1
+            return "trace" if same and proper else None
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """The layout as plain Python objects and tensors (``torch.load(weights_only=True)``)."""
+        return {
+            "kind": self.kind,
+            "key_names": list(self.key_names),
+            "blocks": [
+                {
+                    "key": list(key),
+                    "components": [_labels_state(labels) for labels in block.components],
+                    "properties": _labels_state(block.properties),
+                }
+                for key, block in self.blocks.items()
+            ],
+        }
+
+    @classmethod
+    def from_state(cls, name: str, state: dict[str, Any]) -> "TargetLayout":
+        """The inverse of :meth:`state`."""
+        blocks = {
+            tuple(block["key"]): BlockLayout(
+                tuple(_labels(labels) for labels in block["components"]),
+                _labels(block["properties"]),
+            )
+            for block in state["blocks"]
+        }
+        return cls(name, state["kind"], tuple(state["key_names"]), blocks)
+
+
+def _same(first: BlockLayout, second: BlockLayout) -> bool:
+    return (
+        len(first.components) == len(second.components)
+        and first.properties == second.properties
+        and all(a == b for a, b in zip(first.components, second.components, strict=True))
+    )
+
+
+def _labels_state(labels: Labels) -> dict[str, Any]:
+    return {"names": list(labels.names), "values": labels.values.clone()}
+
+
+def _labels(state: dict[str, Any]) -> Labels:
+    return Labels(list(state["names"]), state["values"])

@@ -1,0 +1,77 @@
+"""Moves the systems and TensorMaps of a batch, which Lightning leaves where they are."""
+
+from typing import Any
+
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from metatensor.torch import Labels, TensorBlock, TensorMap
+from metatomic.torch import System
+
+from .tensormap import is_system, is_tensormap
+
+
+def move_to_device(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """A batch whose TensorMaps and systems are on the device, the systems in ``dtype``.
+
+    TensorMaps keep their dtype: targets are rounded in loss space only. Whatever was made under
+    ``torch.inference_mode`` (a loader inside a validation loop) is copied, so that autograd can
+    use it. Other members of the batch are left alone.
+
+    Args:
+        batch: any nesting of mappings, sequences, named tuples and dataclasses.
+        device: where to.
+        dtype: of positions, cells and neighbour vectors.
+    """
+
+    def move(member: Any) -> Any:
+        if is_tensormap(member):
+            moved = member.to(device=device)
+            return _copied(moved) if _is_inference(moved) else moved
+        if is_system(member):
+            moved = member.to(dtype=dtype, device=device)
+            return _copied_system(moved) if moved.types.is_inference() else moved
+        return member
+
+    return apply_to_collection(batch, dtype=torch.ScriptObject, function=move)
+
+
+def _is_inference(tensor: TensorMap) -> bool:
+    return any(
+        block.values.is_inference() or block.samples.values.is_inference()
+        for block in tensor.blocks()
+    )
+
+
+def _copied(tensor: TensorMap) -> TensorMap:
+    blocks = [_copied_block(block) for block in tensor.blocks()]
+    return TensorMap(_copied_labels(tensor.keys), blocks)
+
+
+def _copied_block(block: TensorBlock) -> TensorBlock:
+    copy = TensorBlock(
+        block.values.clone(),
+        _copied_labels(block.samples),
+        [_copied_labels(component) for component in block.components],
+        _copied_labels(block.properties),
+    )
+    for parameter in block.gradients_list():
+        copy.add_gradient(parameter, _copied_block(block.gradient(parameter)))
+    return copy
+
+
+def _copied_labels(labels: Labels) -> Labels:
+    return Labels(labels.names, labels.values.clone())
+
+
+def _copied_system(system: System) -> System:
+    copy = System(
+        types=system.types.clone(),
+        positions=system.positions.clone(),
+        cell=system.cell.clone(),
+        pbc=system.pbc.clone(),
+    )
+    for options in system.known_neighbor_lists():
+        copy.add_neighbor_list(options, _copied_block(system.get_neighbor_list(options)))
+    for name in system.known_data():
+        copy.add_data(name, _copied(system.get_data(name)))
+    return copy
