@@ -109,6 +109,8 @@ class ScaleAccumulator:
             if self.targets is None or name in self.targets
         }
         layouts = {name: self._layout(name, tensor) for name, tensor in chosen.items()}
+        # A target without any block is one that the batch lacks.
+        chosen = {name: tensor for name, tensor in chosen.items() if layouts[name].blocks}
         check_names("a mask", masks or {}, targets)
         for name in (masks or {}).keys() & chosen.keys():
             chosen[name] = mask_entries(name, chosen[name], masks[name])  # type: ignore[index]
@@ -226,7 +228,7 @@ class ScaleAccumulator:
         if not is_tensormap(tensor):
             raise TypeError(f"target '{name}': expected a TensorMap, got {type(tensor)}")
         layout = TargetLayout.of(name, tensor)
-        if name in self._statistics:
+        if name in self._statistics and layout.blocks:
             self._statistics[name].layout.united(layout)
         return layout
 

@@ -217,7 +217,8 @@ def _usual_or_ids(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> Reading:
 
 
 def _ids_by_first_appearance(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> Reading | None:
-    for tensor in tensors.values():
+    found: tuple[str, torch.Tensor] | None = None
+    for name, tensor in tensors.items():
         for block in tensor.blocks():
             systems = block.samples.values[:, 0].long()
             ids, inverse = systems.unique(return_inverse=True)
@@ -225,8 +226,16 @@ def _ids_by_first_appearance(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> 
                 first = torch.full_like(ids, systems.numel())
                 rows = torch.arange(systems.numel(), device=systems.device)
                 first.scatter_reduce_(0, inverse, rows, "amin")
-                return Reading("id", ids[first.argsort()])
-    return None
+                ids = ids[first.argsort()]
+                if found is not None and not torch.equal(found[1], ids):
+                    raise ValueError(
+                        "system_labels: the ids of the systems come in the order "
+                        f"{found[1].tolist()[:8]} in target '{found[0]}' and {ids.tolist()[:8]} in "
+                        f"target '{name}', so the order of the batch is unknown; give rows in the "
+                        "order of the systems"
+                    )
+                found = (name, ids)
+    return None if found is None else Reading("id", found[1])
 
 
 def _fits(reading: Reading, blocks: list[tuple[str, Labels]], atoms: Atoms) -> bool:

@@ -48,43 +48,44 @@ def convert_target(
     unseen_types: str,
 ) -> TensorMap:
     """Convert a single target; see :meth:`Scaler.convert`."""
+    if len(tensor.keys) == 0:
+        return tensor
     layout = TargetLayout.of(scales.layout.name, tensor)
     _check_layout(scales.layout, layout)
     if layout.kind == "pair":
         return tensor
     with_baseline = baseline and bool(scales.weights) and "physical" in (source, target)
     dtype = torch.float64 if with_baseline and target == "physical" else dtype_of(tensor)
-    working = torch.float64 if with_baseline else dtype_of(tensor)
-    rows_of_types = torch.zeros((), dtype=torch.int64)
-    if layout.kind == "atom":
-        rows_of_types = scales.rows(atoms.types, unseen_types)
+    # A scale may underflow in half precision.
+    working = torch.promote_types(dtype_of(tensor), torch.float32)
+    if with_baseline:
+        working = torch.float64
     keys = list(layout.blocks)
 
     def convert(row: int, _: Labels, block: TensorBlock) -> TensorBlock:
-        key = keys[row]
-        factor = _factor(scales, key, source, target)
+        key, values = keys[row], block.values.to(working)
         if layout.kind == "atom":
-            atom = reading.atom_rows(layout.name, block.samples, atoms)
-            per_row = factor.to(atom.device)[rows_of_types[atom]].to(working)
+            rows = reading.atom_rows(layout.name, block.samples, atoms)
+            of_types = scales.rows(atoms.types[rows], unseen_types)
         else:
-            systems = reading.positions(layout.name, block.samples, atoms)
-            atom = systems
-            per_row = factor[:1].to(systems.device, working)
-        values = block.values.to(working)
+            rows = reading.positions(layout.name, block.samples, atoms)
+            of_types = torch.zeros(1, dtype=torch.int64, device=rows.device)
+        factor = _factor(scales, key, source, target).to(rows.device)[of_types].to(working)
         offset = None
         if with_baseline and key in scales.weights:
-            offset = _offset(scales, key, atoms, atom, values.dim())
+            missing = values.isnan() if source == "physical" else None
+            offset = _offset(scales, key, atoms, rows, values, missing)
         if offset is not None and source == "physical":
             values = values - offset
-        values = _scaled(values, per_row, source, target)
+        values = _scaled(values, factor, source, target)
         if offset is not None and target == "physical":
             values = values + offset
         gradients = {}
         for name in block.gradients_list():
             gradient = block.gradient(name)
-            of_rows = per_row
-            if len(per_row) != 1 or layout.kind == "atom":
-                of_rows = per_row[gradient.samples.values[:, 0].long()]
+            of_rows = factor
+            if layout.kind == "atom":
+                of_rows = factor[gradient.samples.values[:, 0].long()]
             scaled = _scaled(gradient.values.to(working), of_rows, source, target)
             gradients[name] = scaled.to(dtype)
         return same_block(block, values.to(dtype), gradients)
@@ -108,29 +109,62 @@ def _scaled(values: torch.Tensor, factor: torch.Tensor, source: str, target: str
 
 
 def _offset(
-    scales: TargetScales, key: Key, atoms: Atoms, rows: torch.Tensor, n_dimensions: int
+    scales: TargetScales,
+    key: Key,
+    atoms: Atoms,
+    rows: torch.Tensor,
+    values: torch.Tensor,
+    missing: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The baseline of every row, in the shape of the values or one that expands to it."""
-    name = scales.layout.name
+    """The baseline of every row, in a shape that expands to that of the values.
+
+    Raises:
+        ValueError: for types without a weight; a missing value does not need one.
+    """
+    offset = _baseline_of_rows(scales, key, atoms, rows)
+    offset = offset.reshape(offset.shape[0], *[1] * (values.dim() - 2), offset.shape[-1])
+    if scales.layout.invariance(key) == "trace":
+        diagonal = torch.eye(values.shape[1], dtype=torch.bool, device=values.device)[..., None]
+        offset = torch.where(diagonal, offset, 0.0)
+    lacking = offset.isnan()
+    if missing is not None:
+        lacking = lacking & ~missing
+    if bool(lacking.any()):
+        _refuse_types_without_weight(scales, key, atoms, rows[lacking.flatten(1).any(1)])
+    return offset
+
+
+def _baseline_of_rows(
+    scales: TargetScales, key: Key, atoms: Atoms, rows: torch.Tensor
+) -> torch.Tensor:
+    """The baseline of every row, ``(n_samples, n_properties)``; NaN where a type has no weight."""
     types = scales.composition_types.to(rows.device)
     weights = scales.weights[key].to(rows.device)  # (n_types, n_properties)
     column, known = find_types(atoms.types, types)
-    known = known & ~weights.isnan().any(1)[column] if len(types) else known
-    if not bool(known.all()):
-        raise ValueError(
-            f"target '{name}': no baseline for the atomic types "
-            f"{atoms.types[~known].unique().tolist()}, which were not in the data of the fit "
-            f"(types {types.tolist()}); give them in fixed_baseline, or fit on data that have them"
-        )
     if scales.layout.kind == "atom":
-        offset = weights[column[rows]]
+        return torch.where(known[rows][:, None], weights[column[rows]], torch.nan)
+    composition = atoms.composition(types)
+    unknown = torch.zeros(len(atoms), dtype=weights.dtype, device=rows.device)
+    unknown.index_add_(0, atoms.system_of_atom, (~known).to(weights.dtype))
+    lacking = composition @ weights.isnan().to(weights.dtype) + unknown[:, None]
+    offset = composition @ weights.nan_to_num()
+    return torch.where(lacking > 0, torch.nan, offset)[rows]
+
+
+def _refuse_types_without_weight(
+    scales: TargetScales, key: Key, atoms: Atoms, rows: torch.Tensor
+) -> None:
+    if scales.layout.kind == "atom":
+        types = atoms.types[rows]
     else:
-        offset = (atoms.composition(types) @ weights.nan_to_num())[rows]
-    offset = offset.reshape(offset.shape[0], *[1] * (n_dimensions - 2), offset.shape[-1])
-    if scales.layout.invariance(key) == "trace":
-        size = len(scales.layout.blocks[key].components[0])
-        offset = offset * torch.eye(size, dtype=offset.dtype, device=offset.device)[..., None]
-    return offset
+        types = atoms.types[torch.isin(atoms.system_of_atom, rows)]
+    fitted = scales.composition_types[~scales.weights[key].isnan().any(1)].tolist()
+    lacking = sorted(set(types.tolist()) - set(fitted))
+    raise ValueError(
+        f"target '{scales.layout.name}', block ({scales.layout.describe(key)}): no baseline for "
+        f"the atomic types {lacking}, which were not in the data of the fit (types {fitted}); give "
+        "them in fixed_baseline, or fit on data that have them"
+    )
 
 
 def _check_layout(fitted: TargetLayout, given: TargetLayout) -> None:

@@ -39,11 +39,19 @@ def fit_target(
     layout, blocks = statistics.layout, statistics.blocks
     types = statistics.types if layout.kind == "atom" else torch.tensor([-1])
     per_target = None if fixed is None else _fixed_per_target(layout, fixed, types)
+    weights = {} if baseline is None else baseline.weights(statistics)
     if layout.kind == "pair":
         scales = TargetScales(layout, extensive, types, *_identity(layout))
         return scales, []
-    weights = {} if baseline is None else baseline.weights(statistics)
     squares = {key: block.residual(weights.get(key)) for key, block in blocks.items()}
+    _check_finite(layout, squares)
+    fixed_weights = None if baseline is None else baseline.fixed.get(layout.name)
+    composition_types = statistics.types
+    if fixed_weights is not None:
+        # Types that the data lack have a number too.
+        composition_types = torch.tensor(sorted(fixed_weights))
+        numbers = [[fixed_weights[z]] for z in composition_types.tolist()]
+        weights = {key: torch.tensor(numbers, dtype=torch.float64) for key in weights}
     fitted = fit_scales(
         list(squares.values()),
         [block.counts for block in blocks.values()],
@@ -66,9 +74,9 @@ def fit_target(
         per_target=torch.cat([fitted.per_target, stand_ins]),
         per_property=dict(zip(blocks, with_stand_ins, strict=True)),
         fixed=fixed,
-        composition_types=statistics.types,
+        composition_types=composition_types,
         weights=weights,
-        fixed_weights=None if baseline is None else baseline.fixed.get(layout.name),
+        fixed_weights=fixed_weights,
         rms_before=_rms(sum(float(block.stored.sum()) for block in blocks.values()), entries),
         rms_after=_rms(sum(float(sums.sum()) for sums in squares.values()), entries),
     )
@@ -84,6 +92,15 @@ def _identity(layout: TargetLayout) -> tuple[torch.Tensor, dict[Key, torch.Tenso
     return ones, {
         key: ones[:, None].repeat(1, block.n_properties) for key, block in layout.blocks.items()
     }
+
+
+def _check_finite(layout: TargetLayout, squares: dict[Key, torch.Tensor]) -> None:
+    for key, sums in squares.items():
+        if not bool(torch.isfinite(sums.sum())):
+            raise ValueError(
+                f"target '{layout.name}', block ({layout.describe(key)}): the sum of squares over "
+                "all data overflows; give the target in a larger unit"
+            )
 
 
 def _noise(block: BlockStatistics) -> torch.Tensor:

@@ -13,8 +13,6 @@ def positioned(name: str, tensor: TensorMap, reading: Reading, atoms: Atoms) -> 
         return tensor
 
     def relabelled(_row: int, _keys: Labels, block: TensorBlock) -> TensorBlock:
-        if "system" not in block.samples.names or block.samples.values.shape[1] > 2:
-            return block.copy()
         position = reading.positions(name, block.samples, atoms)
         gradients, gradient_samples = {}, {}
         for parameter in block.gradients_list():

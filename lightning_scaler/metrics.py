@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from metatensor.torch import Labels, TensorBlock, TensorMap
+from metatensor.torch import TensorMap
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.wrappers.abstract import WrapperMetric
 from typing_extensions import override
 
-from .atoms import Atoms, HasTypes
-from .matching import averaged, matched
+from .atoms import POSITION, Atoms, HasTypes, read_system_labels
+from .conversion import convert_target
+from .matching import averaged, matched, positioned
 from .scaler import Scaler
-from .tensormap import map_blocks, same_block
 
 
 class PhysicalUnits(WrapperMetric):
@@ -66,26 +66,32 @@ class PhysicalUnits(WrapperMetric):
         systems: Sequence[HasTypes] | Atoms,
         predictions: Mapping[str, TensorMap],
         targets: Mapping[str, TensorMap],
-        matched: bool = False,
     ) -> None:
         """Take in one batch; one that lacks the target is passed over.
 
         Args:
             scaler: gives the per-target scales; it is not kept.
             systems: of the batch.
-            predictions: loss space, by target name.
+            predictions: loss space, by target name, ``system`` being the position in the batch.
             targets: loss space, by target name; NaN where missing.
-            matched: the predictions are in the rows of the targets, and both per atom, already
-                (as the mixin's helpers give them).
         """
-        entries = self._entries(scaler, systems, predictions, targets, matched)
+        if self.target in targets:
+            self.update_physical(*physical_pair(self.target, scaler, systems, predictions, targets))
+
+    def update_physical(self, prediction: TensorMap, target: TensorMap) -> None:
+        """Take in one batch in physical units already, as :func:`physical_pair` gives it."""
+        entries = self._entries(prediction, target)
         if entries is not None:
             self.metric.update(*entries)
 
     @override
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Take in one batch (as :meth:`update`) and return the metric over it alone."""
-        entries = self._entries(*args, **kwargs)
+        named = dict(zip(("scaler", "systems", "predictions", "targets"), args, strict=False))
+        named.update(kwargs)
+        if self.target not in named["targets"]:
+            return None
+        entries = self._entries(*physical_pair(self.target, **named))
         return None if entries is None else self.metric(*entries)
 
     @override
@@ -105,42 +111,9 @@ class PhysicalUnits(WrapperMetric):
         return ", ".join(f"{name}={value!r}" for name, value in parts.items() if value)
 
     def _entries(
-        self,
-        scaler: Scaler,
-        systems: Sequence[HasTypes] | Atoms,
-        predictions: Mapping[str, TensorMap],
-        targets: Mapping[str, TensorMap],
-        is_matched: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        name = self.target
-        if name not in targets:
-            return None
-        if name not in scaler.targets:
-            raise ValueError(
-                f"no scales for the target '{name}', only for {sorted(scaler.targets)}; fit them "
-                "with the TargetScaler callback or a ScaleAccumulator"
-            )
-        if name not in predictions:
-            raise ValueError(
-                f"no prediction for the target '{name}', only for {sorted(predictions)}"
-            )
-        atoms = systems if isinstance(systems, Atoms) else Atoms.from_systems(systems)
-        target, prediction = targets[name], predictions[name]
-        if not is_matched:
-            prediction = matched(name, prediction, target)
-            if scaler.targets[name].extensive:
-                atoms = atoms.to(target.device)
-                prediction, target = averaged(prediction, atoms), averaged(target, atoms)
-        physical = [
-            scaler.convert(atoms, {name: _double(tensor)}, "loss", "physical", baseline=False)[name]
-            for tensor in (prediction, target)
-        ]
-        return self._present_entries(*physical)
-
-    def _present_entries(
         self, prediction: TensorMap, target: TensorMap
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        columns: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+        predicted, given = [], []
         for row, key in enumerate(target.keys):
             if any(key[name] != value for name, value in self.block.items()):
                 continue
@@ -150,18 +123,65 @@ class PhysicalUnits(WrapperMetric):
                     continue
                 ours, theirs = ours.gradient(self.gradient), theirs.gradient(self.gradient)
             present = ~torch.isnan(ours.values)
-            columns[0].append(theirs.values[present])
-            columns[1].append(ours.values[present])
-        if sum(column.numel() for column in columns[1]) == 0:
+            predicted.append(theirs.values[present])
+            given.append(ours.values[present])
+        if sum(entries.numel() for entries in given) == 0:
             return None
-        return torch.cat(columns[0]), torch.cat(columns[1])
+        return torch.cat(predicted), torch.cat(given)
 
 
-def _double(tensor: TensorMap) -> TensorMap:
-    def double(_row: int, _keys: Labels, block: TensorBlock) -> TensorBlock:
-        gradients = {
-            name: block.gradient(name).values.detach().double() for name in block.gradients_list()
-        }
-        return same_block(block, block.values.detach().double(), gradients)
+def physical_pair(
+    name: str,
+    scaler: Scaler,
+    systems: Sequence[HasTypes] | Atoms,
+    predictions: Mapping[str, TensorMap],
+    targets: Mapping[str, TensorMap],
+) -> tuple[TensorMap, TensorMap]:
+    """Prediction and target of one name in the same rows and in physical units, per atom.
 
-    return map_blocks(tensor, double)
+    Args:
+        name: of the target.
+        scaler: gives the per-target scales.
+        systems: of the batch.
+        predictions: loss space, by target name.
+        targets: loss space, by target name.
+
+    Returns:
+        Two float64 TensorMaps without the baseline.
+
+    Raises:
+        ValueError: without scales or predictions of the target, or for rows without one.
+    """
+    if name not in scaler.targets:
+        raise ValueError(
+            f"no scales for the target '{name}', only for {sorted(scaler.targets)}; fit them with "
+            "the TargetScaler callback or a ScaleAccumulator"
+        )
+    if name not in predictions:
+        raise ValueError(f"no prediction for the target '{name}', only for {sorted(predictions)}")
+    target, prediction = targets[name], predictions[name]
+    atoms = systems if isinstance(systems, Atoms) else Atoms.from_systems(systems)
+    atoms = atoms.to(target.device)
+    setting = scaler.settings.system_labels
+    reading = read_system_labels(atoms, {name: target}, setting, exact=True)
+    target = positioned(name, target, reading, atoms)
+    prediction = matched(name, prediction, target)
+    if scaler.targets[name].extensive:
+        prediction, target = averaged(prediction, atoms), averaged(target, atoms)
+    return matched_to_physical(name, scaler, atoms, prediction, target)
+
+
+def matched_to_physical(
+    name: str, scaler: Scaler, atoms: Atoms, prediction: TensorMap, target: TensorMap
+) -> tuple[TensorMap, TensorMap]:
+    """As :func:`physical_pair`, for two that are matched and per atom already."""
+    scales, unseen_types = scaler.targets[name], scaler.settings.unseen_types
+
+    def physical(tensor: TensorMap) -> TensorMap:
+        tensor = tensor.to(dtype=torch.float64)
+        return convert_target(
+            scales, tensor, atoms, POSITION, "loss", "physical", False, unseen_types
+        )
+
+    with torch.no_grad():
+        return physical(prediction), physical(target)

@@ -1,5 +1,6 @@
 """The mixin that makes a LightningModule train in loss space and report in physical units."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +15,7 @@ from .batches import unpack
 from .conversion import convert_targets
 from .loss import mean_squared_error
 from .matching import averaged, matched, positioned
-from .metrics import PhysicalUnits
+from .metrics import PhysicalUnits, matched_to_physical
 from .scaler import Scaler
 from .tensormap import is_tensormap, mask_entries
 from .transfer import move_to_device
@@ -58,6 +59,10 @@ class TargetScalingMixin(_Module):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # Said by Lightning to every user of a datamodule, about what is meant to be.
+        warnings.filterwarnings(
+            "ignore", "You have overridden `transfer_batch_to_device` in `LightningModule`"
+        )
         self.scaler = Scaler()
         self._metrics = torch.nn.ModuleDict()
 
@@ -179,13 +184,14 @@ class TargetScalingMixin(_Module):
         atoms = Atoms.from_systems(systems)
         for name in predictions:
             extensive = self.scaler.targets[name].extensive
+            pair = matched_to_physical(name, self.scaler, atoms, predictions[name], targets[name])
             for part, gradient, block in self._parts(name, targets[name]):
                 path = f"{name}/{part}" if part else name
                 key = f"{stage}/{dataloader_idx}/{path}".replace(".", "_")
                 if key not in self._metrics:
                     self._metrics[key] = self._new_metric(name, gradient, block)
                 metric = cast(PhysicalUnits, self._metrics[key])
-                metric.update(self.scaler, atoms, predictions, targets, matched=True)
+                metric.update_physical(*pair)
                 per_atom = "_per_atom" if extensive and gradient != "positions" else ""
                 for metric_name, single in cast(MetricCollection, metric.metric).items():
                     if single.update_called:

@@ -1,34 +1,34 @@
-"""Fitted scales as a table."""
+"""Fitted scales, and errors of a test, as tables."""
+
+from collections.abc import Mapping
 
 from rich.table import Table
 
 from .scaler import Scaler
 from .scales import TargetScales
 
-KINDS = {"structure": "per structure", "atom": "per atom", "pair": "atom pairs"}
+KINDS = {"structure": "structure", "atom": "atom", "pair": "atom pair"}
 
 # A table of all 89 types of a large data set would hide the rest.
 MOST_TYPES = 12
 
 
 def scales_table(scaler: Scaler) -> Table:
-    """The scales of all targets, in the units of the data.
+    """The scales of all targets, in the units of the data; extensive targets are told per atom.
 
-    Extensive targets are told per atom. "RMS" is over all entries, with the baseline and without.
+    "RMS" is over all entries as the data have them, "residual" once the baseline is off.
+    Per-property scales stand in the order of the blocks, one line for each, then of the properties.
     """
-    table = Table(title="Target scales", title_justify="left")
-    for heading in ("Target", "Samples", "RMS", "after baseline", "Type"):
-        table.add_column(heading, justify="left" if heading in ("Target", "Samples") else "right")
-    table.add_column("Per-target scale", justify="right")
-    table.add_column("Per-property scales")
+    title = "Target scales (units of the data)"
+    table = Table("Target", "Samples", title=title, title_justify="left")
+    for heading in ("RMS", "Residual", "Type", "Per-target", "Per-property"):
+        table.add_column(heading, justify="right")
     for name, scales in scaler.targets.items():
-        kind = KINDS[scales.layout.kind]
-        if scales.extensive:
-            kind += ", by atoms"
-        after = f"{scales.rms_after:.4g}" if scales.weights else "no baseline"
+        kind = KINDS[scales.layout.kind] + (", per atom" if scales.extensive else "")
+        residual = f"{scales.rms_after:.4g}" if scales.weights else "none"
         rows = list(enumerate(scales.types.tolist()))
         for row, atomic_type in rows[:MOST_TYPES]:
-            head = (name, kind, f"{scales.rms_before:.4g}", after) if row == 0 else ("",) * 4
+            head = (name, kind, f"{scales.rms_before:.4g}", residual) if row == 0 else ("",) * 4
             table.add_row(
                 *head,
                 "all" if atomic_type == -1 else str(atomic_type),
@@ -41,16 +41,49 @@ def scales_table(scaler: Scaler) -> Table:
     return table
 
 
+def errors_table(
+    title: str, metrics: Mapping[str, float], units: Mapping[str, str] | None = None
+) -> Table:
+    """MAE and RMSE of every target in physical units, and relative to its spread.
+
+    Args:
+        title: above the table.
+        metrics: as logged by the mixin: ``test/energy/rmse_per_atom``, ``test/forces/mae``, …,
+            with or without ``/dataloader_idx_0`` behind.
+        units: by target, or target and gradient: ``{"energy": "eV", "energy/positions": "eV/Å"}``.
+    """
+    rows: dict[str, dict[str, float]] = {}
+    per_atom: set[str] = set()
+    for path, value in metrics.items():
+        _, *target, metric = path.split("/dataloader_idx_")[0].split("/")
+        name = "/".join(target)
+        if metric.endswith("_per_atom"):
+            per_atom.add(name)
+        rows.setdefault(name, {})[metric.removesuffix("_per_atom")] = value
+    table = Table("Target", "Unit", title=title, title_justify="left")
+    for heading in ("MAE", "RMSE", "RMSE / spread"):
+        table.add_column(heading, justify="right")
+    for name, row in rows.items():
+        if "rmse" not in row and "mae" not in row:
+            continue
+        unit = (units or {}).get(name, "")
+        spread = row.get("relative_rmse")
+        table.add_row(
+            name,
+            f"{unit} / atom" if name in per_atom else unit,
+            *(f"{row[metric]:.4g}" if metric in row else "" for metric in ("mae", "rmse")),
+            "" if spread is None else f"{100 * spread:.1f} %",
+        )
+    return table
+
+
 def _per_property(scales: TargetScales, row: int) -> str:
-    """The scales of one type, a block after the other; a range where there are many."""
-    if scales.layout.single_property:
-        return "1"
-    words = []
-    for key, values in scales.per_property.items():
+    """The scales of one type, a line for each block; a range where there are many properties."""
+    lines = []
+    for values in scales.per_property.values():
         numbers = values[row].tolist()
         text = ", ".join(f"{number:.3g}" for number in numbers)
         if len(numbers) > 4:
             text = f"{min(numbers):.3g} … {max(numbers):.3g}"
-        label = scales.layout.describe(key)
-        words.append(text if len(scales.per_property) == 1 else f"({label}) {text}")
-    return "; ".join(words)
+        lines.append(text)
+    return "\n".join(lines)

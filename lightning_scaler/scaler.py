@@ -191,10 +191,9 @@ class Scaler(torch.nn.Module):
         state_dict: dict[str, Any],
         prefix: str,
         local_metadata: dict[str, Any],
-        strict: bool,
-        *others: list[str],
+        *others: Any,
     ) -> None:
         # A checkpoint from before the plugin has no scales and loads as not fitted.
-        if prefix + "_extra_state" not in state_dict and strict:
+        if prefix + "_extra_state" not in state_dict:
             state_dict[prefix + "_extra_state"] = Scaler().get_extra_state()
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *others)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)

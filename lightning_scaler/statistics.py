@@ -1,5 +1,6 @@
 """What is kept of one target while the data pass by: all that the fit needs, nothing per sample."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,6 +118,8 @@ class TargetStatistics:
             ]
             if parts:
                 blocks[key] = parts[0] if len(parts) == 1 else _merged(parts[0], parts[1])
+                for _, problem in blocks[key].totals + blocks[key].averages:
+                    problem.extend(types)
         self.types, self.blocks = types, blocks
 
     def state(self) -> dict[str, Any]:
@@ -153,7 +156,8 @@ def _block_of_batch(
 ) -> BlockStatistics:
     values = block.values.detach()
     epsilon = torch.finfo(values.dtype).eps
-    stored = values.double().reshape(len(values), -1, values.shape[-1])  # (sample, component, p)
+    n_components = math.prod(values.shape[1:-1])
+    stored = values.double().reshape(len(values), n_components, values.shape[-1])
     averaged = stored
     groups, n_groups = None, 1
     if layout.kind == "atom":

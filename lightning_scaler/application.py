@@ -1,0 +1,69 @@
+"""What ``lightning-scaler-train`` does once its configuration is there."""
+
+from pathlib import Path
+from typing import Literal
+
+import metatensor.torch as mts
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from omegaconf import DictConfig
+from rich.console import Console
+
+from .molecules.datamodule import MoleculesDataModule
+from .predictions import joined
+from .report import errors_table
+from .settings import check_choice
+
+Task = Literal["train", "test", "predict"]
+
+
+def run(config: DictConfig) -> None:
+    """Run the task of a configuration composed from ``configs/lightning_scaler/train.yaml``.
+
+    Raises:
+        ValueError: for an unknown task, or one that needs a checkpoint and has none.
+    """
+    check_choice("task", config.task, Task)
+    if config.task != "train" and config.ckpt_path is None:
+        raise ValueError(
+            f"task={config.task}: expected a checkpoint, got none; add ckpt_path=<file> (training "
+            "writes last.ckpt into the folder of its run)"
+        )
+    seed_everything(config.seed, workers=True, verbose=False)
+    data: MoleculesDataModule = instantiate(config.data)
+    model: LightningModule = instantiate(config.model)
+    trainer: Trainer = instantiate(
+        config.trainer,
+        callbacks=[instantiate(callback) for callback in config.callbacks.values()],
+        logger=instantiate(config.logger),
+    )
+    if config.task == "train":
+        trainer.fit(model, data, ckpt_path=config.ckpt_path, weights_only=True)
+        _test(trainer, model, data, None)
+    elif config.task == "test":
+        _test(trainer, model, data, config.ckpt_path)
+    else:
+        _predict(trainer, model, data, config.ckpt_path)
+    if trainer.is_global_zero:
+        print(f"Results are in {HydraConfig.get().runtime.output_dir}")
+
+
+def _test(
+    trainer: Trainer, model: LightningModule, data: MoleculesDataModule, ckpt_path: str | None
+) -> None:
+    results = trainer.test(model, data, ckpt_path=ckpt_path, verbose=False, weights_only=True)
+    if trainer.is_global_zero:
+        for name, errors in zip(data.test_names, results, strict=True):
+            Console().print(errors_table(f"Test errors: unseen {name}", errors, data.units))
+
+
+def _predict(
+    trainer: Trainer, model: LightningModule, data: MoleculesDataModule, ckpt_path: str
+) -> None:
+    batches = trainer.predict(model, data, ckpt_path=ckpt_path, weights_only=True) or []
+    for name, predictions in zip(data.test_names, batches, strict=True):
+        folder = Path(HydraConfig.get().runtime.output_dir) / "predictions" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for target, tensor in joined(predictions).items():
+            mts.save(str(folder / f"{target}.mts"), tensor)

@@ -1,0 +1,582 @@
+"""One pass over the data: batches, merging, and what is refused."""
+
+import copy
+import math
+import os
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import torch
+from builders import (
+    atom_samples,
+    atom_target,
+    block,
+    cartesian,
+    fit,
+    forces,
+    labels,
+    mask_of,
+    pair_target,
+    scale,
+    spherical,
+    structure_target,
+    system,
+)
+from hypothesis import HealthCheck, given, settings, strategies as st
+from metatensor.torch import TensorMap
+
+from lightning_scaler import CompositionBaseline, ScaleAccumulator
+
+NAN, INF = float("nan"), float("inf")
+FITTED = CompositionBaseline()
+FEW_DATA = pytest.mark.filterwarnings("ignore:these data are zero")
+EXAMPLES = int(os.environ.get("LIGHTNING_SCALER_EXAMPLES", "100"))
+
+
+def accumulated(batches, **options):
+    accumulator = ScaleAccumulator(**options)
+    for systems, targets in batches:
+        accumulator.update(systems, targets)
+    return accumulator
+
+
+def numbers(scaler):
+    """All scales and weights by name, as flat arrays."""
+    flat = {}
+    for name, scales in scaler.targets.items():
+        flat[name] = np.concatenate(
+            [scales.per_target.numpy(), *(v.numpy().ravel() for v in scales.per_property.values())]
+        )
+        for key, weights in scales.weights.items():
+            flat[f"{name} {key}"] = weights.numpy().ravel()
+    return flat
+
+
+def assert_same(first, second, rtol=1e-12, weights_rtol=1e-10):
+    ours, theirs = numbers(first), numbers(second)
+    assert ours.keys() == theirs.keys()
+    for name, values in ours.items():
+        tolerance = weights_rtol if " " in name else rtol
+        np.testing.assert_allclose(values, theirs[name], rtol=tolerance, err_msg=name)
+
+
+# A data set of several kinds of targets, some values missing.
+
+COMPOSITIONS = [
+    (8,),
+    (1, 8, 1),
+    (6, 8),
+    (6, 1, 1, 1, 1),
+    (1, 1),
+    (8, 6, 8),
+    (1, 6, 7),
+    (7, 1, 1, 1),
+]
+
+
+def molecules(chosen):
+    """Some of eight molecules with their energy, polarizability, forces and charges."""
+    systems = [system(*COMPOSITIONS[i]) for i in chosen]
+    rows = labels("system", range(len(chosen)))
+    counts = [len(s) for s in systems]
+
+    def drawn(name, *shape):
+        seeds = [ord(name) * 1000 + i for i in chosen]
+        return np.concatenate(
+            [
+                np.zeros((0, *shape)),
+                *(
+                    np.random.default_rng(seed).normal(size=(n if name in "fq" else 1, *shape))
+                    for seed, n in zip(seeds, counts, strict=True)
+                ),
+            ]
+        )
+
+    energies = np.array([[-10.0 * sum(s.types.tolist()), 3.0] for s in systems])
+    energies = energies.reshape(-1, 2) + drawn("e", 2)
+    energies[[i in (2, 5) for i in chosen], 1] = NAN
+    charges = drawn("q", 2)
+    charges[charges > 1.2] = NAN
+    return systems, {
+        "energy": structure_target(energies),
+        "alpha": spherical({0: drawn("a", 1, 1) + 4, 2: drawn("b", 5, 2)}, rows),
+        "forces": forces(drawn("f", 3), *counts),
+        "charges": atom_target(charges, atom_samples(*counts)),
+    }
+
+
+PARTITIONS = [
+    [[0], [1], [2], [3], [4], [5], [6], [7]],
+    [[7, 6, 5], [4], [3, 2, 1, 0]],
+    [[], [2, 5], [0, 1, 3, 4, 6, 7], []],
+    [[6, 0, 3, 7, 1, 5, 2, 4]],
+]
+
+
+@pytest.mark.parametrize("partition", PARTITIONS)
+@pytest.mark.parametrize("baseline", [None, FITTED], ids=["none", "composition"])
+def test_any_batches_in_any_order(partition, baseline):
+    options = {"baseline": baseline, "intensive_targets": ["alpha"]}
+    whole = fit(*molecules(range(8)), **options)
+    parts = accumulated([molecules(rows) for rows in partition], **options).compute()
+    assert_same(whole, parts, 1e-12)
+
+
+@pytest.mark.parametrize("partition", PARTITIONS)
+def test_merge_equals_one_pass(partition):
+    options = {"baseline": FITTED, "intensive_targets": ["alpha"]}
+    whole = fit(*molecules(range(8)), **options)
+    parts = [accumulated([molecules(rows)], **options) for rows in partition]
+    by_merge, by_state = ScaleAccumulator(**options), ScaleAccumulator(**options)
+    for part in reversed(parts):
+        by_merge.merge(part)
+        by_state.merge_state(part.state())
+    assert_same(whole, by_merge.compute())
+    assert_same(by_merge.compute(), by_state.compute())
+
+
+@FEW_DATA
+def test_merge_leaves_the_other_as_it_was():
+    options = {"baseline": FITTED, "intensive_targets": ["alpha"]}
+    first = accumulated([molecules([0, 1, 4])], **options)
+    other = accumulated([molecules([2, 3, 5, 6, 7])], **options)
+    before = numbers(other.compute())
+    first.merge(other)
+    first.update(*molecules([6, 7]))
+    first.merge(other)
+    after = numbers(other.compute())
+    assert all(np.array_equal(before[name], after[name], equal_nan=True) for name in before)
+
+
+@FEW_DATA
+def test_compute_can_be_called_in_between():
+    options = {"baseline": FITTED, "intensive_targets": ["alpha"]}
+    accumulator = accumulated([molecules([0, 1, 2])], **options)
+    first = numbers(accumulator.compute())
+    again = numbers(accumulator.compute())
+    assert all(np.array_equal(first[name], again[name], equal_nan=True) for name in first)
+    accumulator.update(*molecules([3, 4, 5, 6, 7]))
+    assert_same(accumulator.compute(), fit(*molecules(range(8)), **options))
+
+
+@FEW_DATA
+def test_state_loads_without_pickled_code(tmp_path):
+    accumulator = accumulated([molecules([3, 1, 4])], baseline=FITTED, intensive_targets=["alpha"])
+    torch.save(accumulator.state(), tmp_path / "state.pt")
+    again = accumulator.fresh()
+    again.merge_state(torch.load(tmp_path / "state.pt", weights_only=True))
+    ours, theirs = numbers(accumulator.compute()), numbers(again.compute())
+    assert all(np.array_equal(ours[name], theirs[name], equal_nan=True) for name in ours)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ScaleAccumulator(baseline=FITTED),
+        ScaleAccumulator(intensive_targets=["energy"]),
+        ScaleAccumulator(targets=["energy"]),
+    ],
+)
+def test_merge_of_other_settings(other):
+    with pytest.raises(ValueError, match="expected an accumulator with the same settings"):
+        ScaleAccumulator().merge(other)
+
+
+def test_merge_of_another_layout_changes_nothing():
+    first = accumulated(
+        [([system(8)], {"a": structure_target([2.0]), "b": structure_target([1.0])})]
+    )
+    other = accumulated(
+        [([system(8)], {"a": structure_target([5.0]), "b": structure_target([[1.0, 2.0]])})]
+    )
+    with pytest.raises(ValueError, match="target 'b'"):
+        first.merge(other)
+    assert scale(first.compute(), "a") == [[2.0]]
+
+
+def test_merge_of_other_readings():
+    systems = [system(8), system(1, 8, 1)]
+    by_id = accumulated([(systems, {"e": structure_target([1.0, 2.0], [7, 3])})])
+    assert by_id.system_labels == "id"
+    by_position = accumulated([(systems, {"e": structure_target([1.0], [1])})])
+    assert by_position.system_labels == "position"
+    with pytest.raises(
+        ValueError, match=r"system_labels='id'.*system_labels='position'|same settings"
+    ):
+        by_id.merge(by_position)
+    unsettled = accumulated([(systems, {"e": structure_target([1.0, 2.0])})])
+    unsettled.merge(by_id)
+    assert unsettled.system_labels == "id"
+
+
+def test_reading_is_settled_once():
+    systems = [system(8), system(1, 8, 1)]
+    swapped = {"e": structure_target([4.0, 27.0], [1, 0])}
+    with pytest.raises(ValueError, match="set system_labels='position' or 'id'"):
+        accumulated([(systems, swapped)])
+    # Ids 7 and 3 can only be ids; afterwards (1, 0) are ids too: O has 4, H2O has 27 / 3.
+    accumulator = accumulated([(systems, {"e": structure_target([NAN, NAN], [7, 3])})])
+    accumulator.update(systems, swapped)
+    assert scale(accumulator.compute(), "e")[0] == pytest.approx([math.sqrt((16 + 81) / 2)])
+    # A subset can only be positions; afterwards H2O has 4 / 3 and O has 27.
+    accumulator = accumulated([(systems, {"e": structure_target([NAN], [1])})])
+    accumulator.update(systems, swapped)
+    assert scale(accumulator.compute(), "e")[0] == pytest.approx([math.sqrt((16 / 9 + 729) / 2)])
+
+
+@FEW_DATA
+def test_ids_of_a_shuffled_loader():
+    rng = np.random.default_rng(0)
+    accumulator = ScaleAccumulator(baseline=FITTED, system_labels="id")
+    for rows in ([5, 2], [0], [7, 1, 3], [6, 4]):
+        systems, targets = molecules(rows)
+        renamed = {
+            "energy": structure_target(targets["energy"].block().values, [40 + i for i in rows])
+        }
+        where = [[40 + i, atom] for i in rows for atom in range(len(COMPOSITIONS[i]))]
+        # All atoms but one system's, in any order: only the energies say which system is which.
+        order = [row for row in rng.permutation(len(where)) if where[row][0] != 40 + rows[0]]
+        charges = targets["charges"].block().values.numpy()[order]
+        renamed["charges"] = atom_target(charges, np.array(where)[order])
+        accumulator.update(systems, renamed)
+    others = [i for i in range(8) if i not in (5, 0, 7, 6)]
+    parts = [
+        (molecules(range(8))[0], {"energy": molecules(range(8))[1]["energy"]}),
+        (molecules(others)[0], {"charges": molecules(others)[1]["charges"]}),
+    ]
+    expected = accumulated(parts, baseline=FITTED).compute()
+    ours = accumulator.compute()
+    for name in ("energy", "charges"):
+        types = expected.scales[name].block().samples.values.flatten().tolist()
+        every = ours.scales[name].block().samples.values.flatten().tolist()
+        rows = [every.index(atomic_type) for atomic_type in types]
+        np.testing.assert_allclose(
+            np.array(scale(ours, name))[rows], np.array(scale(expected, name)), rtol=1e-11
+        )
+
+
+def test_shuffled_rows_and_some_atoms_only():
+    systems = [system(8), system(1, 6), system(6, 8)]
+    target = atom_target([30.0, 5.0, 7.0], [[2, 1], [1, 0], [2, 0]])
+    scaler = fit(systems, {"q": target})
+    # H 5, C 7, O 30.
+    assert scale(scaler, "q") == [[5.0], [7.0], [30.0]]
+
+
+def test_rows_outside_the_batch():
+    with pytest.raises(ValueError, match=r"system labels .*\[0, 3\].*system_labels"):
+        fit([system(8), system(1), system(6)], {"q": atom_target([1.0, 2.0], [[0, 0], [3, 0]])})
+
+
+def test_error_leaves_everything_as_it_was():
+    accumulator = accumulated([([system(8)], {"a": structure_target([2.0])})])
+    good, bad = structure_target([9.0]), structure_target([INF])
+    with pytest.raises(ValueError, match=r"target 'b', block \(_=0\): .* 1 infinite"):
+        accumulator.update([system(8)], {"a": good, "b": bad})
+    with pytest.raises(ValueError, match=r"(?s)target 'a'.*as before"):
+        accumulator.update([system(8)], {"b": good, "a": structure_target([[1.0, 2.0]])})
+    assert scale(accumulator.compute(), "a") == [[2.0]]
+    assert list(accumulator.compute().targets) == ["a"]
+
+
+def test_sum_over_batches_overflows():
+    one = ([system(8)], {"e": structure_target([1.2e154])})
+    with pytest.raises(ValueError, match="overflow"):
+        accumulated([one, one]).compute()
+
+
+def test_nothing_at_all():
+    with pytest.raises(ValueError, match="no target was seen in the data"):
+        ScaleAccumulator().compute()
+    with pytest.raises(ValueError, match="no target was seen in the data"):
+        accumulated([([system(8)], {})]).compute()
+
+
+@FEW_DATA
+@pytest.mark.parametrize("baseline", [None, FITTED], ids=["none", "composition"])
+def test_empty_batch_of_every_kind(baseline):
+    empty = {
+        "energy": structure_target(np.zeros((0, 1)), []),
+        "dipole": structure_target(np.zeros((0, 3, 1)), [], components=cartesian()),
+        "charges": atom_target(np.zeros((0, 1)), atom_samples()),
+        "forces": forces(np.zeros((0, 3, 1))),
+    }
+    energy = {"energy": structure_target([3.0, 24.0])}
+    systems = [system(8), system(1, 8, 1)]
+    for batches in ([([], empty), (systems, energy)], [(systems, energy), ([], empty)]):
+        scaler = accumulated(batches, baseline=baseline).compute()
+        if baseline is None:
+            assert scale(scaler, "energy")[0] == pytest.approx([math.sqrt((9 + 64) / 2)])
+        assert scale(scaler, "dipole") == [[1.0]]
+        again = scaler.convert([], empty)
+        assert {name: t.block().values.shape for name, t in again.items()} == {
+            name: t.block().values.shape for name, t in empty.items()
+        }
+
+
+@FEW_DATA
+@pytest.mark.parametrize("baseline", [None, FITTED], ids=["none", "composition"])
+def test_systems_without_atoms(baseline):
+    systems = [system(), system(8), system(1, 8, 1), system(8, 8)]
+    targets = {
+        "energy": structure_target([5.0, 3.0, 24.0, 7.0]),
+        "gap": structure_target([5.0, 3.0, 24.0, 7.0]),
+        "charges": atom_target([1.0, 2.0, 3.0, 4.0, 6.0, 5.0], atom_samples(0, 1, 3, 2)),
+    }
+    options = {"baseline": baseline, "intensive_targets": ["gap"]}
+    scaler = fit(systems, targets, **options)
+    without = fit(
+        systems[1:],
+        {"energy": structure_target([3.0, 24.0, 7.0])},
+        **options | {"intensive_targets": ()},
+    )
+    assert scale(scaler, "energy")[0] == pytest.approx(scale(without, "energy")[0], rel=1e-12)
+    converted = scaler.convert(systems, targets)
+    assert all(tensor.block().values.isfinite().all() for tensor in converted.values())
+    if baseline is None:
+        assert scale(scaler, "gap")[0] == pytest.approx([math.sqrt((25 + 9 + 576 + 49) / 4)])
+    alone = fit([system()], {"energy": structure_target([5.0])}, baseline=baseline)
+    assert scale(alone, "energy") == [[1.0]]
+
+
+def test_target_without_blocks():
+    nothing = TensorMap(labels(["o3_lambda", "o3_sigma"], []), [])
+    something = spherical({0: [[[3.0]]]}, atom_samples(1))
+    for order in ([nothing, something], [something, nothing]):
+        scaler = accumulated([([system(8)], {"t": tensor}) for tensor in order]).compute()
+        assert scale(scaler, "t") == [[3.0]]
+    with pytest.raises(ValueError, match="no "):
+        accumulated([([system(8)], {"t": nothing})]).compute()
+
+
+def test_everything_missing():
+    scaler = fit([system(8), system(1)], {"e": structure_target([NAN, NAN])}, baseline=FITTED)
+    assert scale(scaler, "e") == [[1.0]]
+
+
+def test_targets_that_some_batches_lack():
+    first = ([system(8)], {"e": structure_target([3.0]), "q": atom_target([2.0], [[0, 0]])})
+    second = ([system(1, 8, 1)], {"e": structure_target([24.0])})
+    scaler = accumulated([first, second]).compute()
+    assert scale(scaler, "e")[0] == pytest.approx([math.sqrt((9 + 64) / 2)])
+    # H occurs in a batch that does not hold the charges: not seen for them.
+    assert scaler.scales["q"].block().samples == labels("atomic_type", [8])
+
+
+def test_named_targets():
+    accumulator = ScaleAccumulator(targets=["energy"])
+    other = structure_target([INF])
+    accumulator.update([system(8)], {"energy": structure_target([3.0]), "junk": other})
+    assert list(accumulator.compute().targets) == ["energy"]
+
+
+def test_named_target_that_never_comes():
+    accumulator = ScaleAccumulator(targets=["energy", "force"])
+    targets = {"energy": structure_target([3.0]), "forces": forces([[1, 2, 3]], 1)}
+    accumulator.update([system(8)], targets)
+    with pytest.raises(
+        ValueError, match=r"'force' .* never seen .*mean 'forces'\?.*\['energy', 'forc"
+    ):
+        accumulator.compute()
+
+
+@pytest.mark.parametrize("setting", ["targets", "intensive_targets"])
+def test_names_must_be_a_list(setting):
+    with pytest.raises(TypeError, match=f"{setting}: expected a list of names"):
+        ScaleAccumulator(**{setting: "energy"})
+
+
+def test_settings_of_unknown_names():
+    batch = ([system(8)], {"energy": structure_target([3.0])})
+    with pytest.raises(ValueError, match="intensive_targets names the target 'gap'"):
+        accumulated([batch], intensive_targets=["gap"]).compute()
+    with pytest.raises(ValueError, match="fixed_scales names the target 'gap'"):
+        accumulated([batch]).compute(fixed_scales={"gap": 1.0})
+    with pytest.raises(ValueError, match="system_labels: expected one of"):
+        ScaleAccumulator(system_labels="ids")
+    with pytest.raises(ValueError, match="unseen_types: expected one of"):
+        accumulated([batch]).compute(unseen_types="skip")
+
+
+def test_masks():
+    energy, charges = structure_target([3.0, 24.0, 7.0]), atom_target([1.0, 5.0], [[0, 0], [2, 0]])
+    systems = [system(8), system(1, 8, 1), system(1)]
+    masks = {"e": mask_of(energy, [[True, False, True]])}
+    scaler = fit(systems, {"e": energy, "q": charges}, masks)
+    assert scale(scaler, "e")[0] == pytest.approx([math.sqrt((9 + 49) / 2)])
+    assert scale(scaler, "q") == [[5.0], [1.0]]
+    with pytest.raises(ValueError, match="a mask names the target 'x'"):
+        fit(systems, {"e": energy}, {"x": masks["e"]})
+
+
+def test_infinity_under_a_mask_is_missing():
+    energy = structure_target([3.0, INF])
+    masks = {"e": mask_of(energy, [[True, False]])}
+    assert scale(fit([system(8), system(1)], {"e": energy}, masks), "e") == [[3.0]]
+
+
+def test_targets_must_be_tensormaps():
+    with pytest.raises(TypeError, match=r"target 'e': expected a TensorMap, got .*Tensor"):
+        fit([system(8)], {"e": torch.zeros(1)})
+
+
+@FEW_DATA
+def test_inputs_are_not_written_to():
+    systems, targets = molecules(range(8))
+    masks = {"charges": mask_of(targets["charges"], [targets["charges"].block().values < 0.5])}
+    given = [*targets.values(), *masks.values()]
+    before = [copy.deepcopy(tensor) for tensor in given]
+    accumulator = ScaleAccumulator(baseline=FITTED)
+    accumulator.update(systems, targets, masks)
+    accumulator.compute().convert(systems, targets)
+    for tensor, original in zip(given, before, strict=True):
+        for ours, theirs in zip(tensor.blocks(), original.blocks(), strict=True):
+            assert ours.values.numpy().tobytes() == theirs.values.numpy().tobytes()
+            assert ours.samples == theirs.samples
+
+
+def test_pairs_do_not_disturb_the_others():
+    pairs = pair_target([5.0, NAN], [[0, 0, 1, 0, 0, 0], [0, 1, 0, 0, 0, 1]])
+    scaler = fit([system(8, 1)], {"h": pairs, "e": structure_target([4.0])}, baseline=None)
+    assert scale(scaler, "e") == [[2.0]]
+
+
+@FEW_DATA
+def test_copy_goes_its_own_way():
+    accumulator = accumulated([molecules([0, 1])], intensive_targets=["alpha"])
+    before = numbers(accumulator.compute())
+    other = copy.deepcopy(accumulator)
+    other.update(*molecules([2, 3]))
+    after = numbers(accumulator.compute())
+    assert all(np.array_equal(before[name], after[name], equal_nan=True) for name in before)
+
+
+def test_difference_between_batch_sizes_of_large_totals():
+    # eps * RMS before / RMS after, as 1e5 and 1e-3 leave seven to eight digits to compare.
+    rng = np.random.default_rng(11)
+    compositions = rng.integers(1, 8, (50, 3))
+    systems = [system(*[1] * h, *[6] * c, *[8] * o) for h, c, o in compositions.tolist()]
+    counts = compositions.astype(float)
+    totals = counts @ [-83.0, -5180.0, -10220.0] + 1e-3 * counts.sum(1) * rng.normal(size=50)
+    results = []
+    for size in (50, 1, 7):
+        batches = [
+            (systems[i : i + size], {"e": structure_target(totals[i : i + size])})
+            for i in range(0, 50, size)
+        ]
+        results.append(scale(accumulated(batches, baseline=FITTED).compute(), "e")[0][0])
+    before = math.sqrt(math.fsum((totals / counts.sum(1)) ** 2) / 50)
+    tolerance = max(1e-12, 2.0**-52 * before / results[0])
+    assert results[1:] == pytest.approx([results[0]] * 2, rel=tolerance)
+
+
+# The statistics against sums over plain loops.
+
+
+@st.composite
+def cases(draw):
+    """Systems, values of every block, what is kept, and a partition into batches."""
+    n_types = draw(st.integers(1, 8))
+    pool = draw(st.lists(st.integers(0, 120), min_size=n_types, max_size=n_types, unique=True))
+    compositions = draw(
+        st.lists(st.lists(st.sampled_from(pool), min_size=1, max_size=5), min_size=1, max_size=6)
+    )
+    # All blocks of a TensorMap have the same names of components, not the same length of each.
+    n_axes = draw(st.integers(0, 2))
+    axes = st.lists(st.integers(1, 4), min_size=n_axes, max_size=n_axes).map(tuple)
+    shapes = draw(st.lists(st.tuples(axes, st.integers(1, 4)), min_size=1, max_size=4))
+    n_systems = len(compositions)
+    cuts = draw(st.lists(st.integers(0, n_systems), max_size=4).map(sorted))
+    return {
+        "compositions": compositions,
+        "shapes": shapes,
+        "bounds": [0, *cuts, n_systems],
+        "order": draw(st.permutations(range(n_systems))),
+        "per_atom": draw(st.booleans()),
+        "intensive": draw(st.booleans()),
+        "dtype": draw(st.sampled_from([torch.float32, torch.float64])),
+        "nan_fraction": draw(st.sampled_from([0.0, 0.2, 0.7])),
+        "keep_fraction": draw(st.sampled_from([1.0, 0.6])),
+        "by_merge": draw(st.booleans()),
+        "unit": draw(st.sampled_from([1.0, 1e-6, 3e4])),
+        "seed": draw(st.integers(0, 2**16)),
+    }
+
+
+def root(squares):
+    return math.sqrt(math.fsum(squares) / len(squares)) if squares else None
+
+
+@settings(
+    max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
+@given(cases())
+def test_scales_against_plain_sums(case):
+    rng = np.random.default_rng(case["seed"])
+    compositions, per_atom = case["compositions"], case["per_atom"]
+    extensive = not per_atom and not case["intensive"]
+    # What the data say, entry by entry: squares by (block, property, type).
+    squares = defaultdict(list)
+    values, keep = {}, {}
+    for i, types in enumerate(compositions):
+        for b, (axes, n_properties) in enumerate(case["shapes"]):
+            shape = (len(types) if per_atom else 1, *axes, n_properties)
+            drawn = rng.normal(size=shape) * case["unit"] * (b + 1)
+            drawn[rng.random(shape) < case["nan_fraction"]] = NAN
+            values[i, b] = torch.tensor(drawn, dtype=case["dtype"])
+            keep[i, b] = torch.tensor(rng.random(shape) < case["keep_fraction"])
+            for index in np.ndindex(shape):
+                value = float(values[i, b][index])
+                if math.isnan(value) or not bool(keep[i, b][index]):
+                    continue
+                value = value / len(types) if extensive else value
+                group = types[index[0]] if per_atom else -1
+                squares[b, index[-1], group].append(value * value)
+
+    def target(chosen):
+        counts = [len(compositions[i]) for i in chosen]
+        rows = atom_samples(*counts) if per_atom else labels("system", range(len(chosen)))
+        blocks = [
+            block(
+                torch.cat([values[i, b] for i in chosen]),
+                rows,
+                [labels(f"axis_{k}", range(length)) for k, length in enumerate(axes)],
+                dtype=case["dtype"],
+            )
+            for b, (axes, _) in enumerate(case["shapes"])
+        ]
+        tensor = TensorMap(labels("part", range(len(blocks))), blocks)
+        kept = [torch.cat([keep[i, b] for i in chosen]) for b in range(len(blocks))]
+        return tensor, mask_of(tensor, kept)
+
+    options = {"intensive_targets": ["t"] if case["intensive"] else []}
+    total = ScaleAccumulator(**options)
+    for start, stop in zip(case["bounds"], case["bounds"][1:], strict=False):
+        chosen = case["order"][start:stop]
+        if not chosen:
+            continue
+        tensor, mask = target(chosen)
+        batch = ([system(*compositions[i]) for i in chosen], {"t": tensor}, {"t": mask})
+        part = total.fresh() if case["by_merge"] else total
+        part.update(*batch)
+        if case["by_merge"]:
+            total.merge(part)
+    scaler = total.compute()
+
+    groups = sorted({z for types in compositions for z in types}) if per_atom else [-1]
+    single = len(case["shapes"]) == 1 and case["shapes"][0][1] == 1
+    for b, (_, n_properties) in enumerate(case["shapes"]):
+        assert scaler.scales["t"].block(b).samples == labels("atomic_type", groups)
+        for row, group in enumerate(groups):
+            of_type = [s for key, some in squares.items() if key[2] == group for s in some]
+            sigma = root(of_type) or 1.0
+            assert scale(scaler, "t", "per_target_scales", b)[row] == pytest.approx(
+                [sigma] * n_properties, rel=1e-12
+            )
+            full = [root(squares[b, p, group]) or 1.0 for p in range(n_properties)]
+            assert scale(scaler, "t", "scales", b)[row] == pytest.approx(full, rel=1e-12)
+            expected = [1.0] if single else [one / sigma for one in full]
+            assert scale(scaler, "t", "per_property_scales", b)[row] == pytest.approx(
+                expected, rel=1e-12
+            )

@@ -1,0 +1,216 @@
+"""Which atom each sample row belongs to, and how the ``system`` labels are read."""
+
+import pytest
+import torch
+from builders import (
+    PAIR_NAMES,
+    atom_samples,
+    atom_target,
+    labels,
+    pair_target,
+    structure_target,
+    system,
+)
+
+from lightning_scaler.atoms import POSITION, Atoms, find_types, read_system_labels
+
+# O, H2O (oxygen in the middle) and CO: other sizes, other types, other orders.
+BATCH = [system(8), system(1, 8, 1), system(6, 8)]
+
+
+def atoms_of(systems):
+    return Atoms.from_systems(systems)
+
+
+def read(systems, setting="auto", exact=False, **targets):
+    return read_system_labels(atoms_of(systems), targets, setting, exact)
+
+
+def test_atoms_one_after_the_other():
+    atoms = atoms_of([system(8), system(), system(1, 8, 1)])
+    assert atoms.types.tolist() == [8, 1, 8, 1]
+    assert atoms.types.dtype == torch.int64
+    assert atoms.counts.tolist() == [1, 0, 3]
+    assert atoms.offsets.tolist() == [0, 1, 1]
+    assert atoms.system_of_atom.tolist() == [0, 2, 2, 2]
+    assert len(atoms) == 3
+
+
+def test_no_systems():
+    atoms = atoms_of([])
+    assert len(atoms) == 0
+    assert atoms.composition(torch.tensor([1, 8])).shape == (0, 2)
+
+
+def test_only_types_and_length_are_asked_of_a_system():
+    class Bare:
+        types = torch.tensor([3, 0], dtype=torch.int16)
+
+        def __len__(self):
+            return 2
+
+    assert atoms_of([Bare()]).types.tolist() == [3, 0]
+
+
+def test_negative_types_are_refused():
+    with pytest.raises(ValueError, match="expected non-negative atomic types, got -2"):
+        atoms_of([system(1), system(8, -2)])
+
+
+def test_systems_without_data_are_refused():
+    class Meta:
+        types = torch.empty(2, dtype=torch.int64, device="meta")
+
+    with pytest.raises(ValueError, match="meta device"):
+        atoms_of([Meta()])
+
+
+def test_composition_counts_the_types_asked_for():
+    # Columns H, C, O; nitrogen is not asked for and left out.
+    atoms = atoms_of([system(8), system(), system(1, 8, 1, 7), system(6, 6)])
+    expected = [[0, 0, 1], [0, 0, 0], [2, 0, 1], [0, 2, 0]]
+    assert atoms.composition(torch.tensor([1, 6, 8])).tolist() == expected
+
+
+def test_types_are_found_in_a_sorted_list():
+    index, known = find_types(torch.tensor([8, 1, 99, 0, 6]), torch.tensor([1, 6, 8]))
+    assert known.tolist() == [True, True, False, False, True]
+    assert index[known].tolist() == [2, 0, 1]
+    assert not find_types(torch.tensor([1]), torch.empty(0, dtype=torch.int64))[1].any()
+
+
+def test_usual_rows():
+    atoms = atoms_of([system(8), system(), system(1, 8, 1)])
+    assert atoms.usual_rows(labels("system", [0, 1, 2]))
+    assert not atoms.usual_rows(labels("system", [0, 1]))
+    assert not atoms.usual_rows(labels("system", [0, 2, 1]))
+    assert atoms.usual_rows(atom_samples(1, 0, 3))
+    assert not atoms.usual_rows(atom_samples(1, 3))
+    assert not atoms.usual_rows(labels(["system", "atom"], [[0, 0], [2, 0], [2, 2], [2, 1]]))
+    assert not atoms.usual_rows(labels(PAIR_NAMES, [[0, 0, 0, 0, 0, 0]]))
+
+
+def test_rows_of_atoms_come_from_labels():
+    rows = labels(["system", "atom"], [[2, 1], [0, 0], [1, 2], [2, 0]])
+    # Offsets 0, 1, 4: atoms 5, 0, 3 and 4.
+    assert POSITION.atom_rows("q", rows, atoms_of(BATCH)).tolist() == [5, 0, 3, 4]
+
+
+@pytest.mark.parametrize("row", [[3, 0], [-1, 0], [0, 1], [2, 2], [1, -1]])
+def test_rows_outside_the_batch(row):
+    rows = labels(["system", "atom"], [[1, 1], row])
+    words = rf"target 'q': the sample \(system={row[0]}, atom={row[1]}\) is not in the batch of 3"
+    with pytest.raises(ValueError, match=words):
+        POSITION.positions("q", rows, atoms_of(BATCH))
+
+
+def test_usual_order_reads_the_same_both_ways():
+    reading = read(BATCH, energy=structure_target([1.0, 2.0, 3.0]))
+    assert (reading.labels, reading.ids) == ("auto", None)
+
+
+@pytest.mark.parametrize("setting", ["auto", "id"])
+def test_ids_of_the_data_set(setting):
+    energy = structure_target([1.0, 2.0, 3.0], systems=[17, 4, 9])
+    charges = atom_target([1.0, 2.0, 3.0], [[9, 1], [9, 0], [4, 2]])
+    reading = read(BATCH, setting, charges=charges, energy=energy)
+    assert reading.labels == "id"
+    atoms = atoms_of(BATCH)
+    assert reading.positions("energy", energy.block().samples, atoms).tolist() == [0, 1, 2]
+    # Offsets 0, 1, 4: atoms 1 and 0 of the third system, 2 of the second.
+    assert reading.atom_rows("charges", charges.block().samples, atoms).tolist() == [5, 4, 3]
+
+
+@pytest.mark.parametrize("setting", ["auto", "id"])
+def test_blocks_that_give_the_ids_another_order(setting):
+    # Whichever block came first would decide what the other one means.
+    isomers = [system(1, 8, 1), system(1, 1, 8)]
+    energy = structure_target([1.0, 2.0], systems=[17, 4])
+    charges = atom_target([1.0, 2.0], [[4, 0], [17, 0]])
+    with pytest.raises(ValueError, match="system_labels"):
+        read(isomers, setting, exact=True, charges=charges, energy=energy)
+
+
+def test_ids_numbered_by_first_appearance_not_by_size():
+    charges = atom_target(torch.arange(6.0), [[8, 0], [5, 0], [5, 1], [5, 2], [6, 0], [6, 1]])
+    reading = read(BATCH, charges=charges)
+    assert reading.ids.tolist() == [8, 5, 6]
+
+
+def test_shuffled_rows_could_be_both():
+    energy = structure_target([1.0, 2.0, 3.0], systems=[2, 0, 1])
+    with pytest.raises(ValueError, match=r"different results .*\[2, 0, 1\].*set system_labels="):
+        read(BATCH, energy=energy)
+    atoms = atoms_of(BATCH)
+    as_position, as_id = read(BATCH, "position", energy=energy), read(BATCH, "id", energy=energy)
+    assert as_position.positions("energy", energy.block().samples, atoms).tolist() == [2, 0, 1]
+    assert as_id.positions("energy", energy.block().samples, atoms).tolist() == [0, 1, 2]
+
+
+def test_isomers_may_change_places_but_not_where_rows_matter():
+    # Both readings give the same composition, so the same baseline and scale; matching needs more.
+    isomers = [system(1, 8, 1), system(1, 1, 8)]
+    energy = structure_target([1.0, 2.0], systems=[1, 0])
+    assert read(isomers, energy=energy).labels == "auto"
+    with pytest.raises(ValueError, match="system_labels"):
+        read(isomers, exact=True, energy=energy)
+    # Per atom the first atom is H in both, the second is not.
+    first = atom_target([1.0, 2.0], [[1, 0], [0, 0]])
+    assert read(isomers, charges=first).labels == "auto"
+    second = atom_target([1.0, 2.0], [[1, 1], [0, 1]])
+    with pytest.raises(ValueError, match="system_labels"):
+        read(isomers, charges=second)
+
+
+def test_other_atom_counts_settle_the_reading():
+    pair = [system(8), system(1, 8, 1)]
+    # As ids, the first of these would be O with three atoms.
+    shuffled = atom_target(torch.arange(4.0), [[1, 0], [1, 1], [1, 2], [0, 0]])
+    assert read(pair, charges=shuffled).labels == "position"
+    # As positions, system 0 would be O with three atoms.
+    ids = atom_target(torch.arange(4.0), [[1, 0], [0, 0], [0, 1], [0, 2]])
+    assert read(pair, charges=ids).labels == "id"
+
+
+def test_some_systems_only():
+    assert read(BATCH, energy=structure_target([1.0, 2.0], systems=[0, 2])).labels == "position"
+    assert read(BATCH, charges=atom_target([1.0], [[1, 2]])).labels == "position"
+
+
+def test_neither_reading_fits():
+    with pytest.raises(ValueError, match=r"neither positions .* nor ids .*\[7, 9\]"):
+        read(BATCH, energy=structure_target([1.0, 2.0], systems=[7, 9]))
+
+
+def test_ids_without_a_block_that_covers_all():
+    with pytest.raises(
+        ValueError, match=r"system_labels='id': no block .*\['energy'\] covers each"
+    ):
+        read(BATCH, "id", energy=structure_target([1.0, 2.0], systems=[7, 9]))
+
+
+def test_position_setting_refuses_ids():
+    energy = structure_target([1.0, 2.0, 3.0], systems=[17, 4, 9])
+    reading = read(BATCH, "position", energy=energy)
+    with pytest.raises(ValueError, match="read as a position in it; see the setting system_labels"):
+        reading.positions("energy", energy.block().samples, atoms_of(BATCH))
+
+
+def test_pairs_do_not_take_part_but_can_be_read():
+    pairs = pair_target([1.0, 2.0], [[9, 0, 1, 0, 0, 0], [4, 2, 1, 0, 0, 0]])
+    energy = structure_target([1.0, 2.0, 3.0], systems=[17, 4, 9])
+    reading = read(BATCH, hopping=pairs, energy=energy)
+    atoms = atoms_of(BATCH)
+    assert reading.positions("hopping", pairs.block().samples, atoms).tolist() == [2, 1]
+
+
+def test_id_setting_in_the_usual_order():
+    for energy in (structure_target([1.0, 2.0, 3.0]), structure_target([], systems=[])):
+        reading = read(BATCH[: len(energy.block().samples)], "id", energy=energy)
+        assert reading.labels == "id"
+        assert reading.ids.tolist() == list(range(len(energy.block().samples)))
+
+
+def test_unknown_setting():
+    with pytest.raises(ValueError, match=r"system_labels: expected one of .*, got 'ids'"):
+        read(BATCH, "ids", energy=structure_target([1.0, 2.0, 3.0]))

@@ -1,0 +1,261 @@
+"""The additive baseline."""
+
+import math
+
+import numpy as np
+import pytest
+from builders import (
+    atom_samples,
+    atom_target,
+    block,
+    cartesian,
+    fit,
+    forces,
+    labels,
+    scale,
+    spherical,
+    structure_target,
+    system,
+    water_family,
+)
+from metatensor.torch import TensorMap
+
+from lightning_scaler import CompositionBaseline
+
+NAN = float("nan")
+FITTED = CompositionBaseline()
+SYSTEMS = [system(8), system(1, 8, 1), system(6, 8), system(6, 1, 1, 1, 1), system(1, 1)]
+COUNTS = np.array([[0, 0, 1], [2, 0, 1], [0, 1, 1], [4, 1, 0], [2, 0, 0]])  # H, C, O
+ENERGIES = np.array([-75.1, -76.9, -113.2, -40.6, -1.05])
+
+
+def loss_space(scaler, systems, tensor, name="t"):
+    """What is left of a target, times its scale."""
+    left = scaler.convert(systems, {name: tensor})[name].block().values
+    return (left * scaler.per_target_scales[name].block().values[0]).numpy()
+
+
+def weights_of(scaler, name="t", key=(0,)):
+    return scaler.targets[name].weights[key].numpy()
+
+
+@pytest.mark.parametrize("extensive", [True, False])
+def test_composition_is_least_squares_of_the_totals(extensive):
+    intensive = () if extensive else ("t",)
+    target = structure_target(ENERGIES)
+    scaler = fit(SYSTEMS, {"t": target}, baseline=FITTED, intensive_targets=intensive)
+    weights = np.linalg.lstsq(COUNTS, ENERGIES)[0]
+    np.testing.assert_allclose(weights_of(scaler).ravel(), weights, rtol=1e-12)
+    left = ENERGIES - COUNTS @ weights
+    np.testing.assert_allclose(
+        loss_space(scaler, SYSTEMS, target).ravel(), left, rtol=1e-9, atol=1e-12
+    )
+    divisor = COUNTS.sum(1) if extensive else 1
+    expected = math.sqrt(math.fsum((left / divisor) ** 2) / 5)
+    assert scale(scaler, "t")[0] == pytest.approx([expected], rel=1e-11)
+
+
+def test_same_composition_throughout():
+    water = [system(8, 1, 1), system(1, 8, 1), system(1, 1, 8)]
+    target = structure_target([-5.0, -5.5, -5.1])
+    scaler = fit(water, {"t": target}, baseline=FITTED)
+    # Parallel to (2, 1), mean -5.2; residuals 0.2, -0.3, 0.1, per atom a third.
+    np.testing.assert_allclose(weights_of(scaler).ravel(), [-2.08, -1.04], rtol=1e-12)
+    assert scale(scaler, "t")[0] == pytest.approx([math.sqrt(0.14 / 3) / 3], rel=1e-12)
+
+
+def test_mean_of_each_type_of_atom():
+    systems = [system(8), system(1, 8, 1)]
+    target = atom_target([1.0, 2.0, 6.0, NAN], atom_samples(1, 3))
+    with pytest.warns(UserWarning, match="type 1"):
+        scaler = fit(systems, {"t": target}, baseline=FITTED)
+    # O: 1 and 6, mean 3.5, spread 2.5. H: 2 alone, which leaves nothing; its scale is the RMS
+    # over all three entries, sqrt(12.5 / 3).
+    np.testing.assert_allclose(weights_of(scaler).ravel(), [2, 3.5], rtol=1e-15)
+    assert scale(scaler, "t") == [pytest.approx([math.sqrt(12.5 / 3)]), pytest.approx([2.5])]
+
+
+def test_means_leave_the_spread():
+    systems = [system(8), system(1, 8, 1)]
+    target = atom_target([1.0, 2.0, 6.0, 7.0], atom_samples(1, 3))
+    scaler = fit(systems, {"t": target}, baseline=FITTED)
+    # H: 2 and 7, mean 4.5, spread 2.5. O: 1 and 6, mean 3.5, spread 2.5.
+    assert scale(scaler, "t") == [pytest.approx([2.5]), pytest.approx([2.5])]
+    values = scaler.convert(systems, {"t": target})["t"].block().values
+    np.testing.assert_allclose(values.ravel().numpy(), [-1, -1, 1, 1], rtol=1e-14)
+
+
+def test_missing_value_leaves_the_fit_of_its_own_column():
+    values = np.stack([ENERGIES, ENERGIES**2, -ENERGIES], axis=1)
+    values[1, 1] = NAN
+    values[4, 2] = NAN
+    scaler = fit(SYSTEMS, {"t": structure_target(values)}, baseline=FITTED)
+    for column in range(3):
+        keep = ~np.isnan(values[:, column])
+        expected = np.linalg.lstsq(COUNTS[keep], values[keep, column])[0]
+        np.testing.assert_allclose(weights_of(scaler)[:, column], expected, rtol=1e-10)
+        left = (values[keep, column] - COUNTS[keep] @ expected) / COUNTS[keep].sum(1)
+        assert scale(scaler, "t")[0][column] == pytest.approx(
+            math.sqrt(math.fsum(left**2) / keep.sum()), rel=1e-9
+        )
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_cartesian_blocks_have_no_baseline(axes):
+    values = np.random.default_rng(0).normal(size=(5, *[3] * axes)) + 7
+    target = structure_target(values, components=cartesian(axes))
+    scaler = fit(SYSTEMS, {"t": target}, baseline=FITTED, intensive_targets=["t"])
+    assert scaler.targets["t"].weights == {}
+    expected = math.sqrt(math.fsum(values.ravel() ** 2) / values.size)
+    assert scale(scaler, "t")[0] == pytest.approx([expected], rel=1e-13)
+
+
+def test_only_the_invariant_block_of_a_spherical_target():
+    rng = np.random.default_rng(1)
+    values = {0: rng.normal(size=(5, 1, 1)) + 3, 2: rng.normal(size=(5, 5, 1)) + 3}
+    target = spherical(values, labels("system", range(5)))
+    scaler = fit(SYSTEMS, {"t": target}, baseline=FITTED)
+    assert list(scaler.targets["t"].weights) == [(0, 1)]
+    expected = np.linalg.lstsq(COUNTS, values[0].reshape(5))[0]
+    np.testing.assert_allclose(weights_of(scaler, key=(0, 1)).ravel(), expected, rtol=1e-11)
+
+
+def test_pseudoscalars_have_no_baseline():
+    target = spherical({(0, -1): np.full((5, 1, 1), 2.0)}, labels("system", range(5)))
+    scaler = fit(SYSTEMS, {"t": target}, baseline=FITTED, intensive_targets=["t"])
+    assert scaler.targets["t"].weights == {}
+    assert scale(scaler, "t") == [[2.0]]
+
+
+def rank_two(values, samples):
+    axes = [labels(f"o3_mu_{i}", [-1, 0, 1]) for i in (1, 2)]
+    names = ["o3_lambda_1", "o3_lambda_2", "o3_sigma_1", "o3_sigma_2"]
+    return TensorMap(labels(names, [[1, 1, 1, 1]]), [block(values, samples, axes)])
+
+
+def test_trace_of_a_rank_two_block_per_atom():
+    values = np.random.default_rng(2).normal(size=(4, 3, 3, 2)) + 5
+    systems, target = [system(8), system(1, 8, 1)], rank_two(values, atom_samples(1, 3))
+    scaler = fit(systems, {"t": target}, baseline=FITTED)
+    left = values.copy()
+    for rows in ([1, 3], [0, 2]):  # H, O
+        for p in range(2):
+            mean = math.fsum(values[i, m, m, p] for i in rows for m in range(3)) / 6
+            left[rows, :, :, p] -= mean * np.eye(3)
+    converted = scaler.convert(systems, {"t": target})["t"].block().values.numpy()
+    sigma = [math.sqrt(math.fsum((left[rows] ** 2).ravel()) / 36) for rows in ([1, 3], [0, 2])]
+    per_row = np.array([sigma[1], sigma[0], sigma[1], sigma[0]]).reshape(4, 1, 1, 1)
+    np.testing.assert_allclose(converted, left / per_row, rtol=1e-12, atol=1e-14)
+
+
+def test_trace_of_a_rank_two_block_per_structure():
+    values = np.random.default_rng(3).normal(size=(5, 3, 3, 1)) + 5
+    target = rank_two(values, labels("system", range(5)))
+    scaler = fit(SYSTEMS, {"t": target}, baseline=FITTED, intensive_targets=["t"])
+    diagonal = values[:, range(3), range(3), 0]
+    expected = np.linalg.lstsq(np.repeat(COUNTS, 3, axis=0), diagonal.ravel())[0]
+    np.testing.assert_allclose(weights_of(scaler, key=(1, 1, 1, 1)).ravel(), expected, rtol=1e-11)
+    left = values - (COUNTS @ expected).reshape(5, 1, 1, 1) * np.eye(3).reshape(1, 3, 3, 1)
+    sigma = math.sqrt(math.fsum((left**2).ravel()) / left.size)
+    assert scale(scaler, "t")[0] == pytest.approx([sigma], rel=1e-12)
+
+
+def test_trace_baseline_is_equivariant():
+    # Rotating the data rotates what is left: the trace part is a multiple of the identity.
+    rng = np.random.default_rng(4)
+    values, rotation = rng.normal(size=(4, 3, 3)) + 5, np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    turned = rotation @ values @ rotation.T
+    systems, left = [system(8), system(1, 8, 1)], []
+    for numbers in (values, turned):
+        target = rank_two(numbers[..., None], atom_samples(1, 3))
+        scaler = fit(systems, {"t": target}, baseline=FITTED)
+        left.append(scaler.convert(systems, {"t": target})["t"].block().values[..., 0].numpy())
+    np.testing.assert_allclose(left[1], rotation @ left[0] @ rotation.T, rtol=1e-11, atol=1e-12)
+
+
+def test_fixed_baseline():
+    fixed = CompositionBaseline(fixed={"t": {"1": -13, 8: -2041.8}})
+    target = structure_target([-2042.0, -2070.0, -4140.0])
+    scaler = fit(water_family(), {"t": target}, baseline=fixed)
+    # Left: -2042 + 2041.8 = -0.2; -2070 + 26 + 2041.8 = -2.2; -4140 + 52 + 4083.6 = -4.4.
+    left = [-0.2, -2.2 / 3, -4.4 / 6]
+    expected = math.sqrt(math.fsum(x * x for x in left) / 3)
+    assert scale(scaler, "t")[0] == pytest.approx([expected], rel=1e-10)
+
+
+def test_fixed_baseline_per_atom():
+    fixed = CompositionBaseline(fixed={"q": {1: 0.5, 8: -1}})
+    target = atom_target([-1.5, 0.75, -3.0, 1.5], atom_samples(1, 3), "q")
+    scaler = fit(water_family()[:2], {"q": target}, baseline=fixed)
+    # H: 0.25 and 1.0; O: -0.5 and -2.0.
+    assert scale(scaler, "q") == [
+        pytest.approx([math.sqrt((0.0625 + 1) / 2)]),
+        pytest.approx([math.sqrt((0.25 + 4) / 2)]),
+    ]
+
+
+def test_other_targets_of_a_fixed_baseline_are_fitted():
+    fixed = CompositionBaseline(fixed={"energy": {1: -13, 8: -2041.8}})
+    targets = {
+        "energy": structure_target([-2042.0, -2070.0, -4140.0]),
+        "gap": structure_target([1.0, 5.0, 2.0]),
+    }
+    scaler = fit(water_family(), targets, baseline=fixed)
+    expected = np.linalg.lstsq(np.array([[0, 1], [2, 1], [4, 2]]), np.array([1.0, 5, 2]))[0]
+    np.testing.assert_allclose(weights_of(scaler, "gap").ravel(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("target", "fixed", "message"),
+    [
+        (structure_target([1.0, 2.0, 3.0]), {8: 1.0}, r"no number for the atomic types \[1\]"),
+        (structure_target([[1.0, 2.0]] * 3), {1: 1.0, 8: 1.0}, "expected a single property, got 2"),
+        (
+            structure_target(np.ones((3, 3)), components=cartesian()),
+            {1: 1.0, 8: 1.0},
+            "expected a target with an invariant part",
+        ),
+    ],
+)
+def test_fixed_baseline_that_does_not_suit(target, fixed, message):
+    with pytest.raises(ValueError, match=f"fixed_baseline of target 't'.*{message}"):
+        fit(water_family(), {"t": target}, baseline=CompositionBaseline(fixed={"t": fixed}))
+
+
+def test_fixed_baseline_of_an_unknown_target():
+    with pytest.raises(ValueError, match=r"fixed_baseline names the target 'energi'.*mean 'energy'"):
+        fit(
+            [system(8)],
+            {"energy": structure_target([1.0])},
+            baseline=CompositionBaseline(fixed={"energi": {8: 1.0}}),
+        )
+
+
+def test_no_baseline():
+    target = structure_target([-2042.0, -2070.0, -4140.0])
+    scaler = fit(water_family(), {"t": target, "f": forces(np.ones((10, 3)), 1, 3, 6)})
+    assert scaler.targets["t"].weights == {}
+    per_atom = [2042, 690, 690]
+    assert scale(scaler, "t")[0] == pytest.approx(
+        [math.sqrt(math.fsum(x * x for x in per_atom) / 3)], rel=1e-14
+    )
+
+
+def test_large_totals_against_two_passes():
+    rng = np.random.default_rng(7)
+    systems = [
+        system(*[1] * int(h), *[6] * int(c), *[8] * int(o))
+        for h, c, o in rng.integers(1, 9, (60, 3))
+    ]
+    types = (1, 6, 8)
+    counts = np.array([[list(s.types.tolist()).count(z) for z in types] for s in systems], float)
+    totals = counts @ [-16.5, -1036.2, -2043.7] * 5 + 1e-3 * counts.sum(1) * rng.normal(size=60)
+    scaler = fit(systems, {"t": structure_target(totals)}, baseline=FITTED)
+    # Two honest passes: subtract a guess first, so that the second pass works on small numbers.
+    weights = np.linalg.lstsq(counts, totals)[0]
+    correction = np.linalg.lstsq(counts, totals - counts @ weights)[0]
+    left = (totals - counts @ (weights + correction)) / counts.sum(1)
+    expected = math.sqrt(math.fsum(left**2) / 60)
+    assert abs(totals).max() > 1e5
+    assert expected == pytest.approx(1e-3, rel=0.3)
+    assert scale(scaler, "t")[0] == pytest.approx([expected], rel=1e-8)

@@ -1,0 +1,89 @@
+"""Settings as users write them."""
+
+import re
+
+import pytest
+
+from lightning_scaler.settings import (
+    UnseenTypes,
+    check_choice,
+    check_names,
+    fixed_baseline,
+    fixed_scales,
+    list_of_names,
+)
+
+
+def test_keys_of_yaml_and_python_become_integers():
+    given = {"energy": 1, "forces": {"1": 2, 8: 1.1, " 6 ": 0.5}}
+    plain = fixed_scales(given)
+    assert plain == {"energy": 1.0, "forces": {1: 2.0, 8: 1.1, 6: 0.5}}
+    assert isinstance(plain["energy"], float)
+    assert all(type(key) is int for key in plain["forces"])
+    assert given == {"energy": 1, "forces": {"1": 2, 8: 1.1, " 6 ": 0.5}}
+
+
+@pytest.mark.parametrize("nothing", [None, {}])
+def test_no_fixed_scales(nothing):
+    assert fixed_scales(nothing) == {}
+    assert fixed_baseline(nothing) == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (0, "fixed_scales of target 'energy': expected a positive number, got 0"),
+        (-0.5, "expected a positive number, got -0.5"),
+        (float("nan"), "expected a finite number, got nan"),
+        (float("inf"), "expected a finite number, got inf"),
+        (True, "expected a number, got True"),
+        ("0.5", "expected a number, got '0.5'"),
+        (None, "expected a number, got None"),
+        ([0.5], "expected a number"),
+        ({1: 0.2, "1": 0.3}, "type 1 is given twice"),
+        ({1: 0.2, "01": 0.3}, "type 1 is given twice"),
+        ({"H": 0.2}, "expected an atomic type (an integer), got 'H'"),
+        ({1.5: 0.2}, "expected an atomic type (an integer), got 1.5"),
+        ({-1: 0.2}, "expected an atomic type (an integer), got -1"),
+        ({True: 0.2}, "expected an atomic type (an integer), got True"),
+        ({8: -1.0}, "expected a positive number, got -1.0"),
+        ({8: float("inf")}, "type 8: expected a finite number, got inf"),
+    ],
+)
+def test_bad_fixed_scales(value, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fixed_scales({"energy": value})
+
+
+def test_fixed_baseline_may_be_negative_or_zero():
+    assert fixed_baseline({"energy": {"1": -13, 8: 0}}) == {"energy": {1: -13.0, 8: 0.0}}
+
+
+def test_fixed_baseline_is_per_type():
+    with pytest.raises(ValueError, match=r"expected a number per atomic type, .* got -13.6"):
+        fixed_baseline({"energy": -13.6})
+
+
+def test_fixed_baseline_must_be_finite():
+    with pytest.raises(ValueError, match=r"fixed_baseline of target 'energy', type 1: .*finite"):
+        fixed_baseline({"energy": {1: float("nan")}})
+
+
+def test_a_string_is_no_list_of_names():
+    assert list_of_names("targets", ["energy"]) == ("energy",)
+    with pytest.raises(TypeError, match="targets: expected a list of names, got the string 'ene"):
+        list_of_names("targets", "energy")
+
+
+def test_choices():
+    check_choice("unseen_types", "pooled", UnseenTypes)
+    with pytest.raises(ValueError, match=r"unseen_types: expected one of .*'pooled'.* got 'pool'"):
+        check_choice("unseen_types", "pool", UnseenTypes)
+
+
+def test_unknown_names_suggest_the_nearest():
+    check_names("fixed_scales", ["energy"], ["energy", "forces"])
+    with pytest.raises(ValueError, match=r"fixed_scales names the target 'enrgy'.*mean 'energy'"):
+        check_names("fixed_scales", ["enrgy"], iter(["energy", "forces"]))
+    with pytest.raises(ValueError, match=r"known: \['dipole'\]"):
+        check_names("fixed_scales", ["xyz"], ["dipole"])

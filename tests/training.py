@@ -1,0 +1,218 @@
+"""A small data set and a small network, for runs of a real Trainer."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from builders import atom_samples, cartesian, labels
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from metatensor.torch import TensorBlock, TensorMap
+from metatomic.torch import System
+from torch.utils.data import DataLoader
+
+from lightning_scaler import TargetScaler, TargetScalingMixin
+
+TYPES = torch.tensor([1, 6, 8])
+
+Targets = dict[str, TensorMap]
+
+
+def tensormap(
+    names: str | list[str], keys: Any, values: list[torch.Tensor], samples: Any, components: Any
+) -> TensorMap:
+    """Blocks with one property each, in the order of the keys."""
+    blocks = [
+        TensorBlock(v[..., None], samples, list(c), labels("property", [0]))
+        for v, c in zip(values, components, strict=True)
+    ]
+    return TensorMap(labels(names, keys), blocks)
+
+
+def mu(degree: int) -> list[Any]:
+    return [labels("o3_mu", range(-degree, degree + 1))]
+
+
+def target_maps(counts: Sequence[int], numbers: dict[str, Any]) -> Targets:
+    """The four targets of a batch of systems of these sizes, from plain tensors."""
+    structures, atoms = labels("system", range(len(counts))), atom_samples(*counts)
+    rows = [[i, i, atom] for i, count in enumerate(counts) for atom in range(count)]
+    energy = TensorBlock(numbers["energy"][:, None], structures, [], labels("property", [0]))
+    energy.add_gradient(
+        "positions",
+        TensorBlock(
+            numbers["gradient"][..., None],
+            labels(["sample", "system", "atom"], rows),
+            cartesian(),
+            energy.properties,
+        ),
+    )
+    polarizability = tensormap(
+        ["o3_lambda", "o3_sigma"],
+        [[0, 1], [2, 1]],
+        [numbers["polarizability"][:, :1], numbers["polarizability"][:, 1:]],
+        structures,
+        [mu(0), mu(2)],
+    )
+    return {
+        "energy": TensorMap(labels("_", [0]), [energy]),
+        "dipole": tensormap("_", [0], [numbers["dipole"]], structures, [cartesian()]),
+        "polarizability": polarizability,
+        "charges": tensormap("_", [0], [numbers["charges"]], atoms, [[]]),
+    }
+
+
+class SmallDataset(torch.utils.data.Dataset):
+    """Random molecules whose labels are smooth functions of the positions; counts its reads.
+
+    ``factors`` multiply targets (a change of units), ``total`` is added to the energy per atom.
+    """
+
+    def __init__(
+        self, size: int, seed: int = 0, factors: dict[str, float] | None = None, total: float = -1e3
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.reads: list[int] = []
+        self.items = []
+        factors = factors or {}
+        for index in range(size):
+            n_atoms = 1 + (index * 7) % 5
+            chosen = torch.randint(0, 3, (n_atoms,), generator=generator)
+            r = torch.randn(n_atoms, 3, generator=generator, dtype=torch.float64)
+            k = 1.0 + chosen.double()
+            numbers = {
+                "energy": ((k * r.square().sum(1)).sum() + total * k.sum()).reshape(1),
+                "gradient": 2 * k[:, None] * r,
+                "dipole": 0.2 * (k[:, None] * r).sum(0)[None],
+                "polarizability": torch.cat(
+                    [
+                        30 * k.sum().reshape(1) + r.square().sum(),
+                        torch.randn(5, generator=generator).double(),
+                    ]
+                )[None],
+                "charges": 0.1 * k * r[:, 0] + 0.3 * k,
+            }
+            for name, factor in factors.items():
+                for part in (name, "gradient") if name == "energy" else (name,):
+                    numbers[part] = numbers[part] * factor
+            system = System(
+                TYPES[chosen].int(), r, torch.zeros(3, 3).double(), torch.tensor([False] * 3)
+            )
+            self.items.append((system, numbers))
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        self.reads.append(index)
+        return self.items[index]
+
+
+def collate(items: Sequence[Any]) -> dict[str, Any]:
+    systems = [system for system, _ in items]
+    numbers = {name: torch.cat([n[name] for _, n in items]) for name in items[0][1]}
+    return {"system": systems, **target_maps([len(s) for s in systems], numbers)}
+
+
+class SmallData(LightningDataModule):
+    """Loaders over the small data set, the training one shuffled with an incomplete last batch."""
+
+    def __init__(
+        self,
+        size: int = 22,
+        batch_size: int = 4,
+        collate_fn: Callable[[Any], Any] = collate,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.collate_fn = batch_size, collate_fn
+        self.train, self.held_out = SmallDataset(size, 0, **options), SmallDataset(9, 1, **options)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(
+            self.train, batch_size=self.batch_size, shuffle=True, collate_fn=self.collate_fn
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.held_out, batch_size=self.batch_size, collate_fn=self.collate_fn)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        return self.val_dataloader()
+
+
+class PlainNet(LightningModule):
+    """Energies by autograd, and the other targets, from a few weights per atomic type."""
+
+    def __init__(self, lr: float = 0.05) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        torch.manual_seed(3)
+        self.weights = torch.nn.Parameter(torch.randn(3, 4))
+        self.matrix = torch.nn.Parameter(torch.randn(3, 5))
+        self.forward_dtypes: set[torch.dtype] = set()
+
+    def forward(self, systems: Sequence[System]) -> Targets:
+        counts = [len(system) for system in systems]
+        owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+        types = torch.cat([system.types for system in systems])
+        weights = self.weights[(types[:, None] == TYPES).long().argmax(1)]
+        matrix = self.matrix[(types[:, None] == TYPES).long().argmax(1)]
+        with torch.enable_grad():
+            r = torch.cat([s.positions for s in systems]).detach().requires_grad_()
+            self.forward_dtypes.add(r.dtype)
+            of_atoms = weights[:, 0] * r.square().sum(1) + weights[:, 1]
+            (gradient,) = torch.autograd.grad(of_atoms.sum(), r, create_graph=self.training)
+
+        def summed(values: torch.Tensor) -> torch.Tensor:
+            return values.new_zeros(len(counts), *values.shape[1:]).index_add_(0, owner, values)
+
+        numbers = {
+            "energy": summed(of_atoms),
+            "gradient": gradient,
+            "dipole": summed(weights[:, 2:3] * r),
+            "polarizability": summed(torch.cat([weights[:, 3:], matrix], 1)),
+            "charges": weights[:, 1] * r[:, 0] + weights[:, 2],
+        }
+        return target_maps(counts, numbers)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return self(batch["system"])["energy"].block().values.square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=self.hparams["lr"])
+
+
+class SmallNet(TargetScalingMixin, PlainNet):
+    """The network with target scaling; remembers the losses of its training steps."""
+
+    def __init__(self, lr: float = 0.05) -> None:
+        super().__init__(lr=lr)
+        self.losses: list[float] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.losses.append(loss.item())
+        return loss
+
+
+def quiet_trainer(folder: Path, **options: Any) -> Trainer:
+    """A real Trainer on the CPU without logger, bars or checkpoints, unless asked for."""
+    defaults: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": folder,
+    }
+    return Trainer(**{**defaults, **options})
+
+
+def scaler_callback(**options: Any) -> TargetScaler:
+    """TargetScaler for the small data: dipole and polarizability are told per structure."""
+    return TargetScaler(**{"intensive_targets": ["dipole", "polarizability"], **options})
