@@ -1,9 +1,12 @@
 """What ``lightning-scaler-train`` does once its configuration is there."""
 
+import logging
+import warnings
 from pathlib import Path
 from typing import Literal
 
 import metatensor.torch as mts
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch import LightningModule, Trainer, seed_everything
@@ -30,6 +33,10 @@ def run(config: DictConfig) -> None:
             f"task={config.task}: expected a checkpoint, got none; add ckpt_path=<file> (training "
             "writes last.ckpt into the folder of its run)"
         )
+    # About Lightning's use of torch; nothing that the one who reads it could change.
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    torch.set_num_threads(config.threads)
     seed_everything(config.seed, workers=True, verbose=False)
     data: MoleculesDataModule = instantiate(config.data)
     model: LightningModule = instantiate(config.model)

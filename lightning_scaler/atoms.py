@@ -178,19 +178,14 @@ def read_system_labels(
         for block in tensor.blocks()
         if block.samples.values.shape[1] <= 2 and not atoms.usual_rows(block.samples)
     ]
-    if not blocks:
-        return Reading(setting) if setting != "id" else _usual_or_ids(atoms, tensors)
     if setting == "position":
         return POSITION
-    by_id = _ids_by_first_appearance(atoms, tensors)
+    orders = [] if setting == "auto" and not blocks else _orders_of_ids(atoms, tensors)
     if setting == "id":
-        if by_id is None:
-            raise ValueError(
-                "system_labels='id': no block of the targets "
-                f"{sorted({name for name, _ in blocks})} covers each of the batch's {len(atoms)} "
-                "systems, so the order of the ids is unknown; add such a target to the batch"
-            )
-        return by_id
+        return _only_order(orders, atoms, needed=bool(blocks))
+    if not blocks:
+        return Reading("auto")
+    by_id = Reading("id", orders[0]) if len(orders) == 1 else None
     fits = [reading for reading in (POSITION, by_id) if reading and _fits(reading, blocks, atoms)]
     if len(fits) == 2:
         if all(_agree(fits, name, samples, atoms, exact) for name, samples in blocks):
@@ -203,22 +198,31 @@ def read_system_labels(
     if not fits:
         raise ValueError(
             "the system labels of the targets are neither positions in the batch of "
-            f"{len(atoms)} systems nor ids that one block has for each of them (target "
-            f"'{blocks[0][0]}', first labels {blocks[0][1].values[:4, 0].tolist()}); set "
+            f"{len(atoms)} systems nor ids that come in one order in every block that has them all "
+            f"(target '{blocks[0][0]}', first labels {blocks[0][1].values[:4, 0].tolist()}); set "
             "system_labels='position' or 'id' and see which rows do not fit"
         )
     return fits[0]
 
 
-def _usual_or_ids(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> Reading:
-    return _ids_by_first_appearance(atoms, tensors) or Reading(
-        "id", torch.arange(len(atoms), device=atoms.types.device)
+def _only_order(orders: list[torch.Tensor], atoms: Atoms, needed: bool) -> Reading:
+    if len(orders) == 1:
+        return Reading("id", orders[0])
+    if not orders and not needed:
+        return Reading("id", torch.arange(len(atoms), device=atoms.types.device))
+    found = f"they come in the orders {[order[:8].tolist() for order in orders]}"
+    raise ValueError(
+        "system_labels='id': expected a block of the targets that has a row for each of the "
+        f"batch's {len(atoms)} systems, in their order; {found if orders else 'there is none'}, so "
+        "which id belongs to which system is unknown; add such a target to the batch, or give its "
+        "rows in the order of the systems"
     )
 
 
-def _ids_by_first_appearance(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> Reading | None:
-    found: tuple[str, torch.Tensor] | None = None
-    for name, tensor in tensors.items():
+def _orders_of_ids(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> list[torch.Tensor]:
+    """The different orders in which blocks that cover every system have their ids."""
+    orders: list[torch.Tensor] = []
+    for tensor in tensors.values():
         for block in tensor.blocks():
             systems = block.samples.values[:, 0].long()
             ids, inverse = systems.unique(return_inverse=True)
@@ -226,16 +230,10 @@ def _ids_by_first_appearance(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> 
                 first = torch.full_like(ids, systems.numel())
                 rows = torch.arange(systems.numel(), device=systems.device)
                 first.scatter_reduce_(0, inverse, rows, "amin")
-                ids = ids[first.argsort()]
-                if found is not None and not torch.equal(found[1], ids):
-                    raise ValueError(
-                        "system_labels: the ids of the systems come in the order "
-                        f"{found[1].tolist()[:8]} in target '{found[0]}' and {ids.tolist()[:8]} in "
-                        f"target '{name}', so the order of the batch is unknown; give rows in the "
-                        "order of the systems"
-                    )
-                found = (name, ids)
-    return None if found is None else Reading("id", found[1])
+                order = ids[first.argsort()]
+                if not any(torch.equal(order, other) for other in orders):
+                    orders.append(order)
+    return orders
 
 
 def _fits(reading: Reading, blocks: list[tuple[str, Labels]], atoms: Atoms) -> bool:

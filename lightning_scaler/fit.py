@@ -57,6 +57,7 @@ def fit_target(
         [block.counts for block in blocks.values()],
         [_noise(block) for block in blocks.values()],
         per_target,
+        fixed if isinstance(fixed, float) else None,
         layout.single_property,
     )
     with_stand_ins = [
@@ -64,8 +65,6 @@ def fit_target(
         for own, pooled in zip(fitted.per_property, fitted.pooled_property, strict=True)
     ]
     stand_ins = torch.stack([fitted.pooled_target, torch.ones_like(fitted.pooled_target)])
-    if isinstance(fixed, float):
-        stand_ins[0] = fixed
     entries = sum(float(block.counts.sum()) for block in blocks.values())
     scales = TargetScales(
         layout=layout,
@@ -104,9 +103,7 @@ def _check_finite(layout: TargetLayout, squares: dict[Key, torch.Tensor]) -> Non
 
 
 def _noise(block: BlockStatistics) -> torch.Tensor:
-    # Only a difference with a baseline can leave rounding noise behind.
-    if block.means is None and not block.totals:
-        return torch.zeros_like(block.stored)
+    # Without a baseline the squares are those stored, and below it only where they are 0.
     return max(block.epsilon, ROUNDINGS_OF_THE_FIT) ** 2 * block.stored
 
 

@@ -12,7 +12,7 @@ def mean_squared_error(
     """The mean over terms of the mean squared error of each.
 
     A term is all values of a target, or one of its gradients. NaN entries of a target are missing;
-    they are taken out before the subtraction, so that no gradient sees them. A term without any
+    they are taken out before anything is squared, so that no gradient sees them. A term without any
     entry is left out.
 
     Args:
@@ -55,9 +55,10 @@ def _squared_error(
     def differences() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for prediction, target in pairs:
             missing = torch.isnan(target)
-            # Missing entries stand for themselves: no difference, no gradient, no wait for a GPU.
-            difference = prediction - torch.where(missing, prediction.detach(), target)
-            yield torch.where(missing, 0.0, difference).square().sum(), (~missing).sum()
+            # Indexing by a mask would make the host wait for a GPU. A NaN that `where` leaves out
+            # gives no gradient, as long as nothing but the difference comes before it.
+            difference = torch.where(missing, 0.0, prediction - target)
+            yield difference.square().sum(), (~missing).sum()
 
     squares, entries = zip(*differences(), strict=True)
     return torch.stack(squares).sum(), torch.stack(entries).sum()

@@ -309,7 +309,7 @@ class TargetScalingMixin(_Module):
     ) -> PhysicalUnits:
         # Groups share states between metrics, but Lightning logs and resets each by itself.
         metrics = MetricCollection(dict(self.configure_metrics().items()), compute_groups=False)
-        return PhysicalUnits(metrics, name, gradient, block).to(self.device)
+        return PhysicalUnits(metrics, name, gradient, block).train().to(self.device)
 
     def _working_dtype(self) -> torch.dtype:
         """The dtype of systems and of the loss: that of the module, float32 if it is shorter."""

@@ -166,6 +166,7 @@ def fit_scales(
     counts: list[torch.Tensor],
     noise: list[torch.Tensor],
     fixed: torch.Tensor | None = None,
+    fixed_pooled: float | None = None,
     single_property: bool = False,
 ) -> Fitted:
     r"""Per-target and per-property scales of one target from its sums of squares.
@@ -184,6 +185,7 @@ def fit_scales(
         noise: sums of squares below which the data of each block vanish, likewise.
         fixed: per-target scales that replace the fitted ones, ``(n_groups,)``; the per-property
             scales remain those against the data's own per-target RMS.
+        fixed_pooled: the same for the scale over all types.
         single_property: per-property scales are exactly 1.
 
     Source: documentation of metatrain, "Target scaling".
@@ -194,8 +196,8 @@ def fit_scales(
     number = torch.stack([n.sum(1) for n in counts]).sum(0)
     pooled = _root_mean(total.sum(), number.sum(), 1.0)
     data = torch.where(number > 0, _root_mean(total, number, pooled), 1.0)
-    data = torch.where((number > 0) & (total == 0.0), pooled, data)
     per_target = data if fixed is None else fixed
+    pooled_target = pooled if fixed_pooled is None else torch.full_like(pooled, fixed_pooled)
     per_property, pooled_property = [], []
     for s, n, zero in zip(squares, counts, vanishing, strict=True):
         if single_property:
@@ -206,8 +208,8 @@ def fit_scales(
         per_property.append(torch.where(n > 0, relative, 1.0 / per_target[:, None]))
         over_types = _root_mean(s.sum(0), n.sum(0), 1.0) / pooled
         over_types = torch.where(s.sum(0) == 0.0, 1.0, over_types)
-        pooled_property.append(torch.where(n.sum(0) > 0, over_types, 1.0 / pooled))
-    return Fitted(per_target, per_property, pooled, pooled_property, vanishing)
+        pooled_property.append(torch.where(n.sum(0) > 0, over_types, 1.0 / pooled_target))
+    return Fitted(per_target, per_property, pooled_target, pooled_property, vanishing)
 
 
 def _root_mean(

@@ -2,30 +2,33 @@
 
 from collections.abc import Mapping
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from .scaler import Scaler
 from .scales import TargetScales
 
-KINDS = {"structure": "structure", "atom": "atom", "pair": "atom pair"}
+KINDS = {"structure": "system", "atom": "atom", "pair": "pair"}
 
 # A table of all 89 types of a large data set would hide the rest.
 MOST_TYPES = 12
 
 
 def scales_table(scaler: Scaler) -> Table:
-    """The scales of all targets, in the units of the data; extensive targets are told per atom.
+    """The scales of all targets, in the units of the data.
 
-    "RMS" is over all entries as the data have them, "residual" once the baseline is off.
-    Per-property scales stand in the order of the blocks, one line for each, then of the properties.
+    "system/atom" are extensive targets, told per atom. "RMS" is over all entries as the data have
+    them, "residual" once the baseline is off. Per-property scales stand in the order of the blocks,
+    one line for each, then of the properties.
     """
-    title = "Target scales (units of the data)"
-    table = Table("Target", "Samples", title=title, title_justify="left")
-    for heading in ("RMS", "Residual", "Type", "Per-target", "Per-property"):
-        table.add_column(heading, justify="right")
+    table = _table("Target scales, in the units of the data")
+    for heading in ("Target", "Samples"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("RMS", "Residual", "Type", "Scale", "Per property"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, scales in scaler.targets.items():
-        kind = KINDS[scales.layout.kind] + (", per atom" if scales.extensive else "")
-        residual = f"{scales.rms_after:.4g}" if scales.weights else "none"
+        kind = KINDS[scales.layout.kind] + ("/atom" if scales.extensive else "")
+        residual = f"{scales.rms_after:.4g}" if scales.weights else "–"
         rows = list(enumerate(scales.types.tolist()))
         for row, atomic_type in rows[:MOST_TYPES]:
             head = (name, kind, f"{scales.rms_before:.4g}", residual) if row == 0 else ("",) * 4
@@ -37,7 +40,6 @@ def scales_table(scaler: Scaler) -> Table:
             )
         if len(rows) > MOST_TYPES:
             table.add_row(*("",) * 4, f"… {len(rows) - MOST_TYPES} more types", "", "")
-        table.add_section()
     return table
 
 
@@ -60,9 +62,11 @@ def errors_table(
         if metric.endswith("_per_atom"):
             per_atom.add(name)
         rows.setdefault(name, {})[metric.removesuffix("_per_atom")] = value
-    table = Table("Target", "Unit", title=title, title_justify="left")
+    table = _table(title)
+    for heading in ("Target", "Unit"):
+        table.add_column(heading, no_wrap=True)
     for heading in ("MAE", "RMSE", "RMSE / spread"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, row in rows.items():
         if "rmse" not in row and "mae" not in row:
             continue
@@ -75,6 +79,13 @@ def errors_table(
             "" if spread is None else f"{100 * spread:.1f} %",
         )
     return table
+
+
+def _table(title: str) -> Table:
+    """An empty table that does not waste the 80 columns of a log."""
+    return Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
 
 
 def _per_property(scales: TargetScales, row: int) -> str:

@@ -149,6 +149,25 @@ def test_merge_leaves_the_other_as_it_was():
     assert all(np.array_equal(before[name], after[name], equal_nan=True) for name in before)
 
 
+def test_empty_accumulator_takes_a_copy():
+    other = accumulated([([system(8)], {"e": structure_target([2.0])})])
+    first = ScaleAccumulator()
+    first.merge(other)
+    first.update([system(8)], {"e": structure_target([100.0])})
+    assert scale(other.compute(), "e") == [[2.0]]
+
+
+def test_names_that_only_the_other_has_seen():
+    first, other = ScaleAccumulator(targets=["force"]), ScaleAccumulator(targets=["force"])
+    other.update([system(8)], {"forces": forces([[1, 2, 3]], 1)})
+    by_state = first.fresh()
+    first.merge(other)
+    by_state.merge_state(other.state())
+    for merged in (first, by_state):
+        with pytest.raises(ValueError, match=r"never seen .*mean 'forces'\?"):
+            merged.compute()
+
+
 @FEW_DATA
 def test_compute_can_be_called_in_between():
     options = {"baseline": FITTED, "intensive_targets": ["alpha"]}

@@ -131,6 +131,19 @@ def test_blocks_that_give_the_ids_another_order(setting):
         read(isomers, setting, exact=True, charges=charges, energy=energy)
 
 
+def test_shuffled_atoms_beside_structures_in_the_usual_order():
+    # As ids, the two targets would give the systems different orders: only positions fit.
+    energy = structure_target([1.0, 2.0])
+    charges = atom_target([1.0, 2.0, 3.0, 4.0], [[1, 1], [1, 0], [0, 0], [1, 2]])
+    systems = [system(8), system(1, 8, 1)]
+    for exact in (False, True):
+        reading = read(systems, exact=exact, charges=charges, energy=energy)
+        assert reading.ids is None
+    # Offsets 0 and 1.
+    rows = reading.atom_rows("charges", charges.block().samples, atoms_of(systems))
+    assert rows.tolist() == [2, 1, 0, 3]
+
+
 def test_ids_numbered_by_first_appearance_not_by_size():
     charges = atom_target(torch.arange(6.0), [[8, 0], [5, 0], [5, 1], [5, 2], [6, 0], [6, 1]])
     reading = read(BATCH, charges=charges)
@@ -184,7 +197,7 @@ def test_neither_reading_fits():
 
 def test_ids_without_a_block_that_covers_all():
     with pytest.raises(
-        ValueError, match=r"system_labels='id': no block .*\['energy'\] covers each"
+        ValueError, match=r"system_labels='id': .* each of the batch's 3 systems.*there is none"
     ):
         read(BATCH, "id", energy=structure_target([1.0, 2.0], systems=[7, 9]))
 

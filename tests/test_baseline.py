@@ -223,7 +223,9 @@ def test_fixed_baseline_that_does_not_suit(target, fixed, message):
 
 
 def test_fixed_baseline_of_an_unknown_target():
-    with pytest.raises(ValueError, match=r"fixed_baseline names the target 'energi'.*mean 'energy'"):
+    with pytest.raises(
+        ValueError, match=r"fixed_baseline names the target 'energi'.*mean 'energy'"
+    ):
         fit(
             [system(8)],
             {"energy": structure_target([1.0])},

@@ -300,6 +300,35 @@ def test_pooled_scales_of_several_properties():
     np.testing.assert_allclose(loss.numpy(), [[1 / math.sqrt(70 / 4)] * 2], rtol=1e-14)
 
 
+def full_scale_of_unseen(values, fixed_scales=None):
+    training = atom_target(values, atom_samples(len(values)))
+    systems = [system(*(8, 1)[: len(values)])]
+    scaler = fit(systems, {"q": training}, fixed_scales=fixed_scales, unseen_types="pooled")
+    one = atom_target(np.ones((1, len(values[0]))), atom_samples(1))
+    physical = scaler.convert([system(6)], {"q": one}, "model", "physical")["q"]
+    return physical.block().values.flatten().tolist()
+
+
+@pytest.mark.filterwarnings("ignore:these data are zero")
+def test_pooled_scales_of_zeros_and_of_missing_properties():
+    # Over both types sqrt((16 + 4 + 0 + 0) / 4): that of the zeros; 1 where there are no data.
+    found = full_scale_of_unseen([[2.0, 0.0, NAN], [4.0, 0.0, NAN]])
+    assert found == pytest.approx([math.sqrt(10), math.sqrt(5), 1.0], rel=1e-14)
+
+
+def test_fixed_number_holds_for_unseen_types():
+    assert full_scale_of_unseen([[2.0], [4.0]], {"q": 7}) == pytest.approx([7])
+    # Of several properties: fixed * rms_p / sigma_data, over both types.
+    found = full_scale_of_unseen([[2.0, 1.0], [4.0, 7.0]], {"q": 7})
+    sigma = math.sqrt(70 / 4)
+    assert found == pytest.approx([7 * math.sqrt(10) / sigma, 7 * 5 / sigma], rel=1e-14)
+
+
+def test_fixed_number_leaves_the_full_scale_of_missing_properties():
+    found = full_scale_of_unseen([[2.0, NAN], [4.0, NAN]], {"q": 7})
+    assert found == pytest.approx([7, 1], rel=1e-14)
+
+
 def test_unseen_types_are_an_error():
     scaler = fit([system(8, 1)], {"q": atom_target([2.0, 4.0], atom_samples(2))})
     with pytest.raises(ValueError, match=r"target 'q': no scale for the atomic types \[6, 7\]"):
@@ -317,9 +346,9 @@ def test_type_without_weight_is_an_error_in_every_mode(mode):
     )
     carbon = [system(6), system(6, 8)]
     for source, space in (("physical", "loss"), ("loss", "physical"), ("model", "physical")):
-        with pytest.raises(ValueError, match=r"target 'e': no baseline for the atomic types \[6\]"):
+        with pytest.raises(ValueError, match=r"target 'e'.* no baseline for .* types \[6\]"):
             scaler.convert(carbon, {"e": structure_target([1.0, 2.0])}, source, space)
-        with pytest.raises(ValueError, match=r"target 'q': no .* for the atomic types \[6\]"):
+        with pytest.raises(ValueError, match=r"target 'q'.* no .* for .* types \[6\]"):
             scaler.convert(carbon, {"q": atom_target([1.0], [[0, 0]])}, source, space)
     # Where the baseline takes no part, neither does the weight.
     scaler.convert(carbon, {"e": structure_target([1.0, 2.0])}, "model", "loss")

@@ -23,8 +23,8 @@ def test_scales_are_told_per_type_with_the_rms_before_and_after():
     accumulator.update(systems, {"energy": structure_target([3.0, 15.0]), "charges": charges})
     lines = [line.split() for line in text_of(scales_table(accumulator.compute())).splitlines()]
     words = [[word for word in line if word != "│"] for line in lines]
-    assert ["energy", "structure,", "per", "atom", "4.123", "none", "all", "4.123", "1"] in words
-    assert ["charges", "atom", "2.398", "none", "1", "1.581", "1"] in words
+    assert ["energy", "system/atom", "4.123", "–", "all", "4.123", "1"] in words
+    assert ["charges", "atom", "2.398", "–", "1", "1.581", "1"] in words
     assert ["8", "3", "1"] in words
 
 

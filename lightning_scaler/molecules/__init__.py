@@ -1,0 +1,1 @@
+"""The embedded default: a real data set, its generator, a datamodule and an example model."""

@@ -1,0 +1,189 @@
+"""Tests of the example model: symmetries, forces, batches, dtypes."""
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from metatensor.torch import TensorMap
+from metatomic.torch import System
+from vesin.metatomic import NeighborList
+
+from lightning_scaler.molecules.dataset import neighbor_list_options
+from lightning_scaler.molecules.model import MoleculesModel
+from lightning_scaler.molecules.targets import TARGETS
+
+CUTOFF = 3.0
+ROTATION = torch.linalg.qr(
+    torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+).Q
+ROTATION = ROTATION * torch.linalg.det(ROTATION)
+INVERSION = -torch.eye(3, dtype=torch.float64)
+
+# Second-rank matrices of the components m = -2..2: xy, yz, z², xz, x²-y².
+_XX, _YY, _ZZ = (torch.diag(row) for row in torch.eye(3, dtype=torch.float64))
+QUADRUPOLES = torch.zeros(5, 3, 3, dtype=torch.float64)
+for m, (a, b) in zip((0, 1, 3), ((0, 1), (1, 2), (0, 2)), strict=True):
+    QUADRUPOLES[m, a, b] = QUADRUPOLES[m, b, a] = 2**-0.5
+QUADRUPOLES[2] = (2 * _ZZ - _XX - _YY) / 6**0.5
+QUADRUPOLES[4] = (_XX - _YY) / 2**0.5
+
+
+@pytest.fixture(scope="module")
+def built_once() -> Iterator[MoleculesModel]:
+    # e3nn rounds its coupling coefficients to the default dtype when a module is built.
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield MoleculesModel(channels=4, cutoff=CUTOFF)
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def model(built_once: MoleculesModel) -> MoleculesModel:
+    return copy.deepcopy(built_once)
+
+
+def make_system(types: list[int], positions: torch.Tensor) -> System:
+    system = System(
+        types=torch.tensor(types, dtype=torch.int32),
+        positions=positions,
+        cell=torch.zeros(3, 3, dtype=positions.dtype),
+        pbc=torch.zeros(3, dtype=torch.bool),
+    )
+    options = neighbor_list_options(CUTOFF)
+    system.add_neighbor_list(options, NeighborList(options, length_unit="angstrom").compute(system))
+    return system
+
+
+def make_systems(turn: torch.Tensor | None = None) -> list[System]:
+    """Three chiral clusters without any symmetry, one of them with pairs beyond the cutoff."""
+    generator = torch.Generator().manual_seed(2)
+    systems = []
+    for types in ([8, 1, 6, 7], [6, 9], [1, 7, 6, 8, 1, 1]):
+        positions = 1.4 * torch.randn(len(types), 3, dtype=torch.float64, generator=generator)
+        systems.append(make_system(types, positions if turn is None else positions @ turn.T))
+    return systems
+
+
+def tables(predictions: dict[str, TensorMap]) -> dict[str, torch.Tensor]:
+    """Values of every block, and the gradient, by name."""
+    found = {}
+    for name, tensor in predictions.items():
+        for i, block in enumerate(tensor.blocks()):
+            found[f"{name}/{i}"] = block.values.detach().squeeze(-1)
+    gradient = predictions["energy"][0].gradient("positions")
+    return {**found, "gradient": gradient.values.detach().squeeze(-1)}
+
+
+@pytest.mark.parametrize("turn", [ROTATION, INVERSION, -ROTATION], ids=["turn", "invert", "both"])
+def test_equivariance(model, turn):
+    before, after = tables(model(make_systems())), tables(model(make_systems(turn)))
+    for name, value in before.items():
+        if name in ("dipole/0", "gradient"):
+            value = value @ turn.T
+        elif name == "atomic_dipoles/0":  # y z x
+            value = (value[:, [2, 0, 1]] @ turn.T)[:, [1, 2, 0]]
+        elif name == "polarizability/1":
+            matrix = turn @ torch.einsum("nm,mab->nab", value, QUADRUPOLES) @ turn.T
+            value = torch.einsum("nab,mab->nm", matrix, QUADRUPOLES)
+        assert value.abs().max() > 1e-3
+        torch.testing.assert_close(after[name], value, rtol=0, atol=1e-8)
+
+
+def test_layouts(model):
+    predictions = model(make_systems())
+    assert set(predictions) == set(TARGETS)
+    for name, target in TARGETS.items():
+        assert predictions[name].keys == target.keys
+        for block, shape in zip(predictions[name].blocks(), target.shapes, strict=True):
+            assert tuple(block.values.shape) == (12 if target.per_atom else 3, *shape)
+            assert block.properties == target.properties
+    assert predictions["charges"][0].samples.values[4].tolist() == [1, 0]
+
+
+def test_gradient_is_the_derivative_of_the_energy(model):
+    types, step = [8, 1, 6, 7], 1e-4
+    positions = make_systems()[0].positions
+    analytic = model([make_system(types, positions)])["energy"][0].gradient("positions").values
+    for atom in range(len(types)):
+        for axis in range(3):
+            energies = []
+            for sign in (1, -1):
+                moved = positions.clone()
+                moved[atom, axis] += sign * step
+                energies.append(model([make_system(types, moved)])["energy"][0].values.item())
+            numeric = (energies[0] - energies[1]) / (2 * step)
+            assert analytic[atom, axis, 0].item() == pytest.approx(numeric, rel=1e-5, abs=1e-6)
+
+
+def test_outputs_vanish_smoothly_at_the_cutoff(model):
+    """Two atoms just inside the cutoff are as two atoms beyond it."""
+    energies = [
+        model([make_system([6, 8], torch.tensor([[0.0, 0, 0], [0, 0, distance]]))])["energy"][0]
+        for distance in (CUTOFF - 1e-3, CUTOFF + 1e-3)
+    ]
+    torch.testing.assert_close(energies[0].values, energies[1].values)
+    assert energies[0].gradient("positions").values.abs().max() < 1e-6
+
+
+def test_a_molecule_alone_is_as_in_a_batch(model):
+    systems = make_systems()
+    together = tables(model(systems))
+    owner = torch.tensor([len(s) for s in systems])
+    owner = torch.arange(len(systems)).repeat_interleave(owner)
+    for i, system in enumerate(systems):
+        for name, value in tables(model([system])).items():
+            rows = [i] if len(together[name]) == len(systems) else (owner == i)
+            torch.testing.assert_close(value, together[name][rows], rtol=0, atol=1e-10)
+
+
+def test_a_single_atom(model):
+    predictions = tables(model([make_system([8], torch.zeros(1, 3))]))
+    assert all(value.isfinite().all() for value in predictions.values())
+    assert not predictions["gradient"].any()
+
+
+def test_systems_are_left_untouched(model):
+    systems = make_systems()
+    before = [system.positions.clone() for system in systems]
+    model(systems)
+    for system, positions in zip(systems, before, strict=True):
+        assert not system.positions.requires_grad
+        assert torch.equal(system.positions, positions)
+
+
+def test_every_parameter_learns_from_all_targets_together(model):
+    predictions = model(make_systems())
+    gradient = predictions["energy"][0].gradient("positions").values
+    blocks = [block for tensor in predictions.values() for block in tensor.blocks()]
+    loss = sum(block.values.square().mean() for block in blocks) + gradient.square().mean()
+    loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_evaluation_without_gradients(model):
+    with_gradients = tables(model(make_systems()))
+    model.eval()
+    with torch.inference_mode(), torch.inference_mode(False), torch.no_grad():
+        predictions = model(make_systems())
+    assert not any(b.values.requires_grad for t in predictions.values() for b in t.blocks())
+    for name, value in tables(predictions).items():
+        torch.testing.assert_close(value, with_gradients[name])
+
+
+def test_single_precision_follows_double(model):
+    expected = tables(model(make_systems()))
+    predictions = model.float()([system.to(torch.float32) for system in make_systems()])
+    for name, value in tables(predictions).items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value.double(), expected[name], rtol=1e-3, atol=1e-4)
+
+
+def test_bfloat16_parameters_take_single_precision_systems(model):
+    predictions = model.bfloat16()([system.to(torch.float32) for system in make_systems()])
+    assert all(value.isfinite().all() for value in tables(predictions).values())
+
+
+def test_a_missing_neighbor_list_is_refused():
+    with pytest.raises(ValueError, match=r"neighbor list with cutoff 4.0.* cutoffs \[3.0\]"):
+        MoleculesModel(channels=4, layers=1, cutoff=4.0)(make_systems())

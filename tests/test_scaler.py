@@ -1,0 +1,241 @@
+"""The Scaler as a module: what it shows, how it is cast, copied, saved and restored."""
+
+import copy
+import pickle
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from builders import (
+    atom_samples,
+    atom_target,
+    atomic_basis,
+    fit,
+    labels,
+    spherical,
+    structure_target,
+    system,
+)
+
+from lightning_scaler import CompositionBaseline, ScaleAccumulator, Scaler
+
+SYSTEMS = [system(8), system(1, 8, 1), system(6, 8), system(1, 6, 1)]
+
+
+def data():
+    rng = np.random.default_rng(0)
+    return {
+        "energy": structure_target([-75.0, -76.4, -113.3, -39.1]),
+        "alpha": spherical(
+            {0: rng.normal(size=(4, 1, 2)) + 4, 2: rng.normal(size=(4, 5, 1))},
+            labels("system", [0, 1, 2, 3]),
+        ),
+        "charges": atom_target(rng.normal(size=(9, 2)), atom_samples(1, 3, 2, 3)),
+        "basis": atomic_basis(
+            {(1, 8): rng.normal(size=(3, 3, 2)), (1, 1): rng.normal(size=(4, 3, 1))},
+            {8: [[0, 0], [1, 1], [2, 1]], 1: [[1, 0], [1, 2], [3, 0], [3, 2]]},
+        ),
+    }
+
+
+def fitted(**options):
+    options = {"baseline": CompositionBaseline(), "intensive_targets": ["alpha"]} | options
+    return fit(SYSTEMS, data(), **options)
+
+
+def all_numbers(scaler):
+    shown = (scaler.per_target_scales, scaler.per_property_scales, scaler.scales)
+    scales = [b.values.flatten() for tensors in shown for t in tensors.values() for b in t.blocks()]
+    converted = scaler.convert(SYSTEMS, data(), "physical", "model")
+    scales += [b.values.flatten() for tensor in converted.values() for b in tensor.blocks()]
+    return torch.cat(scales)
+
+
+def assert_identical(first, second):
+    assert torch.equal(all_numbers(first), all_numbers(second))
+    assert list(first.targets) == list(second.targets)
+    assert first.settings == second.settings
+
+
+def test_not_fitted():
+    scaler = Scaler()
+    assert not scaler.fitted
+    assert scaler.scales == scaler.per_target_scales == scaler.per_property_scales == {}
+    energy = data()["energy"]
+    assert scaler.convert(SYSTEMS, {"energy": energy})["energy"] is energy
+    assert repr(scaler) == "Scaler(not fitted)"
+
+
+def test_what_is_shown():
+    scaler, targets = fitted(), data()
+    assert scaler.fitted
+    assert repr(scaler) == "Scaler(energy, alpha, charges, basis)"
+    for shown in (scaler.scales, scaler.per_target_scales, scaler.per_property_scales):
+        assert list(shown) == list(targets)
+        for name, tensor in shown.items():
+            assert tensor.keys == targets[name].keys
+            types = [-1] if name in ("energy", "alpha") else [1, 6, 8]
+            for block, like in zip(tensor.blocks(), targets[name].blocks(), strict=True):
+                assert block.samples == labels("atomic_type", types)
+                assert block.properties == like.properties
+                assert block.components == []
+                assert block.values.dtype == torch.float64
+                assert (block.values > 0).all()
+
+
+def test_product_of_both_is_the_full_scale():
+    scaler = fitted()
+    for name, full in scaler.scales.items():
+        for row, block in enumerate(full.blocks()):
+            first = scaler.per_target_scales[name].block(row).values
+            second = scaler.per_property_scales[name].block(row).values
+            torch.testing.assert_close(first * second, block.values, rtol=1e-15, atol=0)
+
+
+def test_neither_parameters_nor_buffers():
+    scaler = fitted()
+    assert list(scaler.parameters()) == list(scaler.buffers()) == []
+    assert list(scaler.state_dict()) == ["_extra_state"]
+
+
+@pytest.mark.parametrize(
+    "cast",
+    [
+        lambda module: module.half(),
+        lambda module: module.to(torch.bfloat16),
+        lambda module: module.float(),
+        lambda module: module.to("cpu", torch.float32),
+    ],
+)
+def test_casts_never_round_the_scales(cast):
+    holder = torch.nn.ModuleDict({"layer": torch.nn.Linear(2, 2), "scaler": fitted()})
+    before = all_numbers(holder["scaler"])
+    assert holder["layer"].weight.dtype == torch.float32
+    cast(holder)
+    assert torch.equal(all_numbers(holder["scaler"]), before)
+    assert all(
+        b.values.dtype == torch.float64
+        for t in holder["scaler"].scales.values()
+        for b in t.blocks()
+    )
+
+
+def test_scales_follow_the_device():
+    scaler = fitted().to("meta")
+    assert scaler.scales["energy"].block().values.device.type == "meta"
+    assert scaler.to_empty(device="cpu").scales["energy"].block().values.device.type == "cpu"
+
+
+def test_copies():
+    scaler = fitted()
+    assert_identical(copy.deepcopy(scaler), scaler)
+    assert_identical(pickle.loads(pickle.dumps(scaler)), scaler)
+
+
+def test_copy_goes_its_own_way():
+    scaler = fitted()
+    other = copy.deepcopy(scaler)
+    other.load_state_dict(Scaler().state_dict())
+    assert scaler.fitted
+    assert not other.fitted
+
+
+@pytest.mark.parametrize("unseen", ["error", "pooled", "identity"])
+def test_save_and_load(tmp_path, unseen):
+    fixed = CompositionBaseline({"energy": {1: -0.5, 6: -38, 8: -75}})
+    scaler = fitted(
+        fixed_scales={"energy": 2, "charges": {1: 1, 6: 2, 8: 3}},
+        baseline=fixed,
+        unseen_types=unseen,
+        system_labels="position",
+    )
+    scaler.save(tmp_path / "scaler.pt")
+    again = Scaler.load(tmp_path / "scaler.pt")
+    assert_identical(again, scaler)
+    assert again.settings.unseen_types == unseen
+    assert again.settings.system_labels == "position"
+    assert again.targets["energy"].fixed == 2.0
+    assert again.targets["charges"].fixed == {1: 1.0, 6: 2.0, 8: 3.0}
+    assert again.targets["energy"].fixed_weights == {1: -0.5, 6: -38.0, 8: -75.0}
+    assert again.targets["energy"].extensive
+    assert not again.targets["alpha"].extensive
+
+
+def test_saved_file_runs_no_pickled_code(tmp_path):
+    fitted().save(str(tmp_path / "scaler.pt"))
+    state = torch.load(tmp_path / "scaler.pt", weights_only=True)
+    assert state["version"] == 1
+
+
+def test_state_dict_of_a_module_that_holds_it(tmp_path):
+    def module(scaler):
+        return torch.nn.ModuleDict({"layer": torch.nn.Linear(2, 2), "scaler": scaler})
+
+    torch.save(module(fitted()).state_dict(), tmp_path / "model.pt")
+    again = module(Scaler())
+    again.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    assert_identical(again["scaler"], fitted())
+
+
+def test_old_state_dict_loads_as_not_fitted():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 2)
+            self.scaler = fitted()
+
+    model = Model()
+    old = OrderedDict((k, v) for k, v in model.state_dict().items() if "scaler" not in k)
+    names = list(old)
+    model.load_state_dict(old)
+    assert not model.scaler.fitted
+    assert list(old) == names
+
+
+def test_state_of_a_later_version():
+    state = fitted().get_extra_state()
+    state["version"] += 1
+    with pytest.raises(ValueError, match=r"version 1 or older, got version 2; update"):
+        Scaler().set_extra_state(state)
+
+
+def test_state_shares_nothing_that_changes():
+    scaler = fitted()
+    before = all_numbers(scaler)
+    other = Scaler()
+    other.set_extra_state(copy.deepcopy(scaler.get_extra_state()))
+    for tensor in other.scales.values():
+        for block in tensor.blocks():
+            block.values.fill_(7.0)
+    assert torch.equal(all_numbers(other), before)
+
+
+def test_unknown_spaces():
+    with pytest.raises(ValueError, match=r"source: expected one of .*'loss'.* got 'physic'"):
+        fitted().convert(SYSTEMS, data(), "physic", "loss")
+    with pytest.raises(ValueError, match=r"target: expected one of .*, got 'latent'"):
+        fitted().convert(SYSTEMS, data(), "physical", "latent")
+
+
+def test_reading_of_labels_is_kept(tmp_path):
+    systems = [system(8), system(1, 8, 1)]
+    accumulator = ScaleAccumulator(baseline=CompositionBaseline({"e": {1: -1.0, 8: -10.0}}))
+    accumulator.update(systems, {"e": structure_target([-11.0, -15.0], [7, 3])})
+    accumulator.compute().save(tmp_path / "scaler.pt")
+    scaler = Scaler.load(tmp_path / "scaler.pt")
+    assert scaler.settings.system_labels == "id"
+    # Ids now: O has -11 + 10, H2O has -15 + 12; per atom -1 and -1.
+    swapped = structure_target([-11.0, -15.0], [1, 0])
+    values = scaler.convert(systems, {"e": swapped})["e"].block().values
+    assert values.flatten().tolist() == pytest.approx([-1, -3])
+
+
+def test_later_updates_do_not_reach_a_scaler():
+    accumulator = ScaleAccumulator(baseline=CompositionBaseline(), intensive_targets=["alpha"])
+    accumulator.update(SYSTEMS, data())
+    scaler = accumulator.compute()
+    before = all_numbers(scaler)
+    accumulator.update(SYSTEMS[::-1], {"energy": structure_target([4.0, 3.0, 2.0, 1.0])})
+    accumulator.compute()
+    assert torch.equal(all_numbers(scaler), before)

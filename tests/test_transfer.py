@@ -1,0 +1,118 @@
+"""Systems and TensorMaps of a batch on their way to a device."""
+
+from collections import namedtuple
+
+import pytest
+import torch
+from builders import labels, structure_target, system
+from metatensor.torch import TensorBlock
+from metatomic.torch import NeighborListOptions
+
+from lightning_scaler.transfer import move_to_device
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+Named = namedtuple("Named", ["system", "energy", "extra"])
+
+
+def with_neighbors():
+    molecule = system(8, 1)
+    distance = molecule.positions[1] - molecule.positions[0]
+    names = ["first_atom", "second_atom", "cell_shift_a", "cell_shift_b", "cell_shift_c"]
+    pairs = TensorBlock(
+        distance.reshape(1, 3, 1),
+        labels(names, [[0, 1, 0, 0, 0]]),
+        [labels("xyz", [0, 1, 2])],
+        labels("distance", [0]),
+    )
+    molecule.add_neighbor_list(NeighborListOptions(3.0, full_list=False, strict=True), pairs)
+    molecule.add_data("example::charge", structure_target([1.0]))
+    return molecule
+
+
+def test_systems_are_cast_and_targets_are_not():
+    batch = {"system": [with_neighbors(), system(1)], "energy": structure_target([1.0, 2.0])}
+    moved = move_to_device(batch, CPU, torch.float32)
+    for before, after in zip(batch["system"], moved["system"], strict=True):
+        assert after.positions.dtype == after.cell.dtype == torch.float32
+        assert torch.equal(after.types, before.types)
+        assert before.positions.dtype == torch.float64
+    first = moved["system"][0]
+    options = first.known_neighbor_lists()[0]
+    assert first.get_neighbor_list(options).values.dtype == torch.float32
+    assert moved["energy"].block().values.dtype == torch.float64
+    assert moved["energy"].block().values.flatten().tolist() == [1, 2]
+
+
+def test_device():
+    energy = structure_target([1.0], gradient={"positions": [[[1, 2, 3]]]})
+    moved = move_to_device({"system": [system(8)], "energy": energy}, META, torch.float64)
+    assert moved["energy"].block().values.device == META
+    assert moved["energy"].block().gradient("positions").values.device == META
+    assert moved["system"][0].positions.device == META
+
+
+def test_other_members_are_left_alone():
+    tensor, words = torch.ones(2), ["a", "b"]
+    batch = Named([system(8)], structure_target([1.0]), {"t": tensor, "w": words, "n": None})
+    moved = move_to_device(batch, CPU, torch.float32)
+    assert type(moved) is Named
+    assert moved.extra["t"] is tensor
+    assert moved.extra["w"] == words
+    assert moved.extra["n"] is None
+    assert moved.system[0].positions.dtype == torch.float32
+
+
+@pytest.mark.parametrize("nested", [tuple, list])
+def test_nested_batches(nested):
+    batch = nested([[system(8)], {"energy": structure_target([1.0])}])
+    moved = move_to_device(batch, CPU, torch.float32)
+    assert type(moved) is nested
+    assert moved[0][0].positions.dtype == torch.float32
+
+
+def test_batches_made_in_inference_mode_can_be_used_by_autograd():
+    with torch.inference_mode():
+        batch = {
+            "system": [with_neighbors()],
+            "energy": structure_target(
+                [1.0],
+                gradient={"positions": [[[1, 2, 3], [4, 5, 6]]], "strain": torch.ones(1, 3, 3)},
+            ),
+        }
+        assert batch["energy"].block().values.is_inference()
+    moved = move_to_device(batch, CPU, torch.float64)
+    molecule, energy = moved["system"][0], moved["energy"].block()
+    assert isinstance(molecule, torch.ScriptObject)
+    pairs = molecule.get_neighbor_list(molecule.known_neighbor_lists()[0])
+    plain = [
+        molecule.types,
+        molecule.positions,
+        molecule.cell,
+        molecule.pbc,
+        pairs.values,
+        pairs.samples.values,
+        molecule.get_data("example::charge").block().values,
+        moved["energy"].keys.values,
+        energy.values,
+        energy.samples.values,
+        energy.properties.values,
+        energy.gradient("positions").values,
+        energy.gradient("positions").samples.values,
+        energy.gradient("strain").values,
+    ]
+    assert not any(tensor.is_inference() for tensor in plain)
+    positions = molecule.positions.clone().requires_grad_()
+    (positions.square().sum() * energy.values.sum()).backward()
+    assert positions.grad is not None
+    before = batch["energy"].block()
+    assert energy.samples == before.samples
+    assert torch.equal(energy.gradient("positions").values, before.gradient("positions").values)
+
+
+def test_systems_cast_in_inference_mode():
+    with torch.inference_mode():
+        molecule = system(8, 1)
+    moved = move_to_device([molecule], CPU, torch.float32)[0]
+    assert isinstance(moved.types, torch.Tensor)
+    for tensor in (moved.types, moved.positions, moved.cell, moved.pbc):
+        assert not tensor.is_inference()
