@@ -1,24 +1,13 @@
 """Shows the shared configs of this package to every Hydra application of the environment.
 
-Installed as ``hydra_plugins.lightning_scaler_searchpath``, where Hydra looks for plugins, and
-imports Hydra alone: every Hydra application pays for what stands here.
+Installed as ``hydra_plugins.lightning_scaler_searchpath``, where Hydra looks for plugins. Every
+Hydra application pays for what is imported here: nothing but Hydra and a path.
 """
-
-from importlib.util import find_spec
-from pathlib import Path
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-
-def configs_folder() -> Path | None:
-    """The folder of configs: beside the package in a checkout, inside it once installed."""
-    spec = find_spec("lightning_scaler")
-    if spec is None or spec.origin is None:
-        return None
-    package = Path(spec.origin).parent
-    folders = (package / "configs", package.parent / "configs")
-    return next((f for f in folders if (f / "callbacks" / "target_scaler.yaml").is_file()), None)
+from lightning_scaler.config_files import configs_folder
 
 
 class LightningScalerSearchPath(SearchPathPlugin):
@@ -26,6 +15,4 @@ class LightningScalerSearchPath(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Append the folder by its path; ``pkg://`` would import torch at every start."""
-        folder = configs_folder()
-        if folder is not None:
-            search_path.append("lightning_scaler", f"file://{folder}")
+        search_path.append("lightning_scaler", f"file://{configs_folder()}")

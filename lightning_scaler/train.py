@@ -3,14 +3,12 @@
 import hydra
 from omegaconf import DictConfig
 
-from .searchpath import configs_folder
-
-_CONFIGS = configs_folder()
+from .config_files import configs_folder
 
 
 @hydra.main(
     version_base="1.3",
-    config_path=None if _CONFIGS is None else str(_CONFIGS / "lightning_scaler"),
+    config_path=str(configs_folder() / "lightning_scaler"),
     config_name="train",
 )
 def main(config: DictConfig) -> None:

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from lightning_scaler import TargetScaler
-from lightning_scaler.searchpath import configs_folder
+from lightning_scaler.config_files import configs_folder
 
 COMMAND = Path(sys.executable).with_name("lightning-scaler-train")
 SHORT = ["trainer.max_epochs=1", "+trainer.limit_train_batches=2", "+trainer.limit_val_batches=1"]
