@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import torch
@@ -67,20 +68,26 @@ class Atoms:
 
     def to(self, device: torch.device | str) -> "Atoms":
         """The same atoms on another device."""
+        if self.types.device == torch.device(device):
+            return self
         return Atoms(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    @cached_property
+    def usual_labels(self) -> dict[int, torch.Tensor]:
+        """Labels of all systems, and of all atoms, in the order of the batch, by their width."""
+        atom = torch.arange(self.types.numel(), device=self.types.device)
+        atom = atom - self.offsets[self.system_of_atom]
+        system = torch.arange(len(self), device=self.types.device)
+        return {
+            1: system[:, None].to(torch.int32),
+            2: torch.stack([self.system_of_atom, atom], 1).to(torch.int32),
+        }
 
     def usual_rows(self, samples: Labels) -> bool:
         """Whether rows are those of all systems, or of all atoms, in the order of the batch."""
         values = samples.values
-        if values.shape[1] == 1:
-            return torch.equal(values[:, 0].long(), torch.arange(len(self), device=values.device))
-        if values.shape[1] != 2 or values.shape[0] != self.types.numel():
-            return False
-        atom = torch.arange(self.types.numel(), device=values.device)
-        atom = atom - self.offsets[self.system_of_atom]
-        return torch.equal(values[:, 0].long(), self.system_of_atom) and torch.equal(
-            values[:, 1].long(), atom
-        )
+        usual = self.usual_labels.get(values.shape[1])
+        return usual is not None and torch.equal(values, usual)
 
     def composition(self, types: torch.Tensor) -> torch.Tensor:
         """Atoms of each of ``types`` in every system, float64 ``(n_systems, n_types)``."""
@@ -94,6 +101,11 @@ class Atoms:
             accumulate=True,
         )
         return counts
+
+
+def read_atoms(systems: Sequence[HasTypes] | Atoms) -> Atoms:
+    """The atoms of the systems, unless these have been read already."""
+    return systems if isinstance(systems, Atoms) else Atoms.from_systems(systems)
 
 
 def find_types(types: torch.Tensor, among: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,6 +135,9 @@ class Reading:
         Raises:
             ValueError: for a row whose system or atom is not in the batch.
         """
+        if self.ids is None and atoms.usual_rows(samples):
+            usual = torch.arange(len(atoms), device=atoms.types.device)
+            return usual if samples.values.shape[1] == 1 else atoms.system_of_atom
         systems: torch.Tensor = samples.values[:, 0].long()
         if self.ids is None:
             found, known = systems, (systems >= 0) & (systems < len(atoms))
@@ -145,6 +160,8 @@ class Reading:
 
     def atom_rows(self, name: str, samples: Labels, atoms: Atoms) -> torch.Tensor:
         """Index among the batch's atoms of every row of a per-atom target, ``(n_samples,)``."""
+        if self.ids is None and atoms.usual_rows(samples):
+            return torch.arange(atoms.types.numel(), device=atoms.types.device)
         systems = self.positions(name, samples, atoms)
         atom: torch.Tensor = samples.values[:, 1].long()
         return atoms.offsets[systems] + atom

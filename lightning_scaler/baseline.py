@@ -58,7 +58,8 @@ class CompositionBaseline:
             return {key: _fitted(statistics.blocks[key]) for key in invariant}
         _check_fixed(layout, invariant, fixed, statistics.types.tolist())
         weights = [[fixed[atomic_type]] for atomic_type in statistics.types.tolist()]
-        return {key: torch.tensor(weights, dtype=torch.float64) for key in invariant}
+        of_types = torch.tensor(weights, dtype=torch.float64).reshape(-1, 1)
+        return dict.fromkeys(invariant, of_types)
 
 
 def _fitted(block: BlockStatistics) -> torch.Tensor:

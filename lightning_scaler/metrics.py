@@ -1,16 +1,15 @@
 """Torchmetrics in the units of the data set."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from metatensor.torch import TensorMap
+from metatensor.torch import TensorBlock, TensorMap
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.wrappers.abstract import WrapperMetric
 from typing_extensions import override
 
-from .atoms import POSITION, Atoms, HasTypes, read_system_labels
-from .conversion import convert_target
+from .atoms import POSITION, Atoms, HasTypes, read_atoms, read_system_labels
 from .matching import averaged, matched, positioned
 from .scaler import Scaler
 
@@ -74,13 +73,16 @@ class PhysicalUnits(WrapperMetric):
             systems: of the batch.
             predictions: loss space, by target name, ``system`` being the position in the batch.
             targets: loss space, by target name; NaN where missing.
+
+        Raises:
+            ValueError: without scales or predictions of the target, or for rows without one.
         """
         if self.target in targets:
-            self.update_physical(*physical_pair(self.target, scaler, systems, predictions, targets))
+            self.update_physical(_matched_pairs(self.target, scaler, systems, predictions, targets))
 
-    def update_physical(self, prediction: TensorMap, target: TensorMap) -> None:
-        """Take in one batch in physical units already, as :func:`physical_pair` gives it."""
-        entries = self._entries(prediction, target)
+    def update_physical(self, pairs: Sequence["PhysicalPair"]) -> None:
+        """Take in one batch in physical units already, as :func:`physical_pairs` gives it."""
+        entries = self._entries(pairs)
         if entries is not None:
             self.metric.update(*entries)
 
@@ -91,7 +93,7 @@ class PhysicalUnits(WrapperMetric):
         named.update(kwargs)
         if self.target not in named["targets"]:
             return None
-        entries = self._entries(*physical_pair(self.target, **named))
+        entries = self._entries(_matched_pairs(self.target, **named))
         return None if entries is None else self.metric(*entries)
 
     @override
@@ -110,48 +112,86 @@ class PhysicalUnits(WrapperMetric):
         parts = {"target": self.target, "gradient": self.gradient, "block": self.block}
         return ", ".join(f"{name}={value!r}" for name, value in parts.items() if value)
 
-    def _entries(
-        self, prediction: TensorMap, target: TensorMap
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def _entries(self, pairs: Sequence["PhysicalPair"]) -> tuple[torch.Tensor, torch.Tensor] | None:
         predicted, given = [], []
-        for row, key in enumerate(target.keys):
-            if any(key[name] != value for name, value in self.block.items()):
-                continue
-            ours, theirs = target.block_by_id(row), prediction.block_by_id(row)
-            if self.gradient is not None:
-                if self.gradient not in ours.gradients_list():
-                    continue
-                ours, theirs = ours.gradient(self.gradient), theirs.gradient(self.gradient)
-            present = ~torch.isnan(ours.values)
-            predicted.append(theirs.values[present])
-            given.append(ours.values[present])
+        for pair in pairs:
+            wrong_block = any(pair.key[name] != value for name, value in self.block.items())
+            if pair.gradient == self.gradient and not wrong_block:
+                present = ~torch.isnan(pair.target)
+                predicted.append(pair.prediction[present])
+                given.append(pair.target[present])
         if sum(entries.numel() for entries in given) == 0:
             return None
         return torch.cat(predicted), torch.cat(given)
 
 
-def physical_pair(
+class PhysicalPair(NamedTuple):
+    """Predicted and true numbers of a block, or of one of its gradients, in physical units."""
+
+    key: dict[str, int]
+    gradient: str | None
+    prediction: torch.Tensor
+    target: torch.Tensor
+
+
+def physical_pairs(
+    name: str, scaler: Scaler, atoms: Atoms, prediction: TensorMap, target: TensorMap
+) -> list[PhysicalPair]:
+    """Blocks and gradients of one target in physical units, without the baseline.
+
+    Args:
+        name: of the target.
+        scaler: gives its scales.
+        atoms: of the batch.
+        prediction: loss space, in the rows of the target and per atom where extensive.
+        target: loss space.
+
+    Returns:
+        Float64 tensors in the shapes of the blocks and gradients, detached.
+    """
+    atoms = atoms.to(target.device)
+    names = target.keys.names
+    pairs = []
+    for row, key in enumerate(target.keys.values.tolist()):
+        ours, theirs = target.block_by_id(row), prediction.block_by_id(row)
+        named, factor = dict(zip(names, key, strict=True)), _factor(name, scaler, atoms, ours)
+
+        def physical(values: torch.Tensor, of_rows: torch.Tensor) -> torch.Tensor:
+            shape = (-1, *[1] * (values.dim() - 1))
+            return values.detach().double() * of_rows.reshape(shape)
+
+        pairs.append(
+            PhysicalPair(
+                named, None, physical(theirs.values, factor), physical(ours.values, factor)
+            )
+        )
+        for parameter in ours.gradients_list():
+            gradient = ours.gradient(parameter)
+            of_rows = factor
+            if factor.numel() != 1:
+                of_rows = factor[gradient.samples.values[:, 0].long()]
+            numbers = (theirs.gradient(parameter).values, gradient.values)
+            pairs.append(PhysicalPair(named, parameter, *(physical(n, of_rows) for n in numbers)))
+    return pairs
+
+
+def _factor(name: str, scaler: Scaler, atoms: Atoms, block: TensorBlock) -> torch.Tensor:
+    """The per-target scale of every row, or the only one there is."""
+    scales = scaler.targets[name]
+    per_target = scales.per_target.to(atoms.types.device)
+    if scales.layout.kind != "atom":
+        return per_target[:1]
+    types = atoms.types[POSITION.atom_rows(name, block.samples, atoms)]
+    return per_target[scales.rows(types, scaler.settings.unseen_types)]
+
+
+def _matched_pairs(
     name: str,
     scaler: Scaler,
     systems: Sequence[HasTypes] | Atoms,
     predictions: Mapping[str, TensorMap],
     targets: Mapping[str, TensorMap],
-) -> tuple[TensorMap, TensorMap]:
-    """Prediction and target of one name in the same rows and in physical units, per atom.
-
-    Args:
-        name: of the target.
-        scaler: gives the per-target scales.
-        systems: of the batch.
-        predictions: loss space, by target name.
-        targets: loss space, by target name.
-
-    Returns:
-        Two float64 TensorMaps without the baseline.
-
-    Raises:
-        ValueError: without scales or predictions of the target, or for rows without one.
-    """
+) -> list[PhysicalPair]:
     if name not in scaler.targets:
         raise ValueError(
             f"no scales for the target '{name}', only for {sorted(scaler.targets)}; fit them with "
@@ -160,28 +200,11 @@ def physical_pair(
     if name not in predictions:
         raise ValueError(f"no prediction for the target '{name}', only for {sorted(predictions)}")
     target, prediction = targets[name], predictions[name]
-    atoms = systems if isinstance(systems, Atoms) else Atoms.from_systems(systems)
-    atoms = atoms.to(target.device)
+    atoms = read_atoms(systems).to(target.device)
     setting = scaler.settings.system_labels
     reading = read_system_labels(atoms, {name: target}, setting, exact=True)
     target = positioned(name, target, reading, atoms)
     prediction = matched(name, prediction, target)
     if scaler.targets[name].extensive:
         prediction, target = averaged(prediction, atoms), averaged(target, atoms)
-    return matched_to_physical(name, scaler, atoms, prediction, target)
-
-
-def matched_to_physical(
-    name: str, scaler: Scaler, atoms: Atoms, prediction: TensorMap, target: TensorMap
-) -> tuple[TensorMap, TensorMap]:
-    """As :func:`physical_pair`, for two that are matched and per atom already."""
-    scales, unseen_types = scaler.targets[name], scaler.settings.unseen_types
-
-    def physical(tensor: TensorMap) -> TensorMap:
-        tensor = tensor.to(dtype=torch.float64)
-        return convert_target(
-            scales, tensor, atoms, POSITION, "loss", "physical", False, unseen_types
-        )
-
-    with torch.no_grad():
-        return physical(prediction), physical(target)
+    return physical_pairs(name, scaler, atoms, prediction, target)

@@ -10,12 +10,12 @@ from metatensor.torch import TensorMap, detach
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 from typing_extensions import override
 
-from .atoms import POSITION, Atoms, HasTypes, read_system_labels
+from .atoms import POSITION, Atoms, HasTypes, read_atoms, read_system_labels
 from .batches import unpack
 from .conversion import convert_targets
 from .loss import mean_squared_error
 from .matching import averaged, matched, positioned
-from .metrics import PhysicalUnits, matched_to_physical
+from .metrics import PhysicalUnits, physical_pairs
 from .scaler import Scaler
 from .tensormap import is_tensormap, mask_entries
 from .transfer import move_to_device
@@ -27,6 +27,7 @@ else:
     _Module = object
 
 Tensors = Mapping[str, TensorMap]
+Systems = Sequence[HasTypes] | Atoms
 
 
 class TargetScalingMixin(_Module):
@@ -103,9 +104,14 @@ class TargetScalingMixin(_Module):
     # The parts of a step.
 
     def targets_to_loss(
-        self, systems: Sequence[HasTypes], targets: Tensors, masks: Tensors | None = None
+        self, systems: Systems, targets: Tensors, masks: Tensors | None = None
     ) -> dict[str, TensorMap]:
         """Targets in loss space, per atom where extensive, in the module's floating dtype.
+
+        Args:
+            systems: of the batch (or their :class:`Atoms`, read once for all parts of a step).
+            targets: physical space, by target name.
+            masks: by target name; ``False`` (or 0) where an entry is missing.
 
         Masked entries are NaN and ``system`` labels are positions in the batch. TensorMaps without
         scales pass through untouched.
@@ -116,15 +122,19 @@ class TargetScalingMixin(_Module):
             known[name] = mask_entries(name, known[name], masks[name])  # type: ignore[index]
         if not known:
             return dict(targets)
-        atoms = Atoms.from_systems(systems).to(next(iter(known.values())).device)
+        atoms = read_atoms(systems).to(next(iter(known.values())).device)
         setting = self.scaler.settings.system_labels
         reading = read_system_labels(atoms, known, setting, exact=True)
         known = {name: positioned(name, t, reading, atoms) for name, t in known.items()}
         in_loss = self._convert(atoms, known, "physical", "loss")
-        return {**targets, **{name: self._per_atom(name, t, atoms) for name, t in in_loss.items()}}
+        dtype = self._working_dtype()
+        return {
+            **targets,
+            **{name: self._per_atom(name, t, atoms).to(dtype=dtype) for name, t in in_loss.items()},
+        }
 
     def predictions_to_loss(
-        self, systems: Sequence[HasTypes], predictions: Tensors, targets: Tensors
+        self, systems: Systems, predictions: Tensors, targets: Tensors
     ) -> dict[str, TensorMap]:
         """Predictions in loss space, in the rows of the targets that the batch has.
 
@@ -142,7 +152,7 @@ class TargetScalingMixin(_Module):
                 "expected forward to give a dict of TensorMaps by target name, got "
                 f"{type(predictions).__name__}"
             )
-        atoms = Atoms.from_systems(systems)
+        atoms = read_atoms(systems)
         chosen = {}
         for name, target in targets.items():
             if name in self.scaler.targets and name not in predictions:
@@ -167,7 +177,7 @@ class TargetScalingMixin(_Module):
     def update_metrics(
         self,
         stage: str,
-        systems: Sequence[HasTypes],
+        systems: Systems,
         predictions: Tensors,
         targets: Tensors,
         dataloader_idx: int = 0,
@@ -181,17 +191,17 @@ class TargetScalingMixin(_Module):
             targets: of :meth:`targets_to_loss`.
             dataloader_idx: which of several loaders.
         """
-        atoms = Atoms.from_systems(systems)
+        atoms = read_atoms(systems)
         for name in predictions:
             extensive = self.scaler.targets[name].extensive
-            pair = matched_to_physical(name, self.scaler, atoms, predictions[name], targets[name])
+            pairs = physical_pairs(name, self.scaler, atoms, predictions[name], targets[name])
             for part, gradient, block in self._parts(name, targets[name]):
                 path = f"{name}/{part}" if part else name
                 key = f"{stage}/{dataloader_idx}/{path}".replace(".", "_")
                 if key not in self._metrics:
                     self._metrics[key] = self._new_metric(name, gradient, block)
                 metric = cast(PhysicalUnits, self._metrics[key])
-                metric.update_physical(*pair)
+                metric.update_physical(pairs)
                 per_atom = "_per_atom" if extensive and gradient != "positions" else ""
                 for metric_name, single in cast(MetricCollection, metric.metric).items():
                     if single.update_called:
@@ -247,7 +257,7 @@ class TargetScalingMixin(_Module):
             self._check_fitted()
             systems = self.unpack_batch(batch)[0]
             predictions = self(systems)
-            physical = self._convert(Atoms.from_systems(systems), predictions, "model", "physical")
+            physical = self._convert(read_atoms(systems), predictions, "model", "physical")
             return {name: detach(tensor) for name, tensor in physical.items()}
 
     @override
@@ -258,8 +268,9 @@ class TargetScalingMixin(_Module):
 
     def _step(self, stage: str, batch: Any, dataloader_idx: int = 0) -> torch.Tensor:
         systems, targets, masks = self.unpack_batch(batch)
-        targets = self.targets_to_loss(systems, targets, masks)
-        predictions = self.predictions_to_loss(systems, self(systems), targets)
+        atoms = read_atoms(systems)
+        targets = self.targets_to_loss(atoms, targets, masks)
+        predictions = self.predictions_to_loss(atoms, self(systems), targets)
         loss = self.compute_loss(predictions, targets)
         self.log(
             f"{stage}/loss",
@@ -270,7 +281,7 @@ class TargetScalingMixin(_Module):
             sync_dist=True,
             batch_size=len(systems),
         )
-        self.update_metrics(stage, systems, predictions, targets, dataloader_idx)
+        self.update_metrics(stage, atoms, predictions, targets, dataloader_idx)
         return loss
 
     def _convert(
@@ -285,9 +296,9 @@ class TargetScalingMixin(_Module):
         )
 
     def _per_atom(self, name: str, tensor: TensorMap, atoms: Atoms) -> TensorMap:
-        if self.scaler.targets[name].extensive:
-            tensor = averaged(tensor, atoms.to(tensor.device))
-        return tensor.to(dtype=self._working_dtype())
+        if not self.scaler.targets[name].extensive:
+            return tensor
+        return averaged(tensor, atoms.to(tensor.device))
 
     def _parts(
         self, name: str, target: TensorMap

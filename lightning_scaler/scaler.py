@@ -9,7 +9,14 @@ import torch
 from metatensor.torch import TensorMap
 from typing_extensions import override
 
-from .atoms import POSITION, Atoms, HasTypes, SystemLabels, read_system_labels
+from .atoms import (
+    POSITION,
+    Atoms,
+    HasTypes,
+    SystemLabels,
+    read_atoms,
+    read_system_labels,
+)
 from .conversion import convert_targets
 from .scales import TargetScales, Which
 from .settings import UnseenTypes, check_choice
@@ -125,8 +132,7 @@ class Scaler(torch.nn.Module):
         known = {name: tensor for name, tensor in tensors.items() if name in self.targets}
         if source == target or not known:
             return dict(tensors)
-        atoms = systems if isinstance(systems, Atoms) else Atoms.from_systems(systems)
-        atoms = atoms.to(next(iter(known.values())).device)
+        atoms = read_atoms(systems).to(next(iter(known.values())).device)
         reading = POSITION
         if source == "physical":
             reading = read_system_labels(atoms, known, self.settings.system_labels)
