@@ -151,6 +151,27 @@ class ScaleAccumulator:
         self._passed_over |= other._passed_over
         self._take(copy.deepcopy(other._statistics))
 
+    def all_fixed(self, fixed_scales: Numbers | None) -> bool:
+        """Whether the targets seen so far need no more data, all their numbers being given.
+
+        That is so if each has a single property and a fixed scale, and its baseline is none or
+        fixed; and each of the targets that must be fitted is among them.
+        """
+        fixed = plain_fixed_scales(fixed_scales)
+        layouts = {name: statistics.layout for name, statistics in self._statistics.items()}
+        if not layouts or not {*(self.targets or ())} <= layouts.keys():
+            return False
+        return all(
+            name in fixed
+            and layout.single_property
+            and (
+                self.baseline is None
+                or name in self.baseline.fixed
+                or not any(layout.invariance(key) for key in layout.blocks)
+            )
+            for name, layout in layouts.items()
+        )
+
     def compute(
         self,
         fixed_scales: Numbers | None = None,

@@ -151,14 +151,19 @@ class TargetScaler(Callback):
         )
         intensive_targets = [name for name in self.intensive_targets if asked_for(name)]
         accumulator = ScaleAccumulator(names, intensive_targets, baseline, self.system_labels)
-        read_training_data(trainer, module, accumulator, self.limit_batches)
+        fixed = {name: scale for name, scale in self.fixed_scales.items() if asked_for(name)}
+        if fixed:
+            # One batch shows the layouts, which is all that is needed where every number is given.
+            read_training_data(trainer, module, accumulator, limit_batches=1)
+        if not accumulator.all_fixed(fixed):
+            accumulator = accumulator.fresh()
+            read_training_data(trainer, module, accumulator, self.limit_batches)
         unseen_types: UnseenTypes = "pooled" if _quick(trainer) else self.unseen_types
         if _quick(trainer):
             rank_zero_info(
                 "fast_dev_run: the target scales come from a few batches, and types that are not "
                 "in them take the RMS over all types"
             )
-        fixed = {name: scale for name, scale in self.fixed_scales.items() if asked_for(name)}
         with warnings.catch_warnings():
             if not trainer.is_global_zero:
                 warnings.simplefilter("ignore")

@@ -94,7 +94,7 @@ def convert_target(
 
 
 def _factor(scales: TargetScales, key: Key, source: str, target: str) -> torch.Tensor:
-    """Scale between two spaces, ``(n_types + 2, n_properties)``, to divide or multiply by."""
+    """Scale between two spaces, ``(n_rows, n_properties)``, to divide or multiply by."""
     per_target = POWERS[target][0] != POWERS[source][0]
     per_property = POWERS[target][1] != POWERS[source][1]
     if per_target and per_property:

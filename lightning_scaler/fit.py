@@ -79,11 +79,20 @@ def fit_target(
         rms_before=_rms(sum(float(block.stored.sum()) for block in blocks.values()), entries),
         rms_after=_rms(sum(float(sums.sum()) for sums in squares.values()), entries),
     )
+    words = _in_words(layout, list(blocks), types, fitted)
+    if isinstance(fixed, dict) and layout.single_property:
+        # Nothing but the number is needed of a type, so those that the data lack have theirs too.
+        given = [z for z in sorted(fixed) if z not in types.tolist()]
+        more = torch.tensor([fixed[z] for z in given], dtype=torch.float64)
+        scales.given_types = torch.tensor(given, dtype=torch.int64)
+        scales.per_target = torch.cat([scales.per_target, more])
+        ones = torch.ones((len(scales.per_target), 1), dtype=torch.float64)
+        scales.per_property = dict.fromkeys(blocks, ones)
     if not enabled:
         scales.per_target = torch.ones_like(scales.per_target)
         scales.per_property = {k: torch.ones_like(v) for k, v in scales.per_property.items()}
         return scales, []
-    return scales, _in_words(layout, list(blocks), types, fitted)
+    return scales, words
 
 
 def _identity(layout: TargetLayout) -> tuple[torch.Tensor, dict[Key, torch.Tensor]]:

@@ -19,15 +19,17 @@ class TargetScales:
     """Scales and baseline weights of one target, float64 on the CPU.
 
     The tensors of scales have one row per type of :attr:`types`, then one of the RMS over all
-    types (for ``unseen_types="pooled"``) and one of ones (for ``"identity"``).
+    types (for ``unseen_types="pooled"``), one of ones (for ``"identity"``), and one per type of
+    :attr:`given_types`: ``n_rows`` in all.
 
     Attributes:
         layout: keys, components and properties of the target.
         extensive: whether values were divided by the number of atoms before the statistics.
         types: sorted atomic types, ``(n_types,)``; a single -1 unless the target is per-atom.
-        per_target: ``(n_types + 2,)``.
-        per_property: by key ``(n_types + 2, n_properties)``.
+        per_target: ``(n_rows,)``.
+        per_property: by key ``(n_rows, n_properties)``.
         fixed: the fixed per-target scale, if there is one.
+        given_types: sorted types that have a fixed scale and were not in the data.
         composition_types: sorted types of the baseline's weights, ``(n_composition_types,)``.
         weights: by key ``(n_composition_types, n_properties)``, for blocks with a baseline.
         fixed_weights: the fixed baseline of every type, if there is one.
@@ -41,6 +43,7 @@ class TargetScales:
     per_target: torch.Tensor
     per_property: dict[Key, torch.Tensor]
     fixed: FixedScale | None = None
+    given_types: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     composition_types: torch.Tensor = field(
         default_factory=lambda: torch.empty(0, dtype=torch.int64)
     )
@@ -50,7 +53,7 @@ class TargetScales:
     rms_after: float = 1.0
 
     def values(self, which: Which, key: Key) -> torch.Tensor:
-        """One kind of scale of a block, ``(n_types + 2, n_properties)``."""
+        """One kind of scale of a block, ``(n_rows, n_properties)``."""
         if which == "per_property":
             return self.per_property[key]
         per_target = self.per_target[:, None].expand_as(self.per_property[key])
@@ -73,10 +76,20 @@ class TargetScales:
     def rows(self, types: torch.Tensor, unseen_types: str) -> torch.Tensor:
         """Row of the scales for each atomic type, ``(n_atoms,)``.
 
+        A single-property target has its fixed scales for unseen types too.
+
         Raises:
             ValueError: for unseen types under ``"error"``.
         """
         rows, known = find_types(types, self.types.to(types.device))
+        if bool(known.all()):
+            return rows
+        n_types = self.types.numel()
+        if isinstance(self.fixed, float) and self.layout.single_property:
+            return torch.where(known, rows, n_types)
+        index, given = find_types(types, self.given_types.to(types.device))
+        rows = torch.where(given, n_types + 2 + index, rows)
+        known = known | given
         if bool(known.all()):
             return rows
         if unseen_types == "error":
@@ -86,7 +99,7 @@ class TargetScales:
                 f"not in the data of the fit (types {self.types.tolist()}); fit on data that have "
                 "them, or set unseen_types='pooled' or 'identity'"
             )
-        stand_in = self.types.numel() + (unseen_types == "identity")
+        stand_in = n_types + (unseen_types == "identity")
         return torch.where(known, rows, stand_in)
 
     def state(self) -> dict[str, Any]:

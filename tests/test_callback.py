@@ -210,6 +210,35 @@ def test_targets_that_restored_scales_lack_are_fitted_and_the_others_stay(tmp_pa
     assert torch.equal(ours, theirs)
 
 
+def test_where_every_number_is_given_one_batch_shows_the_layouts(tmp_path):
+    """Single-property targets without baseline: no pass, and the losses of a fit with the pass."""
+
+    class Charges(SmallNet):
+        def unpack_batch(self, batch):
+            systems, targets, masks = super().unpack_batch(batch)
+            return systems, {name: targets[name] for name in ("dipole", "charges")}, masks
+
+    runs = []
+    settings = {"intensive_targets": ["dipole"], "baseline": "none"}
+    for fixed in (None, "numbers"):
+        if fixed:
+            scaler = runs[0][0].scaler
+            charges = scaler.targets["charges"]
+            per_type = zip(charges.types.tolist(), charges.per_target.tolist(), strict=False)
+            fixed = {
+                "dipole": scaler.targets["dipole"].per_target[0].item(),
+                "charges": dict(per_type),
+            }
+        torch.manual_seed(0)
+        data, net = SmallData(), Charges()
+        callback = TargetScaler(fixed_scales=fixed, **settings)
+        quiet_trainer(tmp_path, callbacks=[callback]).fit(net, data)
+        runs.append((net, len(data.train.reads)))
+    (fitted, reads), (given, fewer_reads) = runs
+    assert (reads, fewer_reads) == (22 + 22, 4 + 22)
+    assert given.losses == fitted.losses
+
+
 def test_disabled_scaling_has_scales_of_one_and_the_same_baseline(tmp_path):
     on, off = SmallNet(), SmallNet()
     quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(on, SmallData())

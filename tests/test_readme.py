@@ -1,0 +1,40 @@
+"""The README keeps its word."""
+
+import re
+from pathlib import Path
+
+import torch
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_the_first_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    shorter = first.replace("max_epochs=5", "max_epochs=1, limit_train_batches=2, logger=False")
+    assert shorter != first
+    torch.manual_seed(0)
+    names: dict = {}
+    exec(shorter, names)
+    energy = names["predictions"][0][0]["energy"].block()
+    assert energy.values.dtype == torch.float64
+    assert energy.values.max() < -25  # eV: the baseline is on
+
+
+def test_set_up_is_one_line_each():
+    commands = [line for line in README.splitlines() if line.startswith("python3.11 -m venv")]
+    assert len(commands) == 2
+    assert commands[0].endswith("&& .venv/bin/lightning-scaler-train")
+    assert commands[1].endswith("&& .venv/bin/pytest")
+
+
+def test_every_setting_of_the_callback_is_told():
+    import inspect
+
+    from lightning_scaler import TargetScaler
+
+    parameters = inspect.signature(TargetScaler.__init__).parameters.values()
+    for parameter in parameters:
+        if parameter.name != "self":
+            default = str(parameter.default).replace("'", '"')
+            assert f"`{parameter.name}={default}`" in README
