@@ -25,6 +25,24 @@ class HasTypes(Protocol):
         """Return the number of atoms."""
 
 
+class IdentifiedSystems(list[Any]):
+    """The systems of a batch that says which of the data set they are.
+
+    Args:
+        systems: of the batch.
+        sample_id: the id of each, an integer.
+    """
+
+    def __init__(self, systems: Sequence[HasTypes], sample_id: Sequence[int]) -> None:
+        if len(systems) != len(sample_id):
+            raise ValueError(
+                f"expected a sample_id for each of the {len(systems)} systems of the batch, got "
+                f"{len(sample_id)}"
+            )
+        super().__init__(systems)
+        self.sample_id = tuple(sample_id)
+
+
 @dataclass(frozen=True)
 class Atoms:
     """The atoms of a batch of systems, one after the other.
@@ -34,12 +52,14 @@ class Atoms:
         counts: number of atoms of every system, ``(n_systems,)`` int64.
         offsets: index of the first atom of every system, ``(n_systems,)`` int64.
         system_of_atom: position in the batch of every atom's system, ``(n_atoms,)`` int64.
+        sample_id: the id of every system in the data set, ``(n_systems,)``, where the batch says.
     """
 
     types: torch.Tensor
     counts: torch.Tensor
     offsets: torch.Tensor
     system_of_atom: torch.Tensor
+    sample_id: torch.Tensor | None = None
 
     @classmethod
     def from_systems(cls, systems: Sequence[HasTypes]) -> "Atoms":
@@ -55,11 +75,13 @@ class Atoms:
             )
         counts = torch.tensor([len(t) for t in per_system], dtype=torch.int64, device=device)
         positions = torch.arange(len(per_system), device=device)
+        sample_id = getattr(systems, "sample_id", None)
         return cls(
             types=types,
             counts=counts,
             offsets=counts.cumsum(0) - counts,
             system_of_atom=positions.repeat_interleave(counts, output_size=types.numel()),
+            sample_id=None if sample_id is None else torch.tensor(sample_id, device=device),
         )
 
     def __len__(self) -> int:
@@ -70,7 +92,8 @@ class Atoms:
         """The same atoms on another device."""
         if self.types.device == torch.device(device):
             return self
-        return Atoms(*(getattr(self, field.name).to(device) for field in fields(self)))
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Atoms(**{name: p if p is None else p.to(device) for name, p in parts.items()})
 
     @cached_property
     def usual_labels(self) -> dict[int, torch.Tensor]:
@@ -82,6 +105,12 @@ class Atoms:
             1: system[:, None].to(torch.int32),
             2: torch.stack([self.system_of_atom, atom], 1).to(torch.int32),
         }
+
+    @cached_property
+    def usual_ids(self) -> bool:
+        """Whether ids and positions are the same, as far as the batch says."""
+        usual = torch.arange(len(self), device=self.types.device)
+        return self.sample_id is None or torch.equal(self.sample_id, usual)
 
     def usual_rows(self, samples: Labels) -> bool:
         """Whether rows are those of all systems, or of all atoms, in the order of the batch."""
@@ -177,7 +206,8 @@ def read_system_labels(
 
     Rows in the usual order read the same both ways. Else ``"position"`` fits if every label is a
     position in the batch, ``"id"`` if some block covers every system once its labels are numbered
-    by first appearance. ``"auto"`` takes the only one that fits.
+    by first appearance, or every label is one of the batch's ``sample_id``. ``"auto"`` takes the
+    only one that fits.
 
     Args:
         atoms: of the batch.
@@ -193,7 +223,8 @@ def read_system_labels(
         (name, block.samples)
         for name, tensor in tensors.items()
         for block in tensor.blocks()
-        if block.samples.values.shape[1] <= 2 and not atoms.usual_rows(block.samples)
+        if block.samples.values.shape[1] <= 2
+        and not (atoms.usual_ids and atoms.usual_rows(block.samples))
     ]
     if setting == "position":
         return POSITION
@@ -238,6 +269,8 @@ def _only_order(orders: list[torch.Tensor], atoms: Atoms, needed: bool) -> Readi
 
 def _orders_of_ids(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> list[torch.Tensor]:
     """The different orders in which blocks that cover every system have their ids."""
+    if atoms.sample_id is not None:
+        return [atoms.sample_id]
     orders: list[torch.Tensor] = []
     for tensor in tensors.values():
         for block in tensor.blocks():

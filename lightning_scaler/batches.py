@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from metatensor.torch import TensorMap
 
-from .atoms import HasTypes
+from .atoms import HasTypes, IdentifiedSystems
 from .tensormap import is_tensormap
 
 MASK = "_mask"
@@ -25,7 +25,8 @@ def unpack(batch: Any) -> Batch:
     Args:
         batch: a mapping or named tuple with ``system`` (a sequence of systems) and TensorMaps
             under their names, ``<target>_mask`` being masks, as ``metatensor.learn.DataLoader``
-            gives it; or a tuple ``(systems, targets)`` or ``(systems, targets, extra)``.
+            gives it, perhaps with the ``sample_id`` of every system; or a tuple
+            ``(systems, targets)`` or ``(systems, targets, extra)``.
 
     Raises:
         TypeError: for anything else.
@@ -45,6 +46,9 @@ def unpack(batch: Any) -> Batch:
         raise _not_understood(_types([batch]))
     if not isinstance(systems, Sequence) or not all(hasattr(s, "types") for s in systems):
         raise _not_understood(f"{_types([systems])} in the place of the systems")
+    sample_id = named.get("sample_id")
+    if isinstance(sample_id, Sequence) and all(isinstance(i, int) for i in sample_id):
+        systems = IdentifiedSystems(systems, sample_id)
     tensors = {name: value for name, value in named.items() if is_tensormap(value)}
     return Batch(
         systems,

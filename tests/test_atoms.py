@@ -12,7 +12,13 @@ from builders import (
     system,
 )
 
-from lightning_scaler.atoms import POSITION, Atoms, find_types, read_system_labels
+from lightning_scaler.atoms import (
+    POSITION,
+    Atoms,
+    IdentifiedSystems,
+    find_types,
+    read_system_labels,
+)
 
 # O, H2O (oxygen in the middle) and CO: other sizes, other types, other orders.
 BATCH = [system(8), system(1, 8, 1), system(6, 8)]
@@ -227,3 +233,31 @@ def test_id_setting_in_the_usual_order():
 def test_unknown_setting():
     with pytest.raises(ValueError, match=r"system_labels: expected one of .*, got 'ids'"):
         read(BATCH, "ids", energy=structure_target([1.0, 2.0, 3.0]))
+
+
+def test_the_batch_says_which_systems_it_has():
+    """No block covers all three systems; the batch's own ids tell the order."""
+    systems = IdentifiedSystems(BATCH, sample_id=[17, 4, 9])
+    charges = atom_target([1.0, 2.0], [[9, 1], [4, 2]])
+    for setting in ("auto", "id"):
+        reading = read(systems, setting, charges=charges)
+        assert reading.labels == "id"
+        # Offsets 0, 1, 4: the second atom of CO, the last one of water.
+        rows = reading.atom_rows("charges", charges.block().samples, atoms_of(systems))
+        assert rows.tolist() == [5, 3]
+
+
+def test_joined_rows_that_were_sorted_by_id():
+    """Labels 0, 1, 2 in order, of systems that are numbers 2, 0, 1: neither reading is sure."""
+    systems = IdentifiedSystems(BATCH, sample_id=[2, 0, 1])
+    energy = structure_target([1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="set system_labels='position' or 'id'"):
+        read(systems, energy=energy)
+    reading = read(systems, "id", energy=energy)
+    positions = reading.positions("energy", energy.block().samples, atoms_of(systems))
+    assert positions.tolist() == [1, 2, 0]
+
+
+def test_ids_that_are_no_match_for_the_systems():
+    with pytest.raises(ValueError, match=r"sample_id for each of the 3 systems .*, got 2"):
+        IdentifiedSystems(BATCH, sample_id=[1, 2])

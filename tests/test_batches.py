@@ -78,3 +78,11 @@ def test_no_systems():
 def test_batches_that_are_not(batch, got):
     with pytest.raises(TypeError, match=rf"(?s)expected a batch .*{got}.*override unpack_batch"):
         unpack(batch)
+
+
+def test_ids_of_the_data_set_stay_with_the_systems():
+    batch = {"system": [system(8), system(1)], "sample_id": (7, 3), "energy": ENERGY}
+    systems, targets, _ = unpack(batch)
+    assert systems.sample_id == (7, 3)
+    assert len(systems) == 2
+    assert set(targets) == {"energy"}
