@@ -7,7 +7,7 @@ from typing import Any
 
 from metatensor.torch import TensorMap
 
-from .atoms import Atoms, HasTypes, SystemLabels, read_system_labels
+from .atoms import Atoms, HasTypes
 from .baseline import CompositionBaseline
 from .fit import fit_target
 from .scaler import Scaler, Settings
@@ -20,6 +20,7 @@ from .settings import (
     list_of_names,
 )
 from .statistics import TargetStatistics
+from .system_labels import SystemLabels, read_system_labels
 from .target import TargetLayout, did_you_mean
 from .tensormap import is_tensormap, mask_entries
 

@@ -11,7 +11,6 @@ from rich.console import Console
 from typing_extensions import override
 
 from .accumulator import ScaleAccumulator
-from .atoms import SystemLabels
 from .baseline import CompositionBaseline
 from .data_pass import read_training_data
 from .mixin import TargetScalingMixin
@@ -19,6 +18,7 @@ from .report import scales_table
 from .restored import check_restored
 from .scaler import Scaler, Settings
 from .settings import Numbers, UnseenTypes, check_choice, fixed_scales as plain_fixed_scales
+from .system_labels import SystemLabels
 
 
 class TargetScaler(Callback):

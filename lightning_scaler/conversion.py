@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
 
-from .atoms import Atoms, Reading, find_types
+from .atoms import Atoms, find_types
 from .scales import Key, TargetScales
+from .system_labels import Reading
 from .target import TargetLayout
 from .tensormap import dtype_of, map_blocks, same_block
 

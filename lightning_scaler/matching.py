@@ -3,7 +3,8 @@
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
 
-from .atoms import Atoms, Reading
+from .atoms import Atoms
+from .system_labels import Reading
 from .tensormap import block_with_samples, describe, map_blocks
 
 

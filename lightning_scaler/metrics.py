@@ -9,9 +9,10 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.wrappers.abstract import WrapperMetric
 from typing_extensions import override
 
-from .atoms import POSITION, Atoms, HasTypes, read_atoms, read_system_labels
+from .atoms import Atoms, HasTypes, read_atoms
 from .matching import averaged, matched, positioned
 from .scaler import Scaler
+from .system_labels import POSITION, read_system_labels
 
 
 class PhysicalUnits(WrapperMetric):

@@ -10,13 +10,14 @@ from metatensor.torch import TensorMap, detach
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 from typing_extensions import override
 
-from .atoms import POSITION, Atoms, HasTypes, read_atoms, read_system_labels
+from .atoms import Atoms, HasTypes, read_atoms
 from .batches import unpack
 from .conversion import convert_targets
 from .loss import mean_squared_error
 from .matching import averaged, matched, positioned
 from .metrics import PhysicalUnits, physical_pairs
 from .scaler import Scaler
+from .system_labels import POSITION, read_system_labels
 from .tensormap import is_tensormap, mask_entries
 from .transfer import move_to_device
 

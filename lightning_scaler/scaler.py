@@ -9,17 +9,11 @@ import torch
 from metatensor.torch import TensorMap
 from typing_extensions import override
 
-from .atoms import (
-    POSITION,
-    Atoms,
-    HasTypes,
-    SystemLabels,
-    read_atoms,
-    read_system_labels,
-)
+from .atoms import Atoms, HasTypes, read_atoms
 from .conversion import convert_targets
 from .scales import TargetScales, Which
 from .settings import UnseenTypes, check_choice
+from .system_labels import POSITION, SystemLabels, read_system_labels
 
 Space = Literal["physical", "loss", "model"]
 

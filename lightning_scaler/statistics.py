@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from metatensor.torch import TensorBlock, TensorMap
 
-from .atoms import Atoms, Reading, find_types
+from .atoms import Atoms, find_types
 from .least_squares import LeastSquares
 from .moments import Means, group_means, merge_means, square_sums, squares_about
+from .system_labels import Reading
 from .target import Invariance, TargetLayout
 
 

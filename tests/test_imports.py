@@ -16,6 +16,7 @@ ORDER = [
     "target",
     "settings",
     "atoms",
+    "system_labels",
     "moments",
     "least_squares",
     "statistics",

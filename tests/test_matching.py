@@ -18,8 +18,9 @@ from builders import (
 )
 from metatensor.torch import TensorBlock
 
-from lightning_scaler.atoms import Atoms, Reading
+from lightning_scaler.atoms import Atoms
 from lightning_scaler.matching import averaged, matched, positioned
+from lightning_scaler.system_labels import Reading
 
 NAN = float("nan")
 ATOMS = Atoms.from_systems([system(8), system(1, 8, 1), system(6, 8)])

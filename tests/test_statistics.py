@@ -20,8 +20,9 @@ from builders import (
 )
 from metatensor.torch import TensorMap
 
-from lightning_scaler.atoms import Atoms, read_system_labels
+from lightning_scaler.atoms import Atoms
 from lightning_scaler.statistics import TargetStatistics
+from lightning_scaler.system_labels import read_system_labels
 from lightning_scaler.target import TargetLayout
 
 NAN, INF = float("nan"), float("inf")

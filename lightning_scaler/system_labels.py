@@ -1,0 +1,179 @@
+"""How the ``system`` labels of a batch's targets are read: as positions in it, or as ids."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from metatensor.torch import Labels, TensorMap
+
+from .atoms import Atoms, find_types
+from .settings import check_choice
+from .tensormap import describe
+
+SystemLabels = Literal["auto", "position", "id"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the ``system`` label of a batch's targets is to be read.
+
+    Attributes:
+        labels: ``"position"`` in the batch, ``"id"`` of the data set, or ``"auto"`` where both
+            give the same.
+        ids: the id of every system in the batch's order, ``(n_systems,)``, for ``"id"``.
+    """
+
+    labels: SystemLabels
+    ids: torch.Tensor | None = None
+
+    def positions(self, name: str, samples: Labels, atoms: Atoms) -> torch.Tensor:
+        """Position in the batch of every row's system, ``(n_samples,)``.
+
+        Raises:
+            ValueError: for a row whose system or atom is not in the batch.
+        """
+        if self.ids is None and atoms.usual_rows(samples):
+            usual = torch.arange(len(atoms), device=atoms.types.device)
+            return usual if samples.values.shape[1] == 1 else atoms.system_of_atom
+        systems: torch.Tensor = samples.values[:, 0].long()
+        if self.ids is None:
+            found, known = systems, (systems >= 0) & (systems < len(atoms))
+        else:
+            sorted_ids, order = self.ids.sort()
+            index, known = find_types(systems, sorted_ids)
+            found = order[index] if order.numel() else index
+        if samples.values.shape[1] == 2 and bool(known.all()):
+            atom = samples.values[:, 1]
+            known = (atom >= 0) & (atom < atoms.counts[found])
+        if not bool(known.all()):
+            row = int((~known).nonzero()[0])
+            raise ValueError(
+                f"target '{name}': the sample ({describe(samples, row)}) is not in the batch of "
+                f"{len(atoms)} systems, its system label being read as "
+                f"{'an id of the data set' if self.ids is not None else 'a position in it'}; "
+                "see the setting system_labels ('auto', 'position' or 'id')"
+            )
+        return found
+
+    def atom_rows(self, name: str, samples: Labels, atoms: Atoms) -> torch.Tensor:
+        """Index among the batch's atoms of every row of a per-atom target, ``(n_samples,)``."""
+        if self.ids is None and atoms.usual_rows(samples):
+            return torch.arange(atoms.types.numel(), device=atoms.types.device)
+        systems = self.positions(name, samples, atoms)
+        atom: torch.Tensor = samples.values[:, 1].long()
+        return atoms.offsets[systems] + atom
+
+
+POSITION = Reading("position")
+
+
+def read_system_labels(
+    atoms: Atoms, tensors: Mapping[str, TensorMap], setting: SystemLabels, exact: bool = False
+) -> Reading:
+    """Settle how the ``system`` labels of a batch are read (SPEC rule 11 in words).
+
+    Rows in the usual order read the same both ways. Else ``"position"`` fits if every label is a
+    position in the batch, ``"id"`` if some block covers every system once its labels are numbered
+    by first appearance, or every label is one of the batch's ``sample_id``. ``"auto"`` takes the
+    only one that fits.
+
+    Args:
+        atoms: of the batch.
+        tensors: the targets by name; all of them take part.
+        setting: ``"auto"``, ``"position"`` or ``"id"``.
+        exact: both readings must give the same systems, not only systems of the same types.
+
+    Raises:
+        ValueError: where no reading fits, or both fit and differ; the message names the setting.
+    """
+    check_choice("system_labels", setting, SystemLabels)
+    blocks = [
+        (name, block.samples)
+        for name, tensor in tensors.items()
+        for block in tensor.blocks()
+        if block.samples.values.shape[1] <= 2
+        and not (atoms.usual_ids and atoms.usual_rows(block.samples))
+    ]
+    if setting == "position":
+        return POSITION
+    orders = [] if setting == "auto" and not blocks else _orders_of_ids(atoms, tensors)
+    if setting == "id":
+        return _only_order(orders, atoms, needed=bool(blocks))
+    if not blocks:
+        return Reading("auto")
+    by_id = Reading("id", orders[0]) if len(orders) == 1 else None
+    fits = [reading for reading in (POSITION, by_id) if reading and _fits(reading, blocks, atoms)]
+    if len(fits) == 2:
+        if all(_agree(fits, name, samples, atoms, exact) for name, samples in blocks):
+            return Reading("auto")
+        raise ValueError(
+            "the system labels of the targets can be read as positions in the batch and as ids of "
+            f"the data set, with different results (target '{blocks[0][0]}', first labels "
+            f"{blocks[0][1].values[:4, 0].tolist()}); set system_labels='position' or 'id'"
+        )
+    if not fits:
+        raise ValueError(
+            "the system labels of the targets are neither positions in the batch of "
+            f"{len(atoms)} systems nor ids that come in one order in every block that has them all "
+            f"(target '{blocks[0][0]}', first labels {blocks[0][1].values[:4, 0].tolist()}); set "
+            "system_labels='position' or 'id' and see which rows do not fit"
+        )
+    return fits[0]
+
+
+def _only_order(orders: list[torch.Tensor], atoms: Atoms, needed: bool) -> Reading:
+    if len(orders) == 1:
+        return Reading("id", orders[0])
+    if not orders and not needed:
+        return Reading("id", torch.arange(len(atoms), device=atoms.types.device))
+    found = f"they come in the orders {[order[:8].tolist() for order in orders]}"
+    raise ValueError(
+        "system_labels='id': expected a block of the targets that has a row for each of the "
+        f"batch's {len(atoms)} systems, in their order; {found if orders else 'there is none'}, so "
+        "which id belongs to which system is unknown; add such a target to the batch, or give its "
+        "rows in the order of the systems"
+    )
+
+
+def _orders_of_ids(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> list[torch.Tensor]:
+    """The different orders in which blocks that cover every system have their ids."""
+    if atoms.sample_id is not None:
+        return [atoms.sample_id]
+    orders: list[torch.Tensor] = []
+    for tensor in tensors.values():
+        for block in tensor.blocks():
+            systems = block.samples.values[:, 0].long()
+            ids, inverse = systems.unique(return_inverse=True)
+            if ids.numel() == len(atoms):
+                first = torch.full_like(ids, systems.numel())
+                rows = torch.arange(systems.numel(), device=systems.device)
+                first.scatter_reduce_(0, inverse, rows, "amin")
+                order = ids[first.argsort()]
+                if not any(torch.equal(order, other) for other in orders):
+                    orders.append(order)
+    return orders
+
+
+def _fits(reading: Reading, blocks: list[tuple[str, Labels]], atoms: Atoms) -> bool:
+    try:
+        for name, samples in blocks:
+            reading.positions(name, samples, atoms)
+    except ValueError:
+        return False
+    return True
+
+
+def _agree(readings: list[Reading], name: str, samples: Labels, atoms: Atoms, exact: bool) -> bool:
+    first, second = (reading.positions(name, samples, atoms) for reading in readings)
+    if torch.equal(first, second):
+        return True
+    if exact:
+        return False
+    if samples.values.shape[1] == 2:
+        atom = samples.values[:, 1].long()
+        return torch.equal(
+            atoms.types[atoms.offsets[first] + atom], atoms.types[atoms.offsets[second] + atom]
+        )
+    composition = atoms.composition(atoms.types.unique())
+    return torch.equal(composition[first], composition[second])
