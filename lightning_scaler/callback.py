@@ -128,7 +128,12 @@ class TargetScaler(Callback):
         if keep:
             fixed_baseline = {} if self.baseline is None else dict(self.baseline.fixed)
             check_restored(
-                scaler, self._settings, self.intensive_targets, self.fixed_scales, fixed_baseline
+                scaler,
+                self._settings,
+                self.targets or (),
+                self.intensive_targets,
+                self.fixed_scales,
+                fixed_baseline,
             )
             names = tuple(name for name in self.targets or () if name not in scaler.targets)
             if not names:

@@ -86,8 +86,10 @@ def _fast_dev_run_batches(trainer: Trainer) -> int | None:
 
 def _overfitted_batches(trainer: Trainer, loaders: Any) -> int | None:
     batches: int | float = trainer.overfit_batches  # type: ignore[attr-defined]
+    if not batches:
+        return None
     if isinstance(batches, int):
-        return batches * trainer.world_size or None
+        return batches * trainer.world_size
     return int(batches * max(len(loader) for loader in flattened(loaders))) or None
 
 

@@ -85,6 +85,7 @@ class PhysicalUnits(WrapperMetric):
         """Take in one batch in physical units already, as :func:`physical_pairs` gives it."""
         entries = self._entries(pairs)
         if entries is not None:
+            self._leave_inference_mode()
             self.metric.update(*entries)
 
     @override
@@ -112,6 +113,15 @@ class PhysicalUnits(WrapperMetric):
         """Name the target."""
         parts = {"target": self.target, "gradient": self.gradient, "block": self.block}
         return ", ".join(f"{name}={value!r}" for name, value in parts.items() if value)
+
+    def _leave_inference_mode(self) -> None:
+        # Lightning resets metrics under inference mode, and nothing outside of it may write to
+        # what was made there.
+        metrics = [self.metric] if isinstance(self.metric, Metric) else self.metric.values()
+        for metric in metrics:
+            for name, state in metric.metric_state.items():
+                if isinstance(state, torch.Tensor) and state.is_inference():
+                    setattr(metric, name, state.clone())
 
     def _entries(self, pairs: Sequence["PhysicalPair"]) -> tuple[torch.Tensor, torch.Tensor] | None:
         predicted, given = [], []

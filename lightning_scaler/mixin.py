@@ -7,18 +7,16 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from lightning.pytorch import LightningModule
 from metatensor.torch import TensorMap, detach
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection
 from typing_extensions import override
 
 from .atoms import Atoms, HasTypes, read_atoms
 from .batches import unpack
-from .conversion import convert_targets
 from .loss import mean_squared_error
-from .matching import averaged, matched, positioned
+from .loss_space import between_positions, predictions_to_loss, targets_to_loss
 from .metrics import PhysicalUnits, physical_pairs
 from .scaler import Scaler
-from .system_labels import POSITION, read_system_labels
-from .tensormap import is_tensormap, mask_entries
+from .target import TargetLayout
 from .transfer import move_to_device
 
 # The mixin uses what LightningModule offers and must stand before it among the bases.
@@ -61,12 +59,15 @@ class TargetScalingMixin(_Module):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Said by Lightning to every user of a datamodule, about what is meant to be.
-        warnings.filterwarnings(
-            "ignore", "You have overridden `transfer_batch_to_device` in `LightningModule`"
-        )
+        # Said by Lightning to every user of a datamodule, and by torchmetrics to a process whose
+        # batches lacked a target; both are meant to be.
+        for message in (
+            "You have overridden `transfer_batch_to_device` in `LightningModule`",
+            "The ``compute`` method of metric .* was called before the ``update`` method",
+        ):
+            warnings.filterwarnings("ignore", message)
         self.scaler = Scaler()
-        self._metrics = torch.nn.ModuleDict()
+        self._scaling_metrics = torch.nn.ModuleDict()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse the wrong order of bases, which would leave Lightning without these steps."""
@@ -97,7 +98,10 @@ class TargetScalingMixin(_Module):
         return mean_squared_error(predictions, targets)
 
     def configure_metrics(self) -> MetricCollection:
-        """The metrics of every target, in physical units; by default MAE and RMSE."""
+        """The metrics of every target, in physical units; by default MAE and RMSE.
+
+        Each target, stage and loader gets copies.
+        """
         return MetricCollection(
             {"mae": MeanAbsoluteError(), "rmse": MeanSquaredError(squared=False)}
         )
@@ -117,22 +121,8 @@ class TargetScalingMixin(_Module):
         Masked entries are NaN and ``system`` labels are positions in the batch. TensorMaps without
         scales pass through untouched.
         """
-        self._check_fitted()
-        known = {name: tensor for name, tensor in targets.items() if name in self.scaler.targets}
-        for name in (masks or {}).keys() & known.keys():
-            known[name] = mask_entries(name, known[name], masks[name])  # type: ignore[index]
-        if not known:
-            return dict(targets)
-        atoms = read_atoms(systems).to(next(iter(known.values())).device)
-        setting = self.scaler.settings.system_labels
-        reading = read_system_labels(atoms, known, setting, exact=True)
-        known = {name: positioned(name, t, reading, atoms) for name, t in known.items()}
-        in_loss = self._convert(atoms, known, "physical", "loss")
-        dtype = self._working_dtype()
-        return {
-            **targets,
-            **{name: self._per_atom(name, t, atoms).to(dtype=dtype) for name, t in in_loss.items()},
-        }
+        self._check_scales()
+        return targets_to_loss(self.scaler, systems, targets, masks, self._scaling_dtype())
 
     def predictions_to_loss(
         self, systems: Systems, predictions: Tensors, targets: Tensors
@@ -147,33 +137,8 @@ class TargetScalingMixin(_Module):
         Raises:
             ValueError: for a target of the batch without prediction, or without scales.
         """
-        self._check_fitted()
-        if not isinstance(predictions, Mapping):
-            raise TypeError(
-                "expected forward to give a dict of TensorMaps by target name, got "
-                f"{type(predictions).__name__}"
-            )
-        atoms = read_atoms(systems)
-        chosen = {}
-        for name, target in targets.items():
-            if name in self.scaler.targets and name not in predictions:
-                raise ValueError(
-                    f"the batch has the target '{name}', of which forward gives no prediction; it "
-                    f"gives {sorted(predictions)}"
-                )
-            if name in predictions and name not in self.scaler.targets:
-                raise ValueError(
-                    f"the batch has the target '{name}' and forward predicts it, but there are no "
-                    f"scales for it, only for {sorted(self.scaler.targets)}; name it in "
-                    "TargetScaler(targets=[...]) and fit again"
-                )
-            if name in predictions and is_tensormap(target):
-                chosen[name] = predictions[name]
-        in_loss = self._convert(atoms, chosen, "model", "loss")
-        return {
-            name: self._per_atom(name, matched(name, tensor, targets[name]), atoms)
-            for name, tensor in in_loss.items()
-        }
+        self._check_scales()
+        return predictions_to_loss(self.scaler, systems, predictions, targets)
 
     def update_metrics(
         self,
@@ -193,27 +158,20 @@ class TargetScalingMixin(_Module):
             dataloader_idx: which of several loaders.
         """
         atoms = read_atoms(systems)
-        for name in predictions:
-            extensive = self.scaler.targets[name].extensive
-            pairs = physical_pairs(name, self.scaler, atoms, predictions[name], targets[name])
-            for part, gradient, block in self._parts(name, targets[name]):
+        for name, scales in self.scaler.targets.items():
+            pairs = []
+            if name in predictions:
+                pairs = physical_pairs(name, self.scaler, atoms, predictions[name], targets[name])
+            for part, gradient, block in _parts(scales.layout, self.metrics_per_block):
                 path = f"{name}/{part}" if part else name
                 key = f"{stage}/{dataloader_idx}/{path}".replace(".", "_")
-                if key not in self._metrics:
-                    self._metrics[key] = self._new_metric(name, gradient, block)
-                metric = cast(PhysicalUnits, self._metrics[key])
+                if key not in self._scaling_metrics:
+                    metric = _physical_metric(self.configure_metrics(), name, gradient, block)
+                    self._scaling_metrics[key] = metric.to(self.device)
+                metric = cast(PhysicalUnits, self._scaling_metrics[key])
                 metric.update_physical(pairs)
-                per_atom = "_per_atom" if extensive and gradient != "positions" else ""
-                for metric_name, single in cast(MetricCollection, metric.metric).items():
-                    if single.update_called:
-                        self.log(
-                            f"{stage}/{path}/{metric_name}{per_atom}",
-                            single,
-                            on_step=False,
-                            on_epoch=True,
-                            batch_size=len(atoms),
-                            metric_attribute=f"_metrics.{key}.metric.{metric_name}",
-                        )
+                per_atom = "_per_atom" if scales.extensive and gradient != "positions" else ""
+                self._log_scaling_metrics(f"{stage}/{path}", key, per_atom, len(atoms))
 
     # What Lightning calls.
 
@@ -221,7 +179,7 @@ class TargetScalingMixin(_Module):
     def on_fit_start(self) -> None:
         """Start of a fit, after the callbacks: the scales must be there."""
         if not self.trainer.strategy.restore_checkpoint_after_setup:
-            self._check_fitted()
+            self._check_scales()
 
     @override
     def transfer_batch_to_device(
@@ -229,25 +187,25 @@ class TargetScalingMixin(_Module):
     ) -> Any:
         """Every batch: Lightning moves tensors, this moves TensorMaps and systems too."""
         with torch.inference_mode(False):
-            batch = move_to_device(batch, device, self._working_dtype())
+            batch = move_to_device(batch, device, self._scaling_dtype())
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """Every training batch: loss in loss space, metrics in physical units."""
-        return self._step("train", batch)
+        return self._scaling_step("train", batch)
 
     @override
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Every validation batch: as in training, without gradients."""
         with torch.inference_mode(False), torch.no_grad():
-            self._step("val", batch, dataloader_idx)
+            self._scaling_step("val", batch, dataloader_idx)
 
     @override
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Every test batch: as in validation."""
         with torch.inference_mode(False), torch.no_grad():
-            self._step("test", batch, dataloader_idx)
+            self._scaling_step("test", batch, dataloader_idx)
 
     @override
     def predict_step(
@@ -255,10 +213,11 @@ class TargetScalingMixin(_Module):
     ) -> dict[str, TensorMap]:
         """Every batch to predict: physical units, the baseline added; no targets needed."""
         with torch.inference_mode(False), torch.no_grad():
-            self._check_fitted()
+            self._check_scales()
             systems = self.unpack_batch(batch)[0]
             predictions = self(systems)
-            physical = self._convert(read_atoms(systems), predictions, "model", "physical")
+            atoms = read_atoms(systems)
+            physical = between_positions(self.scaler, atoms, predictions, "model", "physical")
             return {name: detach(tensor) for name, tensor in physical.items()}
 
     @override
@@ -267,7 +226,7 @@ class TargetScalingMixin(_Module):
         super().on_save_checkpoint(checkpoint)
         checkpoint["state_dict"]["scaler._extra_state"] = self.scaler.get_extra_state()
 
-    def _step(self, stage: str, batch: Any, dataloader_idx: int = 0) -> torch.Tensor:
+    def _scaling_step(self, stage: str, batch: Any, dataloader_idx: int = 0) -> torch.Tensor:
         systems, targets, masks = self.unpack_batch(batch)
         atoms = read_atoms(systems)
         targets = self.targets_to_loss(atoms, targets, masks)
@@ -285,54 +244,57 @@ class TargetScalingMixin(_Module):
         self.update_metrics(stage, atoms, predictions, targets, dataloader_idx)
         return loss
 
-    def _convert(
-        self, atoms: Atoms, tensors: Tensors, source: str, target: str
-    ) -> dict[str, TensorMap]:
-        if not tensors:
-            return {}
-        atoms = atoms.to(next(iter(tensors.values())).device)
-        unseen_types = self.scaler.settings.unseen_types
-        return convert_targets(
-            self.scaler.targets, tensors, atoms, POSITION, source, target, True, unseen_types
-        )
+    def _log_scaling_metrics(self, path: str, key: str, suffix: str, batch_size: int) -> None:
+        metrics = cast(MetricCollection, cast(PhysicalUnits, self._scaling_metrics[key]).metric)
+        for name, metric in metrics.items():
+            # Processes reduce their metrics together, so all log the same ones, whatever targets
+            # their batches have.
+            if metric.update_called or self.trainer.world_size > 1:
+                self.log(
+                    f"{path}/{name}{suffix}",
+                    metric,
+                    on_step=False,
+                    on_epoch=True,
+                    batch_size=batch_size,
+                    metric_attribute=f"_scaling_metrics.{key}.metric.{name}",
+                )
 
-    def _per_atom(self, name: str, tensor: TensorMap, atoms: Atoms) -> TensorMap:
-        if not self.scaler.targets[name].extensive:
-            return tensor
-        return averaged(tensor, atoms.to(tensor.device))
-
-    def _parts(
-        self, name: str, target: TensorMap
-    ) -> list[tuple[str, str | None, dict[str, int] | None]]:
-        """What of a target gets metrics: its values, its gradients, perhaps its blocks."""
-        parts: list[tuple[str, str | None, dict[str, int] | None]] = [("", None, None)]
-        gradients = {p: None for block in target.blocks() for p in block.gradients_list()}
-        parts += [(parameter, parameter, None) for parameter in gradients]
-        if name in self.metrics_per_block:
-            for key in target.keys.values.tolist():
-                named = dict(zip(target.keys.names, key, strict=True))
-                # The names of a key that say something; a proper sigma is the rule.
-                words = [f"{n}_{v}" for n, v in named.items() if (n, v) != ("o3_sigma", 1)]
-                parts.append(("_".join(words), None, named))
-        return parts
-
-    def _new_metric(
-        self, name: str, gradient: str | None, block: dict[str, int] | None
-    ) -> PhysicalUnits:
-        # Groups share states between metrics, but Lightning logs and resets each by itself.
-        metrics = MetricCollection(dict(self.configure_metrics().items()), compute_groups=False)
-        return PhysicalUnits(metrics, name, gradient, block).train().to(self.device)
-
-    def _working_dtype(self) -> torch.dtype:
+    def _scaling_dtype(self) -> torch.dtype:
         """The dtype of systems and of the loss: that of the module, float32 if it is shorter."""
         dtypes = (p.dtype for p in self.parameters() if p.is_floating_point())
         dtype = next(dtypes, self.dtype)
         return torch.float64 if dtype == torch.float64 else torch.float32
 
-    def _check_fitted(self) -> None:
+    def _check_scales(self) -> None:
         if not self.scaler.fitted:
             raise RuntimeError(
                 f"{type(self).__name__} has no target scales; train with "
                 "Trainer(callbacks=[TargetScaler()]), load a checkpoint that has them, or set "
                 "module.scaler to a Scaler fitted with ScaleAccumulator"
             )
+
+
+def _parts(
+    layout: TargetLayout, per_block: Sequence[str]
+) -> list[tuple[str, str | None, dict[str, int] | None]]:
+    """What of a target gets metrics: its values, its gradients, perhaps its blocks."""
+    parts: list[tuple[str, str | None, dict[str, int] | None]] = [("", None, None)]
+    parts += [(parameter, parameter, None) for parameter in layout.gradients]
+    if layout.name in per_block:
+        for key in layout.blocks:
+            named = dict(zip(layout.key_names, key, strict=True))
+            # The names of a key that say something; a proper sigma is the rule.
+            words = [f"{n}_{v}" for n, v in named.items() if (n, v) != ("o3_sigma", 1)]
+            parts.append(("_".join(words), None, named))
+    return parts
+
+
+def _physical_metric(
+    metrics: MetricCollection, name: str, gradient: str | None, block: dict[str, int] | None
+) -> PhysicalUnits:
+    # Each part of each target has states of its own, in no group: Lightning logs and resets each
+    # metric by itself.
+    copies: dict[str, Metric | MetricCollection]
+    copies = {kind: metric.clone() for kind, metric in metrics.items()}
+    collection = MetricCollection(copies, compute_groups=False)
+    return PhysicalUnits(collection, name, gradient, block).train()

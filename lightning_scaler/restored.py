@@ -3,12 +3,13 @@
 from collections.abc import Iterable
 
 from .scaler import Scaler, Settings
-from .settings import FixedScale
+from .settings import FixedScale, check_names
 
 
 def check_restored(
     scaler: Scaler,
     asked: Settings,
+    targets: Iterable[str],
     intensive_targets: Iterable[str],
     fixed_scales: dict[str, FixedScale],
     fixed_baseline: dict[str, dict[int, float]],
@@ -18,13 +19,19 @@ def check_restored(
     Args:
         scaler: restored.
         asked: general settings; ``system_labels="auto"`` goes with anything.
+        targets: names that are to be fitted.
         intensive_targets: names of the targets that are not divided by the number of atoms.
         fixed_scales: in plain form.
         fixed_baseline: in plain form.
 
     Raises:
-        ValueError: that lists every setting that differs, with both values.
+        ValueError: for names that are no target, and one that lists every setting that differs,
+            with both values.
     """
+    known = {*scaler.targets, *targets}
+    check_names("intensive_targets", sorted(intensive_targets), known)
+    check_names("fixed_scales", fixed_scales, known)
+    check_names("fixed_baseline", fixed_baseline, known)
     had = scaler.settings
     pairs = {
         name: (getattr(had, name), getattr(asked, name))

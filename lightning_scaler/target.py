@@ -1,7 +1,7 @@
 """What a target looks like: its kind of samples, its blocks, and whether data agree with it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -67,12 +67,14 @@ class TargetLayout:
         kind: ``"structure"``, ``"atom"`` or ``"pair"``.
         key_names: names of the keys.
         blocks: the layout of each block under its key, in the order of first appearance.
+        gradients: names of the gradients that some block has, sorted.
     """
 
     name: str
     kind: SampleKind
     key_names: tuple[str, ...]
     blocks: dict[tuple[int, ...], BlockLayout] = field(default_factory=dict)
+    gradients: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, name: str, tensor: TensorMap) -> "TargetLayout":
@@ -96,7 +98,9 @@ class TargetLayout:
                 f"target '{name}': expected samples named {[list(s) for s in SAMPLE_NAMES]} (per "
                 f"structure, per atom, or atom pairs), got {list(samples)}"
             )
-        layout = cls(name, SAMPLE_NAMES[samples], tuple(tensor.keys.names))
+        gradients = {parameter for block in tensor.blocks() for parameter in block.gradients_list()}
+        key_names, kind = tuple(tensor.keys.names), SAMPLE_NAMES[samples]
+        layout = cls(name, kind, key_names, gradients=tuple(sorted(gradients)))
         for row, key in enumerate(tensor.keys.values.tolist()):
             layout.blocks[tuple(key)] = BlockLayout.of(tensor.block_by_id(row))
         return layout
@@ -113,10 +117,11 @@ class TargetLayout:
                 f"{list(self.key_names)} as before, got {other.kind} samples and keys named "
                 f"{list(other.key_names)}"
             )
+        gradients = tuple(sorted({*self.gradients, *other.gradients}))
         if self.blocks.keys() == other.blocks.keys() and all(
             _same(self.blocks[key], other.blocks[key]) for key in self.blocks
         ):
-            return self
+            return self if gradients == self.gradients else replace(self, gradients=gradients)
         blocks = dict(self.blocks)
         for key, block in other.blocks.items():
             if key in blocks and not _same(blocks[key], block):
@@ -126,7 +131,7 @@ class TargetLayout:
                     f"before, got {list(block.components)} and {block.properties}"
                 )
             blocks.setdefault(key, block)
-        return TargetLayout(self.name, self.kind, self.key_names, blocks)
+        return replace(self, blocks=blocks, gradients=gradients)
 
     @property
     def single_property(self) -> bool:
@@ -176,6 +181,7 @@ class TargetLayout:
         return {
             "kind": self.kind,
             "key_names": list(self.key_names),
+            "gradients": list(self.gradients),
             "blocks": [
                 {
                     "key": list(key),
@@ -196,7 +202,8 @@ class TargetLayout:
             )
             for block in state["blocks"]
         }
-        return cls(name, state["kind"], tuple(state["key_names"]), blocks)
+        key_names, gradients = tuple(state["key_names"]), tuple(state["gradients"])
+        return cls(name, state["kind"], key_names, blocks, gradients)
 
 
 def _same(first: BlockLayout, second: BlockLayout) -> bool:

@@ -185,6 +185,31 @@ def test_settings_that_contradict_restored_ones_are_an_error(tmp_path):
         quiet_trainer(tmp_path, callbacks=[other]).fit(net, data)
 
 
+def test_unknown_names_are_errors_where_scales_are_kept_too(tmp_path):
+    net = SmallNet()
+    quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(net, SmallData())
+    other = scaler_callback(fixed_scales={"enrgy": 2.0})
+    with pytest.raises(ValueError, match=r"fixed_scales names the target 'enrgy'.*'energy'\?"):
+        quiet_trainer(tmp_path, callbacks=[other]).fit(net, SmallData())
+
+
+def test_iterable_data_sets(tmp_path):
+    """No length, no sampler; limits are counted as the batches come."""
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(SmallData().train.items)
+
+    class Streamed(SmallData):
+        def train_dataloader(self):
+            return torch.utils.data.DataLoader(Stream(), batch_size=4, collate_fn=collate)
+
+    net, reference = SmallNet(), SmallNet()
+    quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(net, Streamed())
+    quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(reference, SmallData())
+    assert_same_scales(net.scaler, reference.scaler)
+
+
 def test_refit_starts_anew(tmp_path):
     net, larger = SmallNet(), SmallData(factors={"dipole": 8.0})
     quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(net, SmallData())

@@ -19,7 +19,7 @@ from torch.utils.data import (
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
-from training import SmallData, SmallNet, quiet_trainer, scaler_callback
+from training import SmallData, SmallNet, collate, quiet_trainer, scaler_callback
 
 from lightning_scaler.distributed import randomness_kept, shards
 
@@ -149,11 +149,39 @@ class OneStructure(SmallData):
         super().__init__(size=22, batch_size=22)
 
 
+def without_charges_in_large_systems(items):
+    """Batches of one; those of three and more atoms lack a target, or have another order."""
+    batch = collate(items)
+    charges = batch.pop("charges")
+    return batch if len(items[0][0]) > 2 else {"charges": charges, **batch}
+
+
+class MultiTask(SmallData):
+    """Rank 0 and rank 1 meet targets in another order, or not at all."""
+
+    def __init__(self):
+        super().__init__(batch_size=1, collate_fn=without_charges_in_large_systems)
+        # With two ranks, rank 0 has all systems of one and two atoms.
+        sizes = sorted(self.held_out.items, key=lambda item: len(item[0]) > 2)
+        half = sum(len(item[0]) <= 2 for item in sizes)
+        small, large = sizes[:half], sizes[half : 2 * half]
+        self.held_out.items = [item for pair in zip(small, large, strict=True) for item in pair]
+
+
+def validated(folder, trainer):
+    """Errors of a fitted network over data whose targets differ from batch to batch."""
+    net = SmallNet.load_from_checkpoint(f"{folder}/net.ckpt", weights_only=True)
+    errors = trainer.validate(net, MultiTask(), verbose=False)[0]
+    return {name: float(value) for name, value in errors.items()}
+
+
 @pytest.mark.distributed
 def test_two_processes_have_the_scales_of_one(tmp_path):
     """A real process group with Lightning's DDP; and a rank that fails stops both."""
     data, alone = SmallData(), SmallNet()
-    quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(alone, data)
+    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()])
+    trainer.fit(alone, data)
+    trainer.save_checkpoint(tmp_path / "net.ckpt")
     torch.multiprocessing.spawn(spawned, (str(tmp_path), 2), nprocs=2)
     states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for name, rank in itertools.product(("small", "one batch"), range(2)):
@@ -164,7 +192,9 @@ def test_two_processes_have_the_scales_of_one(tmp_path):
             )
             first = states[0][name]["targets"][target]["per_target"]
             assert torch.equal(ours["per_target"], first)
+    errors = validated(tmp_path, quiet_trainer(tmp_path))
     for rank in range(2):
+        assert states[rank]["errors"] == pytest.approx(errors, rel=1e-6)
         message = states[rank]["error"]
         assert "failed on rank 1" in message
         assert "target 'dipole'" in message
@@ -201,6 +231,8 @@ def spawned(rank, folder, world_size):
         distributed_trainer(folder).fit(SmallNet(), BrokenData())
     except RuntimeError as error:
         answers["error"] = str(error)
+    trainer = quiet_trainer(folder, devices=2, strategy="ddp")
+    answers["errors"] = validated(folder, trainer)
     torch.save(answers, f"{folder}/{rank}.pt")
 
 

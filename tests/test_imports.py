@@ -27,6 +27,7 @@ ORDER = [
     "scaler",
     "accumulator",
     "matching",
+    "loss_space",
     "metrics",
     "loss",
     "batches",
@@ -38,7 +39,7 @@ ORDER = [
     "report",
     "callback",
 ]
-CORE = ORDER[: ORDER.index("matching") + 1]
+CORE = ORDER[: ORDER.index("loss_space") + 1]
 
 
 def imported(name: str) -> set[str]:

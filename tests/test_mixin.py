@@ -311,6 +311,47 @@ def test_metrics_of_ones_own_and_per_block(tmp_path):
     }
 
 
+def test_metrics_given_once_are_copied_for_every_target(tmp_path):
+    class Own(SmallNet):
+        def __init__(self):
+            super().__init__()
+            self.shared = MetricCollection({"mae": MeanAbsoluteError()})
+
+        def configure_metrics(self):
+            return self.shared
+
+    torch.manual_seed(0)
+    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()])
+    trainer.fit(Own(), SmallData())
+    torch.manual_seed(0)
+    reference = quiet_trainer(tmp_path, callbacks=[scaler_callback()])
+    reference.fit(SmallNet(), SmallData())
+    for name, value in trainer.callback_metrics.items():
+        assert value == reference.callback_metrics[name], name
+
+
+def test_common_private_names_are_the_users(tmp_path):
+    class Own(SmallNet):
+        def _step(self, batch):
+            raise AssertionError
+
+        _metrics = _convert = _parts = _log_metrics = None
+
+    net = Own()
+    quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(net, SmallData())
+    assert len(net.losses) == 6
+
+
+def test_evaluating_again_gives_the_same_errors(fitted, tmp_path):
+    """Lightning resets the metrics in inference mode; the next run writes to them outside of it."""
+    trainer, data, net = fitted
+    first = trainer.validate(net, data, verbose=False)[0]
+    for other in (trainer, quiet_trainer(tmp_path), quiet_trainer(tmp_path, inference_mode=False)):
+        assert other.validate(net, data, verbose=False)[0] == first
+        other.test(net, data, verbose=False)
+    quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(net, data)
+
+
 def test_several_loaders_have_metrics_of_their_own(fitted, tmp_path):
     trainer, data, net = fitted
     other = SmallDataset(3, seed=5)

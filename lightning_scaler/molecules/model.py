@@ -91,7 +91,7 @@ class MoleculesModel(TargetScalingMixin, LightningModule):
     @override
     def configure_metrics(self) -> MetricCollection:
         """The metrics given, if there are."""
-        return super().configure_metrics() if self.metrics is None else self.metrics.clone()
+        return super().configure_metrics() if self.metrics is None else self.metrics
 
     def _atomic_tables(
         self, systems: Sequence[System], positions: Tensor, owner: Tensor
