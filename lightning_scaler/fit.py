@@ -45,6 +45,7 @@ def fit_target(
         return scales, []
     squares = {key: block.residual(weights.get(key)) for key, block in blocks.items()}
     _check_finite(layout, squares)
+    noise = [_noise(block, weights.get(key)) for key, block in blocks.items()]
     fixed_weights = None if baseline is None else baseline.fixed.get(layout.name)
     composition_types = statistics.types
     if fixed_weights is not None:
@@ -55,7 +56,7 @@ def fit_target(
     fitted = fit_scales(
         list(squares.values()),
         [block.counts for block in blocks.values()],
-        [_noise(block) for block in blocks.values()],
+        noise,
         per_target,
         fixed if isinstance(fixed, float) else None,
         layout.single_property,
@@ -111,9 +112,10 @@ def _check_finite(layout: TargetLayout, squares: dict[Key, torch.Tensor]) -> Non
             )
 
 
-def _noise(block: BlockStatistics) -> torch.Tensor:
+def _noise(block: BlockStatistics, weights: torch.Tensor | None) -> torch.Tensor:
     # Without a baseline the squares are those stored, and below it only where they are 0.
-    return max(block.epsilon, ROUNDINGS_OF_THE_FIT) ** 2 * block.stored
+    of_data = block.epsilon**2 * block.stored
+    return torch.maximum(of_data, ROUNDINGS_OF_THE_FIT**2 * block.contributions(weights))
 
 
 def _rms(squares: float, entries: float) -> float:

@@ -81,6 +81,10 @@ class LeastSquares:
         """Sum of squared residuals for any weights, ``(n_properties,)``; unused types have none."""
         return squares_left(self.rows(), torch.nan_to_num(weights))
 
+    def column_norms(self) -> torch.Tensor:
+        """Euclidean norm of every column of the whole matrix, ``(n_columns,)``."""
+        return self.rows().matrix.square().sum(0).sqrt()
+
     def state(self) -> dict[str, Any]:
         """The problem as plain Python objects and tensors."""
         rows = self.rows()

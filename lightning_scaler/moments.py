@@ -151,8 +151,11 @@ def minimum_norm_weights(rows: Rows) -> torch.Tensor:
     """
     left, singular, right = torch.linalg.svd(rows.matrix, full_matrices=False)
     determined = singular > 1e-11 * singular.max() if singular.numel() else singular > 0
-    projected = (left.T @ rows.values)[determined] / singular[determined][:, None]
-    weights: torch.Tensor = right[determined].T @ projected
+    left, singular, right = left[:, determined], singular[determined], right[determined]
+    weights = torch.zeros((rows.matrix.shape[1], rows.values.shape[1]), dtype=rows.values.dtype)
+    for _ in range(2):  # the second time on what rounding has left
+        remaining = rows.values - rows.matrix @ weights
+        weights = weights + right.T @ ((left.T @ remaining) / singular[:, None])
     return weights
 
 

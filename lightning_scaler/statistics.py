@@ -48,6 +48,19 @@ class BlockStatistics:
             squares[:, properties] += problem.squares_left(weights[:, properties])
         return squares
 
+    def contributions(self, weights: torch.Tensor | None) -> torch.Tensor:
+        """Sums of squares of what a baseline adds up, ``(n_groups, n_properties)``.
+
+        Contributions that cancel each other are larger than their sum, and so is their rounding.
+        """
+        squares = self.stored.clone()
+        if weights is None or self.means is not None:
+            return squares
+        for properties, problem in self.averages or self.totals:
+            sizes = problem.column_norms() @ torch.nan_to_num(weights[:, properties]).abs()
+            squares[:, properties] = torch.maximum(squares[:, properties], sizes.square())
+        return squares
+
 
 class TargetStatistics:
     """Statistics of one target: made of one batch, merged exactly in any number and order.
