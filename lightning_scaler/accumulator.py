@@ -77,6 +77,7 @@ class ScaleAccumulator:
         self.baseline = baseline
         self.system_labels: SystemLabels = system_labels
         self._passed_over: set[str] = set()
+        self._masked: set[str] = set()
         self._statistics: dict[str, TargetStatistics] = {}
 
     def fresh(self) -> "ScaleAccumulator":
@@ -102,7 +103,7 @@ class ScaleAccumulator:
         Raises:
             TypeError: for a target that is not a TensorMap.
             ValueError: for infinite entries, an unknown kind of samples, samples that are not in
-                the batch, a layout other than before, or a mask without its target.
+                the batch, or a layout other than before.
         """
         chosen = {
             name: tensor
@@ -112,9 +113,9 @@ class ScaleAccumulator:
         layouts = {name: self._layout(name, tensor) for name, tensor in chosen.items()}
         # A target without any block is one that the batch lacks.
         chosen = {name: tensor for name, tensor in chosen.items() if layouts[name].blocks}
-        check_names("a mask", masks or {}, targets)
-        for name in (masks or {}).keys() & chosen.keys():
-            chosen[name] = mask_entries(name, chosen[name], masks[name])  # type: ignore[index]
+        masks = masks or {}
+        for name in masks.keys() & chosen.keys():
+            chosen[name] = mask_entries(name, chosen[name], masks[name])
         chosen = {name: tensor.to("cpu") for name, tensor in chosen.items()}
         atoms = Atoms.from_systems(systems).to("cpu")
         reading = read_system_labels(atoms, chosen, self.system_labels)
@@ -131,6 +132,7 @@ class ScaleAccumulator:
         }
         self.system_labels = reading.labels
         self._passed_over |= targets.keys() - chosen.keys()
+        self._masked |= masks.keys()
         self._take(batch)
 
     def merge(self, other: "ScaleAccumulator") -> None:
@@ -150,6 +152,7 @@ class ScaleAccumulator:
             self._statistics[name].layout.united(other._statistics[name].layout)
         self.system_labels = settled.pop() if settled else "auto"
         self._passed_over |= other._passed_over
+        self._masked |= other._masked
         self._take(copy.deepcopy(other._statistics))
 
     def all_fixed(self, fixed_scales: Numbers | None) -> bool:
@@ -189,8 +192,8 @@ class ScaleAccumulator:
             enabled: ``False`` sets every scale to 1; the baseline is the same.
 
         Raises:
-            ValueError: without any data; for a named target that was never seen, or settings that
-                name unknown targets or do not suit them.
+            ValueError: without any data; for a named target that was never seen, masks of one,
+                or settings that name unknown targets or do not suit them.
         """
         check_choice("unseen_types", unseen_types, UnseenTypes)
         fixed = plain_fixed_scales(fixed_scales)
@@ -203,6 +206,7 @@ class ScaleAccumulator:
                 )
         if not self._statistics:
             raise ValueError("no target was seen in the data, so there is nothing to fit")
+        check_names("a mask", sorted(self._masked), {*self._statistics, *self._passed_over})
         check_names("intensive_targets", sorted(self.intensive_targets), self._statistics)
         check_names("fixed_scales", fixed, self._statistics)
         if self.baseline is not None:
@@ -234,6 +238,7 @@ class ScaleAccumulator:
         return {
             "system_labels": self.system_labels,
             "passed_over": sorted(self._passed_over),
+            "masked": sorted(self._masked),
             "statistics": {name: s.state() for name, s in self._statistics.items()},
         }
 
@@ -242,6 +247,7 @@ class ScaleAccumulator:
         other = self.fresh()
         other.system_labels = state["system_labels"]
         other._passed_over = set(state["passed_over"])
+        other._masked = set(state["masked"])
         for name, statistics in state["statistics"].items():
             other._statistics[name] = TargetStatistics.from_state(name, statistics)
         self.merge(other)

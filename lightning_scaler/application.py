@@ -50,6 +50,11 @@ def run(config: DictConfig) -> None:
         _test(trainer, model, data, None)
     elif config.task == "test":
         _test(trainer, model, data, config.ckpt_path)
+    elif trainer.world_size > 1:
+        raise ValueError(
+            f"task=predict: expected one process, got {trainer.world_size}; predictions are "
+            "written in the order of the data, so set trainer.devices=1"
+        )
     else:
         _predict(trainer, model, data, config.ckpt_path)
     if trainer.is_global_zero:

@@ -103,7 +103,7 @@ class TargetScaler(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start of a fit: fit the scales, unless a checkpoint has yet to bring them."""
-        if not (trainer.strategy.restore_checkpoint_after_setup and trainer.ckpt_path):
+        if not trainer.strategy.restore_checkpoint_after_setup:
             self._fit_if_needed(trainer, pl_module)
 
     @override

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 else:
     _Module = object
 
+CHECKPOINT_KEY = "target_scaler"
+
 Tensors = Mapping[str, TensorMap]
 Systems = Sequence[HasTypes] | Atoms
 
@@ -222,16 +224,33 @@ class TargetScalingMixin(_Module):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Every checkpoint: callbacks that average weights save a module from before the fit."""
+        """Every checkpoint: callbacks that average weights save a module from before the fit.
+
+        An override of this hook must call ``super().on_save_checkpoint(checkpoint)``.
+        """
         super().on_save_checkpoint(checkpoint)
-        checkpoint["state_dict"]["scaler._extra_state"] = self.scaler.get_extra_state()
+        state = self.scaler.get_extra_state()
+        checkpoint[CHECKPOINT_KEY] = state
+        if "scaler._extra_state" in checkpoint.get("state_dict", {}):
+            checkpoint["state_dict"]["scaler._extra_state"] = state
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Every checkpoint: strategies that shard the state leave out what is no tensor."""
+        super().on_load_checkpoint(checkpoint)
+        if CHECKPOINT_KEY in checkpoint:
+            self.scaler.set_extra_state(checkpoint[CHECKPOINT_KEY])
 
     def _scaling_step(self, stage: str, batch: Any, dataloader_idx: int = 0) -> torch.Tensor:
         systems, targets, masks = self.unpack_batch(batch)
         atoms = read_atoms(systems)
         targets = self.targets_to_loss(atoms, targets, masks)
-        predictions = self.predictions_to_loss(atoms, self(systems), targets)
+        raw = self(systems)
+        predictions = self.predictions_to_loss(atoms, raw, targets)
         loss = self.compute_loss(predictions, targets)
+        if stage == "train" and not loss.requires_grad:
+            # A batch without any entry: a zero that backward() and DDP can work with.
+            loss = loss + _zero(raw)
         self.log(
             f"{stage}/loss",
             loss,
@@ -272,6 +291,17 @@ class TargetScalingMixin(_Module):
                 "Trainer(callbacks=[TargetScaler()]), load a checkpoint that has them, or set "
                 "module.scaler to a Scaler fitted with ScaleAccumulator"
             )
+
+
+def _zero(predictions: Tensors) -> torch.Tensor:
+    """Zero times everything that was predicted."""
+    entries = [
+        values
+        for tensor in predictions.values()
+        for block in tensor.blocks()
+        for values in (block.values, *(block.gradient(g).values for g in block.gradients_list()))
+    ]
+    return 0.0 * torch.stack([values.sum() for values in entries]).sum()
 
 
 def _parts(

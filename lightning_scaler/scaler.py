@@ -158,6 +158,9 @@ class Scaler(torch.nn.Module):
     @override
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take the state of :meth:`get_extra_state`."""
+        if not isinstance(state, Mapping):
+            # torch.distributed.checkpoint puts a placeholder here; see the mixin.
+            return
         if state["version"] > STATE_VERSION:
             raise ValueError(
                 f"expected a scaler state of version {STATE_VERSION} or older, got version "

@@ -5,7 +5,13 @@ import random
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, LearningRateFinder
+from lightning.pytorch.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from training import (
     PlainNet,
     SmallData,
@@ -408,3 +414,42 @@ class SequentialData(SmallData):
 
     def train_dataloader(self):
         return torch.utils.data.DataLoader(self.train, batch_size=4, collate_fn=collate)
+
+
+@pytest.mark.parametrize("kind", ["ema", "swa"])
+def test_checkpoints_of_averaged_weights_hold_the_scales(tmp_path, kind):
+    """These callbacks copy the module before the fit and save the copy."""
+    data, net = SmallData(), SmallNet()
+    averaging = (
+        EMAWeightAveraging()
+        if kind == "ema"
+        else StochasticWeightAveraging(0.01, swa_epoch_start=1)
+    )
+    trainer = quiet_trainer(tmp_path, callbacks=[averaging, scaler_callback()], max_epochs=2)
+    trainer.fit(net, data)
+    trainer.save_checkpoint(tmp_path / "averaged.ckpt")
+    loaded = SmallNet.load_from_checkpoint(tmp_path / "averaged.ckpt", weights_only=True)
+    assert net.scaler.fitted
+    assert_same_scales(loaded.scaler, net.scaler)
+
+
+def test_a_strategy_that_restores_after_the_fit_start(tmp_path):
+    """ModelParallelStrategy: no second pass on a resume, and the restored scales are used."""
+    data, net = SmallData(), SmallNet()
+    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()])
+    trainer.fit(net, data)
+    trainer.save_checkpoint(tmp_path / "net.ckpt")
+
+    class Late(SingleDeviceStrategy):
+        @property
+        def restore_checkpoint_after_setup(self):
+            return True
+
+    for path, reads in ((None, 2 * 22), (tmp_path / "net.ckpt", 22)):
+        again, more = SmallNet(), SmallData(factors={"dipole": 2.0})
+        strategy = Late(device=torch.device("cpu"))
+        options = {"strategy": strategy, "max_epochs": 1 if path is None else 2}
+        trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()], **options)
+        trainer.fit(again, more, ckpt_path=path, weights_only=True)
+        assert len(more.train.reads) == reads
+    assert_same_scales(again.scaler, net.scaler)

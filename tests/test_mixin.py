@@ -352,6 +352,23 @@ def test_evaluating_again_gives_the_same_errors(fitted, tmp_path):
     quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(net, data)
 
 
+def test_a_batch_without_targets_changes_nothing(tmp_path):
+    """Unlabelled structures in multi-task data."""
+
+    def without(items):
+        batch = collate(items)
+        if len(items) == 2:  # the last batch of an epoch
+            return {"system": batch["system"]}
+        return batch
+
+    net = SmallNet()
+    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()], max_epochs=2)
+    trainer.fit(net, SmallData(collate_fn=without))
+    assert len(net.losses) == 12
+    assert net.losses.count(0.0) == 2
+    assert bool(torch.isfinite(net.weights).all())
+
+
 def test_several_loaders_have_metrics_of_their_own(fitted, tmp_path):
     trainer, data, net = fitted
     other = SmallDataset(3, seed=5)
