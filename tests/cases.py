@@ -20,6 +20,7 @@ EXAMPLES = int(os.environ.get("LIGHTNING_SCALER_EXAMPLES", "2000"))
 
 SPHERICAL = ("o3_lambda", "o3_sigma")
 BASIS = (*SPHERICAL, "atom_type")
+UNSEEN = 122  # a type that no case has
 RANK_TWO = ("o3_lambda_1", "o3_lambda_2", "o3_sigma_1", "o3_sigma_2")
 # Where a baseline comes off the numbers differ from each other by less than this factor.
 MODERATE = 3.0
@@ -246,6 +247,7 @@ def cases(
     baselines: Sequence[str] = ("none", "composition", "fixed"),
     exponents: tuple[int, int] = (-120, 120),
     readings: Sequence[str] = ("position", "auto", "id"),
+    every_block: bool = False,
     complete: bool = False,
 ) -> Case:
     """A data set of one target.
@@ -255,6 +257,7 @@ def cases(
         baselines: none, fitted, or fixed numbers per type.
         exponents: smallest and largest power of ten.
         readings: of the ``system`` labels.
+        every_block: no batch lacks a block.
         complete: neither zeros nor missing entries, rows or blocks, and no fixed scale.
     """
     seed = draw(st.integers(0, 2**32 - 1))
@@ -297,15 +300,15 @@ def cases(
     # Sums of squares and least squares lose what is far smaller; float32 ends at 3e38.
     if kind_of_baseline != "none" and (kind_of_baseline == "fixed" or not per_atom):
         exponent, mixed = exponent % 7 - 3, False
-    most = 30 if dtype == torch.float32 else 120
-    exponent = max(-most, min(most, exponent))
+    lowest, highest = exponents if dtype == torch.float64 else (-30, 30)
+    exponent = max(lowest, min(highest, exponent))
 
     order = rng.permutation(n_systems).tolist()
     cuts = sorted(rng.integers(0, n_systems + 1, rng.integers(0, 5)).tolist())
     bounds = [0, *cuts, n_systems]
     batches = [order[start:stop] for start, stop in itertools.pairwise(bounds)]
     lacking = set()
-    if not complete and kind_of_baseline != "fixed" and rng.random() < 0.5:
+    if not (complete or every_block) and kind_of_baseline != "fixed" and rng.random() < 0.5:
         first = 1 if labels_are == "id" else 0  # ids need a block that covers every system
         lacking = {
             (k, b)
@@ -319,7 +322,7 @@ def cases(
     weights = {z: float(rng.normal()) * 10.0**exponent for z in [*pool, 121]}
     values, rows, kept = {}, {}, {}
     for b, key in enumerate(keys):
-        unit = 10.0 ** (rng.integers(-most, most + 1) if mixed else exponent)
+        unit = 10.0 ** (rng.integers(lowest, highest + 1) if mixed else exponent)
         unit *= MODERATE ** rng.uniform(-1, 1)
         zero = np.zeros(n_properties[b], dtype=bool)
         if zeros:

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 from builders import labels
-from cases import EXAMPLES, RANK_TWO, Case, Entry, cases, has_baseline, over
+from cases import EXAMPLES, RANK_TWO, UNSEEN, Case, Entry, cases, has_baseline, over
 from hypothesis import given, strategies as st
 
 from lightning_scaler import Scaler
 
 EPSILON = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
-UNSEEN = 122
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
