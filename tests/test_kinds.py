@@ -169,6 +169,22 @@ def test_atomic_basis():
     assert model[0].flatten().tolist() == near(3 * math.sqrt(2) / 3, 4 / math.sqrt(41 / 2))
 
 
+@pytest.mark.parametrize("unseen_types", ["error", "pooled", "identity"])
+def test_atomic_basis_of_an_unseen_type(unseen_types):
+    # Carbon has blocks of its own, and there is no scale for them in any mode.
+    basis = {(0, 1): [[[1.0]], [[7.0]]], (0, 8): [[[3.0]], [[5.0]]]}
+    target = atomic_basis(basis, {1: [[1, 0], [1, 2]], 8: [[0, 0], [1, 1]]})
+    scaler = fit(SYSTEMS, {"t": target}, unseen_types=unseen_types)
+    carbon = atomic_basis({(0, 8): [[[5.0]]], (0, 6): [[[1.0]]]}, {8: [[0, 1]], 6: [[0, 0]]})
+    words = r"no scale for the block \(o3_lambda=0, o3_sigma=1, atom_type=6\)"
+    with pytest.raises(ValueError, match=words):
+        values(scaler, [system(6, 8)], carbon)
+    # Its presence in a system does not matter where its block is left out. O: 9 + 25 of two.
+    oxygen = atomic_basis({(0, 8): [[[5.0]]]}, {8: [[0, 1]]})
+    model = values(scaler, [system(6, 8)], oxygen, "physical", "model")
+    assert model.item() == pytest.approx(5 / math.sqrt(17), rel=1e-14)
+
+
 def test_atom_pairs():
     # Whatever their neighbours in the batch are: nothing is fitted, nothing is converted.
     rows = [[1, 0, 2, 0, 0, 0], [0, 0, 0, 1, 0, -1], [1, 1, 0, 0, 0, 0]]
@@ -208,6 +224,32 @@ def test_energies_with_gradients(baseline):
     back = scaler.convert(SYSTEMS, loss_space, "model", "physical")["t"].block()
     assert back.values.flatten().tolist() == near(*numbers)
     assert back.gradient("strain").values[0, :, :, 0].diag().tolist() == near(1, 2, 3)
+
+
+def test_polarizabilities_with_gradients():
+    # λ=0: 6 and 8, 100 of two. λ=2: (3, 4, 0, 0, 0) and (0, 0, 0, 5, 5), 75 of ten.
+    numbers = {0: [[[6.0]], [[8.0]]], 2: [[[3], [4], [0], [0], [0]], [[0], [0], [0], [5], [5]]]}
+    blocks = spherical(numbers, labels("system", [0, 1])).blocks()
+    blocks = [of.copy() for of in blocks]
+    # How each changes when atom 2 of H2O moves along z, and nothing else moves.
+    for of, change in zip(blocks, (10.0, 30.0), strict=True):
+        derivative = torch.full((1, 1, *of.values.shape[1:]), change, dtype=torch.float64)
+        rows, direction = labels(["sample", "atom"], [[1, 2]]), labels("xyz", [2])
+        components = [direction, *of.components]
+        of.add_gradient("positions", TensorBlock(derivative, rows, components, of.properties))
+    target = TensorMap(labels(["o3_lambda", "o3_sigma"], [[0, 1], [2, 1]]), blocks)
+    scaler = fit(SYSTEMS, {"t": target}, intensive_targets=["t"])
+    raw = [math.sqrt(50), math.sqrt(7.5)]
+    assert [scale(scaler, "t", "scales", row)[0][0] for row in (0, 1)] == near(*raw)
+    model = scaler.convert(SYSTEMS, {"t": target}, "physical", "model")["t"]
+    for row, change in enumerate((10, 30)):
+        gradient = model.block(row).gradient("positions").values
+        assert gradient.flatten().tolist() == near(*[change / raw[row]] * (4 * row + 1))
+    # In loss space both by the scale of the target: 175 of twelve.
+    loss = scaler.convert(SYSTEMS, {"t": target}, "physical", "loss")["t"]
+    for row, change in enumerate((10, 30)):
+        gradient = loss.block(row).gradient("positions").values
+        assert gradient.flatten().tolist() == near(*[change / math.sqrt(175 / 12)] * (4 * row + 1))
 
 
 def test_several_properties_with_masks_and_missing_values():

@@ -1,6 +1,7 @@
 """Scales against plain loops that restate the formulas, over targets of every kind."""
 
 import math
+import re
 import warnings
 from collections import defaultdict
 from dataclasses import replace
@@ -211,6 +212,24 @@ def test_pooled_scales_against_plain_loops(case):
             values = found.block_by_id(row).values.numpy().reshape(-1, len(expected))
             for of_component in values:
                 np.testing.assert_allclose(of_component, expected, rtol=tolerance(case))
+
+
+@over(EXAMPLES // 20)
+@given(cases(complete=True), st.sampled_from([math.inf, -math.inf]))
+def test_infinite_entries_are_an_error_that_counts_them(case, infinity):
+    with_atoms = [i for i in case.batches[0] if case.compositions[i]]
+    wanted = [(i, b) for i in with_atoms for b in case.blocks if case.values[i, b].size]
+    if not wanted:
+        return
+    i, b = wanted[case.seed % len(wanted)]
+    numbers = np.where(case.values[i, b] > case.values[i, b].mean(), infinity, case.values[i, b])
+    numbers.flat[0] = infinity
+    case = replace(case, values=case.values | {(i, b): numbers})
+    where = ", ".join(f"{n}={k}" for n, k in zip(case.key_names, case.keys[b], strict=True))
+    words = f"target 't', block ({where}): expected finite numbers, or NaN for missing ones, got "
+    words += f"{np.isinf(numbers).sum()} infinite entries"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        case.accumulated()
 
 
 @over(EXAMPLES // 20)
