@@ -3,8 +3,18 @@
 import logging
 
 import pytest
+import torch
 
 
 @pytest.fixture(autouse=True)
 def quiet_lightning():
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
+@pytest.fixture
+def one_thread():
+    """Waking a second thread takes longer than all that very small tensors ask."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -2,8 +2,6 @@
 
 import copy
 import math
-import os
-from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -11,7 +9,6 @@ import torch
 from builders import (
     atom_samples,
     atom_target,
-    block,
     cartesian,
     fit,
     forces,
@@ -23,7 +20,6 @@ from builders import (
     structure_target,
     system,
 )
-from hypothesis import HealthCheck, given, settings, strategies as st
 from metatensor.torch import TensorMap
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
@@ -31,7 +27,6 @@ from lightning_scaler import CompositionBaseline, ScaleAccumulator
 NAN, INF = float("nan"), float("inf")
 FITTED = CompositionBaseline()
 FEW_DATA = pytest.mark.filterwarnings("ignore:these data are zero")
-EXAMPLES = int(os.environ.get("LIGHTNING_SCALER_EXAMPLES", "100"))
 
 
 def accumulated(batches, **options):
@@ -488,114 +483,3 @@ def test_difference_between_batch_sizes_of_large_totals():
     before = math.sqrt(math.fsum((totals / counts.sum(1)) ** 2) / 50)
     tolerance = max(1e-12, 2.0**-52 * before / results[0])
     assert results[1:] == pytest.approx([results[0]] * 2, rel=tolerance)
-
-
-# The statistics against sums over plain loops.
-
-
-@st.composite
-def cases(draw):
-    """Systems, values of every block, what is kept, and a partition into batches."""
-    n_types = draw(st.integers(1, 8))
-    pool = draw(st.lists(st.integers(0, 120), min_size=n_types, max_size=n_types, unique=True))
-    compositions = draw(
-        st.lists(st.lists(st.sampled_from(pool), min_size=1, max_size=5), min_size=1, max_size=6)
-    )
-    # All blocks of a TensorMap have the same names of components, not the same length of each.
-    n_axes = draw(st.integers(0, 2))
-    axes = st.lists(st.integers(1, 4), min_size=n_axes, max_size=n_axes).map(tuple)
-    shapes = draw(st.lists(st.tuples(axes, st.integers(1, 4)), min_size=1, max_size=4))
-    n_systems = len(compositions)
-    cuts = draw(st.lists(st.integers(0, n_systems), max_size=4).map(sorted))
-    return {
-        "compositions": compositions,
-        "shapes": shapes,
-        "bounds": [0, *cuts, n_systems],
-        "order": draw(st.permutations(range(n_systems))),
-        "per_atom": draw(st.booleans()),
-        "intensive": draw(st.booleans()),
-        "dtype": draw(st.sampled_from([torch.float32, torch.float64])),
-        "nan_fraction": draw(st.sampled_from([0.0, 0.2, 0.7])),
-        "keep_fraction": draw(st.sampled_from([1.0, 0.6])),
-        "by_merge": draw(st.booleans()),
-        "unit": draw(st.sampled_from([1.0, 1e-6, 3e4])),
-        "seed": draw(st.integers(0, 2**16)),
-    }
-
-
-def root(squares):
-    return math.sqrt(math.fsum(squares) / len(squares)) if squares else None
-
-
-@settings(
-    max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
-)
-@given(cases())
-def test_scales_against_plain_sums(case):
-    rng = np.random.default_rng(case["seed"])
-    compositions, per_atom = case["compositions"], case["per_atom"]
-    extensive = not per_atom and not case["intensive"]
-    # What the data say, entry by entry: squares by (block, property, type).
-    squares = defaultdict(list)
-    values, keep = {}, {}
-    for i, types in enumerate(compositions):
-        for b, (axes, n_properties) in enumerate(case["shapes"]):
-            shape = (len(types) if per_atom else 1, *axes, n_properties)
-            drawn = rng.normal(size=shape) * case["unit"] * (b + 1)
-            drawn[rng.random(shape) < case["nan_fraction"]] = NAN
-            values[i, b] = torch.tensor(drawn, dtype=case["dtype"])
-            keep[i, b] = torch.tensor(rng.random(shape) < case["keep_fraction"])
-            for index in np.ndindex(shape):
-                value = float(values[i, b][index])
-                if math.isnan(value) or not bool(keep[i, b][index]):
-                    continue
-                value = value / len(types) if extensive else value
-                group = types[index[0]] if per_atom else -1
-                squares[b, index[-1], group].append(value * value)
-
-    def target(chosen):
-        counts = [len(compositions[i]) for i in chosen]
-        rows = atom_samples(*counts) if per_atom else labels("system", range(len(chosen)))
-        blocks = [
-            block(
-                torch.cat([values[i, b] for i in chosen]),
-                rows,
-                [labels(f"axis_{k}", range(length)) for k, length in enumerate(axes)],
-                dtype=case["dtype"],
-            )
-            for b, (axes, _) in enumerate(case["shapes"])
-        ]
-        tensor = TensorMap(labels("part", range(len(blocks))), blocks)
-        kept = [torch.cat([keep[i, b] for i in chosen]) for b in range(len(blocks))]
-        return tensor, mask_of(tensor, kept)
-
-    options = {"intensive_targets": ["t"] if case["intensive"] else []}
-    total = ScaleAccumulator(**options)
-    for start, stop in zip(case["bounds"], case["bounds"][1:], strict=False):
-        chosen = case["order"][start:stop]
-        if not chosen:
-            continue
-        tensor, mask = target(chosen)
-        batch = ([system(*compositions[i]) for i in chosen], {"t": tensor}, {"t": mask})
-        part = total.fresh() if case["by_merge"] else total
-        part.update(*batch)
-        if case["by_merge"]:
-            total.merge(part)
-    scaler = total.compute()
-
-    groups = sorted({z for types in compositions for z in types}) if per_atom else [-1]
-    single = len(case["shapes"]) == 1 and case["shapes"][0][1] == 1
-    for b, (_, n_properties) in enumerate(case["shapes"]):
-        assert scaler.scales["t"].block(b).samples == labels("atomic_type", groups)
-        for row, group in enumerate(groups):
-            of_type = [s for key, some in squares.items() if key[2] == group for s in some]
-            sigma = root(of_type) or 1.0
-            assert scale(scaler, "t", "per_target_scales", b)[row] == pytest.approx(
-                [sigma] * n_properties, rel=1e-12
-            )
-            full = [root(squares[b, p, group]) or 1.0 for p in range(n_properties)]
-            assert scale(scaler, "t", "scales", b)[row] == pytest.approx(full, rel=1e-12)
-            expected = [1.0] if single else [one / sigma for one in full]
-            assert scale(scaler, "t", "per_property_scales", b)[row] == pytest.approx(
-                expected, rel=1e-12
-            )
