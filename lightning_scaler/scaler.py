@@ -1,7 +1,7 @@
 """The fitted scales, and the way between the three spaces."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,8 @@ from typing_extensions import override
 
 from .atoms import Atoms, HasTypes, read_atoms
 from .conversion import convert_targets
+from .metatrain import read_metatrain
+from .metatrain_checkpoint import Source
 from .scales import TargetScales, Which
 from .settings import UnseenTypes, check_choice
 from .system_labels import POSITION, SystemLabels, read_system_labels
@@ -145,6 +147,41 @@ class Scaler(torch.nn.Module):
         scaler = cls()
         scaler.set_extra_state(torch.load(path, map_location="cpu", weights_only=True))
         return scaler
+
+    @classmethod
+    def from_metatrain(
+        cls,
+        checkpoint: Source,
+        composition: Source | None = None,
+        layouts: Mapping[str, TensorMap] | None = None,
+        atomic_types: Sequence[int] | None = None,
+        intensive_targets: Iterable[str] | None = None,
+    ) -> "Scaler":
+        """Take the scales and the composition weights that metatrain fitted.
+
+        Conversions give the numbers that metatrain gives; metatrain itself is not needed, and no
+        pickled code is run (files need torch 2.6 or newer). Its checkpoints hold no numbers of
+        entries, so ``unseen_types`` is ``"error"``, and all types of the model count as seen.
+
+        Args:
+            checkpoint: of a metatrain ``Scaler`` (``scaler.ckpt``), or of a whole model that has
+                one, its composition being read too: the file, what ``torch.load`` makes of it, or
+                a state dict. A state dict alone needs some of the arguments below.
+            composition: likewise of its ``CompositionModel`` (``composition_model.ckpt``), if one
+                came off before the scales were taken and is not in the checkpoint. ``{}`` says of
+                a state dict that none did.
+            layouts: for a state dict, an example of each target that is no spherical tensor (with
+                any number of samples), since the buffers hold no components.
+            atomic_types: for a state dict, those of the model, for per-atom targets.
+            intensive_targets: names of per-structure targets that were not divided by the number
+                of atoms; ``None``: what the checkpoint says (``per_structure_targets``), else none.
+
+        Raises:
+            ValueError: for a file that is no checkpoint; additive models whose weights are not
+                given; scales that are zero or infinite; what a state dict does not tell.
+        """
+        found = read_metatrain(checkpoint, composition, layouts, atomic_types, intensive_targets)
+        return cls(found.targets, Settings(enabled=found.enabled, baseline=found.baseline))
 
     @override
     def get_extra_state(self) -> dict[str, Any]:

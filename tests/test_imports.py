@@ -24,6 +24,8 @@ ORDER = [
     "scales",
     "fit",
     "conversion",
+    "metatrain_checkpoint",
+    "metatrain",
     "scaler",
     "accumulator",
     "matching",

@@ -1,0 +1,43 @@
+"""Make tests/metatrain_fixture: checkpoints of metatrain, and numbers that it converts with them.
+
+Run in the environment of the extra ``parity``: ``python tests/parity/make_fixture.py``.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+TARGETS = ["energy", "forces", "orbitals"]
+
+
+def main() -> None:
+    """Fit, save, and convert random numbers."""
+    sys.path.insert(0, str(TESTS))
+    import test_checkpoints as fits
+    from data import KINDS, random_numbers
+    from metatrain.composition import CompositionModel
+    from metatrain.scaler import Scaler
+
+    # A few systems are enough, and make a small file.
+    fits.SYSTEMS = fits.SYSTEMS[:5]
+    folder = TESTS / "metatrain_fixture"
+    folder.mkdir(exist_ok=True)
+    data, info, _ = fits.dataset(TARGETS)
+    composition = CompositionModel.from_valid_targets(info, fits.TYPES)
+    fits.fit_composition(composition, data, str(folder))
+    scaler = Scaler({"densify_atomic_basis": True}, info)
+    fits.fit_scaler(scaler, data, [composition], str(folder))
+    expected = {"types": [system.types.tolist() for system in fits.SYSTEMS]}
+    for name in TARGETS:
+        model = KINDS[fits.OF_CHECKPOINT[name]](fits.SYSTEMS, random_numbers(seed=17))
+        physical = fits.physical_by_metatrain(scaler, composition, name, model)
+        expected[name] = [
+            {"model": block.values.tolist(), "physical": other.values.tolist()}
+            for block, other in zip(model.blocks(), physical.blocks(), strict=True)
+        ]
+    (folder / "expected.json").write_text(json.dumps(expected) + "\n")
+
+
+if __name__ == "__main__":
+    main()
