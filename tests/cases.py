@@ -22,8 +22,7 @@ SPHERICAL = ("o3_lambda", "o3_sigma")
 BASIS = (*SPHERICAL, "atom_type")
 UNSEEN = 122  # a type that no case has
 RANK_TWO = ("o3_lambda_1", "o3_lambda_2", "o3_sigma_1", "o3_sigma_2")
-# Where a baseline comes off the numbers differ from each other by less than this factor.
-MODERATE = 3.0
+SIGMAS = [(1, 1), (1, -1), (-1, 1), (-1, -1)]
 
 
 def over(n_examples: int) -> settings:
@@ -222,7 +221,7 @@ def _blocks(
         axes = rng.integers(1, 5, (n_blocks, n_axes)).tolist()
         return ("part",), [(3 * b,) for b in range(n_blocks)], [tuple(of) for of in axes]
     if family == "rank two":
-        every = [(*lambdas, *sigmas) for lambdas in np.ndindex(3, 3) for sigmas in _SIGMAS]
+        every = [(*lambdas, *sigmas) for lambdas in np.ndindex(3, 3) for sigmas in SIGMAS]
         keys = [every[k] for k in rng.permutation(len(every))[:n_blocks]]
         # Half of the blocks have a trace.
         keys = [(key[0], key[0], 1, 1) if k % 2 else key for k, key in enumerate(keys)]
@@ -237,7 +236,11 @@ def _blocks(
     return BASIS if family == "basis" else SPHERICAL, keys, [(2 * key[0] + 1,) for key in keys]
 
 
-_SIGMAS = [(1, 1), (1, -1), (-1, 1), (-1, -1)]
+def _partition(n_systems: int, rng: np.random.Generator) -> list[list[int]]:
+    """All systems in any order, cut into one to five batches, some of them empty."""
+    order = rng.permutation(n_systems).tolist()
+    cuts = sorted(rng.integers(0, n_systems + 1, rng.integers(0, 5)).tolist())
+    return [order[start:stop] for start, stop in itertools.pairwise([0, *cuts, n_systems])]
 
 
 @st.composite
@@ -303,10 +306,7 @@ def cases(
     lowest, highest = exponents if dtype == torch.float64 else (-30, 30)
     exponent = max(lowest, min(highest, exponent))
 
-    order = rng.permutation(n_systems).tolist()
-    cuts = sorted(rng.integers(0, n_systems + 1, rng.integers(0, 5)).tolist())
-    bounds = [0, *cuts, n_systems]
-    batches = [order[start:stop] for start, stop in itertools.pairwise(bounds)]
+    batches = _partition(n_systems, rng)
     lacking = set()
     if not (complete or every_block) and kind_of_baseline != "fixed" and rng.random() < 0.5:
         first = 1 if labels_are == "id" else 0  # ids need a block that covers every system
@@ -323,7 +323,7 @@ def cases(
     values, rows, kept = {}, {}, {}
     for b, key in enumerate(keys):
         unit = 10.0 ** (rng.integers(lowest, highest + 1) if mixed else exponent)
-        unit *= MODERATE ** rng.uniform(-1, 1)
+        unit *= 3.0 ** rng.uniform(-1, 1)
         zero = np.zeros(n_properties[b], dtype=bool)
         if zeros:
             zero = rng.random(n_properties[b]) < 0.3

@@ -16,8 +16,6 @@ from hypothesis import given, strategies as st
 from lightning_scaler import Scaler
 
 EPSILON = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
-
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
