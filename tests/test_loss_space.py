@@ -1,0 +1,68 @@
+"""Targets and predictions brought to loss space together."""
+
+import pytest
+import torch
+from builders import atom_samples, atom_target, mask_of, structure_target, system
+
+from lightning_scaler import ScaleAccumulator
+from lightning_scaler.loss_space import predictions_to_loss, targets_to_loss
+
+SYSTEMS = [system(8), system(1, 1, 8)]
+
+
+@pytest.fixture
+def scaler():
+    """Energies per atom 3 and 4: RMS sqrt(25/2). Charges: H 1 and 7, RMS 5; O 2 and 2, RMS 2."""
+    accumulator = ScaleAccumulator()
+    accumulator.update(
+        SYSTEMS,
+        {
+            "energy": structure_target([3.0, 12.0]),
+            "charges": atom_target([2.0, 1.0, 7.0, 2.0], atom_samples(1, 3)),
+        },
+    )
+    return accumulator.compute()
+
+
+def test_targets_are_scaled_averaged_masked_and_cast(scaler):
+    charges = atom_target([2.0, 1.0, 7.0, 2.0], atom_samples(1, 3))
+    targets = {"energy": structure_target([-6.0, 15.0]), "charges": charges}
+    mask = mask_of(charges, [[True, False, True, True]])
+    result = targets_to_loss(scaler, SYSTEMS, targets, {"charges": mask})
+    energy = result["energy"].block().values
+    assert energy.dtype == torch.float32
+    sigma = (25 / 2) ** 0.5
+    # Per atom: -6 / 1 and 15 / 3.
+    torch.testing.assert_close(energy, torch.tensor([[-6.0 / sigma], [5.0 / sigma]]))
+    expected = torch.tensor([[1.0], [torch.nan], [7 / 5], [1.0]])
+    torch.testing.assert_close(result["charges"].block().values, expected, equal_nan=True)
+    assert charges.block().values[1, 0] == 1.0
+
+
+def test_ids_become_positions_and_predictions_follow_the_rows(scaler):
+    targets = {"charges": atom_target([7.0, 2.0], [[40, 1], [40, 2]])}
+    systems = targets_to_loss(
+        scaler,
+        SYSTEMS,
+        {**targets, "energy": structure_target([3.0, 12.0], systems=[30, 40])},
+        dtype=torch.float64,
+    )
+    assert systems["charges"].block().samples.values.tolist() == [[1, 1], [1, 2]]
+    predictions = {
+        "charges": atom_target([10.0, 20, 30, 40], atom_samples(1, 3)),
+        "energy": structure_target([1.0, 6.0]),
+    }
+    result = predictions_to_loss(scaler, SYSTEMS, predictions, systems)
+    assert result["charges"].block().values.reshape(-1).tolist() == [30.0, 40.0]
+    # Model space is loss space for a single property; then per atom.
+    assert result["energy"].block().values.reshape(-1).tolist() == [1.0, 2.0]
+
+
+def test_tensors_without_scales_pass_untouched(scaler):
+    other = structure_target([1.0, 2.0])
+    assert targets_to_loss(scaler, SYSTEMS, {"other": other})["other"] is other
+
+
+def test_predictions_that_are_no_mapping(scaler):
+    with pytest.raises(TypeError, match=r"expected forward to give a dict .*, got list"):
+        predictions_to_loss(scaler, SYSTEMS, [], {})
