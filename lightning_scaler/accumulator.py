@@ -158,12 +158,12 @@ class ScaleAccumulator:
     def all_fixed(self, fixed_scales: Numbers | None) -> bool:
         """Whether the targets seen so far need no more data, all their numbers being given.
 
-        That is so if each has a single property and a fixed scale, and its baseline is none or
-        fixed; and each of the targets that must be fitted is among them.
+        That is so if the targets that must be fitted were named and seen, each with a single
+        property and a fixed scale, its baseline being none or fixed.
         """
         fixed = plain_fixed_scales(fixed_scales)
         layouts = {name: statistics.layout for name, statistics in self._statistics.items()}
-        if not layouts or not {*(self.targets or ())} <= layouts.keys():
+        if self.targets is None or not {*self.targets} <= layouts.keys():
             return False
         return all(
             name in fixed

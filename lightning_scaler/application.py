@@ -13,10 +13,17 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from omegaconf import DictConfig
 from rich.console import Console
 
-from .molecules.datamodule import MoleculesDataModule
 from .predictions import joined
 from .report import errors_table
 from .settings import check_choice
+
+try:
+    from .molecules.datamodule import MoleculesDataModule
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"{error}; the command needs the extra 'molecules': "
+        "pip install 'lightning-scaler[molecules]'"
+    ) from error
 
 Task = Literal["train", "test", "predict"]
 

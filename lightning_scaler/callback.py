@@ -157,7 +157,7 @@ class TargetScaler(Callback):
         intensive_targets = [name for name in self.intensive_targets if asked_for(name)]
         accumulator = ScaleAccumulator(names, intensive_targets, baseline, self.system_labels)
         fixed = {name: scale for name, scale in self.fixed_scales.items() if asked_for(name)}
-        if fixed:
+        if fixed and names is not None:
             # One batch shows the layouts, which is all that is needed where every number is given.
             read_training_data(trainer, module, accumulator, limit_batches=1)
         if not accumulator.all_fixed(fixed):

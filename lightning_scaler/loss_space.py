@@ -64,7 +64,7 @@ def predictions_to_loss(
         targets: of :func:`targets_to_loss`.
 
     Raises:
-        TypeError: for predictions that are no mapping.
+        TypeError: for predictions that are no mapping of TensorMaps.
         ValueError: for a target of the batch without prediction, or without scales.
     """
     if not isinstance(predictions, Mapping):
@@ -84,6 +84,11 @@ def predictions_to_loss(
                 f"the batch has the target '{name}' and forward predicts it, but there are no "
                 f"scales for it, only for {sorted(scaler.targets)}; name it in "
                 "TargetScaler(targets=[...]) and fit again"
+            )
+        if name in predictions and not is_tensormap(predictions[name]):
+            raise TypeError(
+                f"target '{name}': expected forward to give a TensorMap, got "
+                f"{type(predictions[name]).__name__}"
             )
         if name in predictions and is_tensormap(target):
             chosen[name] = predictions[name]

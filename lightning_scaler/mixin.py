@@ -220,7 +220,8 @@ class TargetScalingMixin(_Module):
             predictions = self(systems)
             atoms = read_atoms(systems)
             physical = between_positions(self.scaler, atoms, predictions, "model", "physical")
-            return {name: detach(tensor) for name, tensor in physical.items()}
+            # Lightning brings predictions to the CPU, but not a TensorMap.
+            return {name: detach(tensor).to(device="cpu") for name, tensor in physical.items()}
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -248,9 +249,10 @@ class TargetScalingMixin(_Module):
         raw = self(systems)
         predictions = self.predictions_to_loss(atoms, raw, targets)
         loss = self.compute_loss(predictions, targets)
-        if stage == "train" and not loss.requires_grad:
-            # A batch without any entry: a zero that backward() and DDP can work with.
-            loss = loss + _zero(raw)
+        unused = {name: tensor for name, tensor in raw.items() if name not in predictions}
+        if stage == "train" and unused:
+            # Weights of targets that the batch lacks need a gradient, or DDP waits for it.
+            loss = loss + _zero(unused)
         self.log(
             f"{stage}/loss",
             loss,
@@ -294,14 +296,14 @@ class TargetScalingMixin(_Module):
 
 
 def _zero(predictions: Tensors) -> torch.Tensor:
-    """Zero times everything that was predicted."""
+    """Zero times everything that was predicted: a loss with a gradient of zero."""
     entries = [
         values
         for tensor in predictions.values()
         for block in tensor.blocks()
         for values in (block.values, *(block.gradient(g).values for g in block.gradients_list()))
     ]
-    return 0.0 * torch.stack([values.sum() for values in entries]).sum()
+    return 0.0 * torch.stack([values.nan_to_num().sum() for values in entries]).sum()
 
 
 def _parts(
@@ -322,6 +324,11 @@ def _parts(
 def _physical_metric(
     metrics: MetricCollection, name: str, gradient: str | None, block: dict[str, int] | None
 ) -> PhysicalUnits:
+    if not isinstance(metrics, MetricCollection):
+        raise TypeError(
+            "configure_metrics: expected a torchmetrics MetricCollection (its names are "
+            f"those that are logged), got {type(metrics).__name__}"
+        )
     # Each part of each target has states of its own, in no group: Lightning logs and resets each
     # metric by itself.
     copies: dict[str, Metric | MetricCollection]

@@ -205,7 +205,8 @@ class Scaler(torch.nn.Module):
             )
         self.settings = Settings(**state["settings"])
         self.targets = {
-            name: TargetScales.from_state(name, scales) for name, scales in state["targets"].items()
+            name: TargetScales.from_state(name, _on_cpu(scales))
+            for name, scales in state["targets"].items()
         }
 
     @override
@@ -237,3 +238,14 @@ class Scaler(torch.nn.Module):
         if prefix + "_extra_state" not in state_dict:
             state_dict[prefix + "_extra_state"] = Scaler().get_extra_state()
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+
+
+def _on_cpu(state: Any) -> Any:
+    """The same state with all tensors on the CPU, whatever ``map_location`` it was loaded with."""
+    if isinstance(state, torch.Tensor):
+        return state.cpu()
+    if isinstance(state, Mapping):
+        return {name: _on_cpu(part) for name, part in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(_on_cpu(part) for part in state)
+    return state

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch.utils.data import WeightedRandomSampler
 from training import (
     PlainNet,
     SmallData,
@@ -103,9 +104,10 @@ def test_random_states_are_left_alone(tmp_path):
             return torch.utils.data.DataLoader(
                 self.train,
                 batch_size=4,
-                shuffle=True,
+                sampler=WeightedRandomSampler(
+                    [1.0] * 22, 22, replacement=False, generator=self.generator
+                ),
                 collate_fn=collate,
-                generator=self.generator,
             )
 
     fitted = SmallNet()
@@ -250,7 +252,8 @@ def test_where_every_number_is_given_one_batch_shows_the_layouts(tmp_path):
             return systems, {name: targets[name] for name in ("dipole", "charges")}, masks
 
     runs = []
-    settings = {"intensive_targets": ["dipole"], "baseline": "none"}
+    targets = ["dipole", "charges"]
+    settings = {"targets": targets, "intensive_targets": ["dipole"], "baseline": "none"}
     for fixed in (None, "numbers"):
         if fixed:
             scaler = runs[0][0].scaler
@@ -413,7 +416,7 @@ class SequentialData(SmallData):
     """Not shuffled, so that runs can be compared step by step."""
 
     def train_dataloader(self):
-        return torch.utils.data.DataLoader(self.train, batch_size=4, collate_fn=collate)
+        return torch.utils.data.DataLoader(self.train, batch_size=4, collate_fn=self.collate_fn)
 
 
 @pytest.mark.parametrize("kind", ["ema", "swa"])
@@ -453,3 +456,19 @@ def test_a_strategy_that_restores_after_the_fit_start(tmp_path):
         trainer.fit(again, more, ckpt_path=path, weights_only=True)
         assert len(more.train.reads) == reads
     assert_same_scales(again.scaler, net.scaler)
+
+
+def test_fixed_scales_of_some_targets_leave_the_others_to_the_pass(tmp_path):
+    """The first batch has one target only; without named targets nobody knows what comes later."""
+
+    def energies_first(items):
+        batch = collate(items)
+        first = items[0] is first_item
+        return {"system": batch["system"], "charges": batch["charges"]} if first else batch
+
+    data = SequentialData(collate_fn=energies_first)
+    first_item = data.train.items[0]
+    callback = TargetScaler(fixed_scales={"charges": 2.0}, baseline="none")
+    net = SmallNet()
+    quiet_trainer(tmp_path, callbacks=[callback], limit_val_batches=0).fit(net, data)
+    assert set(net.scaler.targets) == {"energy", "dipole", "polarizability", "charges"}
