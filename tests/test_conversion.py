@@ -227,6 +227,15 @@ def test_baseline_enters_physical_space_in_float64():
     assert again.block().values.dtype == torch.float32
 
 
+def test_scales_enter_physical_space_in_float64_too():
+    # 0.1 is another number in float32; 3 is the same.
+    fixed = {"baseline": CompositionBaseline({"e": {8: 0.0}}), "fixed_scales": {"e": 0.1}}
+    scaler = fit([system(8)], {"e": structure_target([1.0])}, **fixed)
+    three = structure_target([3.0], dtype=torch.float32)
+    physical = scaler.convert([system(8)], {"e": three}, "loss", "physical")["e"].block().values
+    assert physical.item() == pytest.approx(0.3, rel=1e-15)
+
+
 def test_without_baseline_for_differences():
     energy = structure_target([-75.0, -76.4, -113.3])
     fixed = CompositionBaseline({"e": {1: -0.5, 6: -37.0, 8: -74.0}})

@@ -97,6 +97,7 @@ def test_invariant_part_of_cartesian_blocks(axes, expected, rows):
         ((0, 0, 1, 1), "trace"),
         ((1, 2, 1, 1), None),
         ((1, 1, -1, 1), None),
+        ((1, 1, 1, -1), None),
         ((1, 1, -1, -1), None),
     ],
 )
