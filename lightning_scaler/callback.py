@@ -96,6 +96,12 @@ class TargetScaler(Callback):
                 f"{type(pl_module).__name__}; write class {type(pl_module).__name__}"
                 "(TargetScalingMixin, LightningModule)"
             )
+        if not isinstance(pl_module.scaler, Scaler):
+            raise TypeError(
+                f"TargetScaler: expected {type(pl_module).__name__}.scaler to be the Scaler of the "
+                f"TargetScalingMixin, got {type(pl_module.scaler).__name__}; give your own "
+                "attribute another name"
+            )
         self._decided = False
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         callbacks.insert(0, callbacks.pop(callbacks.index(self)))

@@ -37,7 +37,7 @@ def read_training_data(
         trainer: in a fit.
         module: unpacks the batches.
         accumulator: empty; holds the data of all processes afterwards, the same on each.
-        limit_batches: at most so many batches over all processes, spread evenly.
+        limit_batches: at most so many batches of each loader, counted over all processes.
 
     Raises:
         RuntimeError: on every process, with the message of the process that failed.

@@ -40,7 +40,7 @@ def shards(
         rank: of this process.
         world_size: number of processes.
         broadcast: gives an object of rank 0 to all.
-        limit_batches: at most so many batches of each loader over all ranks.
+        limit_batches: at most so many batches of each loader, counted over all ranks.
         first_batches: take the first ones, instead of spreading them evenly over the data.
     """
     return [

@@ -77,7 +77,8 @@ def predictions_to_loss(
         if name in scaler.targets and name not in predictions:
             raise ValueError(
                 f"the batch has the target '{name}', of which forward gives no prediction; it "
-                f"gives {sorted(predictions)}"
+                f"gives {sorted(predictions)}; predict it, or fit without it by "
+                "TargetScaler(targets=[...])"
             )
         if name in predictions and name not in scaler.targets:
             raise ValueError(

@@ -90,7 +90,8 @@ class TargetLayout:
         if not dtype.is_floating_point:
             raise ValueError(
                 f"target '{name}': expected real floating point values, got {dtype}; "
-                "convert it with TensorMap.to(torch.float64)"
+                "convert it with TensorMap.to(torch.float64), or "
+                "leave it out by naming the others in targets=[...]"
             )
         samples = tuple(tensor.sample_names) if len(tensor.keys) else ("system",)
         if samples not in SAMPLE_NAMES:
