@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from lightning.pytorch import LightningModule
 from metatensor.torch import TensorMap, detach
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 from typing_extensions import override
 
 from .atoms import Atoms, HasTypes, read_atoms
 from .batches import unpack
-from .loss import mean_squared_error
+from .logged_metrics import Part, parts_of_target, physical_metric
+from .loss import mean_squared_error, zero_loss
 from .loss_space import between_positions, predictions_to_loss, targets_to_loss
 from .metrics import PhysicalUnits, physical_pairs
 from .scaler import Scaler
-from .target import TargetLayout
 from .transfer import move_to_device
 
 # The mixin uses what LightningModule offers and must stand before it among the bases.
@@ -164,16 +164,13 @@ class TargetScalingMixin(_Module):
             pairs = []
             if name in predictions:
                 pairs = physical_pairs(name, self.scaler, atoms, predictions[name], targets[name])
-            for part, gradient, block in _parts(scales.layout, self.metrics_per_block):
-                path = f"{name}/{part}" if part else name
-                key = f"{stage}/{dataloader_idx}/{path}".replace(".", "_")
+            for part in parts_of_target(scales.layout, scales.extensive, self.metrics_per_block):
+                key = f"{stage}/{dataloader_idx}/{part.path}".replace(".", "_")
                 if key not in self._scaling_metrics:
-                    metric = _physical_metric(self.configure_metrics(), name, gradient, block)
+                    metric = physical_metric(self.configure_metrics(), name, part)
                     self._scaling_metrics[key] = metric.to(self.device)
-                metric = cast(PhysicalUnits, self._scaling_metrics[key])
-                metric.update_physical(pairs)
-                per_atom = "_per_atom" if scales.extensive and gradient != "positions" else ""
-                self._log_scaling_metrics(f"{stage}/{path}", key, per_atom, len(atoms))
+                cast(PhysicalUnits, self._scaling_metrics[key]).update_physical(pairs)
+                self._log_scaling_metrics(stage, key, part, len(atoms))
 
     # What Lightning calls.
 
@@ -252,7 +249,7 @@ class TargetScalingMixin(_Module):
         unused = {name: tensor for name, tensor in raw.items() if name not in predictions}
         if stage == "train" and unused:
             # Weights of targets that the batch lacks need a gradient, or DDP waits for it.
-            loss = loss + _zero(unused)
+            loss = loss + zero_loss(unused)
         self.log(
             f"{stage}/loss",
             loss,
@@ -265,14 +262,14 @@ class TargetScalingMixin(_Module):
         self.update_metrics(stage, atoms, predictions, targets, dataloader_idx)
         return loss
 
-    def _log_scaling_metrics(self, path: str, key: str, suffix: str, batch_size: int) -> None:
+    def _log_scaling_metrics(self, stage: str, key: str, part: Part, batch_size: int) -> None:
         metrics = cast(MetricCollection, cast(PhysicalUnits, self._scaling_metrics[key]).metric)
         for name, metric in metrics.items():
             # Processes reduce their metrics together, so all log the same ones, whatever targets
             # their batches have.
             if metric.update_called or self.trainer.world_size > 1:
                 self.log(
-                    f"{path}/{name}{suffix}",
+                    f"{stage}/{part.name(name)}",
                     metric,
                     on_step=False,
                     on_epoch=True,
@@ -293,45 +290,3 @@ class TargetScalingMixin(_Module):
                 "Trainer(callbacks=[TargetScaler()]), load a checkpoint that has them, or set "
                 "module.scaler to a Scaler fitted with ScaleAccumulator"
             )
-
-
-def _zero(predictions: Tensors) -> torch.Tensor:
-    """Zero times everything that was predicted: a loss with a gradient of zero."""
-    entries = [
-        values
-        for tensor in predictions.values()
-        for block in tensor.blocks()
-        for values in (block.values, *(block.gradient(g).values for g in block.gradients_list()))
-    ]
-    return 0.0 * torch.stack([values.nan_to_num().sum() for values in entries]).sum()
-
-
-def _parts(
-    layout: TargetLayout, per_block: Sequence[str]
-) -> list[tuple[str, str | None, dict[str, int] | None]]:
-    """What of a target gets metrics: its values, its gradients, perhaps its blocks."""
-    parts: list[tuple[str, str | None, dict[str, int] | None]] = [("", None, None)]
-    parts += [(parameter, parameter, None) for parameter in layout.gradients]
-    if layout.name in per_block:
-        for key in layout.blocks:
-            named = dict(zip(layout.key_names, key, strict=True))
-            # The names of a key that say something; a proper sigma is the rule.
-            words = [f"{n}_{v}" for n, v in named.items() if (n, v) != ("o3_sigma", 1)]
-            parts.append(("_".join(words), None, named))
-    return parts
-
-
-def _physical_metric(
-    metrics: MetricCollection, name: str, gradient: str | None, block: dict[str, int] | None
-) -> PhysicalUnits:
-    if not isinstance(metrics, MetricCollection):
-        raise TypeError(
-            "configure_metrics: expected a torchmetrics MetricCollection (its names are "
-            f"those that are logged), got {type(metrics).__name__}"
-        )
-    # Each part of each target has states of its own, in no group: Lightning logs and resets each
-    # metric by itself.
-    copies: dict[str, Metric | MetricCollection]
-    copies = {kind: metric.clone() for kind, metric in metrics.items()}
-    collection = MetricCollection(copies, compute_groups=False)
-    return PhysicalUnits(collection, name, gradient, block).train()

@@ -31,6 +31,7 @@ ORDER = [
     "matching",
     "loss_space",
     "metrics",
+    "logged_metrics",
     "loss",
     "batches",
     "transfer",

@@ -1,0 +1,63 @@
+"""Which metrics the mixin logs of a target, and under what names."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torchmetrics import Metric, MetricCollection
+
+from .metrics import PhysicalUnits
+from .target import TargetLayout
+
+
+class Part(NamedTuple):
+    """What a metric looks at: all values of a target, one of its gradients, or one block."""
+
+    path: str
+    gradient: str | None = None
+    block: dict[str, int] | None = None
+    per_atom: bool = False
+
+    def name(self, metric: str) -> str:
+        """The logged name behind the stage: ``"energy/rmse_per_atom"``."""
+        return f"{self.path}/{metric}" + ("_per_atom" if self.per_atom else "")
+
+
+def parts_of_target(layout: TargetLayout, extensive: bool, per_block: Sequence[str]) -> list[Part]:
+    """All that is logged of one target, the same on every process.
+
+    Args:
+        layout: of the target, as it was fitted.
+        extensive: whether it is compared per atom.
+        per_block: names of the targets that are told for every block too.
+    """
+    name = layout.name
+    parts = [Part(name, per_atom=extensive)]
+    for parameter in layout.gradients:
+        averaged = extensive and parameter != "positions"
+        parts.append(Part(f"{name}/{parameter}", gradient=parameter, per_atom=averaged))
+    if name in per_block:
+        for key in layout.blocks:
+            named = dict(zip(layout.key_names, key, strict=True))
+            # The names of a key that say something; a proper sigma is the rule.
+            words = [f"{n}_{v}" for n, v in named.items() if (n, v) != ("o3_sigma", 1)]
+            path = f"{name}/{'_'.join(words)}"
+            parts.append(Part(path, block=named, per_atom=extensive))
+    return parts
+
+
+def physical_metric(metrics: MetricCollection, target: str, part: Part) -> PhysicalUnits:
+    """Copies of the metrics for one part of one target, in physical units.
+
+    Raises:
+        TypeError: for anything but a ``MetricCollection``.
+    """
+    if not isinstance(metrics, MetricCollection):
+        raise TypeError(
+            "configure_metrics: expected a torchmetrics MetricCollection (its names are those that "
+            f"are logged), got {type(metrics).__name__}"
+        )
+    # States of their own, in no group: Lightning logs and resets each metric by itself.
+    copies: dict[str, Metric | MetricCollection]
+    copies = {name: metric.clone() for name, metric in metrics.items()}
+    collection = MetricCollection(copies, compute_groups=False)
+    return PhysicalUnits(collection, target, part.gradient, part.block).train()

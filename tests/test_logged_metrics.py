@@ -1,0 +1,37 @@
+"""Which metrics are logged of a target, and under what names."""
+
+import pytest
+from builders import atom_samples, spherical, structure_target
+from torchmetrics import MeanAbsoluteError, MetricCollection
+
+from lightning_scaler.logged_metrics import parts_of_target, physical_metric
+from lightning_scaler.target import TargetLayout
+
+
+def names(tensor, extensive, per_block=()):
+    layout = TargetLayout.of("t", tensor)
+    return [part.name("mae") for part in parts_of_target(layout, extensive, per_block)]
+
+
+def test_gradients_of_positions_are_not_divided_by_atoms_and_those_of_strain_are():
+    gradient = {"positions": [[[1.0, 0, 0]]], "strain": [[[1.0, 0, 0]] * 3]}
+    energy = structure_target([1.0], gradient=gradient)
+    assert names(energy, True) == ["t/mae_per_atom", "t/positions/mae", "t/strain/mae_per_atom"]
+    assert names(energy, False) == ["t/mae", "t/positions/mae", "t/strain/mae"]
+
+
+def test_blocks_are_named_by_what_tells_them_apart():
+    values = {(0, 1): [[[1.0]]], (1, -1): [[[1.0], [2.0], [3.0]]]}
+    tensor = spherical(values, atom_samples(1))
+    assert names(tensor, False) == ["t/mae"]
+    blocks = ["t/o3_lambda_0/mae", "t/o3_lambda_1_o3_sigma_-1/mae"]
+    assert names(tensor, False, per_block=["t"]) == ["t/mae", *blocks]
+
+
+def test_metrics_are_copied_and_a_single_one_is_refused():
+    metrics = MetricCollection({"mae": MeanAbsoluteError()})
+    part = parts_of_target(TargetLayout.of("t", structure_target([1.0])), False, ())[0]
+    first, second = (physical_metric(metrics, "t", part).metric["mae"] for _ in range(2))
+    assert first is not second
+    with pytest.raises(TypeError, match=r"expected a torchmetrics MetricCollection.*MeanAbsolute"):
+        physical_metric(MeanAbsoluteError(), "t", part)
