@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from metatensor.torch import TensorMap
 
+from .tensormap import is_tensormap
+
 
 def mean_squared_error(
     predictions: Mapping[str, TensorMap], targets: Mapping[str, TensorMap]
@@ -65,12 +67,15 @@ def zero_loss(predictions: Mapping[str, TensorMap]) -> torch.Tensor:
     """Zero times everything that was predicted: a loss with a gradient of zero.
 
     Args:
-        predictions: by target name, in any space; at least one.
+        predictions: by target name, in any space; what is no TensorMap is passed over.
     """
     entries = [
         values
         for tensor in predictions.values()
+        if is_tensormap(tensor)
         for block in tensor.blocks()
         for values in (block.values, *(block.gradient(g).values for g in block.gradients_list()))
     ]
-    return 0.0 * torch.stack([values.nan_to_num().sum() for values in entries]).sum()
+    if not entries:
+        return torch.zeros(())
+    return torch.stack([(0.0 * values.nan_to_num()).sum() for values in entries]).sum()

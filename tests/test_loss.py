@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from builders import atom_samples, atom_target, block, labels, single, spherical, structure_target
+from metatensor.torch import TensorMap
 
-from lightning_scaler.loss import mean_squared_error
+from lightning_scaler.loss import mean_squared_error, zero_loss
+from lightning_scaler.tensormap import same_block
 
 NAN, INF = float("nan"), float("inf")
 
@@ -109,3 +111,16 @@ def test_float32():
     loss = mean_squared_error(single_precision, {"e": structure_target([1.0], dtype=torch.float32)})
     assert loss.dtype == torch.float32
     assert loss.item() == 4
+
+
+def test_the_loss_of_nothing_has_a_gradient_of_zero():
+    """Infinite predictions included; what is no TensorMap is no prediction."""
+    weight = torch.tensor([1.0, INF], requires_grad=True)
+    unused = structure_target([1.0, 2.0])
+    values = unused.block().values * weight[:, None]
+    unused = TensorMap(unused.keys, [same_block(unused.block(), values, {})])
+    loss = zero_loss({"e": unused, "features": weight})
+    assert loss.item() == 0.0
+    loss.backward()
+    assert torch.equal(weight.grad, torch.zeros(2))
+    assert zero_loss({}).item() == 0.0
