@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .block_statistics import BlockStatistics
 from .settings import Numbers, fixed_baseline
-from .statistics import BlockStatistics, TargetStatistics
+from .statistics import TargetStatistics
 from .target import TargetLayout
 
 

@@ -3,10 +3,11 @@
 import torch
 
 from .baseline import CompositionBaseline
+from .block_statistics import BlockStatistics
 from .moments import Fitted, fit_scales
 from .scales import Key, TargetScales
 from .settings import FixedScale
-from .statistics import BlockStatistics, TargetStatistics
+from .statistics import TargetStatistics
 from .target import TargetLayout
 
 # Residuals carry a few roundings of the fit, which is in float64.

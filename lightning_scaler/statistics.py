@@ -1,65 +1,16 @@
 """What is kept of one target while the data pass by: all that the fit needs, nothing per sample."""
 
-import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from metatensor.torch import TensorBlock, TensorMap
+from metatensor.torch import TensorMap
 
-from .atoms import Atoms, find_types
+from .atoms import Atoms
+from .block_statistics import BlockStatistics, block_of_batch, block_state, merged, regrouped
 from .least_squares import LeastSquares
-from .moments import Means, group_means, merge_means, square_sums, squares_about
+from .moments import Means
 from .system_labels import Reading
-from .target import Invariance, TargetLayout
-
-
-@dataclass
-class BlockStatistics:
-    """Sums over one block; groups are the types of a per-atom target, else a single one.
-
-    Attributes:
-        counts: present entries, ``(n_groups, n_properties)``.
-        stored: sums of squares of all entries as the data store them, likewise.
-        squares: sums of squares of the entries that have no baseline, likewise.
-        epsilon: largest machine epsilon of the dtypes in which the data were stored.
-        means: of the entries that have a baseline, for per-atom targets.
-        totals: rows as they are, for per-structure targets with a baseline; several problems once
-            some properties had missing values, each with the properties it is for.
-        averages: the same rows divided by the number of atoms, for extensive targets.
-    """
-
-    counts: torch.Tensor
-    stored: torch.Tensor
-    squares: torch.Tensor
-    epsilon: float
-    means: Means | None = None
-    totals: list[tuple[list[int], LeastSquares]] = field(default_factory=list)
-    averages: list[tuple[list[int], LeastSquares]] = field(default_factory=list)
-
-    def residual(self, weights: torch.Tensor | None) -> torch.Tensor:
-        """Sums of squares after a baseline of these weights, ``(n_groups, n_properties)``."""
-        if weights is None:
-            return self.squares
-        squares = self.squares.clone()
-        if self.means is not None:
-            return squares + squares_about(self.means, torch.nan_to_num(weights))
-        for properties, problem in self.averages or self.totals:
-            squares[:, properties] += problem.squares_left(weights[:, properties])
-        return squares
-
-    def contributions(self, weights: torch.Tensor | None) -> torch.Tensor:
-        """Sums of squares of what a baseline adds up, ``(n_groups, n_properties)``.
-
-        Contributions that cancel each other are larger than their sum, and so is their rounding.
-        """
-        squares = self.stored.clone()
-        if weights is None or self.means is not None:
-            return squares
-        for properties, problem in self.averages or self.totals:
-            sizes = problem.column_norms() @ torch.nan_to_num(weights[:, properties]).abs()
-            squares[:, properties] = torch.maximum(squares[:, properties], sizes.square())
-        return squares
+from .target import TargetLayout
 
 
 class TargetStatistics:
@@ -106,7 +57,7 @@ class TargetStatistics:
         """
         types = atoms.types.unique()
         blocks = {
-            key: _block_of_batch(
+            key: block_of_batch(
                 layout, key, tensor.block_by_id(row), types, atoms, reading, extensive, baseline
             )
             for row, key in enumerate(layout.blocks)
@@ -124,14 +75,14 @@ class TargetStatistics:
         blocks = {}
         for key in self.layout.blocks:
             parts = [
-                _regrouped(source.blocks[key], source.types, types)
+                regrouped(source.blocks[key], source.types, types)
                 if per_atom
                 else source.blocks[key]
                 for source in (self, other)
                 if key in source.blocks
             ]
             if parts:
-                blocks[key] = parts[0] if len(parts) == 1 else _merged(parts[0], parts[1])
+                blocks[key] = parts[0] if len(parts) == 1 else merged(parts[0], parts[1])
                 for _, problem in blocks[key].totals + blocks[key].averages:
                     problem.extend(types)
         self.types, self.blocks = types, blocks
@@ -141,7 +92,7 @@ class TargetStatistics:
         return {
             "layout": self.layout.state(),
             "types": self.types,
-            "blocks": [_block_state(key, block) for key, block in self.blocks.items()],
+            "blocks": [block_state(key, block) for key, block in self.blocks.items()],
         }
 
     @classmethod
@@ -156,168 +107,3 @@ class TargetStatistics:
                 entry[rows] = [(list(p), LeastSquares.from_state(s)) for p, s in entry[rows]]
             blocks[key] = BlockStatistics(**entry)
         return cls(TargetLayout.from_state(name, state["layout"]), state["types"], blocks)
-
-
-def _block_of_batch(
-    layout: TargetLayout,
-    key: tuple[int, ...],
-    block: TensorBlock,
-    types: torch.Tensor,
-    atoms: Atoms,
-    reading: Reading,
-    extensive: bool,
-    baseline: bool,
-) -> BlockStatistics:
-    values = block.values.detach()
-    epsilon = torch.finfo(values.dtype).eps
-    n_components = math.prod(values.shape[1:-1])
-    stored = values.double().reshape(len(values), n_components, values.shape[-1])
-    averaged = stored
-    groups, n_groups = None, 1
-    if layout.kind == "atom":
-        rows = reading.atom_rows(layout.name, block.samples, atoms)
-        groups, n_groups = find_types(atoms.types[rows], types)[0], types.numel()
-    else:
-        systems = reading.positions(layout.name, block.samples, atoms)
-        if extensive:
-            counts = atoms.counts[systems].double()
-            # A system without atoms has no value per atom: missing.
-            counts = torch.where(counts > 0, counts, torch.nan)
-            averaged = stored / counts[:, None, None]
-    squares, counts_of_entries = square_sums(averaged, groups, n_groups)
-    if not bool(torch.isfinite(squares.sum())):
-        _refuse_infinite(layout, key, stored)
-    statistics = BlockStatistics(counts_of_entries, squares, squares, epsilon)
-    invariance = layout.invariance(key) if baseline else None
-    if invariance is None:
-        return statistics
-    statistics.squares = square_sums(_without_invariant(averaged, invariance), groups, n_groups)[0]
-    if groups is not None:
-        statistics.means = group_means(_invariant(averaged, invariance), groups, n_groups)
-        return statistics
-    composition = atoms.composition(types)[systems]
-    statistics.totals = _problems(composition, _invariant(stored, invariance), types)
-    if extensive:
-        per_atom = composition / atoms.counts[systems].clamp(min=1)[:, None]
-        statistics.averages = _problems(per_atom, _invariant(averaged, invariance), types)
-    return statistics
-
-
-def _invariant(values: torch.Tensor, invariance: Invariance) -> torch.Tensor:
-    """The entries that a baseline is taken from, ``(n_samples, n_entries, n_properties)``.
-
-    The diagonal entries of a rank-2 block are observations of the same number each.
-    """
-    if invariance == "scalar":
-        return values
-    return values[:, _diagonal(values.shape[1])]
-
-
-def _without_invariant(values: torch.Tensor, invariance: Invariance) -> torch.Tensor:
-    if invariance == "scalar":
-        return values[:, :0]
-    return values[:, ~_diagonal(values.shape[1])]
-
-
-def _diagonal(n_components: int) -> torch.Tensor:
-    return torch.eye(round(n_components**0.5), dtype=torch.bool).reshape(-1)
-
-
-def _problems(
-    matrix: torch.Tensor, entries: torch.Tensor, types: torch.Tensor
-) -> list[tuple[list[int], LeastSquares]]:
-    """One problem for the properties without missing values, one for each of the others."""
-    n_entries, n_properties = entries.shape[1:]
-    matrix = matrix.repeat_interleave(n_entries, dim=0)
-    values = entries.reshape(-1, n_properties)
-    present = ~torch.isnan(values)
-    complete = present.all(0)
-    problems = []
-    together = [p for p in range(n_properties) if complete[p]]
-    for properties in [together] * bool(together) + [
-        [p] for p in range(n_properties) if not complete[p]
-    ]:
-        keep = present[:, properties].all(1)
-        problem = LeastSquares(types, len(properties))
-        problem.add(matrix[keep], values[keep][:, properties])
-        problems.append((properties, problem))
-    return problems
-
-
-def _merge_problems(
-    first: list[tuple[list[int], LeastSquares]], second: list[tuple[list[int], LeastSquares]]
-) -> list[tuple[list[int], LeastSquares]]:
-    """Merge by properties, splitting off those that share a problem on one side only."""
-    if [properties for properties, _ in first] == [properties for properties, _ in second]:
-        for (_, mine), (_, yours) in zip(first, second, strict=True):
-            mine.merge(yours)
-        return first
-    merged = []
-    for properties, mine in first:
-        for others, yours in second:
-            common = [p for p in properties if p in others]
-            if common:
-                problem = mine.select([properties.index(p) for p in common])
-                problem.merge(yours.select([others.index(p) for p in common]))
-                merged.append((common, problem))
-    return merged
-
-
-def _merged(first: BlockStatistics, second: BlockStatistics) -> BlockStatistics:
-    means = first.means
-    if first.means is not None and second.means is not None:
-        means = merge_means(first.means, second.means)
-    return BlockStatistics(
-        counts=first.counts + second.counts,
-        stored=first.stored + second.stored,
-        squares=first.squares + second.squares,
-        epsilon=max(first.epsilon, second.epsilon),
-        means=means,
-        totals=_merge_problems(first.totals, second.totals),
-        averages=_merge_problems(first.averages, second.averages),
-    )
-
-
-def _regrouped(
-    block: BlockStatistics, types: torch.Tensor, wanted: torch.Tensor
-) -> BlockStatistics:
-    """The statistics with a row for each of the wanted types, a superset of those there are."""
-    if torch.equal(types, wanted):
-        return block
-    rows = torch.searchsorted(wanted, types)
-
-    def spread(sums: torch.Tensor) -> torch.Tensor:
-        return sums.new_zeros((wanted.numel(), sums.shape[1])).index_copy_(0, rows, sums)
-
-    means = None if block.means is None else Means(*(spread(sums) for sums in block.means))
-    counts, stored, squares = (spread(s) for s in (block.counts, block.stored, block.squares))
-    return BlockStatistics(counts, stored, squares, block.epsilon, means)
-
-
-def _refuse_infinite(layout: TargetLayout, key: tuple[int, ...], stored: torch.Tensor) -> None:
-    infinite = torch.isinf(stored)
-    where = f"target '{layout.name}', block ({layout.describe(key)})"
-    if bool(infinite.any()):
-        raise ValueError(
-            f"{where}: expected finite numbers, or NaN for missing ones, got "
-            f"{int(infinite.sum())} infinite entries in a batch; remove these structures or set "
-            "the entries to NaN; nothing is fitted"
-        )
-    largest = torch.nan_to_num(stored).abs().max()
-    raise ValueError(
-        f"{where}: the sum of squares overflows, the largest absolute value being "
-        f"{float(largest):.3e}; give the target in a larger unit; nothing is fitted"
-    )
-
-
-def _block_state(key: tuple[int, ...], block: BlockStatistics) -> dict[str, Any]:
-    return {
-        "key": list(key),
-        "counts": block.counts,
-        "stored": block.stored,
-        "squares": block.squares,
-        "epsilon": block.epsilon,
-        "means": None if block.means is None else list(block.means),
-        "totals": [(properties, problem.state()) for properties, problem in block.totals],
-        "averages": [(properties, problem.state()) for properties, problem in block.averages],
-    }

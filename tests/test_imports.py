@@ -19,6 +19,7 @@ ORDER = [
     "system_labels",
     "moments",
     "least_squares",
+    "block_statistics",
     "statistics",
     "baseline",
     "scales",

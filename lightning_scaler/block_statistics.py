@@ -1,0 +1,242 @@
+"""What is kept of one block of a target while the data pass by."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from metatensor.torch import TensorBlock
+
+from .atoms import Atoms, find_types
+from .least_squares import LeastSquares
+from .moments import Means, group_means, merge_means, square_sums, squares_about
+from .system_labels import Reading
+from .target import Invariance, TargetLayout
+
+
+@dataclass
+class BlockStatistics:
+    """Sums over one block; groups are the types of a per-atom target, else a single one.
+
+    Attributes:
+        counts: present entries, ``(n_groups, n_properties)``.
+        stored: sums of squares of all entries as the data store them, likewise.
+        squares: sums of squares of the entries that have no baseline, likewise.
+        epsilon: largest machine epsilon of the dtypes in which the data were stored.
+        means: of the entries that have a baseline, for per-atom targets.
+        totals: rows as they are, for per-structure targets with a baseline; several problems once
+            some properties had missing values, each with the properties it is for.
+        averages: the same rows divided by the number of atoms, for extensive targets.
+    """
+
+    counts: torch.Tensor
+    stored: torch.Tensor
+    squares: torch.Tensor
+    epsilon: float
+    means: Means | None = None
+    totals: list[tuple[list[int], LeastSquares]] = field(default_factory=list)
+    averages: list[tuple[list[int], LeastSquares]] = field(default_factory=list)
+
+    def residual(self, weights: torch.Tensor | None) -> torch.Tensor:
+        """Sums of squares after a baseline of these weights, ``(n_groups, n_properties)``."""
+        if weights is None:
+            return self.squares
+        squares = self.squares.clone()
+        if self.means is not None:
+            return squares + squares_about(self.means, torch.nan_to_num(weights))
+        for properties, problem in self.averages or self.totals:
+            squares[:, properties] += problem.squares_left(weights[:, properties])
+        return squares
+
+    def contributions(self, weights: torch.Tensor | None) -> torch.Tensor:
+        """Sums of squares of what a baseline adds up, ``(n_groups, n_properties)``.
+
+        Contributions that cancel each other are larger than their sum, and so is their rounding.
+        """
+        squares = self.stored.clone()
+        if weights is None or self.means is not None:
+            return squares
+        for properties, problem in self.averages or self.totals:
+            sizes = problem.column_norms() @ torch.nan_to_num(weights[:, properties]).abs()
+            squares[:, properties] = torch.maximum(squares[:, properties], sizes.square())
+        return squares
+
+
+def block_of_batch(
+    layout: TargetLayout,
+    key: tuple[int, ...],
+    block: TensorBlock,
+    types: torch.Tensor,
+    atoms: Atoms,
+    reading: Reading,
+    extensive: bool,
+    baseline: bool,
+) -> BlockStatistics:
+    """Read one block of one batch; see :meth:`TargetStatistics.of_batch`.
+
+    Args:
+        layout: of the target.
+        key: of the block.
+        block: values ``(n_samples, *components, n_properties)``, NaN where missing.
+        types: sorted atomic types of the batch, the groups of a per-atom target.
+        atoms: of the batch.
+        reading: of the ``system`` labels.
+        extensive: per-structure values are divided by the number of atoms first.
+        baseline: whether the invariant part is to be kept apart for one.
+
+    Raises:
+        ValueError: for infinite entries, and for squares that overflow.
+    """
+    values = block.values.detach()
+    epsilon = torch.finfo(values.dtype).eps
+    n_components = math.prod(values.shape[1:-1])
+    stored = values.double().reshape(len(values), n_components, values.shape[-1])
+    averaged = stored
+    groups, n_groups = None, 1
+    if layout.kind == "atom":
+        rows = reading.atom_rows(layout.name, block.samples, atoms)
+        groups, n_groups = find_types(atoms.types[rows], types)[0], types.numel()
+    else:
+        systems = reading.positions(layout.name, block.samples, atoms)
+        if extensive:
+            counts = atoms.counts[systems].double()
+            # A system without atoms has no value per atom: missing.
+            counts = torch.where(counts > 0, counts, torch.nan)
+            averaged = stored / counts[:, None, None]
+    squares, counts_of_entries = square_sums(averaged, groups, n_groups)
+    if not bool(torch.isfinite(squares.sum())):
+        _refuse_infinite(layout, key, stored)
+    statistics = BlockStatistics(counts_of_entries, squares, squares, epsilon)
+    invariance = layout.invariance(key) if baseline else None
+    if invariance is None:
+        return statistics
+    statistics.squares = square_sums(_without_invariant(averaged, invariance), groups, n_groups)[0]
+    if groups is not None:
+        statistics.means = group_means(_invariant(averaged, invariance), groups, n_groups)
+        return statistics
+    composition = atoms.composition(types)[systems]
+    statistics.totals = _problems(composition, _invariant(stored, invariance), types)
+    if extensive:
+        per_atom = composition / atoms.counts[systems].clamp(min=1)[:, None]
+        statistics.averages = _problems(per_atom, _invariant(averaged, invariance), types)
+    return statistics
+
+
+def _invariant(values: torch.Tensor, invariance: Invariance) -> torch.Tensor:
+    """The entries that a baseline is taken from, ``(n_samples, n_entries, n_properties)``.
+
+    The diagonal entries of a rank-2 block are observations of the same number each.
+    """
+    if invariance == "scalar":
+        return values
+    return values[:, _diagonal(values.shape[1])]
+
+
+def _without_invariant(values: torch.Tensor, invariance: Invariance) -> torch.Tensor:
+    if invariance == "scalar":
+        return values[:, :0]
+    return values[:, ~_diagonal(values.shape[1])]
+
+
+def _diagonal(n_components: int) -> torch.Tensor:
+    return torch.eye(round(n_components**0.5), dtype=torch.bool).reshape(-1)
+
+
+def _problems(
+    matrix: torch.Tensor, entries: torch.Tensor, types: torch.Tensor
+) -> list[tuple[list[int], LeastSquares]]:
+    """One problem for the properties without missing values, one for each of the others."""
+    n_entries, n_properties = entries.shape[1:]
+    matrix = matrix.repeat_interleave(n_entries, dim=0)
+    values = entries.reshape(-1, n_properties)
+    present = ~torch.isnan(values)
+    complete = present.all(0)
+    problems = []
+    together = [p for p in range(n_properties) if complete[p]]
+    for properties in [together] * bool(together) + [
+        [p] for p in range(n_properties) if not complete[p]
+    ]:
+        keep = present[:, properties].all(1)
+        problem = LeastSquares(types, len(properties))
+        problem.add(matrix[keep], values[keep][:, properties])
+        problems.append((properties, problem))
+    return problems
+
+
+def _merge_problems(
+    first: list[tuple[list[int], LeastSquares]], second: list[tuple[list[int], LeastSquares]]
+) -> list[tuple[list[int], LeastSquares]]:
+    """Merge by properties, splitting off those that share a problem on one side only."""
+    if [properties for properties, _ in first] == [properties for properties, _ in second]:
+        for (_, mine), (_, yours) in zip(first, second, strict=True):
+            mine.merge(yours)
+        return first
+    merged = []
+    for properties, mine in first:
+        for others, yours in second:
+            common = [p for p in properties if p in others]
+            if common:
+                problem = mine.select([properties.index(p) for p in common])
+                problem.merge(yours.select([others.index(p) for p in common]))
+                merged.append((common, problem))
+    return merged
+
+
+def merged(first: BlockStatistics, second: BlockStatistics) -> BlockStatistics:
+    """The statistics of both; their least-squares problems are merged into those of the first."""
+    means = first.means
+    if first.means is not None and second.means is not None:
+        means = merge_means(first.means, second.means)
+    return BlockStatistics(
+        counts=first.counts + second.counts,
+        stored=first.stored + second.stored,
+        squares=first.squares + second.squares,
+        epsilon=max(first.epsilon, second.epsilon),
+        means=means,
+        totals=_merge_problems(first.totals, second.totals),
+        averages=_merge_problems(first.averages, second.averages),
+    )
+
+
+def regrouped(block: BlockStatistics, types: torch.Tensor, wanted: torch.Tensor) -> BlockStatistics:
+    """The statistics with a row for each of the wanted types, a superset of those there are."""
+    if torch.equal(types, wanted):
+        return block
+    rows = torch.searchsorted(wanted, types)
+
+    def spread(sums: torch.Tensor) -> torch.Tensor:
+        return sums.new_zeros((wanted.numel(), sums.shape[1])).index_copy_(0, rows, sums)
+
+    means = None if block.means is None else Means(*(spread(sums) for sums in block.means))
+    counts, stored, squares = (spread(s) for s in (block.counts, block.stored, block.squares))
+    return BlockStatistics(counts, stored, squares, block.epsilon, means)
+
+
+def _refuse_infinite(layout: TargetLayout, key: tuple[int, ...], stored: torch.Tensor) -> None:
+    infinite = torch.isinf(stored)
+    where = f"target '{layout.name}', block ({layout.describe(key)})"
+    if bool(infinite.any()):
+        raise ValueError(
+            f"{where}: expected finite numbers, or NaN for missing ones, got "
+            f"{int(infinite.sum())} infinite entries in a batch; remove these structures or set "
+            "the entries to NaN; nothing is fitted"
+        )
+    largest = torch.nan_to_num(stored).abs().max()
+    raise ValueError(
+        f"{where}: the sum of squares overflows, the largest absolute value being "
+        f"{float(largest):.3e}; give the target in a larger unit; nothing is fitted"
+    )
+
+
+def block_state(key: tuple[int, ...], block: BlockStatistics) -> dict[str, Any]:
+    """The statistics of one block as plain Python objects and tensors."""
+    return {
+        "key": list(key),
+        "counts": block.counts,
+        "stored": block.stored,
+        "squares": block.squares,
+        "epsilon": block.epsilon,
+        "means": None if block.means is None else list(block.means),
+        "totals": [(properties, problem.state()) for properties, problem in block.totals],
+        "averages": [(properties, problem.state()) for properties, problem in block.averages],
+    }
