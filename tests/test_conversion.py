@@ -333,6 +333,14 @@ def test_fixed_number_holds_for_unseen_types():
     assert found == pytest.approx([7 * math.sqrt(10) / sigma, 7 * 5 / sigma], rel=1e-14)
 
 
+def test_fixed_number_of_a_type_that_the_data_lack():
+    training = atom_target([2.0, 4.0], atom_samples(2))
+    scaler = fit([system(8, 1)], {"q": training}, fixed_scales={"q": {1: 3, 6: 5, 8: 7}})
+    one = atom_target([1.0, 1.0, 1.0], atom_samples(3))
+    physical = scaler.convert([system(6, 8, 1)], {"q": one}, "model", "physical")["q"]
+    assert physical.block().values.flatten().tolist() == [5, 7, 3]
+
+
 def test_fixed_number_leaves_the_full_scale_of_missing_properties():
     found = full_scale_of_unseen([[2.0, NAN], [4.0, NAN]], {"q": 7})
     assert found == pytest.approx([7, 1], rel=1e-14)

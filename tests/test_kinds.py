@@ -279,13 +279,19 @@ def test_masks_as_numbers():
     assert scale(scaler, "t") == [near(3, 2)]
 
 
-def test_fit_that_leaves_nothing():
-    # As many types as structures: contributions of thousands cancel, rounding is all that is left.
-    compositions = [(7, 0, 7), (0, 6, 0), (4, 1, 0)]
+@pytest.mark.parametrize(
+    ("compositions", "totals"),
+    [
+        ([(7, 0, 7), (0, 6, 0), (4, 1, 0)], [-14447.7, -6240.9, -1109.6]),
+        # Of H -53, C -448, O 539: contributions far larger than their sums.
+        ([(7, 4, 4), (5, 3, 3), (0, 6, 5)], [-7.0, 8.0, 7.0]),
+    ],
+)
+def test_fit_that_leaves_nothing(compositions, totals):
+    # As many structures as types: all that is left of the totals is rounding.
     systems = [system(*[1] * h, *[6] * c, *[8] * o) for h, c, o in compositions]
-    energy = structure_target([-14447.7, -6240.9, -1109.6])
     with pytest.warns(UserWarning, match="rounding noise"):
-        scaler = fit(systems, {"t": energy}, baseline=FITTED)
+        scaler = fit(systems, {"t": structure_target(totals)}, baseline=FITTED)
     assert scale(scaler, "t") == [[1.0]]
 
 
