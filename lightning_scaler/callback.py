@@ -179,7 +179,7 @@ class TargetScaler(Callback):
             if not trainer.is_global_zero:
                 warnings.simplefilter("ignore")
             scaler = accumulator.compute(fixed, unseen_types, self.enabled)
-        scaler.settings = replace(scaler.settings, provisional=bool(_quick(trainer)))
+        scaler.settings = replace(scaler.settings, provisional=_quick(trainer))
         return scaler
 
     @property

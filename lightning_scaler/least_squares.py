@@ -24,11 +24,12 @@ class LeastSquares:
         Water and oxygen, of energies 4 and 3:
 
         >>> problem = LeastSquares(torch.tensor([1, 8]), n_properties=1)
-        >>> problem.add(torch.tensor([[2.0, 1.0], [0.0, 1.0]]).double(), torch.tensor([[4.0], [3.0]]).double())
+        >>> counts = torch.tensor([[2.0, 1.0], [0.0, 1.0]]).double()
+        >>> problem.add(counts, torch.tensor([[4.0], [3.0]]).double())
         >>> problem.weights()
         tensor([[0.5000],
                 [3.0000]], dtype=torch.float64)
-    """  # noqa: E501
+    """
 
     def __init__(self, types: torch.Tensor, n_properties: int) -> None:
         self.types = types
