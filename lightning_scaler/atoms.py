@@ -1,7 +1,7 @@
 """A batch's atoms: types, counts, and which atom each sample row belongs to."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -48,6 +48,7 @@ class Atoms:
         offsets: index of the first atom of every system, ``(n_systems,)`` int64.
         system_of_atom: position in the batch of every atom's system, ``(n_atoms,)`` int64.
         sample_id: the id of every system in the data set, ``(n_systems,)``, where the batch says.
+        systems: the systems themselves, wherever they are.
     """
 
     types: torch.Tensor
@@ -55,6 +56,7 @@ class Atoms:
     offsets: torch.Tensor
     system_of_atom: torch.Tensor
     sample_id: torch.Tensor | None = None
+    systems: Sequence[HasTypes] = field(default=(), repr=False)
 
     @classmethod
     def from_systems(cls, systems: Sequence[HasTypes]) -> "Atoms":
@@ -77,6 +79,7 @@ class Atoms:
             offsets=counts.cumsum(0) - counts,
             system_of_atom=positions.repeat_interleave(counts, output_size=types.numel()),
             sample_id=None if sample_id is None else torch.tensor(sample_id, device=device),
+            systems=systems,
         )
 
     def __len__(self) -> int:
@@ -93,6 +96,7 @@ class Atoms:
             self.offsets.to(device),
             self.system_of_atom.to(device),
             None if self.sample_id is None else self.sample_id.to(device),
+            self.systems,
         )
 
     @cached_property

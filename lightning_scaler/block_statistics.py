@@ -27,6 +27,7 @@ class BlockStatistics:
         totals: rows as they are, for per-structure targets with a baseline; several problems once
             some properties had missing values, each with the properties it is for.
         averages: the same rows divided by the number of atoms, for extensive targets.
+        spread: of the entries that have a baseline, as the data store them, all groups together.
     """
 
     counts: torch.Tensor
@@ -36,6 +37,7 @@ class BlockStatistics:
     means: Means | None = None
     totals: list[tuple[list[int], LeastSquares]] = field(default_factory=list)
     averages: list[tuple[list[int], LeastSquares]] = field(default_factory=list)
+    spread: Means | None = None
 
     def residual(self, weights: torch.Tensor | None) -> torch.Tensor:
         """Sums of squares after a baseline of these weights, ``(n_groups, n_properties)``."""
@@ -47,6 +49,13 @@ class BlockStatistics:
         for properties, problem in self.averages or self.totals:
             squares[:, properties] += problem.squares_left(weights[:, properties])
         return squares
+
+    def variance(self) -> float:
+        """Sum of squares as the data store them, about the mean of what could have a baseline."""
+        squares = float(self.stored.sum())
+        if self.spread is None:
+            return squares
+        return squares - float((self.spread.number * self.spread.mean.square()).sum())
 
     def contributions(self, weights: torch.Tensor | None) -> torch.Tensor:
         """Sums of squares of what a baseline adds up, ``(n_groups, n_properties)``.
@@ -71,6 +80,7 @@ def block_of_batch(
     reading: Reading,
     extensive: bool,
     baseline: bool,
+    contribution: torch.Tensor | None = None,
 ) -> BlockStatistics:
     """Read one block of one batch; see :meth:`TargetStatistics.of_batch`.
 
@@ -83,15 +93,20 @@ def block_of_batch(
         reading: of the ``system`` labels.
         extensive: per-structure values are divided by the number of atoms first.
         baseline: whether the invariant part is to be kept apart for one.
+        contribution: of an additive module, in the shape of the values; it comes off first.
 
     Raises:
         ValueError: for infinite entries, and for squares that overflow.
     """
     values = block.values.detach()
     epsilon = torch.finfo(values.dtype).eps
-    n_components = math.prod(values.shape[1:-1])
-    stored = values.double().reshape(len(values), n_components, values.shape[-1])
-    averaged = stored
+    shape = (len(values), math.prod(values.shape[1:-1]), values.shape[-1])
+    stored = values.double().reshape(shape)
+    left = stored
+    if contribution is not None:
+        left = stored - contribution.double().reshape(shape)
+        epsilon = max(epsilon, torch.finfo(contribution.dtype).eps)
+    divisor = None
     groups, n_groups = None, 1
     if layout.kind == "atom":
         rows = reading.atom_rows(layout.name, block.samples, atoms)
@@ -101,21 +116,25 @@ def block_of_batch(
         if extensive:
             counts = atoms.counts[systems].double()
             # A system without atoms has no value per atom: missing.
-            counts = torch.where(counts > 0, counts, torch.nan)
-            averaged = stored / counts[:, None, None]
+            divisor = torch.where(counts > 0, counts, torch.nan)[:, None, None]
+    averaged = stored_averaged = stored if divisor is None else stored / divisor
     squares, counts_of_entries = square_sums(averaged, groups, n_groups)
     if not bool(torch.isfinite(squares.sum())):
         _refuse_infinite(layout, key, stored)
     statistics = BlockStatistics(counts_of_entries, squares, squares, epsilon)
+    if contribution is not None:
+        averaged = left if divisor is None else left / divisor
+        statistics.squares = square_sums(averaged, groups, n_groups)[0]
     invariance = layout.invariance(key) if baseline else None
     if invariance is None:
         return statistics
     statistics.squares = square_sums(_without_invariant(averaged, invariance), groups, n_groups)[0]
+    statistics.spread = group_means(_invariant(stored_averaged, invariance), None, 1)
     if groups is not None:
         statistics.means = group_means(_invariant(averaged, invariance), groups, n_groups)
         return statistics
     composition = atoms.composition(types)[systems]
-    statistics.totals = _problems(composition, _invariant(stored, invariance), types)
+    statistics.totals = _problems(composition, _invariant(left, invariance), types)
     if extensive:
         per_atom = composition / atoms.counts[systems].clamp(min=1)[:, None]
         statistics.averages = _problems(per_atom, _invariant(averaged, invariance), types)
@@ -187,6 +206,9 @@ def merged(first: BlockStatistics, second: BlockStatistics) -> BlockStatistics:
     means = first.means
     if first.means is not None and second.means is not None:
         means = merge_means(first.means, second.means)
+    spread = first.spread
+    if first.spread is not None and second.spread is not None:
+        spread = merge_means(first.spread, second.spread)
     return BlockStatistics(
         counts=first.counts + second.counts,
         stored=first.stored + second.stored,
@@ -195,6 +217,7 @@ def merged(first: BlockStatistics, second: BlockStatistics) -> BlockStatistics:
         means=means,
         totals=_merge_problems(first.totals, second.totals),
         averages=_merge_problems(first.averages, second.averages),
+        spread=spread,
     )
 
 
@@ -209,7 +232,7 @@ def regrouped(block: BlockStatistics, types: torch.Tensor, wanted: torch.Tensor)
 
     means = None if block.means is None else Means(*(spread(sums) for sums in block.means))
     counts, stored, squares = (spread(s) for s in (block.counts, block.stored, block.squares))
-    return BlockStatistics(counts, stored, squares, block.epsilon, means)
+    return BlockStatistics(counts, stored, squares, block.epsilon, means, spread=block.spread)
 
 
 def _refuse_infinite(layout: TargetLayout, key: tuple[int, ...], stored: torch.Tensor) -> None:
@@ -239,4 +262,5 @@ def block_state(key: tuple[int, ...], block: BlockStatistics) -> dict[str, Any]:
         "means": None if block.means is None else list(block.means),
         "totals": [(properties, problem.state()) for properties, problem in block.totals],
         "averages": [(properties, problem.state()) for properties, problem in block.averages],
+        "spread": None if block.spread is None else list(block.spread),
     }

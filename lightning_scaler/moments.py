@@ -89,20 +89,21 @@ def sum_by_group(rows: torch.Tensor, groups: torch.Tensor | None, n_groups: int)
     return sums.index_add_(0, groups, rows)
 
 
-def group_means(values: torch.Tensor, groups: torch.Tensor, n_groups: int) -> Means:
+def group_means(values: torch.Tensor, groups: torch.Tensor | None, n_groups: int) -> Means:
     """Means and centred sums of squares per group, in two sweeps over the batch.
 
     Args:
         values: ``(n_samples, n_entries, n_properties)`` float64; the entries of a sample are
             further observations of its group.
-        groups: the group of every sample, ``(n_samples,)``.
+        groups: the group of every sample, ``(n_samples,)``; ``None`` puts all into group 0.
         n_groups: number of groups.
     """
     present = ~torch.isnan(values)
     count = sum_by_group(present.sum(1).double(), groups, n_groups)
     total = sum_by_group(torch.where(present, values, 0.0).sum(1), groups, n_groups)
     mean = total / count.clamp(min=1.0)
-    difference = torch.where(present, values - mean[groups][:, None, :], 0.0)
+    of_rows = mean if groups is None else mean[groups]
+    difference = torch.where(present, values - of_rows[:, None, :], 0.0)
     return Means(count, mean, sum_by_group(difference.square().sum(1), groups, n_groups))
 
 

@@ -1,10 +1,12 @@
 """What is kept of one target while the data pass by: all that the fit needs, nothing per sample."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from metatensor.torch import TensorMap
 
+from .additive import Contribution
 from .atoms import Atoms
 from .block_statistics import BlockStatistics, block_of_batch, block_state, merged, regrouped
 from .least_squares import LeastSquares
@@ -41,6 +43,7 @@ class TargetStatistics:
         reading: Reading,
         extensive: bool,
         baseline: bool,
+        contributions: Sequence[Contribution | None] | None = None,
     ) -> "TargetStatistics":
         """Read one batch of a target.
 
@@ -51,18 +54,28 @@ class TargetStatistics:
             reading: of the ``system`` labels.
             extensive: per-structure values are divided by the number of atoms first.
             baseline: whether the invariant parts are to be kept apart for one.
+            contributions: of an additive module to every block; they come off first.
 
         Raises:
             ValueError: for infinite entries, and for squares that overflow, naming the block.
         """
         types = atoms.types.unique()
-        blocks = {
-            key: block_of_batch(
-                layout, key, tensor.block_by_id(row), types, atoms, reading, extensive, baseline
+        blocks = {}
+        for row, key in enumerate(layout.blocks):
+            if layout.kind == "pair":
+                continue
+            block, part = tensor.block_by_id(row), contributions and contributions[row]
+            blocks[key] = block_of_batch(
+                layout,
+                key,
+                block,
+                types,
+                atoms,
+                reading,
+                extensive,
+                baseline,
+                part.values if part else None,
             )
-            for row, key in enumerate(layout.blocks)
-            if layout.kind != "pair"
-        }
         return cls(layout, types, blocks)
 
     def merge(self, other: "TargetStatistics") -> None:
@@ -102,7 +115,8 @@ class TargetStatistics:
         for entry in state["blocks"]:
             entry = dict(entry)
             key = tuple(entry.pop("key"))
-            entry["means"] = None if entry["means"] is None else Means(*entry["means"])
+            for means in ("means", "spread"):
+                entry[means] = None if entry[means] is None else Means(*entry[means])
             for rows in ("totals", "averages"):
                 entry[rows] = [(list(p), LeastSquares.from_state(s)) for p, s in entry[rows]]
             blocks[key] = BlockStatistics(**entry)
