@@ -55,7 +55,9 @@ class BlockStatistics:
         squares = float(self.stored.sum())
         if self.spread is None:
             return squares
-        return squares - float((self.spread.number * self.spread.mean.square()).sum())
+        return squares - float(
+            (self.spread.number * (self.spread.mean + self.spread.rest).square()).sum()
+        )
 
     def contributions(self, weights: torch.Tensor | None) -> torch.Tensor:
         """Sums of squares of what a baseline adds up, ``(n_groups, n_properties)``.
