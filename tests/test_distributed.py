@@ -67,22 +67,22 @@ def test_every_sample_once_over_all_ranks(kind, world_size):
         world_size = 2
     drawn = []
 
-    def broadcast(mine):
+    def from_first(make):
         # What rank 0 drew goes to all.
-        drawn.append(mine)
+        drawn.append(make())
         return drawn[0]
 
     read = []
     for rank in range(world_size):
-        for loader in shards(loader_of(kind), rank, world_size, broadcast):
+        for loader in shards(loader_of(kind), rank, world_size, from_first):
             read += [int(i) for batch in loader for i in torch.as_tensor(batch).reshape(-1)]
     assert sorted(read) == EXPECTED[kind]
 
 
 def test_iterable_data_are_read_as_they_come():
-    (loader,) = shards(DataLoader(Stream(), batch_size=2), 1, 2, lambda mine: mine)
+    (loader,) = shards(DataLoader(Stream(), batch_size=2), 1, 2, lambda make: make())
     assert [batch.tolist() for batch in loader] == [[0, 1], [2, 3], [4, 5], [6]]
-    (loader,) = shards(DataLoader(Stream(), batch_size=2), 1, 2, lambda mine: mine, 3)
+    (loader,) = shards(DataLoader(Stream(), batch_size=2), 1, 2, lambda make: make(), 3)
     assert len(list(loader)) == 1  # of three batches, two are rank 0's
 
 
@@ -90,7 +90,7 @@ def test_several_loaders_are_each_read_once_whatever_their_mode():
     loaders = CombinedLoader({"a": loader_of("sequential"), "b": loader_of("subset")}, "min_size")
     read = [
         [int(i) for batch in loader for i in batch]
-        for loader in shards(loaders, 0, 1, lambda mine: mine)
+        for loader in shards(loaders, 0, 1, lambda make: make())
     ]
     assert [sorted(one) for one in read] == [list(range(11)), [3, 8, 9]]
 
@@ -99,11 +99,11 @@ def test_limits_count_over_all_ranks_and_spread_over_the_data():
     read = [
         [batch.tolist() for batch in loader]
         for rank in range(2)
-        for loader in shards(loader_of("sequential"), rank, 2, lambda mine: mine, 3)
+        for loader in shards(loader_of("sequential"), rank, 2, lambda make: make(), 3)
     ]
     # Batches [0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10]: the middles of three thirds.
     assert read == [[[0, 1, 2], [9, 10]], [[6, 7, 8]]]
-    (loader,) = shards(loader_of("random"), 0, 1, lambda mine: mine, 2, first_batches=True)
+    (loader,) = shards(loader_of("random"), 0, 1, lambda make: make(), 2, first_batches=True)
     assert [batch.tolist() for batch in loader] == [[0, 1, 2], [3, 4, 5]]
 
 
@@ -111,7 +111,7 @@ def test_collation_and_worker_settings_are_kept():
     loader = DataLoader(
         list(range(4)), batch_size=2, collate_fn=tuple, num_workers=1, prefetch_factor=3, timeout=60
     )
-    (shard,) = shards(loader, 0, 1, lambda mine: mine)
+    (shard,) = shards(loader, 0, 1, lambda make: make())
     assert (shard.collate_fn, shard.num_workers) == (tuple, 1)
     assert (shard.prefetch_factor, shard.timeout) == (3, 60)
     assert list(shard) == [(0, 1), (2, 3)]

@@ -38,6 +38,8 @@ ORDER = [
     "transfer",
     "mixin",
     "distributed",
+    "state_tensors",
+    "ranks",
     "data_pass",
     "restored",
     "report",
