@@ -152,3 +152,10 @@ def test_a_restart_reads_nothing_and_goes_on_as_if_there_had_been_none(together,
         epoch = runs["whole"]["reads"] - runs["first"]["reads"]
         assert runs["second"]["reads"] == epoch
         assert runs["first"]["reads"] > epoch
+
+
+def test_spawned_processes_bring_the_scales_back(alone, tmp_path):
+    """Strategy ddp_spawn: Lightning starts the processes by itself, and ends them."""
+    net, options = SmallNet(), {"strategy": "ddp_spawn", "devices": 2}
+    quiet_trainer(tmp_path, callbacks=[scaler_callback()], **options).fit(net, processes.LateData())
+    assert largest_difference(net.scaler.get_extra_state(), alone[1]["scales"]["random", 4][0]) <= 1
