@@ -27,7 +27,9 @@ def together(work, world_size=3):
         except Exception as error:
             answers[rank] = error
 
-    threads = [threading.Thread(target=on_rank, args=(rank,)) for rank in range(world_size)]
+    threads = [
+        threading.Thread(target=on_rank, args=(rank,), daemon=True) for rank in range(world_size)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -80,7 +82,7 @@ def test_a_failure_after_a_meeting_does_not_undo_it(quick):
     """Whoever is late to look at a full meeting goes on to the collective, as the others do."""
     store = HashStore()
     first, second = Ranks(0, 2, store), Ranks(1, 2, store)
-    meeting = threading.Thread(target=first.meet)
+    meeting = threading.Thread(target=first.meet, daemon=True)
     meeting.start()
     second.meet()
     meeting.join()
