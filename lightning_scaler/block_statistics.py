@@ -5,12 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from metatensor.torch import TensorBlock
 
-from .atoms import Atoms, find_types
+from .atoms import Atoms
 from .least_squares import LeastSquares
 from .moments import Means, group_means, merge_means, square_sums, squares_about
-from .system_labels import Reading
 from .target import Invariance, TargetLayout
 
 
@@ -65,10 +63,11 @@ class BlockStatistics:
 def block_of_batch(
     layout: TargetLayout,
     key: tuple[int, ...],
-    block: TensorBlock,
+    values: torch.Tensor,
+    keep: torch.Tensor | None,
+    rows: torch.Tensor | None,
     types: torch.Tensor,
     atoms: Atoms,
-    reading: Reading,
     extensive: bool,
     baseline: bool,
 ) -> BlockStatistics:
@@ -77,48 +76,71 @@ def block_of_batch(
     Args:
         layout: of the target.
         key: of the block.
-        block: values ``(n_samples, *components, n_properties)``, NaN where missing.
-        types: sorted atomic types of the batch, the groups of a per-atom target.
+        values: ``(n_samples, *components, n_properties)``, NaN where missing.
+        keep: ``False`` where an entry is missing too, in the same shape.
+        rows: index of every sample's atom (per-atom targets) or system among those of the batch,
+            ``(n_samples,)``; ``None``: all of them in order.
+        types: sorted atomic types, the groups of a per-atom target; some of them may not occur.
         atoms: of the batch.
-        reading: of the ``system`` labels.
         extensive: per-structure values are divided by the number of atoms first.
         baseline: whether the invariant part is to be kept apart for one.
 
     Raises:
         ValueError: for infinite entries, and for squares that overflow.
     """
-    values = block.values.detach()
     epsilon = torch.finfo(values.dtype).eps
-    n_components = math.prod(values.shape[1:-1])
-    stored = values.double().reshape(len(values), n_components, values.shape[-1])
-    averaged = stored
-    groups, n_groups = None, 1
-    if layout.kind == "atom":
-        rows = reading.atom_rows(layout.name, block.samples, atoms)
-        groups, n_groups = find_types(atoms.types[rows], types)[0], types.numel()
-    else:
-        systems = reading.positions(layout.name, block.samples, atoms)
-        if extensive:
-            counts = atoms.counts[systems].double()
-            # A system without atoms has no value per atom: missing.
-            counts = torch.where(counts > 0, counts, torch.nan)
-            averaged = stored / counts[:, None, None]
-    squares, counts_of_entries = square_sums(averaged, groups, n_groups)
-    if not bool(torch.isfinite(squares.sum())):
-        _refuse_infinite(layout, key, stored)
-    statistics = BlockStatistics(counts_of_entries, squares, squares, epsilon)
+    shape = (len(values), math.prod(values.shape[1:-1]), values.shape[-1])
+    stored = values.reshape(shape)
+    keep = None if keep is None else keep.reshape(shape)
     invariance = layout.invariance(key) if baseline else None
-    if invariance is None:
-        return statistics
-    statistics.squares = square_sums(_without_invariant(averaged, invariance), groups, n_groups)[0]
-    if groups is not None:
-        statistics.means = group_means(_invariant(averaged, invariance), groups, n_groups)
-        return statistics
-    composition = atoms.composition(types)[systems]
-    statistics.totals = _problems(composition, _invariant(stored, invariance), types)
-    if extensive:
-        per_atom = composition / atoms.counts[systems].clamp(min=1)[:, None]
-        statistics.averages = _problems(per_atom, _invariant(averaged, invariance), types)
+    if layout.kind != "atom":
+        return _structures(
+            layout, key, stored, keep, rows, types, atoms, extensive, invariance, epsilon
+        )
+    groups, n_groups = atoms.index_among(types), types.numel()
+    if rows is not None:
+        groups = groups[rows]
+    squares, numbers = square_sums(stored, groups, n_groups, keep)
+    _check_finite(layout, key, squares, stored, keep)
+    statistics = BlockStatistics(numbers, squares, squares, epsilon)
+    if invariance is not None:
+        chosen, others = _invariant(stored, invariance), _without_invariant(stored, invariance)
+        keep_others = None if keep is None else _without_invariant(keep, invariance)
+        statistics.squares = square_sums(others, groups, n_groups, keep_others)[0]
+        keep = None if keep is None else _invariant(keep, invariance)
+        statistics.means = group_means(chosen, groups, n_groups, keep)
+    return statistics
+
+
+def _structures(
+    layout: TargetLayout,
+    key: tuple[int, ...],
+    stored: torch.Tensor,
+    keep: torch.Tensor | None,
+    rows: torch.Tensor | None,
+    types: torch.Tensor,
+    atoms: Atoms,
+    extensive: bool,
+    invariance: Invariance,
+    epsilon: float,
+) -> BlockStatistics:
+    """As :func:`block_of_batch`, of a per-structure target; ``(n_samples, -1, n_properties)``."""
+    stored = stored.double()
+    if keep is not None:
+        stored = torch.where(keep, stored, torch.nan)
+    divisors = atoms.divisors if rows is None else atoms.divisors[rows]
+    averaged = stored / divisors[:, None, None] if extensive else stored
+    squares, numbers = square_sums(averaged, None, 1)
+    _check_finite(layout, key, squares, stored, None)
+    statistics = BlockStatistics(numbers, squares, squares, epsilon)
+    if invariance is not None:
+        statistics.squares = square_sums(_without_invariant(averaged, invariance), None, 1)[0]
+        composition = atoms.composition(types)
+        composition = composition if rows is None else composition[rows]
+        statistics.totals = _problems(composition, _invariant(stored, invariance), types)
+        if extensive:
+            per_atom = composition / divisors.nan_to_num(1.0)[:, None]
+            statistics.averages = _problems(per_atom, _invariant(averaged, invariance), types)
     return statistics
 
 
@@ -134,7 +156,7 @@ def _invariant(values: torch.Tensor, invariance: Invariance) -> torch.Tensor:
 
 def _without_invariant(values: torch.Tensor, invariance: Invariance) -> torch.Tensor:
     if invariance == "scalar":
-        return values[:, :0]
+        return values[:0]
     return values[:, ~_diagonal(values.shape[1])]
 
 
@@ -147,18 +169,23 @@ def _problems(
 ) -> list[tuple[list[int], LeastSquares]]:
     """One problem for the properties without missing values, one for each of the others."""
     n_entries, n_properties = entries.shape[1:]
-    matrix = matrix.repeat_interleave(n_entries, dim=0)
+    if n_entries != 1:
+        matrix = matrix.repeat_interleave(n_entries, dim=0)
     values = entries.reshape(-1, n_properties)
     present = ~torch.isnan(values)
-    complete = present.all(0)
+    complete = present.all(0).tolist()
     problems = []
     together = [p for p in range(n_properties) if complete[p]]
     for properties in [together] * bool(together) + [
         [p] for p in range(n_properties) if not complete[p]
     ]:
-        keep = present[:, properties].all(1)
         problem = LeastSquares(types, len(properties))
-        problem.add(matrix[keep], values[keep][:, properties])
+        if properties == together:
+            # A copy, since what is kept must not change with the caller's tensors.
+            problem.add(matrix, values[:, properties])
+        else:
+            keep = present[:, properties[0]]
+            problem.add(matrix[keep], values[keep][:, properties])
         problems.append((properties, problem))
     return problems
 
@@ -200,8 +227,6 @@ def merged(first: BlockStatistics, second: BlockStatistics) -> BlockStatistics:
 
 def regrouped(block: BlockStatistics, types: torch.Tensor, wanted: torch.Tensor) -> BlockStatistics:
     """The statistics with a row for each of the wanted types, a superset of those there are."""
-    if torch.equal(types, wanted):
-        return block
     rows = torch.searchsorted(wanted, types)
 
     def spread(sums: torch.Tensor) -> torch.Tensor:
@@ -212,7 +237,17 @@ def regrouped(block: BlockStatistics, types: torch.Tensor, wanted: torch.Tensor)
     return BlockStatistics(counts, stored, squares, block.epsilon, means)
 
 
-def _refuse_infinite(layout: TargetLayout, key: tuple[int, ...], stored: torch.Tensor) -> None:
+def _check_finite(
+    layout: TargetLayout,
+    key: tuple[int, ...],
+    squares: torch.Tensor,
+    stored: torch.Tensor,
+    keep: torch.Tensor | None,
+) -> None:
+    if math.isfinite(float(squares.sum())):
+        return
+    if keep is not None:
+        stored = torch.where(keep, stored, torch.nan)
     infinite = torch.isinf(stored)
     where = f"target '{layout.name}', block ({layout.describe(key)})"
     if bool(infinite.any()):

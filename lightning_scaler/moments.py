@@ -4,9 +4,14 @@ NaN marks a missing entry everywhere. The scales are un-centred root mean square
 correction, so that equivariance is kept.
 """
 
-from typing import NamedTuple
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
+
+# Temporaries of a megabyte stay in the processor's cache.
+ENTRIES_AT_ONCE = 2**17
 
 
 class Means(NamedTuple):
@@ -54,56 +59,109 @@ class Fitted(NamedTuple):
 
 
 def square_sums(
-    values: torch.Tensor, groups: torch.Tensor | None, n_groups: int
+    values: torch.Tensor,
+    groups: torch.Tensor | None,
+    n_groups: int,
+    keep: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums of squares and numbers of present entries, per group and property.
+    """Sums of squares and numbers of present entries, per group and property, float64.
 
     Args:
-        values: ``(n_samples, n_components, n_properties)`` float64.
+        values: ``(n_samples, n_components, n_properties)``.
         groups: the group of every sample, ``(n_samples,)``; ``None`` puts all into group 0.
         n_groups: number of groups.
+        keep: ``False`` where an entry is missing, as NaN ones are; in the shape of the values.
 
     Returns:
         Two tensors ``(n_groups, n_properties)``.
 
     Example:
-        >>> square_sums(torch.tensor([[[3.0]], [[torch.nan]], [[4.0]]]).double(), None, 1)
+        >>> square_sums(torch.tensor([[[3.0]], [[torch.nan]], [[4.0]]]), None, 1)
         (tensor([[25.]], dtype=torch.float64), tensor([[2.]], dtype=torch.float64))
     """
-    squares = values.square()
-    rows = squares.sum(1)  # (n_samples, n_properties)
-    if not bool(torch.isnan(rows.sum())):
-        entries = torch.full_like(rows, values.shape[1])
-    else:
-        present = ~torch.isnan(squares)
-        rows = torch.where(present, squares, 0.0).sum(1)
-        entries = present.sum(1).to(rows.dtype)
-    return sum_by_group(rows, groups, n_groups), sum_by_group(entries, groups, n_groups)
+    sums = torch.zeros((n_groups, values.shape[2]), dtype=torch.float64, device=values.device)
+    numbers = torch.zeros_like(sums)
+    for part, of_part in _in_parts(values, groups, keep):
+        _add_entries(sums, numbers, part.square(), of_part)
+    return sums, numbers
 
 
 def sum_by_group(rows: torch.Tensor, groups: torch.Tensor | None, n_groups: int) -> torch.Tensor:
     """Sum ``(n_samples, n_properties)`` over the samples of every group."""
-    if groups is None:
-        return rows.sum(0, keepdim=True)
     sums = torch.zeros((n_groups, rows.shape[1]), dtype=rows.dtype, device=rows.device)
-    return sums.index_add_(0, groups, rows)
+    return _add_rows(sums, rows, groups)
 
 
-def group_means(values: torch.Tensor, groups: torch.Tensor, n_groups: int) -> Means:
+def group_means(
+    values: torch.Tensor,
+    groups: torch.Tensor,
+    n_groups: int,
+    keep: torch.Tensor | None = None,
+) -> Means:
     """Means and centred sums of squares per group, in two sweeps over the batch.
 
     Args:
-        values: ``(n_samples, n_entries, n_properties)`` float64; the entries of a sample are
-            further observations of its group.
+        values: ``(n_samples, n_entries, n_properties)``; the entries of a sample are further
+            observations of its group.
         groups: the group of every sample, ``(n_samples,)``.
         n_groups: number of groups.
+        keep: ``False`` where an entry is missing, as NaN ones are; in the shape of the values.
     """
-    present = ~torch.isnan(values)
-    count = sum_by_group(present.sum(1).double(), groups, n_groups)
-    total = sum_by_group(torch.where(present, values, 0.0).sum(1), groups, n_groups)
-    mean = total / count.clamp(min=1.0)
-    difference = torch.where(present, values - mean[groups][:, None, :], 0.0)
-    return Means(count, mean, sum_by_group(difference.square().sum(1), groups, n_groups))
+    total = torch.zeros((n_groups, values.shape[2]), dtype=torch.float64, device=values.device)
+    number, centred = torch.zeros_like(total), torch.zeros_like(total)
+    for part, of_part in _in_parts(values, groups, keep):
+        _add_entries(total, number, part, of_part)
+    mean = total / number.clamp(min=1.0)
+    for part, of_part in _in_parts(values, groups, keep):
+        difference = part - mean.index_select(0, of_part)[:, None, :]
+        _add_entries(centred, None, difference.square(), of_part)
+    return Means(number, mean, centred)
+
+
+def _in_parts(
+    values: torch.Tensor, groups: torch.Tensor | None, keep: torch.Tensor | None
+) -> Iterator[tuple[torch.Tensor, Any]]:
+    """Some samples at a time in float64, NaN where missing, and their groups."""
+    n_rows = max(1, ENTRIES_AT_ONCE // max(1, values.shape[1] * values.shape[2]))
+    for first in range(0, len(values), n_rows):
+        rows = slice(first, first + n_rows)
+        part = values[rows].double()
+        if keep is not None:
+            part = torch.where(keep[rows], part, torch.nan)
+        yield part, None if groups is None else groups[rows]
+
+
+def _add_entries(
+    sums: torch.Tensor,
+    numbers: torch.Tensor | None,
+    entries: torch.Tensor,
+    groups: torch.Tensor | None,
+) -> None:
+    """Add entries and their numbers by group; whether any is missing shows in their sum."""
+    n_samples, n_entries, n_properties = entries.shape
+    if n_properties == 1:  # the sum over a short last axis is slow
+        rows = entries.reshape(n_samples, n_entries) @ entries.new_ones((n_entries, 1))
+    else:
+        rows = entries.sum(1)
+    if not math.isnan(float(rows.sum())):
+        if numbers is not None:
+            samples = n_samples if groups is None else torch.bincount(groups, minlength=len(sums))
+            numbers += (n_entries * torch.as_tensor(samples)).reshape(-1, 1)
+    else:
+        present = ~torch.isnan(entries)
+        rows = torch.where(present, entries, 0.0).sum(1)
+        if numbers is not None:
+            _add_rows(numbers, present.sum(1).to(numbers.dtype), groups)
+    _add_rows(sums, rows, groups)
+
+
+def _add_rows(sums: torch.Tensor, rows: torch.Tensor, groups: torch.Tensor | None) -> torch.Tensor:
+    if groups is None:
+        return sums.add_(rows.sum(0))
+    if rows.shape[1] == 1:  # twice as fast in one dimension
+        sums[:, 0].index_add_(0, groups, rows[:, 0])
+        return sums
+    return sums.index_add_(0, groups, rows)
 
 
 def merge_means(first: Means, second: Means) -> Means:

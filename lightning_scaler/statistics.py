@@ -11,6 +11,7 @@ from .least_squares import LeastSquares
 from .moments import Means
 from .system_labels import Reading
 from .target import TargetLayout
+from .torchscript import values_and_gradients
 
 
 class TargetStatistics:
@@ -41,6 +42,8 @@ class TargetStatistics:
         reading: Reading,
         extensive: bool,
         baseline: bool,
+        keep: list[torch.Tensor] | None = None,
+        types: torch.Tensor | None = None,
     ) -> "TargetStatistics":
         """Read one batch of a target.
 
@@ -51,41 +54,62 @@ class TargetStatistics:
             reading: of the ``system`` labels.
             extensive: per-structure values are divided by the number of atoms first.
             baseline: whether the invariant parts are to be kept apart for one.
+            keep: for each block ``False`` where an entry is missing, in the shape of its values.
+            types: sorted atomic types, among them all that occur; by default just those.
 
         Raises:
             ValueError: for infinite entries, and for squares that overflow, naming the block.
         """
-        types = atoms.types.unique()
-        blocks = {
-            key: block_of_batch(
-                layout, key, tensor.block_by_id(row), types, atoms, reading, extensive, baseline
+        types = atoms.kinds if types is None else types
+        if layout.kind == "pair":
+            return cls(layout, types, {})
+        blocks = {}
+        for row, (key, values) in enumerate(
+            zip(layout.blocks, values_and_gradients(tensor)[0], strict=True)
+        ):
+            rows = None
+            if layout.name not in reading.usual:
+                find = reading.atom_rows if layout.kind == "atom" else reading.positions
+                rows = find(layout.name, tensor.block_by_id(row).samples, atoms)
+            blocks[key] = block_of_batch(
+                layout,
+                key,
+                values.detach(),
+                None if keep is None else keep[row],
+                rows,
+                types,
+                atoms,
+                extensive,
+                baseline,
             )
-            for row, key in enumerate(layout.blocks)
-            if layout.kind != "pair"
-        }
         return cls(layout, types, blocks)
 
     def merge(self, other: "TargetStatistics") -> None:
         """Take over the data of another, as if they had been read here."""
-        self.layout = self.layout.united(other.layout)
+        if other.layout is not self.layout:
+            self.layout = self.layout.united(other.layout)
         types = self.types
-        if not torch.equal(self.types, other.types):
-            types = torch.cat([self.types, other.types]).unique()
-        per_atom = self.layout.kind == "atom"
+        if not torch.equal(types, other.types):
+            types = torch.cat([types, other.types]).unique()
+            self._take_types(types)
+            other._take_types(types)
         blocks = {}
         for key in self.layout.blocks:
-            parts = [
-                regrouped(source.blocks[key], source.types, types)
-                if per_atom
-                else source.blocks[key]
-                for source in (self, other)
-                if key in source.blocks
-            ]
+            parts = [source.blocks[key] for source in (self, other) if key in source.blocks]
             if parts:
                 blocks[key] = parts[0] if len(parts) == 1 else merged(parts[0], parts[1])
-                for _, problem in blocks[key].totals + blocks[key].averages:
-                    problem.extend(types)
-        self.types, self.blocks = types, blocks
+        self.blocks = blocks
+
+    def _take_types(self, types: torch.Tensor) -> None:
+        """Go over to a superset of the types."""
+        if torch.equal(types, self.types):
+            return
+        for key, block in self.blocks.items():
+            if self.layout.kind == "atom":
+                self.blocks[key] = regrouped(block, self.types, types)
+            for _, problem in block.totals + block.averages:
+                problem.extend(types)
+        self.types = types
 
     def state(self) -> dict[str, Any]:
         """The statistics as plain Python objects and tensors."""
