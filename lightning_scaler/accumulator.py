@@ -119,7 +119,7 @@ class ScaleAccumulator:
             for name, mask in (masks or {}).items()
             if name in chosen
         }
-        chosen = {name: tensor.to("cpu") for name, tensor in chosen.items()}
+        chosen = {name: _on_cpu(tensor) for name, tensor in chosen.items()}
         kept = {name: [keep.to("cpu") for keep in of_blocks] for name, of_blocks in kept.items()}
         atoms = Atoms.from_systems(systems).to("cpu")
         reading = read_system_labels(atoms, chosen, self.system_labels)
@@ -297,3 +297,7 @@ class ScaleAccumulator:
             "intensive_targets": sorted(self.intensive_targets),
             "baseline": self.baseline,
         }
+
+
+def _on_cpu(tensor: TensorMap) -> TensorMap:
+    return tensor if tensor.device.type == "cpu" else tensor.to("cpu")
