@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from .mixin import TargetScalingMixin
     from .relative_error import RelativeRootMeanSquaredError
     from .scaler import Scaler
+    from .zbl import ZBL
 
 __all__ = [
+    "ZBL",
     "CompositionBaseline",
     "PhysicalUnits",
     "RelativeRootMeanSquaredError",
@@ -30,6 +32,7 @@ _HOMES = {
     "Scaler": "scaler",
     "TargetScaler": "callback",
     "TargetScalingMixin": "mixin",
+    "ZBL": "zbl",
 }
 
 

@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from metatensor.torch import TensorMap
 
+from .additive import FrozenModule, contributions, frozen
 from .atoms import Atoms, HasTypes, find_types
 from .baseline import CompositionBaseline
 from .fit import fit_target
-from .scaler import Scaler, Settings
+from .scaler import Scaler
 from .settings import (
     Numbers,
+    Settings,
+    SystemLabels,
     UnseenTypes,
     check_choice,
     check_names,
@@ -21,7 +24,7 @@ from .settings import (
     list_of_names,
 )
 from .statistics import TargetStatistics
-from .system_labels import SystemLabels, read_system_labels
+from .system_labels import read_system_labels
 from .target import TargetLayout, did_you_mean
 from .tensormap import entries_kept, is_tensormap
 
@@ -42,6 +45,8 @@ class ScaleAccumulator:
         system_labels: what the ``system`` label of targets is: the ``"position"`` in the batch, an
             ``"id"`` of the data set (numbered by first appearance), or ``"auto"``: whichever the
             first batch that only one of them fits says.
+        additive: a module that gives an additive part of some targets; it is frozen, and its part
+            comes off before the baseline. See :meth:`Scaler.set_additive`.
 
     Example:
         Energies of -3 for O and 6 for H2O; the scale is the un-centred RMS of those per atom.
@@ -71,12 +76,15 @@ class ScaleAccumulator:
         intensive_targets: Iterable[str] = (),
         baseline: CompositionBaseline | None = None,
         system_labels: SystemLabels = "auto",
+        additive: torch.nn.Module | FrozenModule | None = None,
     ) -> None:
         check_choice("system_labels", system_labels, SystemLabels)
         self.targets = None if targets is None else list_of_names("targets", targets)
         self.intensive_targets = frozenset(list_of_names("intensive_targets", intensive_targets))
         self.baseline = baseline
         self.system_labels: SystemLabels = system_labels
+        self.additive = frozen(additive)
+        self._contributed: set[str] = set()
         self._passed_over: set[str] = set()
         self._masked: set[str] = set()
         self._statistics: dict[str, TargetStatistics] = {}
@@ -84,7 +92,7 @@ class ScaleAccumulator:
     def fresh(self) -> "ScaleAccumulator":
         """An empty accumulator with the same settings."""
         return ScaleAccumulator(
-            self.targets, self.intensive_targets, self.baseline, self.system_labels
+            self.targets, self.intensive_targets, self.baseline, self.system_labels, self.additive
         )
 
     def update(
@@ -123,6 +131,10 @@ class ScaleAccumulator:
         kept = {name: [keep.to("cpu") for keep in of_blocks] for name, of_blocks in kept.items()}
         atoms = Atoms.from_systems(systems).to("cpu")
         reading = read_system_labels(atoms, chosen, self.system_labels)
+        # Asked for all targets: one that is not fitted here tells of a module that knows targets.
+        given = {} if self.additive is None else self.additive(atoms, targets)
+        self._check_contributions(chosen, given)
+        parts = contributions(given, chosen, atoms, reading)
         batch = {
             name: TargetStatistics.of_batch(
                 layouts[name],
@@ -131,11 +143,13 @@ class ScaleAccumulator:
                 reading,
                 extensive=self._extensive(layouts[name]),
                 baseline=self.baseline is not None,
+                contributions=parts.get(name),
                 keep=kept.get(name),
                 types=self._types(name, atoms),
             )
             for name, tensor in chosen.items()
         }
+        self._contributed |= given.keys()
         self.system_labels = reading.labels
         self._passed_over |= targets.keys() - chosen.keys()
         self._masked |= (masks or {}).keys()
@@ -157,6 +171,7 @@ class ScaleAccumulator:
         for name in self._statistics.keys() & other._statistics.keys():
             self._statistics[name].layout.united(other._statistics[name].layout)
         self.system_labels = settled.pop() if settled else "auto"
+        self._contributed |= other._contributed
         self._passed_over |= other._passed_over
         self._masked |= other._masked
         self._take(copy.deepcopy(other._statistics))
@@ -217,11 +232,21 @@ class ScaleAccumulator:
         check_names("fixed_scales", fixed, self._statistics)
         if self.baseline is not None:
             check_names("fixed_baseline", self.baseline.fixed, self._statistics)
+        if self.additive is not None and not self._contributed:
+            raise ValueError(
+                f"the additive module {self.additive.name} gave no contribution to any of the "
+                f"targets {sorted(self._statistics)}; name its outputs as the targets are named"
+            )
         scales, vanishing = {}, []
         for name, statistics in self._statistics.items():
             extensive = self._extensive(statistics.layout)
             scales[name], words = fit_target(
-                statistics, extensive, self.baseline, fixed.get(name), enabled
+                statistics,
+                extensive,
+                self.baseline,
+                fixed.get(name),
+                enabled,
+                additive=name in self._contributed,
             )
             vanishing += words
         if vanishing:
@@ -237,12 +262,13 @@ class ScaleAccumulator:
             enabled,
             baseline="none" if self.baseline is None else "composition",
         )
-        return Scaler(scales, settings)
+        return Scaler(scales, settings, self.additive)
 
     def state(self) -> dict[str, Any]:
         """All that was gathered, as plain Python objects and tensors, for :meth:`merge_state`."""
         return {
             "system_labels": self.system_labels,
+            "contributed": sorted(self._contributed),
             "passed_over": sorted(self._passed_over),
             "masked": sorted(self._masked),
             "statistics": {name: s.state() for name, s in self._statistics.items()},
@@ -252,6 +278,7 @@ class ScaleAccumulator:
         """Merge the :meth:`state` of an accumulator of the same settings in another process."""
         other = self.fresh()
         other.system_labels = state["system_labels"]
+        other._contributed = set(state["contributed"])
         other._passed_over = set(state["passed_over"])
         other._masked = set(state["masked"])
         for name, statistics in state["statistics"].items():
@@ -281,6 +308,16 @@ class ScaleAccumulator:
         types: torch.Tensor = torch.cat([seen, atoms.kinds]).unique()
         return types
 
+    def _check_contributions(self, targets: Iterable[str], given: Iterable[str]) -> None:
+        for name in targets:
+            had, has = name in self._contributed, name in given
+            if self.additive is not None and name in self._statistics and had != has:
+                raise ValueError(
+                    f"additive module {self.additive.name}: expected contributions to the target "
+                    f"'{name}' in every batch that has it or in none, got "
+                    f"{'none after some' if had else 'some after none'} in the batches before"
+                )
+
     def _take(self, statistics: dict[str, TargetStatistics]) -> None:
         for name, new in statistics.items():
             if name in self._statistics:
@@ -296,6 +333,7 @@ class ScaleAccumulator:
             "targets": self.targets,
             "intensive_targets": sorted(self.intensive_targets),
             "baseline": self.baseline,
+            "additive": self.additive and self.additive.name,
         }
 
 

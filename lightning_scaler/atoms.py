@@ -1,7 +1,7 @@
 """A batch's atoms: types, counts, and which atom each sample row belongs to."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, Protocol
 
@@ -54,11 +54,13 @@ class Atoms:
         types: atomic type of every atom, ``(n_atoms,)`` int64.
         counts: number of atoms of every system, ``(n_systems,)`` int64.
         sample_id: the id of every system in the data set, ``(n_systems,)``, where the batch says.
+        systems: the systems themselves, wherever they are.
     """
 
     types: torch.Tensor
     counts: torch.Tensor
     sample_id: torch.Tensor | None = None
+    systems: Sequence[HasTypes] = field(default=(), repr=False)
 
     @classmethod
     def from_systems(cls, systems: Sequence[HasTypes]) -> "Atoms":
@@ -75,6 +77,7 @@ class Atoms:
             types=types,
             counts=counts,
             sample_id=None if sample_id is None else torch.tensor(sample_id, device=types.device),
+            systems=systems,
         )
 
     def __len__(self) -> int:
@@ -89,6 +92,7 @@ class Atoms:
             self.types.to(device),
             self.counts.to(device),
             None if self.sample_id is None else self.sample_id.to(device),
+            self.systems,
         )
 
     @cached_property

@@ -65,7 +65,7 @@ class CompositionBaseline:
 
 def _fitted(block: BlockStatistics) -> torch.Tensor:
     if block.means is not None:
-        return torch.where(block.means.number > 0, block.means.mean, torch.nan)
+        return torch.where(block.means.number > 0, block.means.mean + block.means.rest, torch.nan)
     n_types = block.totals[0][1].types.numel()
     weights = torch.full((n_types, block.counts.shape[1]), torch.nan, dtype=torch.float64)
     for properties, problem in block.totals:

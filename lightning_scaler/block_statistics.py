@@ -25,6 +25,7 @@ class BlockStatistics:
         totals: rows as they are, for per-structure targets with a baseline; several problems once
             some properties had missing values, each with the properties it is for.
         averages: the same rows divided by the number of atoms, for extensive targets.
+        spread: of the entries that have a baseline, as the data store them, all groups together.
     """
 
     counts: torch.Tensor
@@ -34,6 +35,7 @@ class BlockStatistics:
     means: Means | None = None
     totals: list[tuple[list[int], LeastSquares]] = field(default_factory=list)
     averages: list[tuple[list[int], LeastSquares]] = field(default_factory=list)
+    spread: Means | None = None
 
     def residual(self, weights: torch.Tensor | None) -> torch.Tensor:
         """Sums of squares after a baseline of these weights, ``(n_groups, n_properties)``."""
@@ -45,6 +47,15 @@ class BlockStatistics:
         for properties, problem in self.averages or self.totals:
             squares[:, properties] += problem.squares_left(weights[:, properties])
         return squares
+
+    def variance(self) -> float:
+        """Sum of squares as the data store them, about the mean of what could have a baseline."""
+        squares = float(self.stored.sum())
+        if self.spread is None:
+            return squares
+        return squares - float(
+            (self.spread.number * (self.spread.mean + self.spread.rest).square()).sum()
+        )
 
     def contributions(self, weights: torch.Tensor | None) -> torch.Tensor:
         """Sums of squares of what a baseline adds up, ``(n_groups, n_properties)``.
@@ -70,6 +81,7 @@ def block_of_batch(
     atoms: Atoms,
     extensive: bool,
     baseline: bool,
+    contribution: torch.Tensor | None = None,
 ) -> BlockStatistics:
     """Read one block of one batch; see :meth:`TargetStatistics.of_batch`.
 
@@ -84,63 +96,80 @@ def block_of_batch(
         atoms: of the batch.
         extensive: per-structure values are divided by the number of atoms first.
         baseline: whether the invariant part is to be kept apart for one.
+        contribution: of an additive module, in the shape of the values; it comes off first.
 
     Raises:
         ValueError: for infinite entries, and for squares that overflow.
     """
     epsilon = torch.finfo(values.dtype).eps
     shape = (len(values), math.prod(values.shape[1:-1]), values.shape[-1])
-    stored = values.reshape(shape)
+    stored = left = values.reshape(shape)
+    if contribution is not None:
+        left = stored.double() - contribution.double().reshape(shape)
+        epsilon = max(epsilon, torch.finfo(contribution.dtype).eps)
     keep = None if keep is None else keep.reshape(shape)
     invariance = layout.invariance(key) if baseline else None
-    if layout.kind != "atom":
-        return _structures(
-            layout, key, stored, keep, rows, types, atoms, extensive, invariance, epsilon
-        )
-    groups, n_groups = atoms.index_among(types), types.numel()
-    if rows is not None:
-        groups = groups[rows]
-    squares, numbers = square_sums(stored, groups, n_groups, keep)
-    _check_finite(layout, key, squares, stored, keep)
-    statistics = BlockStatistics(numbers, squares, squares, epsilon)
+    if layout.kind == "atom":
+        groups, n_groups = atoms.index_among(types), types.numel()
+        groups = groups if rows is None else groups[rows]
+        statistics = _sums(stored, left, groups, n_groups, keep, invariance, epsilon)
+        _check_finite(layout, key, statistics, stored, keep)
+        if invariance is not None:
+            of_mean = None if keep is None else _invariant(keep, invariance)
+            chosen = _invariant(left, invariance)
+            statistics.means = group_means(chosen, groups, n_groups, of_mean)
+        return statistics
+    if keep is not None:
+        stored, left = (torch.where(keep, entries, torch.nan) for entries in (stored, left))
+    stored, left = stored.double(), left.double()
+    averaged, left_averaged, divisors = stored, left, atoms.divisors
+    if extensive:
+        divisors = divisors if rows is None else divisors[rows]
+        averaged = left_averaged = stored / divisors[:, None, None]
+        if contribution is not None:
+            left_averaged = left / divisors[:, None, None]
+    statistics = _sums(averaged, left_averaged, None, 1, None, invariance, epsilon)
+    _check_finite(layout, key, statistics, stored, None)
     if invariance is not None:
-        chosen, others = _invariant(stored, invariance), _without_invariant(stored, invariance)
-        keep_others = None if keep is None else _without_invariant(keep, invariance)
-        statistics.squares = square_sums(others, groups, n_groups, keep_others)[0]
-        keep = None if keep is None else _invariant(keep, invariance)
-        statistics.means = group_means(chosen, groups, n_groups, keep)
+        composition = atoms.composition(types)
+        composition = composition if rows is None else composition[rows]
+        statistics.totals = _problems(composition, _invariant(left, invariance), types)
+        if extensive:
+            per_atom = composition / divisors.nan_to_num(1.0)[:, None]
+            statistics.averages = _problems(per_atom, _invariant(left_averaged, invariance), types)
     return statistics
 
 
-def _structures(
-    layout: TargetLayout,
-    key: tuple[int, ...],
+def _sums(
     stored: torch.Tensor,
+    left: torch.Tensor,
+    groups: torch.Tensor | None,
+    n_groups: int,
     keep: torch.Tensor | None,
-    rows: torch.Tensor | None,
-    types: torch.Tensor,
-    atoms: Atoms,
-    extensive: bool,
     invariance: Invariance,
     epsilon: float,
 ) -> BlockStatistics:
-    """As :func:`block_of_batch`, of a per-structure target; ``(n_samples, -1, n_properties)``."""
-    stored = stored.double()
-    if keep is not None:
-        stored = torch.where(keep, stored, torch.nan)
-    divisors = atoms.divisors if rows is None else atoms.divisors[rows]
-    averaged = stored / divisors[:, None, None] if extensive else stored
-    squares, numbers = square_sums(averaged, None, 1)
-    _check_finite(layout, key, squares, stored, None)
+    """Statistics of ``(n_samples, n_components, n_properties)`` without those of a baseline.
+
+    Args:
+        stored: as the data store them (per atom if extensive).
+        left: the same without contributions.
+        groups: of every sample.
+        n_groups: number of groups.
+        keep: ``False`` where an entry is missing.
+        invariance: the part that a baseline is to be taken from.
+        epsilon: of the data.
+    """
+    squares, numbers = square_sums(stored, groups, n_groups, keep)
     statistics = BlockStatistics(numbers, squares, squares, epsilon)
     if invariance is not None:
-        statistics.squares = square_sums(_without_invariant(averaged, invariance), None, 1)[0]
-        composition = atoms.composition(types)
-        composition = composition if rows is None else composition[rows]
-        statistics.totals = _problems(composition, _invariant(stored, invariance), types)
-        if extensive:
-            per_atom = composition / divisors.nan_to_num(1.0)[:, None]
-            statistics.averages = _problems(per_atom, _invariant(averaged, invariance), types)
+        others = None if keep is None else _without_invariant(keep, invariance)
+        chosen = None if keep is None else _invariant(keep, invariance)
+        without = _without_invariant(left, invariance)
+        statistics.squares = square_sums(without, groups, n_groups, others)[0]
+        statistics.spread = group_means(_invariant(stored, invariance), None, 1, chosen)
+    elif left is not stored:
+        statistics.squares = square_sums(left, groups, n_groups, keep)[0]
     return statistics
 
 
@@ -214,6 +243,9 @@ def merged(first: BlockStatistics, second: BlockStatistics) -> BlockStatistics:
     means = first.means
     if first.means is not None and second.means is not None:
         means = merge_means(first.means, second.means)
+    spread = first.spread
+    if first.spread is not None and second.spread is not None:
+        spread = merge_means(first.spread, second.spread)
     return BlockStatistics(
         counts=first.counts + second.counts,
         stored=first.stored + second.stored,
@@ -222,6 +254,7 @@ def merged(first: BlockStatistics, second: BlockStatistics) -> BlockStatistics:
         means=means,
         totals=_merge_problems(first.totals, second.totals),
         averages=_merge_problems(first.averages, second.averages),
+        spread=spread,
     )
 
 
@@ -234,17 +267,17 @@ def regrouped(block: BlockStatistics, types: torch.Tensor, wanted: torch.Tensor)
 
     means = None if block.means is None else Means(*(spread(sums) for sums in block.means))
     counts, stored, squares = (spread(s) for s in (block.counts, block.stored, block.squares))
-    return BlockStatistics(counts, stored, squares, block.epsilon, means)
+    return BlockStatistics(counts, stored, squares, block.epsilon, means, spread=block.spread)
 
 
 def _check_finite(
     layout: TargetLayout,
     key: tuple[int, ...],
-    squares: torch.Tensor,
+    statistics: BlockStatistics,
     stored: torch.Tensor,
     keep: torch.Tensor | None,
 ) -> None:
-    if math.isfinite(float(squares.sum())):
+    if math.isfinite(float(statistics.stored.sum())):
         return
     if keep is not None:
         stored = torch.where(keep, stored, torch.nan)
@@ -274,4 +307,5 @@ def block_state(key: tuple[int, ...], block: BlockStatistics) -> dict[str, Any]:
         "means": None if block.means is None else list(block.means),
         "totals": [(properties, problem.state()) for properties, problem in block.totals],
         "averages": [(properties, problem.state()) for properties, problem in block.averages],
+        "spread": None if block.spread is None else list(block.spread),
     }

@@ -5,20 +5,28 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal, cast
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from typing_extensions import override
 
 from .accumulator import ScaleAccumulator
+from .additive import FrozenModule, class_name
 from .baseline import CompositionBaseline
 from .data_pass import read_training_data
 from .mixin import TargetScalingMixin
-from .report import scales_table
+from .report import baselines_table, scales_table
 from .restored import check_restored
-from .scaler import Scaler, Settings
-from .settings import Numbers, UnseenTypes, check_choice, fixed_scales as plain_fixed_scales
-from .system_labels import SystemLabels
+from .scaler import Scaler
+from .settings import (
+    Numbers,
+    Settings,
+    SystemLabels,
+    UnseenTypes,
+    check_choice,
+    fixed_scales as plain_fixed_scales,
+)
 
 
 class TargetScaler(Callback):
@@ -35,7 +43,9 @@ class TargetScaler(Callback):
             for extensive targets): a number, or a number per atomic type,
             ``{"energy": 0.5, "forces": {1: 0.2, 8: 1.1}}``.
         intensive_targets: per-structure targets that are not divided by the number of atoms.
-        baseline: ``"composition"`` removes a contribution per atomic type, ``"none"`` nothing.
+        baseline: ``"composition"`` removes a contribution per atomic type, ``"none"`` nothing. A
+            module such as :class:`ZBL` is frozen, and what it gives comes off before the
+            composition; what it must be able to do tells :meth:`Scaler.set_additive`.
         fixed_baseline: contributions instead of fitted ones: ``{"energy": {1: -13.6}}``.
         unseen_types: what to do with types that are not in the training data: ``"error"``,
             ``"pooled"`` (take the RMS over all types) or ``"identity"``.
@@ -59,7 +69,7 @@ class TargetScaler(Callback):
         targets: Sequence[str] | None = None,
         fixed_scales: Numbers | None = None,
         intensive_targets: Iterable[str] = (),
-        baseline: Literal["composition", "none"] = "composition",
+        baseline: Literal["composition", "none"] | torch.nn.Module = "composition",
         fixed_baseline: Numbers | None = None,
         unseen_types: UnseenTypes = "error",
         system_labels: SystemLabels = "auto",
@@ -67,6 +77,9 @@ class TargetScaler(Callback):
         refit: bool = False,
     ) -> None:
         super().__init__()
+        additive = None
+        if isinstance(baseline, torch.nn.Module):
+            additive, baseline = baseline, "composition"
         check_choice("baseline", baseline, Literal["composition", "none"])
         check_choice("unseen_types", unseen_types, UnseenTypes)
         if baseline == "none" and fixed_baseline:
@@ -78,6 +91,7 @@ class TargetScaler(Callback):
         self.enabled = enabled
         self.fixed_scales = plain_fixed_scales(fixed_scales)
         self.baseline = None if baseline == "none" else CompositionBaseline(fixed_baseline or {})
+        self.additive = additive
         self.unseen_types: UnseenTypes = unseen_types
         self.limit_batches = limit_batches
         self.refit = refit
@@ -102,6 +116,10 @@ class TargetScaler(Callback):
                 f"TargetScalingMixin, got {type(pl_module.scaler).__name__}; give your own "
                 "attribute another name"
             )
+        scaler = pl_module.scaler
+        awaited = scaler.additive is not None and scaler.additive.awaits(self.additive)
+        if self.additive is not None and (awaited or not scaler.fitted):
+            scaler.set_additive(self.additive)
         self._decided = False
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         callbacks.insert(0, callbacks.pop(callbacks.index(self)))
@@ -140,18 +158,29 @@ class TargetScaler(Callback):
                 self.intensive_targets,
                 self.fixed_scales,
                 fixed_baseline,
+                class_name(self.additive) if self.additive is not None else None,
             )
             names = tuple(name for name in self.targets or () if name not in scaler.targets)
             if not names:
                 return
-        fitted = self._fit(trainer, module, names)
-        scaler.targets = {**(scaler.targets if keep else {}), **fitted.targets}
-        scaler.settings = fitted.settings
+        additive = scaler.additive
+        if self.additive is not None and not keep:
+            additive = FrozenModule(self.additive)
+        fitted = self._fit(trainer, module, names, additive)
+        if not keep:
+            scaler.targets = {}
+        scaler.update(fitted)
         if trainer.is_global_zero and trainer.progress_bar_callback is not None:
-            Console().print(scales_table(scaler))
+            for table in (scales_table(scaler), baselines_table(scaler)):
+                if table is not None:
+                    Console().print(table)
 
     def _fit(
-        self, trainer: Trainer, module: TargetScalingMixin, names: Sequence[str] | None
+        self,
+        trainer: Trainer,
+        module: TargetScalingMixin,
+        names: Sequence[str] | None,
+        additive: FrozenModule | None,
     ) -> Scaler:
         def asked_for(name: str) -> bool:
             # All settings but those of targets whose scales are kept.
@@ -161,7 +190,11 @@ class TargetScaler(Callback):
             {name: numbers for name, numbers in self.baseline.fixed.items() if asked_for(name)}
         )
         intensive_targets = [name for name in self.intensive_targets if asked_for(name)]
-        accumulator = ScaleAccumulator(names, intensive_targets, baseline, self.system_labels)
+        if additive is not None:
+            additive = None if additive.module is None else additive.to(module.device)
+        accumulator = ScaleAccumulator(
+            names, intensive_targets, baseline, self.system_labels, additive
+        )
         fixed = {name: scale for name, scale in self.fixed_scales.items() if asked_for(name)}
         if fixed and names is not None:
             # One batch shows the layouts, which is all that is needed where every number is given.

@@ -1,10 +1,12 @@
 """One target from one space to another."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
 
+from .additive import Contribution
 from .atoms import Atoms, find_types
 from .scales import Key, TargetScales
 from .system_labels import Reading
@@ -15,27 +17,20 @@ from .tensormap import dtype_of, map_blocks, same_block
 POWERS = {"physical": (1, 0), "loss": (0, 0), "model": (0, -1)}
 
 
-def convert_targets(
-    targets: Mapping[str, TargetScales],
-    tensors: Mapping[str, TensorMap],
-    atoms: Atoms,
-    reading: Reading,
-    source: str,
-    target: str,
-    baseline: bool,
-    unseen_types: str,
-) -> dict[str, TensorMap]:
-    """Convert those of the tensors that have scales; see :meth:`Scaler.convert`."""
-    if source == target:
-        return dict(tensors)
-    return {
-        name: convert_target(
-            targets[name], tensor, atoms, reading, source, target, baseline, unseen_types
-        )
-        if name in targets
-        else tensor
-        for name, tensor in tensors.items()
-    }
+@dataclass(frozen=True)
+class Conversion:
+    """From which space to which, and how; see :meth:`Scaler.convert`."""
+
+    source: str
+    target: str
+    baseline: bool = True
+    unseen_types: str = "error"
+
+    @property
+    def through_baseline(self) -> bool:
+        """Whether the baseline comes off or on."""
+        physical = (self.source == "physical") != (self.target == "physical")
+        return self.baseline and physical
 
 
 def convert_target(
@@ -43,19 +38,28 @@ def convert_target(
     tensor: TensorMap,
     atoms: Atoms,
     reading: Reading,
-    source: str,
-    target: str,
-    baseline: bool,
-    unseen_types: str,
+    conversion: Conversion,
+    contributions: Sequence[Contribution | None] | None = None,
 ) -> TensorMap:
-    """Convert a single target; see :meth:`Scaler.convert`."""
+    """Convert a single target; see :meth:`Scaler.convert`.
+
+    Args:
+        scales: of the target.
+        tensor: its values in the space ``conversion.source``.
+        atoms: of the batch, on the device of the tensor.
+        reading: of the ``system`` labels.
+        conversion: from which space to which.
+        contributions: of an additive module to each block, in the rows of the tensor.
+    """
     if len(tensor.keys) == 0:
         return tensor
     layout = TargetLayout.of(scales.layout.name, tensor)
     _check_layout(scales.layout, layout)
     if layout.kind == "pair":
         return tensor
-    with_baseline = baseline and bool(scales.weights) and "physical" in (source, target)
+    source, target = conversion.source, conversion.target
+    has_baseline = bool(scales.weights) or contributions is not None
+    with_baseline = conversion.through_baseline and has_baseline
     dtype = torch.float64 if with_baseline and target == "physical" else dtype_of(tensor)
     # A scale may underflow in half precision.
     working = torch.promote_types(dtype_of(tensor), torch.float32)
@@ -67,7 +71,7 @@ def convert_target(
         key, values = keys[row], block.values.to(working)
         if layout.kind == "atom":
             rows = reading.atom_rows(layout.name, block.samples, atoms)
-            of_types = scales.rows(atoms.types[rows], unseen_types)
+            of_types = scales.rows(atoms.types[rows], conversion.unseen_types)
         else:
             rows = reading.positions(layout.name, block.samples, atoms)
             of_types = torch.zeros(1, dtype=torch.int64, device=rows.device)
@@ -76,6 +80,9 @@ def convert_target(
         if with_baseline and key in scales.weights:
             missing = values.isnan() if source == "physical" else None
             offset = _offset(scales, key, atoms, rows, values, missing)
+        contribution = contributions[row] if with_baseline and contributions else None
+        if contribution is not None:
+            offset = contribution.values if offset is None else offset + contribution.values
         if offset is not None and source == "physical":
             values = values - offset
         values = _scaled(values, factor, source, target)
@@ -87,8 +94,15 @@ def convert_target(
             of_rows = factor
             if layout.kind == "atom":
                 of_rows = factor[gradient.samples.values[:, 0].long()]
-            scaled = _scaled(gradient.values.to(working), of_rows, source, target)
-            gradients[name] = scaled.to(dtype)
+            numbers, part = gradient.values.to(working), None
+            if contribution is not None:
+                part = contribution.gradients.get(name)
+            if part is not None and source == "physical":
+                numbers = numbers - part
+            numbers = _scaled(numbers, of_rows, source, target)
+            if part is not None and target == "physical":
+                numbers = numbers + part
+            gradients[name] = numbers.to(dtype)
         return same_block(block, values.to(dtype), gradients)
 
     return map_blocks(tensor, convert)

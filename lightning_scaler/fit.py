@@ -20,6 +20,7 @@ def fit_target(
     baseline: CompositionBaseline | None,
     fixed: FixedScale | None = None,
     enabled: bool = True,
+    additive: bool = False,
 ) -> tuple[TargetScales, list[str]]:
     """Fit one target.
 
@@ -29,6 +30,7 @@ def fit_target(
         baseline: what comes off first.
         fixed: per-target scale that replaces the fitted one.
         enabled: ``False`` sets every scale to 1.
+        additive: whether contributions of an additive module came off first.
 
     Returns:
         The scales; and in words, which data vanish: they have an RMS of zero, or below the
@@ -68,6 +70,8 @@ def fit_target(
     ]
     stand_ins = torch.stack([fitted.pooled_target, torch.ones_like(fitted.pooled_target)])
     entries = sum(float(block.counts.sum()) for block in blocks.values())
+    squares_left = sum(float(sums.sum()) for sums in squares.values())
+    variance = sum(block.variance() for block in blocks.values())
     scales = TargetScales(
         layout=layout,
         extensive=extensive,
@@ -79,7 +83,9 @@ def fit_target(
         weights=weights,
         fixed_weights=fixed_weights,
         rms_before=_rms(sum(float(block.stored.sum()) for block in blocks.values()), entries),
-        rms_after=_rms(sum(float(sums.sum()) for sums in squares.values()), entries),
+        additive=additive,
+        rms_after=_rms(squares_left, entries),
+        explained=1.0 - squares_left / variance if variance > 0.0 else 0.0,
     )
     words = _in_words(layout, list(blocks), types, fitted)
     if isinstance(fixed, dict) and layout.single_property:

@@ -6,7 +6,7 @@ import torch
 from metatensor.torch import TensorMap
 
 from .atoms import Atoms, HasTypes, read_atoms
-from .conversion import convert_targets
+from .conversion import Conversion
 from .matching import averaged, matched, positioned
 from .scaler import Scaler
 from .system_labels import POSITION, read_system_labels
@@ -108,10 +108,9 @@ def between_positions(
     if not tensors:
         return {}
     atoms = atoms.to(next(iter(tensors.values())).device)
-    unseen_types = scaler.settings.unseen_types
-    return convert_targets(
-        scaler.targets, tensors, atoms, POSITION, source, target, True, unseen_types
-    )
+    conversion = Conversion(source, target, unseen_types=scaler.settings.unseen_types)
+    known = {name: tensor for name, tensor in tensors.items() if name in scaler.targets}
+    return {**tensors, **scaler.convert_known(known, atoms, POSITION, conversion)}
 
 
 def _per_atom(scaler: Scaler, name: str, tensor: TensorMap, atoms: Atoms) -> TensorMap:

@@ -90,8 +90,8 @@ def _matched_block(where: str, prediction: TensorBlock, target: TensorBlock) -> 
             f"{where}: expected predictions with components {target.components} and properties "
             f"{target.properties}, got {prediction.components} and {prediction.properties}"
         )
-    rows = _find_rows(where, prediction.samples, target.samples, target.samples.values)
-    values = _selected(prediction.values, rows).to(target.values.dtype)
+    rows = find_rows(where, prediction.samples, target.samples, target.samples.values)
+    values = selected(prediction.values, rows).to(target.values.dtype)
     result = TensorBlock(values, target.samples, target.components, target.properties)
     for parameter in target.gradients_list():
         wanted = target.gradient(parameter)
@@ -101,13 +101,8 @@ def _matched_block(where: str, prediction: TensorBlock, target: TensorBlock) -> 
                 f"{prediction.gradients_list()}"
             )
         gradient = prediction.gradient(parameter)
-        labels = wanted.samples.values
-        if rows is not None:
-            labels = torch.cat([rows[labels[:, 0].long()].to(labels)[:, None], labels[:, 1:]], 1)
-        gradient_rows = _find_rows(
-            f"{where}, gradient '{parameter}'", gradient.samples, wanted.samples, labels
-        )
-        gradient_values = _selected(gradient.values, gradient_rows).to(wanted.values.dtype)
+        gradient_rows = find_gradient_rows(where, parameter, gradient.samples, wanted.samples, rows)
+        gradient_values = selected(gradient.values, gradient_rows).to(wanted.values.dtype)
         result.add_gradient(
             parameter,
             TensorBlock(gradient_values, wanted.samples, wanted.components, wanted.properties),
@@ -115,13 +110,24 @@ def _matched_block(where: str, prediction: TensorBlock, target: TensorBlock) -> 
     return result
 
 
-def _find_rows(
-    where: str, among: Labels, wanted: Labels, values: torch.Tensor
+def find_rows(
+    where: str, among: Labels, wanted: Labels, values: torch.Tensor, what: str = "prediction"
 ) -> torch.Tensor | None:
-    """Row of every wanted label, ``None`` where they stand in the same order already."""
+    """Row of every wanted label, ``None`` where they stand in the same order already.
+
+    Args:
+        where: for the messages.
+        among: samples of what there is.
+        wanted: samples of the target.
+        values: of the wanted samples as ``among`` would have them.
+        what: there is, for the messages.
+
+    Raises:
+        ValueError: for samples with other names, or a wanted row that is not there.
+    """
     if among.names != wanted.names:
         raise ValueError(
-            f"{where}: expected predictions with samples named {wanted.names}, got {among.names}"
+            f"{where}: expected {what}s with samples named {wanted.names}, got {among.names}"
         )
     if torch.equal(among.values, values):
         return None
@@ -132,14 +138,29 @@ def _find_rows(
     if bool((rows < 0).any()):
         first = int((rows < 0).nonzero()[0])
         raise ValueError(
-            f"{where}: no prediction for {int((rows < 0).sum())} rows of the target, the first of "
-            f"them ({describe(wanted, first)}); predictions carry the position in the batch as "
-            "'system'"
+            f"{where}: no {what} for {int((rows < 0).sum())} rows of the target, the first of "
+            f"them ({describe(wanted, first)}); {what}s carry the position in the batch as 'system'"
         )
     return rows
 
 
-def _selected(values: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+def find_gradient_rows(
+    where: str,
+    parameter: str,
+    among: Labels,
+    wanted: Labels,
+    rows: torch.Tensor | None,
+    what: str = "prediction",
+) -> torch.Tensor | None:
+    """As :func:`find_rows` for samples of a gradient, given the rows of its block."""
+    values = wanted.values
+    if rows is not None:
+        values = torch.cat([rows[values[:, 0].long()].to(values)[:, None], values[:, 1:]], 1)
+    return find_rows(f"{where}, gradient '{parameter}'", among, wanted, values, what)
+
+
+def selected(values: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    """Some rows of the values, all of them for ``None``."""
     return values if rows is None else values[rows]
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from .scaler import Scaler, Settings
-from .settings import FixedScale, check_names
+from .scaler import Scaler
+from .settings import FixedScale, Settings, check_names
 
 
 def check_restored(
@@ -13,6 +13,7 @@ def check_restored(
     intensive_targets: Iterable[str],
     fixed_scales: dict[str, FixedScale],
     fixed_baseline: dict[str, dict[int, float]],
+    additive: str | None = None,
 ) -> None:
     """Compare the settings of restored scales with those asked for.
 
@@ -23,6 +24,7 @@ def check_restored(
         intensive_targets: names of the targets that are not divided by the number of atoms.
         fixed_scales: in plain form.
         fixed_baseline: in plain form.
+        additive: the class of the additive module; ``None`` goes with one that the module brought.
 
     Raises:
         ValueError: for names that are no target, and one that lists every setting that differs,
@@ -39,6 +41,12 @@ def check_restored(
     }
     if "auto" not in (had.system_labels, asked.system_labels):
         pairs["system_labels"] = (had.system_labels, asked.system_labels)
+    fitted_with = None
+    if scaler.additive is not None and any(scales.additive for scales in scaler.targets.values()):
+        fitted_with = scaler.additive.name
+        if additive is None and scaler.additive.module is not None:
+            additive = fitted_with
+    pairs["additive module"] = (fitted_with, additive)
     intensive = set(intensive_targets)
     for name, scales in scaler.targets.items():
         if scales.layout.kind == "structure":

@@ -2,39 +2,25 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
 from metatensor.torch import TensorMap
 from typing_extensions import override
 
+from .additive import FrozenModule, class_name, contributions, frozen
 from .atoms import Atoms, HasTypes, read_atoms
-from .conversion import convert_targets
+from .conversion import Conversion, convert_target
 from .metatrain import read_metatrain
 from .metatrain_checkpoint import Source
 from .scales import TargetScales, Which
-from .settings import UnseenTypes, check_choice
-from .system_labels import POSITION, SystemLabels, read_system_labels
+from .settings import Settings, check_choice
+from .system_labels import POSITION, Reading, read_system_labels
 
 Space = Literal["physical", "loss", "model"]
 
 STATE_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a Scaler was fitted with, beside its targets; see ``ScaleAccumulator``.
-
-    ``provisional`` scales come from a few batches of a ``fast_dev_run``: the next fit replaces
-    them.
-    """
-
-    system_labels: SystemLabels = "auto"
-    unseen_types: UnseenTypes = "error"
-    enabled: bool = True
-    baseline: Literal["composition", "none"] = "none"
-    provisional: bool = False
 
 
 class Scaler(torch.nn.Module):
@@ -51,17 +37,20 @@ class Scaler(torch.nn.Module):
     Args:
         targets: the scales by target name.
         settings: of the fit.
+        additive: a module that gives an additive part of some targets; see :meth:`set_additive`.
     """
 
     def __init__(
         self,
         targets: Mapping[str, TargetScales] | None = None,
         settings: Settings | None = None,
+        additive: torch.nn.Module | FrozenModule | None = None,
     ) -> None:
         super().__init__()
         self.targets: dict[str, TargetScales] = dict(targets or {})
         self.settings = settings or Settings()
         self._device = torch.device("cpu")
+        self.additive = frozen(additive)
 
     @property
     def fitted(self) -> bool:
@@ -132,19 +121,80 @@ class Scaler(torch.nn.Module):
         reading = POSITION
         if source == "physical":
             reading = read_system_labels(atoms, known, self.settings.system_labels)
-        unseen_types = self.settings.unseen_types
-        return convert_targets(
-            self.targets, tensors, atoms, reading, source, target, baseline, unseen_types
-        )
+        conversion = Conversion(source, target, baseline, self.settings.unseen_types)
+        return {**tensors, **self.convert_known(known, atoms, reading, conversion)}
+
+    def convert_known(
+        self,
+        tensors: Mapping[str, TensorMap],
+        atoms: Atoms,
+        reading: Reading,
+        conversion: Conversion,
+    ) -> dict[str, TensorMap]:
+        """As :meth:`convert`, for targets that have scales, of a batch that has been read.
+
+        Args:
+            tensors: by target name.
+            atoms: of the batch, on the device of the tensors.
+            reading: of their ``system`` labels.
+            conversion: from which space to which.
+        """
+        names = [name for name in tensors if self.targets[name].additive]
+        given: Mapping[str, TensorMap] = {}
+        if names and self.additive is not None and conversion.through_baseline:
+            given = self.additive(atoms, names)
+        parts = contributions(given, tensors, atoms, reading)
+        return {
+            name: convert_target(
+                self.targets[name], tensor, atoms, reading, conversion, parts.get(name)
+            )
+            for name, tensor in tensors.items()
+        }
+
+    def set_additive(self, module: torch.nn.Module) -> None:
+        """Give a module whose contributions come off before the baseline and the scales.
+
+        It maps a list of systems and a list of target names to a dict of TensorMaps, those of the
+        targets that it knows, ``system`` being the position in the list. A copy of it is frozen,
+        evaluated in its own dtype, and moved with the scaler. Its weights are part of the state;
+        its code is not, and is given again here when a state has been loaded.
+
+        Raises:
+            ValueError: if there are scales that were not fitted with a module of this class.
+        """
+        if not self.fitted:
+            self.additive = FrozenModule(module)
+        elif self.additive is not None and self.additive.name == class_name(module):
+            self.additive.take_code(module)
+        else:
+            fitted_with = "none" if self.additive is None else self.additive.name
+            raise ValueError(
+                f"expected the additive module that the scales were fitted with ({fitted_with}), "
+                f"got {class_name(module)}; fit anew with it"
+            )
+        self.additive.to(self._device)
+
+    def update(self, other: "Scaler") -> None:
+        """Take over the targets, the settings and the additive module of another scaler."""
+        self.targets = {**self.targets, **other.targets}
+        self.settings = other.settings
+        self.additive = other.additive and other.additive.to(self._device)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the scaler to one file."""
         torch.save(self.get_extra_state(), path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Scaler":
-        """Read a scaler from a file of :meth:`save`; no pickled code is run."""
-        scaler = cls()
+    def load(
+        cls, path: str | os.PathLike[str], additive: torch.nn.Module | None = None
+    ) -> "Scaler":
+        """Read a scaler from a file of :meth:`save`; no pickled code is run.
+
+        Args:
+            path: of the file.
+            additive: the code of the additive module, if the scaler was fitted with one.
+        """
+        scaler = cls(additive=additive)
         scaler.set_extra_state(torch.load(path, map_location="cpu", weights_only=True))
         return scaler
 
@@ -190,6 +240,7 @@ class Scaler(torch.nn.Module):
             "version": STATE_VERSION,
             "settings": asdict(self.settings),
             "targets": {name: scales.state() for name, scales in self.targets.items()},
+            "additive": self.additive and self.additive.state(),
         }
 
     @override
@@ -208,11 +259,21 @@ class Scaler(torch.nn.Module):
             name: TargetScales.from_state(name, _on_cpu(scales))
             for name, scales in state["targets"].items()
         }
+        self._restore_additive(_on_cpu(state.get("additive")))
 
     @override
     def extra_repr(self) -> str:
         """Name the targets."""
         return ", ".join(self.targets) or "not fitted"
+
+    def _restore_additive(self, state: Mapping[str, Any] | None) -> None:
+        """Take the weights of an additive module, and the code that was given already."""
+        code = None if self.additive is None else self.additive.module
+        if state is not None:
+            self.additive = FrozenModule.from_state(state)
+            if code is not None and self.additive.awaits(code):
+                self.additive.take_code(code)
+                self.additive.to(self._device)
 
     def _tensormaps(self, which: Which) -> dict[str, TensorMap]:
         # MPS has no float64.
@@ -223,6 +284,8 @@ class Scaler(torch.nn.Module):
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Scaler":
         # The scales follow the device and never the dtype.
         self._device = fn(torch.zeros(())).device
+        if self.additive is not None:
+            self.additive.to(self._device)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 

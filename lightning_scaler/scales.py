@@ -33,8 +33,10 @@ class TargetScales:
         composition_types: sorted types of the baseline's weights, ``(n_composition_types,)``.
         weights: by key ``(n_composition_types, n_properties)``, for blocks with a baseline.
         fixed_weights: the fixed baseline of every type, if there is one.
+        additive: whether contributions of an additive module come off before the baseline.
         rms_before: RMS over all entries, per atom if extensive, as the data store them.
-        rms_after: the same once the baseline is off.
+        rms_after: the same once contributions and baseline are off.
+        explained: the share of the variance that contributions and baseline explain.
     """
 
     layout: TargetLayout
@@ -49,8 +51,10 @@ class TargetScales:
     )
     weights: dict[Key, torch.Tensor] = field(default_factory=dict)
     fixed_weights: dict[int, float] | None = None
+    additive: bool = False
     rms_before: float = 1.0
     rms_after: float = 1.0
+    explained: float = 0.0
 
     def values(self, which: Which, key: Key) -> torch.Tensor:
         """One kind of scale of a block, ``(n_rows, n_properties)``."""

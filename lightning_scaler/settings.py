@@ -2,13 +2,30 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 from .target import did_you_mean
 
 UnseenTypes = Literal["error", "pooled", "identity"]
+SystemLabels = Literal["auto", "position", "id"]
 FixedScale: TypeAlias = float | dict[int, float]
 Numbers: TypeAlias = Mapping[Any, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a Scaler was fitted with, beside its targets; see ``ScaleAccumulator``.
+
+    ``provisional`` scales come from a few batches of a ``fast_dev_run``: the next fit replaces
+    them.
+    """
+
+    system_labels: SystemLabels = "auto"
+    unseen_types: UnseenTypes = "error"
+    enabled: bool = True
+    baseline: Literal["composition", "none"] = "none"
+    provisional: bool = False
 
 
 def check_choice(setting: str, value: Any, choices: Any) -> None:

@@ -1,10 +1,12 @@
 """What is kept of one target while the data pass by: all that the fit needs, nothing per sample."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from metatensor.torch import TensorMap
 
+from .additive import Contribution
 from .atoms import Atoms
 from .block_statistics import BlockStatistics, block_of_batch, block_state, merged, regrouped
 from .least_squares import LeastSquares
@@ -42,6 +44,7 @@ class TargetStatistics:
         reading: Reading,
         extensive: bool,
         baseline: bool,
+        contributions: Sequence[Contribution | None] | None = None,
         keep: list[torch.Tensor] | None = None,
         types: torch.Tensor | None = None,
     ) -> "TargetStatistics":
@@ -54,6 +57,7 @@ class TargetStatistics:
             reading: of the ``system`` labels.
             extensive: per-structure values are divided by the number of atoms first.
             baseline: whether the invariant parts are to be kept apart for one.
+            contributions: of an additive module to every block; they come off first.
             keep: for each block ``False`` where an entry is missing, in the shape of its values.
             types: sorted atomic types, among them all that occur; by default just those.
 
@@ -67,7 +71,7 @@ class TargetStatistics:
         for row, (key, values) in enumerate(
             zip(layout.blocks, values_and_gradients(tensor)[0], strict=True)
         ):
-            rows = None
+            rows, part = None, contributions and contributions[row]
             if layout.name not in reading.usual:
                 find = reading.atom_rows if layout.kind == "atom" else reading.positions
                 rows = find(layout.name, tensor.block_by_id(row).samples, atoms)
@@ -81,6 +85,7 @@ class TargetStatistics:
                 atoms,
                 extensive,
                 baseline,
+                part.values if part else None,
             )
         return cls(layout, types, blocks)
 
@@ -126,7 +131,8 @@ class TargetStatistics:
         for entry in state["blocks"]:
             entry = dict(entry)
             key = tuple(entry.pop("key"))
-            entry["means"] = None if entry["means"] is None else Means(*entry["means"])
+            for means in ("means", "spread"):
+                entry[means] = None if entry[means] is None else Means(*entry[means])
             for rows in ("totals", "averages"):
                 entry[rows] = [(list(p), LeastSquares.from_state(s)) for p, s in entry[rows]]
             blocks[key] = BlockStatistics(**entry)

@@ -2,16 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from metatensor.torch import Labels, TensorMap
 
 from .atoms import Atoms, find_types
-from .settings import check_choice
+from .settings import SystemLabels, check_choice
 from .tensormap import describe
-
-SystemLabels = Literal["auto", "position", "id"]
 
 
 @dataclass(frozen=True)

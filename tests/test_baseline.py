@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
 from builders import (
@@ -20,7 +21,7 @@ from builders import (
 )
 from metatensor.torch import TensorMap
 
-from lightning_scaler import CompositionBaseline
+from lightning_scaler import CompositionBaseline, ScaleAccumulator
 
 NAN = float("nan")
 FITTED = CompositionBaseline()
@@ -261,3 +262,128 @@ def test_large_totals_against_two_passes():
     assert abs(totals).max() > 1e5
     assert expected == pytest.approx(1e-3, rel=0.3)
     assert scale(scaler, "t")[0] == pytest.approx([expected], rel=1e-8)
+
+
+def large_totals(n_systems, seed):
+    """Three properties of 1e5 eV, of which 1e-3 eV per atom are left; counts of H, C, O."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 9, (n_systems, 3)).astype(float)
+    of_types = np.array([[-16.5, -1036.2, -2043.7], [-1.25, 3e4, 17.0], [5e3, 5e3, -9e3]]).T * 5
+    noise = 1e-3 * counts.sum(1)[:, None] * rng.normal(size=(n_systems, 3)) * [1.0, 0.3, 4.0]
+    return counts, counts @ of_types + noise
+
+
+def molecules(counts):
+    return [
+        system(*[z for z, n in zip((1, 6, 8), c, strict=True) for _ in range(int(n))])
+        for c in counts
+    ]
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_every_scale_of_large_totals_against_many_digits(fixed):
+    counts, totals = large_totals(25, 11)
+    if fixed:
+        totals = totals[:, :1]
+        per_type = {1: -82.5, 6: -5181.0, 8: -10218.5}
+    baseline = CompositionBaseline(fixed={"t": per_type} if fixed else {})
+    scaler = fit(molecules(counts), {"t": structure_target(totals)}, baseline=baseline)
+    with mpmath.workdps(60):
+        matrix = mpmath.matrix(counts.tolist())
+        means, squares = [], []
+        for column in totals.T:
+            right = mpmath.matrix([[x] for x in column.tolist()])
+            if fixed:
+                weights = mpmath.matrix([[per_type[z]] for z in (1, 6, 8)])
+            else:
+                weights = mpmath.lu_solve(matrix.T * matrix, matrix.T * right)
+            left = right - matrix * weights
+            n_atoms = [int(n) for n in counts.sum(1)]
+            squares.append(sum((x / n) ** 2 for x, n in zip(left, n_atoms, strict=True)))
+            means.append(weights)
+        rms = [mpmath.sqrt(total / len(counts)) for total in squares]
+        whole = mpmath.sqrt(sum(squares) / (len(counts) * len(squares)))
+        full = [float(x) for x in rms]
+        relative = [1.0] if fixed else [float(x / whole) for x in rms]
+    assert abs(totals).max() > 1e5
+    assert scale(scaler, "t")[0] == pytest.approx(full, rel=1e-8)
+    assert scale(scaler, "t", "per_target_scales")[0][0] == pytest.approx(float(whole), rel=1e-8)
+    assert scale(scaler, "t", "per_property_scales")[0] == pytest.approx(relative, rel=1e-8)
+    np.testing.assert_allclose(
+        weights_of(scaler), np.array([[float(w) for w in m] for m in means]).T, rtol=1e-10
+    )
+
+
+def test_means_of_large_atomic_energies_against_many_digits():
+    rng = np.random.default_rng(5)
+    types = rng.choice([1, 6, 8], 60)
+    values = np.array([{1: -1.5e4, 6: -1e5, 8: -2e5}[z] for z in types.tolist()])
+    values = values + 1e-3 * rng.normal(size=60)
+    systems = [system(*types[start : start + 6].tolist()) for start in range(0, 60, 6)]
+    accumulator = ScaleAccumulator(baseline=FITTED)
+    for i, start in enumerate(range(0, 60, 6)):
+        target = atom_target(values[start : start + 6], atom_samples(6))
+        accumulator.update(systems[i : i + 1], {"t": target})
+    scaler = accumulator.compute()
+    with mpmath.workdps(60):
+        for row, z in enumerate((1, 6, 8)):
+            of_type = [mpmath.mpf(x) for x in values[types == z].tolist()]
+            mean = sum(of_type) / len(of_type)
+            rms = mpmath.sqrt(sum((x - mean) ** 2 for x in of_type) / len(of_type))
+            assert weights_of(scaler)[row, 0] == pytest.approx(float(mean), rel=1e-14)
+            assert scale(scaler, "t")[row] == [pytest.approx(float(rms), rel=1e-8)]
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        [[2, 0, 1]] * 5,  # water throughout
+        [[1, 1, 1], [2, 2, 2], [3, 3, 3], [1, 1, 1]],  # one composition in several sizes
+        [[1, 1, 0], [1, 2, 0], [1, 5, 0], [1, 3, 0]],  # one H in every structure
+        [[1, 1, 1], [1, 2, 2], [1, 5, 5], [1, 3, 3], [1, 4, 4]],  # C and O always together
+        [[4, 3, 7]],
+    ],
+)
+@pytest.mark.parametrize("size", [1.0, 1e5])
+def test_compositions_that_do_not_determine_the_weights(counts, size):
+    counts = np.array(counts, float)
+    values = size * counts @ [-1.0, -38.0, -75.0] + np.random.default_rng(2).normal(
+        size=len(counts)
+    )
+    baseline = CompositionBaseline()
+    accumulator = ScaleAccumulator(baseline=baseline, intensive_targets=["t"])
+    for systems, value in zip(molecules(counts), values, strict=True):
+        accumulator.update([systems], {"t": structure_target([value])})
+    weights, _, _, _ = np.linalg.lstsq(counts, values)
+    left = values - counts @ weights
+    if np.sqrt((left**2).mean()) < 1e-9 * size:
+        with pytest.warns(UserWarning, match="below their rounding noise"):
+            scaler = accumulator.compute()
+    else:
+        scaler = accumulator.compute()
+        expected = math.sqrt(math.fsum(left**2) / len(left))
+        assert scale(scaler, "t")[0] == pytest.approx([expected], rel=1e-8)
+    np.testing.assert_allclose(
+        weights_of(scaler).ravel(), weights[counts.any(0)], rtol=1e-9, atol=1e-9 * size
+    )
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 40, 90])
+def test_chunks_and_merges_of_large_totals_agree(chunk):
+    counts, totals = large_totals(90, 3)
+    whole = fit(molecules(counts), {"t": structure_target(totals)}, baseline=FITTED)
+    before = np.sqrt(((totals / counts.sum(1)[:, None]) ** 2).mean(0))
+    bound = np.maximum(1e-12, 2.0**-52 * before / scale(whole, "t")[0])
+    parts = []
+    for start in range(0, 90, chunk):
+        parts.append(ScaleAccumulator(baseline=FITTED))
+        rows = slice(start, start + chunk)
+        parts[-1].update(molecules(counts[rows]), {"t": structure_target(totals[rows])})
+    parts = parts[::-1]
+    while len(parts) > 1:
+        parts[-2].merge(parts[-1])
+        parts.insert(0, parts[-2])
+        parts = parts[:-2]
+    merged = parts[0].compute()
+    difference = np.abs(np.divide(scale(merged, "t"), scale(whole, "t")) - 1)
+    assert (difference <= bound).all(), (difference, bound)

@@ -29,7 +29,7 @@ from metatensor.torch import Labels, TensorBlock, TensorMap
 from lightning_scaler import Scaler
 from lightning_scaler.metatrain import read_metatrain
 from lightning_scaler.restored import check_restored
-from lightning_scaler.scaler import Settings
+from lightning_scaler.settings import Settings
 
 FIXTURE = Path(__file__).parent / "metatrain_fixture"
 FILES = (FIXTURE / "scaler.ckpt", FIXTURE / "composition_model.ckpt")

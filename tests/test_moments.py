@@ -66,28 +66,30 @@ def test_means_and_centred_squares():
 def test_means_over_several_entries_of_a_sample():
     # Two samples of two entries each: mean 4 of (1, 3, 5, 7), centred 9 + 1 + 1 + 9.
     means = group_means(double([[[1], [3]], [[5], [7]]]), torch.tensor([0, 0]), 1)
-    assert [part.item() for part in means] == [4, 4, 20]
+    assert [part.item() for part in means] == [4, 4, 0, 20]
 
 
 def test_merged_means_are_those_of_all_data():
     # (1, 5) and (6): mean 4, centred 9 + 1 + 4.
-    first = Means(double([[2]]), double([[3]]), double([[8]]))
-    second = Means(double([[1]]), double([[6]]), double([[0]]))
+    first = Means(double([[2]]), double([[3]]), double([[0]]), double([[8]]))
+    second = Means(double([[1]]), double([[5]]), double([[1]]), double([[0]]))
     for merged in (merge_means(first, second), merge_means(second, first)):
-        assert [part.item() for part in merged] == [3, 4, 14]
+        assert merged.number.item() == 3
+        assert (merged.mean + merged.rest).item() == pytest.approx(4, rel=1e-15)
+        assert merged.centred.item() == 14
 
 
 def test_merging_nothing_changes_nothing():
-    full = Means(double([[3]]), double([[0.1]]), double([[0.7]]))
-    empty = Means(*(torch.zeros(1, 1).double() for _ in range(3)))
+    full = Means(double([[3]]), double([[0.1]]), double([[1e-19]]), double([[0.7]]))
+    empty = Means(*(torch.zeros(1, 1).double() for _ in range(4)))
     for merged in (merge_means(full, empty), merge_means(empty, full)):
         assert all(torch.equal(a, b) for a, b in zip(merged, full, strict=True))
-    assert [part.item() for part in merge_means(empty, empty)] == [0, 0, 0]
+    assert [part.item() for part in merge_means(empty, empty)] == [0, 0, 0, 0]
 
 
 def test_merged_means_do_not_cancel():
     offset, numbers = -1e5, [0.001 * math.sin(3.7 * i) for i in range(60)]
-    merged = Means(*(torch.zeros(1, 1).double() for _ in range(3)))
+    merged = Means(*(torch.zeros(1, 1).double() for _ in range(4)))
     for start in range(0, 60, 7):
         chunk = double(numbers[start : start + 7])[:, None, None] + offset
         groups = torch.zeros(len(chunk), dtype=torch.int64)
@@ -95,12 +97,12 @@ def test_merged_means_do_not_cancel():
     stored = [offset + number for number in numbers]
     mean = math.fsum(stored) / 60
     expected = math.fsum((number - mean) ** 2 for number in stored)
-    assert merged.centred.item() == pytest.approx(expected, rel=1e-8)
+    assert merged.centred.item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_squares_about_another_centre():
     # (1, 5) about 2: 1 + 9.
-    means = Means(double([[2]]), double([[3]]), double([[8]]))
+    means = Means(double([[2]]), double([[2.5]]), double([[0.5]]), double([[8]]))
     assert squares_about(means, double([[2]])).item() == 10
 
 

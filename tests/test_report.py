@@ -1,11 +1,12 @@
 import io
 
+import pytest
 import torch
-from builders import atom_samples, atom_target, structure_target, system
+from builders import atom_samples, atom_target, cartesian, structure_target, system
 from rich.console import Console
 
-from lightning_scaler import CompositionBaseline, ScaleAccumulator
-from lightning_scaler.report import errors_table, scales_table
+from lightning_scaler import ZBL, CompositionBaseline, ScaleAccumulator
+from lightning_scaler.report import baselines_table, errors_table, scales_table
 
 
 def text_of(table):
@@ -37,6 +38,44 @@ def test_many_types_are_cut_short():
     text = text_of(scales_table(accumulator.compute()))
     assert "… 18 more types" in text
     assert len(text.splitlines()) < 25
+
+
+def test_baselines_are_told_per_type_with_what_they_explain():
+    # O and H2O: O -2000 and H -15.25 leave nothing. Charges: H 0.4 and 0.2, O 0.2 and -0.6; about
+    # the means 0.3 and -0.2 the squares are 0.02 + 0.32, about the common mean 0.05 they are 0.59.
+    accumulator = ScaleAccumulator(baseline=CompositionBaseline())
+    systems = [system(8), system(1, 1, 8)]
+    charges = atom_target([0.2, 0.4, 0.2, -0.6], atom_samples(1, 3))
+    energy = structure_target([-2000.0, -2030.5])
+    dipoles = structure_target([[[1.0], [2.0], [3.0]]] * 2, components=cartesian())
+    accumulator.update(systems, {"energy": energy, "charges": charges, "dipole": dipoles})
+    with pytest.warns(UserWarning, match="below their rounding noise"):
+        scaler = accumulator.compute()
+    text = text_of(baselines_table(scaler))
+    words = [line.split() for line in text.splitlines()]
+    assert ["energy", "100.0", "%", "1", "-15.25"] in words
+    assert ["8", "-2000"] in words
+    assert ["charges", "42.4", "%", "1", "0.3"] in words
+    assert "dipole" not in text
+    accumulator = ScaleAccumulator()
+    accumulator.update(systems, {"energy": structure_target([-2000.0, -2030.5])})
+    assert baselines_table(accumulator.compute()) is None
+
+
+def test_an_additive_module_is_named():
+    accumulator = ScaleAccumulator(additive=ZBL(target="t"))
+    near = system(1, 1, positions=[[0, 0, 0], [0, 0, 0.4]])
+    accumulator.update([near, system(8)], {"t": structure_target([3.0, 5.0])})
+    text = text_of(baselines_table(accumulator.compute()))
+    assert "ZBL" in text
+
+
+def test_shares_near_one_have_digits_that_tell():
+    accumulator = ScaleAccumulator(baseline=CompositionBaseline(fixed={"t": {1: 1000.0, 8: 0.0}}))
+    accumulator.update([system(1), system(8)], {"t": structure_target([1000.5, 0.5])})
+    # 2 * 0.25 of 2 * 500^2.
+    text = text_of(baselines_table(accumulator.compute()))
+    assert "99.99990 %" in text
 
 
 def test_errors_are_told_in_units_and_relative_to_the_spread():

@@ -5,7 +5,7 @@ from builders import atom_samples, atom_target, structure_target, system
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
 from lightning_scaler.restored import check_restored
-from lightning_scaler.scaler import Settings
+from lightning_scaler.settings import Settings
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ def main(config):
     print("torch imported:", "torch" in sys.modules)
     callback = instantiate(config.callbacks.target_scaler)
     print(callback.fixed_scales, callback.intensive_targets)
+    print(callback.baseline, callback.additive)
 
 main()
 """
@@ -36,7 +37,23 @@ def test_the_callback_is_in_reach_of_any_application(tmp_path):
     assert result.stdout.splitlines() == [
         "torch imported: False",
         "{'energy': 2.0, 'forces': {1: 0.5, 8: 1.0}, 'charges': {6: 0.25}} frozenset({'dipole'})",
+        "CompositionBaseline(fixed={}) None",
     ], result.stderr
+
+
+def test_every_baseline_from_the_command_line(tmp_path):
+    baseline = "callbacks.target_scaler.baseline"
+    for override, words in {
+        f"{baseline}=none": "None None",
+        "callbacks.target_scaler.fixed_baseline={energy: {1: -13.6, 8: -2041}}": (
+            "CompositionBaseline(fixed={'energy': {1: -13.6, 8: -2041.0}}) None"
+        ),
+        f"{baseline}={{_target_: lightning_scaler.ZBL, target: U}}": (
+            "CompositionBaseline(fixed={}) ZBL()"
+        ),
+    }.items():
+        result = run(tmp_path, "+callbacks=target_scaler", override)
+        assert result.stdout.splitlines()[-1] == words, result.stderr
 
 
 def test_a_wrong_key_is_hydras_own_error(tmp_path):

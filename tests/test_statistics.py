@@ -117,7 +117,7 @@ def test_invariant_and_other_parts_of_a_rank_two_block():
     one = read([system(8)], tensor, baseline=True).blocks[1, 1, 1, 1]
     assert one.counts.item() == 9
     assert one.squares.item() == 600
-    assert [part.item() for part in one.means] == [3, 3, 14]
+    assert [part.item() for part in one.means] == [3, 3, 0, 14]
     assert one.residual(torch.tensor([[3.0]]).double()).item() == 614
     # About zero: 1 + 4 + 36.
     assert one.residual(torch.tensor([[0.0]]).double()).item() == 641

@@ -1,0 +1,210 @@
+"""A frozen module whose contributions come off before the baseline and the scales."""
+
+import copy
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from metatensor.torch import Labels, TensorBlock, TensorMap
+
+from .atoms import Atoms
+from .matching import find_gradient_rows, find_rows, positioned, selected
+from .system_labels import Reading
+from .tensormap import describe, is_system, is_tensormap
+
+
+class FrozenModule:
+    """A frozen copy of a module that gives an additive part of some targets.
+
+    Not a ``torch.nn.Module`` itself: its weights are not for optimizers, precision plugins or DDP.
+    It follows the device alone. Made :meth:`from_state`, it has no code until :meth:`take_code`.
+
+    Args:
+        module: maps a list of systems and a list of target names to a dict of TensorMaps with
+            contributions to those targets that it knows, ``system`` being the position in the list.
+            It may give gradients too; a gradient that it does not give is zero.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.name = class_name(module)
+        self.module: torch.nn.Module | None = None
+        self._weights: Mapping[str, Any] | None = None
+        self.take_code(module)
+
+    def take_code(self, module: torch.nn.Module) -> None:
+        """Take the code from a module of the same class, and its weights if there are none yet."""
+        self.module = copy.deepcopy(module).requires_grad_(False).eval()
+        if self._weights is not None:
+            self.module.load_state_dict(self._weights)
+            self._weights = None
+
+    def __call__(self, atoms: Atoms, names: Iterable[str]) -> dict[str, TensorMap]:
+        """The contributions to those of the named targets that the module knows.
+
+        The systems of the batch come to the module in its own floating dtype, float64 if it has
+        none.
+
+        Raises:
+            RuntimeError: without code.
+            TypeError: for anything but TensorMaps by target name.
+            ValueError: for atoms without their systems, or contributions that are not finite.
+        """
+        if len(atoms.systems) != len(atoms):
+            raise ValueError(
+                f"expected the systems of the batch, which the additive module {self.name} needs, "
+                "got their atoms alone; give the systems"
+            )
+        if self.module is None:
+            raise RuntimeError(
+                f"the scales were fitted with the additive module {self.name}, whose weights came "
+                "with them and whose code did not; give it again: "
+                f"scaler.set_additive({self.name}(...)), or "
+                f"TargetScaler(baseline={self.name}(...)) in the Trainer"
+            )
+        tensors = chain(self.module.parameters(), self.module.buffers())
+        first = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
+        dtype = torch.float64 if first is None else first.dtype
+        device = None if first is None else first.device
+        received = [
+            system.to(dtype=dtype, device=device) if is_system(system) else system  # type: ignore[attr-defined]
+            for system in atoms.systems
+        ]
+        names = list(names)
+        with torch.no_grad():
+            given = self.module(received, names)
+        if not isinstance(given, Mapping) or not all(is_tensormap(t) for t in given.values()):
+            raise TypeError(
+                f"additive module {self.name}: expected a dict of TensorMaps by target name, got "
+                f"{type(given).__name__}"
+            )
+        known = {name: given[name] for name in names if name in given}
+        for name, tensor in known.items():
+            for row, block in enumerate(tensor.blocks()):
+                infinite = int((~torch.isfinite(block.values)).sum())
+                if infinite:
+                    raise ValueError(
+                        f"additive module {self.name}, target '{name}', block "
+                        f"({describe(tensor.keys, row)}): expected finite contributions, got "
+                        f"{infinite} that are not; remove the structures on which it fails"
+                    )
+        return known
+
+    def awaits(self, module: torch.nn.Module | None) -> bool:
+        """Whether this is the module's code that is lacking here."""
+        return self.module is None and module is not None and self.name == class_name(module)
+
+    def to(self, device: torch.device | str) -> "FrozenModule":
+        """Move the module; devices without float64 leave it on the CPU."""
+        if self.module is not None:
+            self.module.to("cpu" if torch.device(device).type == "mps" else device)
+        return self
+
+    def state(self) -> dict[str, Any]:
+        """The name of the class and the weights; the code is not part of it."""
+        weights = self._weights if self.module is None else self.module.state_dict()
+        return {"name": self.name, "weights": dict(weights or {})}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "FrozenModule":
+        """The inverse of :meth:`state`, its code still lacking."""
+        frozen = cls.__new__(cls)
+        frozen.name, frozen.module, frozen._weights = state["name"], None, state["weights"]
+        return frozen
+
+
+def frozen(module: torch.nn.Module | FrozenModule | None) -> FrozenModule | None:
+    """The module frozen, unless it is already."""
+    return FrozenModule(module) if isinstance(module, torch.nn.Module) else module
+
+
+def class_name(module: torch.nn.Module) -> str:
+    """The name of the module's class, of a TorchScript module too."""
+    return str(getattr(module, "original_name", type(module).__name__))
+
+
+class Contribution(NamedTuple):
+    """Contributions to one block of a target: in the shape of its values and its gradients."""
+
+    values: torch.Tensor
+    gradients: dict[str, torch.Tensor]
+
+
+def contributions(
+    given: Mapping[str, TensorMap], tensors: Mapping[str, TensorMap], atoms: Atoms, reading: Reading
+) -> dict[str, list[Contribution | None]]:
+    """What an additive module gave, in the blocks and rows of some tensors.
+
+    Args:
+        given: by the module, by target name.
+        tensors: targets, or predictions in physical units, by name.
+        atoms: of the batch.
+        reading: of the ``system`` labels of the tensors.
+
+    Returns:
+        By target name, for each block; ``None`` for a block without contributions.
+    """
+    return {
+        name: aligned(name, given[name], positioned(name, tensor, reading, atoms))
+        for name, tensor in tensors.items()
+        if name in given
+    }
+
+
+def aligned(name: str, given: TensorMap, target: TensorMap) -> list[Contribution | None]:
+    """Contributions in the blocks, rows and device of a target, ``None`` for blocks without one.
+
+    Args:
+        name: of the target, for the messages.
+        given: by an additive module.
+        target: its ``system`` labels being positions in the batch.
+
+    Raises:
+        ValueError: for other key names, components or properties (one property goes with one,
+            whatever its label), or rows of the target without a contribution.
+    """
+    if given.keys.names != target.keys.names:
+        raise ValueError(
+            f"target '{name}': expected contributions with keys named {target.keys.names}, got "
+            f"{given.keys.names}"
+        )
+    given = given.to(device=target.device)
+    parts: list[Contribution | None] = []
+    for row, block in enumerate(target.blocks()):
+        where = f"target '{name}', block ({describe(target.keys, row)})"
+        position = given.keys.position(target.keys.entry(row))
+        parts.append(
+            None if position is None else _aligned_block(where, given.block_by_id(position), block)
+        )
+    return parts
+
+
+def _aligned_block(where: str, given: TensorBlock, target: TensorBlock) -> Contribution:
+    same_properties = given.properties == target.properties or (
+        len(given.properties) == len(target.properties) == 1
+    )
+    if not same_properties or given.components != target.components:
+        raise ValueError(
+            f"{where}: expected contributions with components {target.components} and properties "
+            f"{target.properties}, got {given.components} and {given.properties}"
+        )
+    what = "contribution"
+    rows = find_rows(where, given.samples, target.samples, target.samples.values, what)
+    gradients = {}
+    for parameter in target.gradients_list():
+        if parameter in given.gradients_list():
+            gradient = given.gradient(parameter)
+            among, wanted = gradient.samples, target.gradient(parameter).samples
+            of_rows = find_gradient_rows(
+                where, parameter, _without_system(among), _without_system(wanted), rows, what
+            )
+            gradients[parameter] = selected(gradient.values, of_rows)
+    return Contribution(selected(given.values, rows), gradients)
+
+
+def _without_system(labels: Labels) -> Labels:
+    """Gradients name the system or not; the sample that they belong to tells it anyway."""
+    if "system" not in labels.names:
+        return labels
+    kept = [column for column, name in enumerate(labels.names) if name != "system"]
+    return Labels([labels.names[column] for column in kept], labels.values[:, kept])

@@ -1,0 +1,286 @@
+"""Frozen additive modules: what they give comes off first, and goes back on."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from builders import (
+    atom_samples,
+    atom_target,
+    cartesian,
+    fit,
+    labels,
+    scale,
+    single,
+    structure_target,
+    water_family,
+)
+from metatensor.torch import TensorBlock, TensorMap
+
+from lightning_scaler import CompositionBaseline, ScaleAccumulator, Scaler
+from lightning_scaler.atoms import Atoms
+
+NAN = float("nan")
+
+
+class Springs(torch.nn.Module):
+    """Energies k Σ r² with their gradient 2 k r, and charges of a tenth of the type."""
+
+    def __init__(self, k=0.5, names=("energy", "charges"), dtype=torch.float64):
+        super().__init__()
+        self.k = torch.nn.Parameter(torch.tensor(k, dtype=dtype))
+        self.names = names
+        self.dtypes = set()
+
+    def forward(self, systems, names):
+        self.dtypes |= {s.positions.dtype for s in systems}
+        energies = torch.stack([self.k * s.positions.square().sum() for s in systems])
+        given = structure_target(torch.zeros(len(systems)), dtype=self.k.dtype).block()
+        energy = TensorBlock(energies[:, None], given.samples, [], given.properties)
+        rows = [[i, i, a] for i, s in enumerate(systems) for a in range(len(s))]
+        slopes = torch.cat([2.0 * self.k * s.positions for s in systems])
+        energy.add_gradient(
+            "positions",
+            TensorBlock(
+                slopes[..., None],
+                labels(["sample", "system", "atom"], rows),
+                cartesian(),
+                energy.properties,
+            ),
+        )
+        types = torch.cat([s.types for s in systems]).to(self.k.dtype)
+        charges = atom_target(0.1 * types, atom_samples(*map(len, systems)), dtype=self.k.dtype)
+        both = {"energy": single(energy), "charges": charges}
+        return {name: both[name] for name in self.names}
+
+
+SYSTEMS = water_family()
+SQUARES = [float(s.positions.square().sum()) for s in SYSTEMS]
+SLOPES = [s.positions.tolist() for s in SYSTEMS]  # 2 k r of k = 1/2
+TYPES = [z for s in SYSTEMS for z in s.types.tolist()]
+
+
+def energies(left, gradients=None, dtype=torch.float64):
+    """Totals of which the springs leave these numbers."""
+    totals = [0.5 * r2 + rest for r2, rest in zip(SQUARES, left, strict=True)]
+    return structure_target(totals, gradient=gradients, dtype=dtype)
+
+
+def test_scales_are_those_of_what_the_module_leaves():
+    scaler = fit(SYSTEMS, {"energy": energies([3.0, 6.0, 24.0])}, additive=Springs())
+    # Per atom 3, 2 and 4: sqrt(29 / 3).
+    assert scale(scaler, "energy")[0] == pytest.approx([math.sqrt(29 / 3)], rel=1e-13)
+    before = [0.5 * r2 + rest for r2, rest in zip(SQUARES, [3, 6, 24], strict=True)]
+    per_atom = [total / len(s) for total, s in zip(before, SYSTEMS, strict=True)]
+    rms = math.sqrt(math.fsum(x * x for x in per_atom) / 3)
+    assert scaler.targets["energy"].rms_before == pytest.approx(rms, rel=1e-13)
+
+
+def test_the_composition_is_fitted_to_what_the_module_leaves():
+    # H 1 and O 2 give 2, 4, 8; then 0.1, -0.2 and 0.3 that no composition can explain away whole.
+    left = np.array([2.1, 3.8, 8.3])
+    counts = np.array([[0, 1], [2, 1], [4, 2]])
+    wanted = np.linalg.lstsq(counts, left)[0]
+    scaler = fit(
+        SYSTEMS, {"energy": energies(left)}, additive=Springs(), baseline=CompositionBaseline()
+    )
+    weights = next(iter(scaler.targets["energy"].weights.values()))
+    np.testing.assert_allclose(weights.ravel().numpy(), wanted, rtol=1e-12)
+    values = scaler.convert(SYSTEMS, {"energy": energies(left)})["energy"].block().values
+    sigma = scale(scaler, "energy", "per_target_scales")[0][0]
+    np.testing.assert_allclose(values.ravel(), (left - counts @ wanted) / sigma, atol=1e-12)
+
+
+def test_per_atom_targets_in_any_rows():
+    rows = [[2, 5], [0, 0], [1, 1], [2, 0]]
+    types = [SYSTEMS[i].types[atom].item() for i, atom in rows]
+    left = [1.0, -2.0, 4.0, 2.0]
+    target = atom_target([0.1 * z + x for z, x in zip(types, left, strict=True)], rows)
+    scaler = fit(SYSTEMS, {"charges": target}, additive=Springs(), system_labels="position")
+    of_type = {z: [x for x, other in zip(left, types, strict=True) if other == z] for z in (1, 8)}
+    expected = [[math.sqrt(math.fsum(x * x for x in of_type[z]) / len(of_type[z]))] for z in (1, 8)]
+    np.testing.assert_allclose(scale(scaler, "charges"), expected, rtol=1e-13)
+    back = scaler.convert(SYSTEMS, scaler.convert(SYSTEMS, {"charges": target}), "loss", "physical")
+    np.testing.assert_allclose(
+        back["charges"].block().values, target.block().values, rtol=1e-13, atol=1e-14
+    )
+
+
+def test_ids_of_the_data_set():
+    target = atom_target(
+        [0.1 * z + 1.0 for z in TYPES],
+        [[10 * (3 - i), atom] for i, s in enumerate(SYSTEMS) for atom in range(len(s))],
+    )
+    scaler = fit(SYSTEMS, {"charges": target}, additive=Springs(), system_labels="id")
+    assert scale(scaler, "charges") == [pytest.approx([1.0]), pytest.approx([1.0])]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_lose_and_regain_the_part_of_the_module(dtype):
+    rest = [[[1.0, -2.0, 3.0]] * len(s) for s in SYSTEMS]
+    gradients = (np.concatenate(SLOPES) + np.concatenate(rest)).tolist()
+    nested = [gradients[:1], gradients[1:4], gradients[4:]]
+    target = energies([3.0, 6.0, 24.0], {"positions": nested}, dtype)
+    scaler = fit(SYSTEMS, {"energy": target}, additive=Springs())
+    loss = scaler.convert(SYSTEMS, {"energy": target})
+    sigma = scale(scaler, "energy", "per_target_scales")[0][0]
+    expected = np.concatenate(rest) / sigma
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    of_loss = loss["energy"].block().gradient("positions").values[..., 0]
+    assert of_loss.dtype == dtype
+    np.testing.assert_allclose(of_loss, expected, rtol=tolerance)
+    back = scaler.convert(SYSTEMS, loss, "loss", "physical")["energy"].block()
+    assert back.values.dtype == torch.float64
+    np.testing.assert_allclose(
+        back.gradient("positions").values[..., 0], gradients, rtol=tolerance, atol=tolerance
+    )
+
+
+def test_a_gradient_that_the_module_does_not_give_is_converted_alone():
+    target = energies([3.0, 6.0, 24.0], {"strain": [[[1.0] * 3] * 3] * 3})
+    scaler = fit(SYSTEMS, {"energy": target}, additive=Springs())
+    sigma = scale(scaler, "energy", "per_target_scales")[0][0]
+    strain = scaler.convert(SYSTEMS, {"energy": target})["energy"].block().gradient("strain")
+    np.testing.assert_allclose(strain.values, 1.0 / sigma)
+
+
+def test_missing_values_stay_missing():
+    target = energies([3.0, NAN, 24.0])
+    scaler = fit(SYSTEMS, {"energy": target}, additive=Springs())
+    assert scale(scaler, "energy")[0] == pytest.approx([math.sqrt(25 / 2)])
+    values = scaler.convert(SYSTEMS, {"energy": target})["energy"].block().values
+    assert values.isnan().ravel().tolist() == [False, True, False]
+
+
+def test_nothing_left_is_rounding_noise():
+    target = energies([0.0, 0.0, 0.0], dtype=torch.float32)
+    with pytest.warns(UserWarning, match="target 'energy'"):
+        scaler = fit(SYSTEMS, {"energy": target}, additive=Springs())
+    assert scale(scaler, "energy") == [[1.0]]
+
+
+def test_any_batches_in_any_accumulators():
+    target = energies([3.0, 6.0, 24.0])
+    whole = fit(SYSTEMS, {"energy": target}, additive=Springs())
+    parts = [ScaleAccumulator(additive=Springs()) for _ in SYSTEMS]
+    for i, part in enumerate(parts):
+        total = 0.5 * SQUARES[i] + [3.0, 6.0, 24.0][i]
+        part.update([SYSTEMS[i]], {"energy": structure_target([total])})
+    merged = parts[0].fresh()
+    for part in parts:
+        merged.merge_state(part.state())
+    scaler = merged.compute()
+    np.testing.assert_allclose(scale(scaler, "energy"), scale(whole, "energy"), rtol=1e-14)
+    assert scaler.targets["energy"].additive
+    assert not fit(SYSTEMS, {"energy": target}).targets["energy"].additive
+
+
+def test_the_module_is_a_frozen_copy_in_its_own_dtype():
+    module = Springs(dtype=torch.float32)
+    scaler = fit(SYSTEMS, {"energy": energies([3.0, 6.0, 24.0])}, additive=module)
+    assert module.k.requires_grad
+    with torch.no_grad():
+        module.k.zero_()
+    inner = scaler.half().additive.module
+    assert inner.k.item() == 0.5
+    assert inner.k.dtype == torch.float32
+    assert not inner.k.requires_grad
+    assert inner.dtypes == {torch.float32}
+    assert list(scaler.parameters()) == []
+    target = {"energy": energies([3.0, 6.0, 24.0])}
+    values = copy.deepcopy(scaler).convert(SYSTEMS, target)["energy"].block().values
+    assert torch.equal(values, scaler.convert(SYSTEMS, target)["energy"].block().values)
+
+
+def test_the_state_has_the_weights_and_not_the_code(tmp_path):
+    target = {"energy": energies([3.0, 6.0, 24.0])}
+    scaler = fit(SYSTEMS, target, additive=Springs())
+    scaler.save(tmp_path / "scaler.pt")
+    wanted = scaler.convert(SYSTEMS, target)["energy"].block().values
+    given = Scaler.load(tmp_path / "scaler.pt", additive=Springs(k=77.0))
+    assert torch.equal(given.convert(SYSTEMS, target)["energy"].block().values, wanted)
+
+    loaded = Scaler.load(tmp_path / "scaler.pt")
+    with pytest.raises(RuntimeError, match=r"additive module Springs.*set_additive\(Springs"):
+        loaded.convert(SYSTEMS, target)
+    # Between loss and model space it is not needed.
+    loaded.convert(SYSTEMS, target, "model", "loss")
+    again = Scaler()
+    again.load_state_dict(loaded.state_dict())
+    again.set_additive(Springs(k=77.0))
+    assert torch.equal(again.convert(SYSTEMS, target)["energy"].block().values, wanted)
+    with pytest.raises(ValueError, match=r"fitted with \(Springs\), got Linear"):
+        again.set_additive(torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match=r"fitted with \(none\), got Springs"):
+        fit(SYSTEMS, target).set_additive(Springs())
+
+
+def test_atoms_alone_are_not_enough():
+    target = {"energy": energies([3.0, 6.0, 24.0])}
+    scaler = fit(SYSTEMS, target, additive=Springs())
+    atoms = Atoms.from_systems(SYSTEMS)
+    bare = Atoms(atoms.types, atoms.counts, atoms.offsets, atoms.system_of_atom)
+    with pytest.raises(ValueError, match="expected the systems of the batch"):
+        scaler.convert(bare, target)
+
+
+def giving(contribution):
+    class Gives(torch.nn.Module):
+        def forward(self, systems, names):
+            return contribution
+
+    return Gives()
+
+
+FINE = structure_target([0.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("contribution", "error", "message"),
+    [
+        ([FINE], TypeError, "Gives: expected a dict of TensorMaps by target name, got list"),
+        ({"energy": 3.0}, TypeError, "expected a dict of TensorMaps"),
+        (
+            {"energy": structure_target([0.0, math.inf, NAN])},
+            ValueError,
+            r"Gives, target 'energy', block \(_=0\): expected finite contributions, got 2",
+        ),
+        ({"enrgy": FINE}, ValueError, r"Gives gave no contribution to any of the targets.*energy"),
+        (
+            {"energy": structure_target([0.0, 0.0])},
+            ValueError,
+            r"no contribution for 1 rows of the target, the first of them \(system=2\)",
+        ),
+        (
+            {"energy": structure_target([[0.0, 1.0]] * 3)},
+            ValueError,
+            r"target 'energy', block \(_=0\): expected contributions with components",
+        ),
+        (
+            {"energy": TensorMap(labels("k", [0]), [FINE.block().copy()])},
+            ValueError,
+            r"expected contributions with keys named \['_'\], got \['k'\]",
+        ),
+    ],
+)
+def test_contributions_that_do_not_suit(contribution, error, message):
+    with pytest.raises(error, match=message):
+        fit(SYSTEMS, {"energy": energies([3.0, 6.0, 24.0])}, additive=giving(contribution))
+
+
+def test_one_property_goes_with_one_whatever_its_label():
+    contribution = {"energy": structure_target([1.0, 2.0, 3.0], name="other")}
+    target = {"energy": structure_target([4.0, 8.0, 27.0])}
+    scaler = fit(SYSTEMS, target, additive=giving(contribution))
+    assert scale(scaler, "energy")[0] == pytest.approx([math.sqrt(29 / 3)])
+
+
+def test_contributions_in_some_batches_only_are_an_error():
+    module = Springs()
+    accumulator = ScaleAccumulator(additive=module)
+    accumulator.update(SYSTEMS, {"energy": energies([3.0, 6.0, 24.0])})
+    accumulator.additive.module.names = ("charges",)
+    with pytest.raises(ValueError, match=r"Springs.*'energy' in every batch.*none after some"):
+        accumulator.update(SYSTEMS, {"energy": energies([3.0, 6.0, 24.0])})
