@@ -88,12 +88,17 @@ class Atoms:
         """The same atoms on another device."""
         if self.types.device == torch.device(device):
             return self
-        return Atoms(
-            self.types.to(device),
-            self.counts.to(device),
-            None if self.sample_id is None else self.sample_id.to(device),
+        ids = self.sample_id
+        moved = Atoms(
+            self.types.to(device, non_blocking=True),
+            self.counts.to(device, non_blocking=True),
+            None if ids is None else ids.to(device, non_blocking=True),
             self.systems,
         )
+        if self.types.device.type == "cpu":
+            # Found here, so that nobody waits for the other device.
+            vars(moved)["_kinds"] = self.kinds, self.kind_of_atom.to(device, non_blocking=True)
+        return moved
 
     @cached_property
     def offsets(self) -> torch.Tensor:
@@ -117,16 +122,16 @@ class Atoms:
         largest = int(self.types.max()) if self.types.numel() else 0
         if largest >= TYPES_IN_TABLE:
             kinds, kind_of_atom = self.types.unique(return_inverse=True)
-            return kinds, kind_of_atom
+            return kinds.cpu(), kind_of_atom
         # Several times faster than sorting.
         kinds = torch.bincount(self.types, minlength=1).nonzero()[:, 0]
         table = torch.zeros(largest + 1, dtype=torch.int64, device=kinds.device)
         table[kinds] = torch.arange(kinds.numel(), device=kinds.device)
-        return kinds, table.index_select(0, self.types)
+        return kinds.cpu(), table.index_select(0, self.types)
 
     @property
     def kinds(self) -> torch.Tensor:
-        """The types that occur, sorted, ``(n_kinds,)`` int64."""
+        """The types that occur, sorted, ``(n_kinds,)`` int64; on the CPU wherever the atoms are."""
         return self._kinds[0]
 
     @property
@@ -174,7 +179,8 @@ class Atoms:
         return has_rows(tensor, self.usual_labels[1], self.usual_labels[2])
 
     @cached_property
-    def _composition(self) -> torch.Tensor:
+    def kinds_in_systems(self) -> torch.Tensor:
+        """Atoms of each kind in every system, float64 ``(n_systems, n_kinds)``."""
         n_kinds = self.kinds.numel()
         cell = self.system_of_atom * n_kinds + self.kind_of_atom
         number = torch.bincount(cell, minlength=len(self) * n_kinds)
@@ -182,11 +188,14 @@ class Atoms:
 
     def composition(self, types: torch.Tensor) -> torch.Tensor:
         """Atoms of each of ``types`` in every system, float64 ``(n_systems, n_types)``."""
-        if torch.equal(types, self.kinds):
-            return self._composition
-        column, known = find_types(self.kinds, types)
-        counts = self._composition.new_zeros((len(self), types.numel()))
-        return counts.index_copy_(1, column[known], self._composition[:, known])
+        if types.device == self.kinds.device and torch.equal(types, self.kinds):
+            return self.kinds_in_systems
+        column, known = find_types(self.kinds, types.to(self.kinds.device))
+        counts = self.kinds_in_systems.new_zeros((len(self), types.numel()))
+        device = counts.device
+        return counts.index_copy_(
+            1, column[known].to(device), self.kinds_in_systems[:, known.to(device)]
+        )
 
 
 def read_atoms(systems: Sequence[HasTypes] | Atoms) -> Atoms:

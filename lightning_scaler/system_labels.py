@@ -65,9 +65,6 @@ class Reading:
         return atoms.offsets[systems] + atom
 
 
-POSITION = Reading("position")
-
-
 def read_positions(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> Reading:
     """The reading of tensors whose ``system`` label is the position in the batch."""
     return Reading("position", usual=_usual(atoms, tensors))

@@ -45,13 +45,27 @@ def values_and_gradients(tensor: TensorMap) -> tuple[list[Tensor], list[Tensor]]
 
 
 @scripted
-def gradient_rows(tensor: TensorMap) -> list[Tensor]:
-    """For every gradient, the row of its block that each of its rows belongs to, int64."""
+def gradient_samples(
+    tensor: TensorMap,
+) -> tuple[list[int], list[str], list[Tensor], list[bool]]:
+    """What the rows of every gradient are, in the order of :func:`values_and_gradients`.
+
+    Returns:
+        Index of its block; its name; the row of the block that each of its rows belongs to, int64;
+        whether it is one with respect to single atoms.
+    """
+    blocks: list[int] = []
+    names: list[str] = []
     rows: list[Tensor] = []
-    for block in tensor.blocks():
+    of_atoms: list[bool] = []
+    for i, block in enumerate(tensor.blocks()):
         for parameter in block.gradients_list():
-            rows.append(block.gradient(parameter).samples.values[:, 0].to(torch.int64))
-    return rows
+            samples = block.gradient(parameter).samples
+            blocks.append(i)
+            names.append(parameter)
+            rows.append(samples.values[:, 0].to(torch.int64))
+            of_atoms.append("atom" in samples.names)
+    return blocks, names, rows, of_atoms
 
 
 @scripted
@@ -119,4 +133,34 @@ def has_rows(tensor: TensorMap, of_systems: Tensor, of_atoms: Tensor) -> bool:
         if rows.size(1) > 2 or not torch.equal(rows, of_systems if rows.size(1) == 1 else of_atoms):
             return False
         known = rows
+    return True
+
+
+@scripted
+def same_labels(tensor: TensorMap, like: TensorMap) -> bool:
+    """Whether all labels are the same, those of the gradients too, and the dtype."""
+    if tensor.keys != like.keys:
+        return False
+    blocks, others = tensor.blocks(), like.blocks()
+    for i in range(len(blocks)):
+        block, other = blocks[i], others[i]
+        parameters = block.gradients_list()
+        if block.values.dtype != other.values.dtype or len(parameters) != len(
+            other.gradients_list()
+        ):
+            return False
+        pairs = [(block, other)]
+        for parameter in parameters:
+            if not other.has_gradient(parameter):
+                return False
+            pairs.append((block.gradient(parameter), other.gradient(parameter)))
+        for one, expected in pairs:
+            if one.samples != expected.samples or one.properties != expected.properties:
+                return False
+            components, expected_components = one.components, expected.components
+            if len(components) != len(expected_components):
+                return False
+            for j in range(len(components)):
+                if components[j] != expected_components[j]:
+                    return False
     return True

@@ -27,6 +27,7 @@ ORDER = [
     "baseline",
     "scales",
     "fit",
+    "offsets",
     "conversion",
     "metatrain_checkpoint",
     "metatrain",
