@@ -165,8 +165,9 @@ class Atoms:
     @cached_property
     def usual_ids(self) -> bool:
         """Whether ids and positions are the same, as far as the batch says."""
-        usual = torch.arange(len(self), device=self.types.device)
-        return self.sample_id is None or torch.equal(self.sample_id, usual)
+        if self.sample_id is None:
+            return True
+        return torch.equal(self.sample_id, torch.arange(len(self), device=self.types.device))
 
     def usual_rows(self, samples: Labels) -> bool:
         """Whether rows are those of all systems, or of all atoms, in the order of the batch."""
@@ -234,6 +235,9 @@ def _reader_of_systems() -> Callable[[list[Any]], tuple[torch.Tensor, torch.Tens
 
 def find_types(types: torch.Tensor, among: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Index of every type in the sorted tensor ``among``, and whether it is there at all."""
+    if types.shape == among.shape and types.device == among.device and torch.equal(types, among):
+        index = torch.arange(len(types), device=types.device)
+        return index, torch.ones_like(index, dtype=torch.bool)
     if among.numel() == 0:
         return torch.zeros_like(types), torch.zeros_like(types, dtype=torch.bool)
     index = torch.searchsorted(among, types).clamp(max=among.numel() - 1)

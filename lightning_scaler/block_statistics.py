@@ -8,7 +8,7 @@ import torch
 
 from .atoms import Atoms
 from .least_squares import LeastSquares
-from .moments import Means, group_means, merge_means, square_sums, squares_about
+from .moments import Means, group_means, merge_means, pooled_means, square_sums, squares_about
 from .target import Invariance, TargetLayout
 
 
@@ -118,6 +118,11 @@ def block_of_batch(
             of_mean = None if keep is None else _invariant(keep, invariance)
             chosen = _invariant(left, invariance)
             statistics.means = group_means(chosen, groups, n_groups, of_mean)
+            if left is stored:
+                statistics.spread = pooled_means(statistics.means)
+            else:
+                chosen = _invariant(stored, invariance)
+                statistics.spread = group_means(chosen, None, 1, of_mean)
         return statistics
     if keep is not None:
         stored, left = (torch.where(keep, entries, torch.nan) for entries in (stored, left))
@@ -131,6 +136,7 @@ def block_of_batch(
     statistics = _sums(averaged, left_averaged, None, 1, None, invariance, epsilon)
     _check_finite(layout, key, statistics, stored, None)
     if invariance is not None:
+        statistics.spread = group_means(_invariant(averaged, invariance), None, 1)
         composition = atoms.composition(types)
         composition = composition if rows is None else composition[rows]
         statistics.totals = _problems(composition, _invariant(left, invariance), types)
@@ -164,10 +170,8 @@ def _sums(
     statistics = BlockStatistics(numbers, squares, squares, epsilon)
     if invariance is not None:
         others = None if keep is None else _without_invariant(keep, invariance)
-        chosen = None if keep is None else _invariant(keep, invariance)
         without = _without_invariant(left, invariance)
         statistics.squares = square_sums(without, groups, n_groups, others)[0]
-        statistics.spread = group_means(_invariant(stored, invariance), None, 1, chosen)
     elif left is not stored:
         statistics.squares = square_sums(left, groups, n_groups, keep)[0]
     return statistics

@@ -41,11 +41,13 @@ def targets_to_loss(
             known[name] = mask_entries(name, known[name], mask)
     atoms = read_atoms(systems).to(next(iter(known.values())).device)
     reading = read_system_labels(atoms, known, scaler.settings.system_labels, exact=True)
-    known = {name: positioned(name, tensor, reading, atoms) for name, tensor in known.items()}
+    if reading.ids is not None:
+        known = {name: positioned(name, tensor, reading, atoms) for name, tensor in known.items()}
+        reading = read_positions(atoms, known)
     conversion = Conversion(
         "physical", "loss", True, scaler.settings.unseen_types, per_atom=True, dtype=dtype
     )
-    return {**targets, **_between_positions(scaler, atoms, known, conversion)}
+    return {**targets, **scaler.convert_known(known, atoms, reading, conversion)}
 
 
 def predictions_to_loss(

@@ -130,8 +130,12 @@ class PhysicalUnits(WrapperMetric):
             wrong_block = any(pair.key[name] != value for name, value in self.block.items())
             if pair.gradient == self.gradient and not wrong_block:
                 present = ~torch.isnan(pair.target)
-                predicted.append(pair.prediction[present])
-                given.append(pair.target[present])
+                if bool(present.all()):
+                    predicted.append(pair.prediction.reshape(-1))
+                    given.append(pair.target.reshape(-1))
+                else:
+                    predicted.append(pair.prediction[present])
+                    given.append(pair.target[present])
         if sum(entries.numel() for entries in given) == 0:
             return None
         return torch.cat(predicted), torch.cat(given)

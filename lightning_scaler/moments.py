@@ -126,6 +126,17 @@ def group_means(
     return Means(number, mean, rest, (squares - number * rest.square()).clamp(min=0.0))
 
 
+def pooled_means(means: Means) -> Means:
+    """Numbers and means over all groups, ``(1, n_properties)``, without their centred squares."""
+    number = means.number.sum(0, keepdim=True)
+    if len(means.number) == 0:
+        return Means(number, number, number, number)
+    mean = means.mean.gather(0, means.number.argmax(0, keepdim=True))
+    differences = means.number * ((means.mean - mean) + means.rest)
+    rest = differences.sum(0, keepdim=True) / number.clamp(min=1.0)
+    return Means(number, mean, rest, torch.zeros_like(mean))
+
+
 def _in_parts(
     values: torch.Tensor, groups: torch.Tensor | None, keep: torch.Tensor | None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
@@ -147,14 +158,18 @@ def _add_entries(
 ) -> None:
     """Add entries and their numbers by group; whether any is missing shows in their sum."""
     n_samples, n_entries, n_properties = entries.shape
-    if n_properties == 1:  # the sum over a short last axis is slow
+    if n_entries == 1:
+        rows = entries[:, 0]
+    elif n_properties == 1:  # the sum over a short last axis is slow
         rows = entries.reshape(n_samples, n_entries) @ entries.new_ones((n_entries, 1))
     else:
         rows = entries.sum(1)
     if not math.isnan(float(rows.sum())):
-        if numbers is not None:
-            samples = n_samples if groups is None else torch.bincount(groups, minlength=len(sums))
-            numbers += (n_entries * torch.as_tensor(samples)).reshape(-1, 1)
+        if numbers is not None and groups is None:
+            numbers += n_samples * n_entries
+        elif numbers is not None and groups is not None:
+            samples = torch.bincount(groups, minlength=len(sums))
+            numbers.add_(samples[:, None], alpha=n_entries)
     else:
         rows = entries.nansum(1)
         if numbers is not None:

@@ -51,10 +51,10 @@ def _baseline(scales: TargetScales, key: Key, atoms: Atoms) -> tuple[torch.Tenso
     NaN where a type has no weight. The types that occur are known on the CPU, so that nothing
     waits for another device.
     """
-    index, known = find_types(atoms.kinds, scales.composition_types)
-    weights = scales.weights[key]
-    of_kinds = weights.new_full((index.numel(), weights.shape[1]), torch.nan)
-    of_kinds[known] = weights[index[known]]
+    of_kinds = scales.weights[key]
+    if not torch.equal(atoms.kinds, scales.composition_types):
+        index, known = find_types(atoms.kinds, scales.composition_types)
+        of_kinds = torch.where(known[:, None], of_kinds[index], torch.nan)
     complete = not bool(of_kinds.isnan().any())
     of_kinds = of_kinds.to(atoms.types.device, non_blocking=True)
     if scales.layout.kind == "atom":
