@@ -85,9 +85,9 @@ def square_sums(
         (tensor([[25.]], dtype=torch.float64), tensor([[2.]], dtype=torch.float64))
     """
     sums = torch.zeros((n_groups, values.shape[2]), dtype=torch.float64, device=values.device)
-    numbers = torch.zeros_like(sums)
+    numbers, missing = torch.zeros_like(sums), keep is not None
     for part, of_part in _in_parts(values, groups, keep):
-        _add_entries(sums, numbers, part.square(), of_part)
+        missing = _add_entries(sums, numbers, part.square(), of_part, missing)
     return sums, numbers
 
 
@@ -114,14 +114,15 @@ def group_means(
     """
     total = torch.zeros((n_groups, values.shape[2]), dtype=torch.float64, device=values.device)
     number, off, squares = (torch.zeros_like(total) for _ in range(3))
+    missing = keep is not None
     for part, of_part in _in_parts(values, groups, keep):
-        _add_entries(total, number, part, of_part)
+        missing = _add_entries(total, number, part, of_part, missing)
     mean = total / number.clamp(min=1.0)
     for part, of_part in _in_parts(values, groups, keep):
         of_rows = mean if of_part is None else mean.index_select(0, of_part)
         difference = part - of_rows[:, None, :]
-        _add_entries(off, None, difference, of_part)
-        _add_entries(squares, None, difference.square(), of_part)
+        _add_entries(off, None, difference, of_part, missing)
+        _add_entries(squares, None, difference.square(), of_part, missing)
     rest = off / number.clamp(min=1.0)
     return Means(number, mean, rest, (squares - number * rest.square()).clamp(min=0.0))
 
@@ -155,26 +156,40 @@ def _add_entries(
     numbers: torch.Tensor | None,
     entries: torch.Tensor,
     groups: torch.Tensor | None,
-) -> None:
-    """Add entries and their numbers by group; whether any is missing shows in their sum."""
+    missing: bool,
+) -> bool:
+    """Add entries and their numbers by group.
+
+    Args:
+        sums: by group, added to in place.
+        numbers: of present entries by group, likewise.
+        entries: ``(n_samples, n_entries, n_properties)``, NaN where missing.
+        groups: of every sample.
+        missing: whether NaN is to be expected; else it shows in the sum.
+
+    Returns:
+        Whether there was any, or it was expected.
+    """
     n_samples, n_entries, n_properties = entries.shape
-    if n_entries == 1:
-        rows = entries[:, 0]
-    elif n_properties == 1:  # the sum over a short last axis is slow
-        rows = entries.reshape(n_samples, n_entries) @ entries.new_ones((n_entries, 1))
-    else:
-        rows = entries.sum(1)
-    if not math.isnan(float(rows.sum())):
-        if numbers is not None and groups is None:
-            numbers += n_samples * n_entries
-        elif numbers is not None and groups is not None:
-            samples = torch.bincount(groups, minlength=len(sums))
-            numbers.add_(samples[:, None], alpha=n_entries)
-    else:
+    if not missing:
+        if n_entries == 1:
+            rows = entries[:, 0]
+        elif n_properties == 1:  # the sum over a short last axis is slow
+            rows = entries.reshape(n_samples, n_entries) @ entries.new_ones((n_entries, 1))
+        else:
+            rows = entries.sum(1)
+        missing = math.isnan(float(rows.sum()))
+    if missing:
         rows = entries.nansum(1)
         if numbers is not None:
-            _add_rows(numbers, (~torch.isnan(entries)).sum(1).to(numbers.dtype), groups)
+            _add_rows(numbers, torch.eq(entries, entries).sum(1).to(numbers.dtype), groups)
+    elif numbers is not None and groups is None:
+        numbers += n_samples * n_entries
+    elif numbers is not None and groups is not None:
+        samples = torch.bincount(groups, minlength=len(sums))
+        numbers.add_(samples[:, None], alpha=n_entries)
     _add_rows(sums, rows, groups)
+    return missing
 
 
 def _add_rows(sums: torch.Tensor, rows: torch.Tensor, groups: torch.Tensor | None) -> torch.Tensor:
