@@ -161,6 +161,14 @@ def test_nothing_left_is_rounding_noise():
     assert scale(scaler, "energy") == [[1.0]]
 
 
+def test_rounding_noise_of_a_module_in_short_precision():
+    # Float64 targets that are exactly what the module would give in that precision.
+    target = energies([0.0, 0.0, 0.0])
+    with pytest.warns(UserWarning, match="target 'energy'"):
+        scaler = fit(SYSTEMS, {"energy": target}, additive=Springs(dtype=torch.float32))
+    assert scale(scaler, "energy") == [[1.0]]
+
+
 def test_any_batches_in_any_accumulators():
     target = energies([3.0, 6.0, 24.0])
     whole = fit(SYSTEMS, {"energy": target}, additive=Springs())
@@ -189,6 +197,7 @@ def test_the_module_is_a_frozen_copy_in_its_own_dtype():
     assert not inner.k.requires_grad
     assert inner.dtypes == {torch.float32}
     assert list(scaler.parameters()) == []
+    assert copy.deepcopy(scaler).to("meta").additive.module.k.device.type == "meta"
     target = {"energy": energies([3.0, 6.0, 24.0])}
     values = copy.deepcopy(scaler).convert(SYSTEMS, target)["energy"].block().values
     assert torch.equal(values, scaler.convert(SYSTEMS, target)["energy"].block().values)

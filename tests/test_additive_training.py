@@ -170,3 +170,10 @@ def test_optimizers_and_precision_do_not_see_the_module(tmp_path):
     )
     trainer.fit(net, SmallData())
     assert net.scaler.additive.module.k.item() == 0.5
+
+
+def test_refit_takes_the_module_given_now(fitted, tmp_path):
+    _, data, net, _ = fitted
+    callback = scaler_callback(baseline=Springs(k=0.25), refit=True)
+    quiet_trainer(tmp_path, callbacks=[callback]).fit(net, data)
+    assert net.scaler.additive.module.k.item() == 0.25

@@ -1,6 +1,7 @@
 """Arithmetic of the statistics."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -67,6 +68,14 @@ def test_means_over_several_entries_of_a_sample():
     # Two samples of two entries each: mean 4 of (1, 3, 5, 7), centred 9 + 1 + 1 + 9.
     means = group_means(double([[[1], [3]], [[5], [7]]]), torch.tensor([0, 0]), 1)
     assert [part.item() for part in means] == [4, 4, 0, 20]
+
+
+def test_a_mean_is_told_beyond_its_rounding():
+    numbers = [1e5 + 0.1 * i * i for i in range(3)]
+    means = group_means(double([[[x]] for x in numbers]), None, 1)
+    exact = sum(map(Fraction, numbers)) / 3
+    assert Fraction(means.mean.item()) != exact
+    assert float(exact - Fraction(means.mean.item())) == pytest.approx(means.rest.item(), rel=1e-3)
 
 
 def test_merged_means_are_those_of_all_data():

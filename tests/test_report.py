@@ -62,6 +62,15 @@ def test_baselines_are_told_per_type_with_what_they_explain():
     assert baselines_table(accumulator.compute()) is None
 
 
+def test_batches_explain_what_the_whole_does():
+    accumulator = ScaleAccumulator(baseline=CompositionBaseline())
+    # As above; the first batch has no H.
+    for one, values in ((system(8), [0.2]), (system(1, 1, 8), [0.4, 0.2, -0.6])):
+        accumulator.update([one], {"charges": atom_target(values, atom_samples(len(values)))})
+    explained = accumulator.compute().targets["charges"].explained
+    assert explained == pytest.approx(1 - 0.34 / 0.59)
+
+
 def test_an_additive_module_is_named():
     accumulator = ScaleAccumulator(additive=ZBL(target="t"))
     near = system(1, 1, positions=[[0, 0, 0], [0, 0, 0.4]])
