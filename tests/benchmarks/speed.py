@@ -13,13 +13,15 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
+from torch.profiler import ProfilerActivity, profile
 from workloads import WORKLOADS, Workload, workload
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
@@ -169,6 +171,45 @@ def curves(times: int) -> dict[str, tuple[list[int], dict[str, list[float]]]]:
     }
 
 
+def peak_bytes(call: Callable[[], Any]) -> int:
+    """The most that is allocated at once during a call, over what was there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        call()
+    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    sizes = (e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
+    return max(accumulate(sizes), default=0)
+
+
+def print_memory(chosen: list[str]) -> None:
+    """Peak of an update over the largest block, and the size of what is kept."""
+    print(f"\n{'memory':22s}{'peak / largest block':>22s}{'kept, bytes, after 1, 10, 100':>40s}")
+    for item in chosen:
+        work, accumulator = WORKLOADS[item](), ScaleAccumulator(baseline=CompositionBaseline())
+        largest = max(
+            block.values.nbytes for tensor in work.targets.values() for block in tensor.blocks()
+        )
+        kept = []
+        for number in (1, 9, 90):
+            for _ in range(number if not work.large else min(number, 9)):
+                accumulator.update(*work[:3])
+            kept.append(_bytes(accumulator.state()))
+        ratios = []
+        for baseline in (None, CompositionBaseline()):
+            fresh = ScaleAccumulator(baseline=baseline)
+            fresh.update(*work[:3])
+            ratios.append(peak_bytes(partial(fresh.update, *work[:3])) / largest)
+        peaks = f"{ratios[0]:.2f}, baseline {ratios[1]:.2f}"
+        print(f"{item:22s}{peaks:>22s}{kept!s:>40s}", flush=True)
+
+
+def _bytes(state: Any) -> int:
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    if isinstance(state, dict):
+        state = list(state.values())
+    return sum(map(_bytes, state)) if isinstance(state, (list, tuple)) else 0
+
+
 def print_embedded(times: int) -> None:
     """The fit pass over the embedded molecules, and the conversions of a training step."""
     from embedded import fit_pass, training_step
@@ -205,6 +246,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=15, help="calls of each variant, at least 9")
     parser.add_argument("--items", nargs="*", default=list(WORKLOADS), choices=list(WORKLOADS))
     parser.add_argument("--curves", type=Path, help="also measure the curves; plot them into this")
+    parser.add_argument("--memory", action="store_true", help="also the memory of an update")
     parser.add_argument("--embedded", action="store_true", help="also the embedded molecules")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -213,6 +255,8 @@ def main() -> None:
     if not with_metatrain:
         print("metatrain cannot be imported: its columns are empty")
     print_table(options.items, with_metatrain, max(options.times, 9))
+    if options.memory:
+        print_memory(list(WORKLOADS))
     if options.embedded:
         print_embedded(max(options.times, 9))
     if options.curves is not None:
