@@ -9,7 +9,7 @@ import torch
 from metatensor.torch import TensorMap
 
 from .additive import FrozenModule, contributions, frozen
-from .atoms import Atoms, HasTypes
+from .atoms import Atoms, HasTypes, find_types
 from .baseline import CompositionBaseline
 from .fit import fit_target
 from .scaler import Scaler
@@ -26,7 +26,7 @@ from .settings import (
 from .statistics import TargetStatistics
 from .system_labels import read_system_labels
 from .target import TargetLayout, did_you_mean
-from .tensormap import is_tensormap, mask_entries
+from .tensormap import entries_kept, is_tensormap
 
 
 class ScaleAccumulator:
@@ -122,10 +122,13 @@ class ScaleAccumulator:
         layouts = {name: self._layout(name, tensor) for name, tensor in chosen.items()}
         # A target without any block is one that the batch lacks.
         chosen = {name: tensor for name, tensor in chosen.items() if layouts[name].blocks}
-        masks = masks or {}
-        for name in masks.keys() & chosen.keys():
-            chosen[name] = mask_entries(name, chosen[name], masks[name])
-        chosen = {name: tensor.to("cpu") for name, tensor in chosen.items()}
+        kept = {
+            name: entries_kept(name, chosen[name], mask)
+            for name, mask in (masks or {}).items()
+            if name in chosen
+        }
+        chosen = {name: _on_cpu(tensor) for name, tensor in chosen.items()}
+        kept = {name: [keep.to("cpu") for keep in of_blocks] for name, of_blocks in kept.items()}
         atoms = Atoms.from_systems(systems).to("cpu")
         reading = read_system_labels(atoms, chosen, self.system_labels)
         # Asked for all targets: one that is not fitted here tells of a module that knows targets.
@@ -141,13 +144,15 @@ class ScaleAccumulator:
                 extensive=self._extensive(layouts[name]),
                 baseline=self.baseline is not None,
                 contributions=parts.get(name),
+                keep=kept.get(name),
+                types=self._types(name, atoms),
             )
             for name, tensor in chosen.items()
         }
         self._contributed |= given.keys()
         self.system_labels = reading.labels
         self._passed_over |= targets.keys() - chosen.keys()
-        self._masked |= masks.keys()
+        self._masked |= (masks or {}).keys()
         self._take(batch)
 
     def merge(self, other: "ScaleAccumulator") -> None:
@@ -283,10 +288,25 @@ class ScaleAccumulator:
     def _layout(self, name: str, tensor: TensorMap) -> TargetLayout:
         if not is_tensormap(tensor):
             raise TypeError(f"target '{name}': expected a TensorMap, got {type(tensor)}")
-        layout = TargetLayout.of(name, tensor)
-        if name in self._statistics and layout.blocks:
-            self._statistics[name].layout.united(layout)
-        return layout
+        if name in self._statistics:
+            known = self._statistics[name].layout
+            if known.holds(tensor):
+                return known
+            layout = TargetLayout.of(name, tensor)
+            if layout.blocks:
+                known.united(layout)
+            return layout
+        return TargetLayout.of(name, tensor)
+
+    def _types(self, name: str, atoms: Atoms) -> torch.Tensor:
+        """The types seen with a target, those of this batch among them."""
+        if name not in self._statistics:
+            return atoms.kinds
+        seen = self._statistics[name].types
+        if torch.equal(seen, atoms.kinds) or bool(find_types(atoms.kinds, seen)[1].all()):
+            return seen
+        types: torch.Tensor = torch.cat([seen, atoms.kinds]).unique()
+        return types
 
     def _check_contributions(self, targets: Iterable[str], given: Iterable[str]) -> None:
         for name in targets:
@@ -315,3 +335,7 @@ class ScaleAccumulator:
             "baseline": self.baseline,
             "additive": self.additive and self.additive.name,
         }
+
+
+def _on_cpu(tensor: TensorMap) -> TensorMap:
+    return tensor if tensor.device.type == "cpu" else tensor.to("cpu")

@@ -1,12 +1,18 @@
 """A batch's atoms: types, counts, and which atom each sample row belongs to."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Protocol
 
 import torch
-from metatensor.torch import Labels
+from metatensor.torch import Labels, TensorMap
+
+from .tensormap import is_system
+from .torchscript import has_rows, scripted
+
+# Types below this are found in a table, others by sorting.
+TYPES_IN_TABLE = 4096
 
 
 class HasTypes(Protocol):
@@ -42,43 +48,35 @@ class IdentifiedSystems(list[Any]):
 class Atoms:
     """The atoms of a batch of systems, one after the other.
 
+    What is worked out from them is kept, and serves all targets and all parts of a step.
+
     Attributes:
         types: atomic type of every atom, ``(n_atoms,)`` int64.
         counts: number of atoms of every system, ``(n_systems,)`` int64.
-        offsets: index of the first atom of every system, ``(n_systems,)`` int64.
-        system_of_atom: position in the batch of every atom's system, ``(n_atoms,)`` int64.
         sample_id: the id of every system in the data set, ``(n_systems,)``, where the batch says.
         systems: the systems themselves, wherever they are.
     """
 
     types: torch.Tensor
     counts: torch.Tensor
-    offsets: torch.Tensor
-    system_of_atom: torch.Tensor
     sample_id: torch.Tensor | None = None
     systems: Sequence[HasTypes] = field(default=(), repr=False)
 
     @classmethod
     def from_systems(cls, systems: Sequence[HasTypes]) -> "Atoms":
         """Read types and lengths, the only things asked of a system."""
-        per_system = [torch.as_tensor(system.types) for system in systems]
-        device = per_system[0].device if per_system else torch.device("cpu")
-        if device.type == "meta":
+        types, counts = _types_and_counts(systems)
+        if types.device.type == "meta":
             raise ValueError("expected systems with data, got systems on the meta device")
-        types = torch.cat([torch.empty(0, dtype=torch.int64, device=device), *per_system]).long()
         if types.numel() > 0 and int(types.min()) < 0:
             raise ValueError(
                 f"expected non-negative atomic types, got {int(types.min())} in the systems"
             )
-        counts = torch.tensor([len(t) for t in per_system], dtype=torch.int64, device=device)
-        positions = torch.arange(len(per_system), device=device)
         sample_id = getattr(systems, "sample_id", None)
         return cls(
             types=types,
             counts=counts,
-            offsets=counts.cumsum(0) - counts,
-            system_of_atom=positions.repeat_interleave(counts, output_size=types.numel()),
-            sample_id=None if sample_id is None else torch.tensor(sample_id, device=device),
+            sample_id=None if sample_id is None else torch.tensor(sample_id, device=types.device),
             systems=systems,
         )
 
@@ -90,31 +88,86 @@ class Atoms:
         """The same atoms on another device."""
         if self.types.device == torch.device(device):
             return self
-        return Atoms(
-            self.types.to(device),
-            self.counts.to(device),
-            self.offsets.to(device),
-            self.system_of_atom.to(device),
-            None if self.sample_id is None else self.sample_id.to(device),
+        ids = self.sample_id
+        moved = Atoms(
+            self.types.to(device, non_blocking=True),
+            self.counts.to(device, non_blocking=True),
+            None if ids is None else ids.to(device, non_blocking=True),
             self.systems,
         )
+        if self.types.device.type == "cpu":
+            # Found here, so that nobody waits for the other device.
+            vars(moved)["_kinds"] = self.kinds, self.kind_of_atom.to(device, non_blocking=True)
+        return moved
+
+    @cached_property
+    def offsets(self) -> torch.Tensor:
+        """Index of the first atom of every system, ``(n_systems,)`` int64."""
+        return self.counts.cumsum(0) - self.counts
+
+    @cached_property
+    def divisors(self) -> torch.Tensor:
+        """Number of atoms of every system, float64 ``(n_systems,)``; NaN where there is none."""
+        counts = self.counts.double()
+        return torch.where(counts > 0, counts, torch.nan)
+
+    @cached_property
+    def system_of_atom(self) -> torch.Tensor:
+        """Position in the batch of every atom's system, ``(n_atoms,)`` int64."""
+        positions = torch.arange(len(self), device=self.types.device)
+        return positions.repeat_interleave(self.counts, output_size=self.types.numel())
+
+    @cached_property
+    def _kinds(self) -> tuple[torch.Tensor, torch.Tensor]:
+        largest = int(self.types.max()) if self.types.numel() else 0
+        if largest >= TYPES_IN_TABLE:
+            kinds, kind_of_atom = self.types.unique(return_inverse=True)
+            return kinds.cpu(), kind_of_atom
+        # Several times faster than sorting.
+        kinds = torch.bincount(self.types, minlength=1).nonzero()[:, 0]
+        table = torch.zeros(largest + 1, dtype=torch.int64, device=kinds.device)
+        table[kinds] = torch.arange(kinds.numel(), device=kinds.device)
+        return kinds.cpu(), table.index_select(0, self.types)
+
+    @property
+    def kinds(self) -> torch.Tensor:
+        """The types that occur, sorted, ``(n_kinds,)`` int64; on the CPU wherever the atoms are."""
+        return self._kinds[0]
+
+    @property
+    def kind_of_atom(self) -> torch.Tensor:
+        """Index among :attr:`kinds` of every atom's type, ``(n_atoms,)`` int64."""
+        return self._kinds[1]
+
+    def index_among(self, types: torch.Tensor) -> torch.Tensor:
+        """Index among the sorted ``types``, which hold all that occur, of every atom's type."""
+        if torch.equal(types, self.kinds):
+            return self.kind_of_atom
+        return self.of_kinds(find_types(self.kinds, types)[0])
+
+    def of_kinds(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Spread what is known per kind, ``(n_kinds, ...)``, over the atoms, ``(n_atoms, ...)``."""
+        return numbers.index_select(0, self.kind_of_atom)
 
     @cached_property
     def usual_labels(self) -> dict[int, torch.Tensor]:
         """Labels of all systems, and of all atoms, in the order of the batch, by their width."""
-        atom = torch.arange(self.types.numel(), device=self.types.device)
-        atom = atom - self.offsets[self.system_of_atom]
-        system = torch.arange(len(self), device=self.types.device)
-        return {
-            1: system[:, None].to(torch.int32),
-            2: torch.stack([self.system_of_atom, atom], 1).to(torch.int32),
-        }
+        n_atoms, device = self.types.numel(), self.types.device
+        of_systems = torch.arange(len(self), dtype=torch.int32, device=device)
+        of_atoms = torch.empty((n_atoms, 2), dtype=torch.int32, device=device)
+        of_atoms[:, 0] = of_systems.repeat_interleave(self.counts, output_size=n_atoms)
+        first = self.offsets.int().repeat_interleave(self.counts, output_size=n_atoms)
+        torch.sub(
+            torch.arange(n_atoms, dtype=torch.int32, device=device), first, out=of_atoms[:, 1]
+        )
+        return {1: of_systems[:, None], 2: of_atoms}
 
     @cached_property
     def usual_ids(self) -> bool:
         """Whether ids and positions are the same, as far as the batch says."""
-        usual = torch.arange(len(self), device=self.types.device)
-        return self.sample_id is None or torch.equal(self.sample_id, usual)
+        if self.sample_id is None:
+            return True
+        return torch.equal(self.sample_id, torch.arange(len(self), device=self.types.device))
 
     def usual_rows(self, samples: Labels) -> bool:
         """Whether rows are those of all systems, or of all atoms, in the order of the batch."""
@@ -122,18 +175,28 @@ class Atoms:
         usual = self.usual_labels.get(values.shape[1])
         return usual is not None and torch.equal(values, usual)
 
+    def usual(self, tensor: TensorMap) -> bool:
+        """Whether the rows of every block are usual ones, see :meth:`usual_rows`."""
+        return has_rows(tensor, self.usual_labels[1], self.usual_labels[2])
+
+    @cached_property
+    def kinds_in_systems(self) -> torch.Tensor:
+        """Atoms of each kind in every system, float64 ``(n_systems, n_kinds)``."""
+        n_kinds = self.kinds.numel()
+        cell = self.system_of_atom * n_kinds + self.kind_of_atom
+        number = torch.bincount(cell, minlength=len(self) * n_kinds)
+        return number.double().reshape(len(self), n_kinds)
+
     def composition(self, types: torch.Tensor) -> torch.Tensor:
         """Atoms of each of ``types`` in every system, float64 ``(n_systems, n_types)``."""
-        counts = torch.zeros(
-            (len(self), types.numel()), dtype=torch.float64, device=self.types.device
+        if types.device == self.kinds.device and torch.equal(types, self.kinds):
+            return self.kinds_in_systems
+        column, known = find_types(self.kinds, types.to(self.kinds.device))
+        counts = self.kinds_in_systems.new_zeros((len(self), types.numel()))
+        device = counts.device
+        return counts.index_copy_(
+            1, column[known].to(device), self.kinds_in_systems[:, known.to(device)]
         )
-        column, known = find_types(self.types, types)
-        counts.index_put_(
-            (self.system_of_atom[known], column[known]),
-            torch.ones((), dtype=torch.float64, device=counts.device),
-            accumulate=True,
-        )
-        return counts
 
 
 def read_atoms(systems: Sequence[HasTypes] | Atoms) -> Atoms:
@@ -141,8 +204,40 @@ def read_atoms(systems: Sequence[HasTypes] | Atoms) -> Atoms:
     return systems if isinstance(systems, Atoms) else Atoms.from_systems(systems)
 
 
+def _types_and_counts(systems: Sequence[HasTypes]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Types of all atoms, and the number of atoms of every system, both int64."""
+    if set(map(type, systems)) == {torch.ScriptObject} and is_system(systems[0]):
+        return _reader_of_systems()(list(systems))
+    per_system = [torch.as_tensor(system.types) for system in systems]
+    device = per_system[0].device if per_system else torch.device("cpu")
+    types = torch.cat([torch.empty(0, dtype=torch.int64, device=device), *per_system]).long()
+    return types, torch.tensor([len(t) for t in per_system], dtype=torch.int64, device=device)
+
+
+@cache
+def _reader_of_systems() -> Callable[[list[Any]], tuple[torch.Tensor, torch.Tensor]]:
+    # Six times faster than the same loop in Python. The class is registered with torch by the time
+    # that there is a system.
+    def types_and_counts(
+        systems: list[torch.classes.metatomic.System],  # type: ignore[name-defined]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        types: list[torch.Tensor] = []
+        counts: list[int] = []
+        for system in systems:
+            of_one = system.types
+            types.append(of_one)
+            counts.append(len(of_one))
+        joined = torch.cat(types)
+        return joined.to(torch.int64), torch.tensor(counts, device=joined.device)
+
+    return scripted(types_and_counts)
+
+
 def find_types(types: torch.Tensor, among: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Index of every type in the sorted tensor ``among``, and whether it is there at all."""
+    if types.shape == among.shape and types.device == among.device and torch.equal(types, among):
+        index = torch.arange(len(types), device=types.device)
+        return index, torch.ones_like(index, dtype=torch.bool)
     if among.numel() == 0:
         return torch.zeros_like(types), torch.zeros_like(types, dtype=torch.bool)
     index = torch.searchsorted(among, types).clamp(max=among.numel() - 1)

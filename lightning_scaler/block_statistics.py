@@ -5,12 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from metatensor.torch import TensorBlock
 
-from .atoms import Atoms, find_types
+from .atoms import Atoms
 from .least_squares import LeastSquares
-from .moments import Means, group_means, merge_means, square_sums, squares_about
-from .system_labels import Reading
+from .moments import Means, group_means, merge_means, pooled_means, square_sums, squares_about
 from .target import Invariance, TargetLayout
 
 
@@ -76,10 +74,11 @@ class BlockStatistics:
 def block_of_batch(
     layout: TargetLayout,
     key: tuple[int, ...],
-    block: TensorBlock,
+    values: torch.Tensor,
+    keep: torch.Tensor | None,
+    rows: torch.Tensor | None,
     types: torch.Tensor,
     atoms: Atoms,
-    reading: Reading,
     extensive: bool,
     baseline: bool,
     contribution: torch.Tensor | None = None,
@@ -89,10 +88,12 @@ def block_of_batch(
     Args:
         layout: of the target.
         key: of the block.
-        block: values ``(n_samples, *components, n_properties)``, NaN where missing.
-        types: sorted atomic types of the batch, the groups of a per-atom target.
+        values: ``(n_samples, *components, n_properties)``, NaN where missing.
+        keep: ``False`` where an entry is missing too, in the same shape.
+        rows: index of every sample's atom (per-atom targets) or system among those of the batch,
+            ``(n_samples,)``; ``None``: all of them in order.
+        types: sorted atomic types, the groups of a per-atom target; some of them may not occur.
         atoms: of the batch.
-        reading: of the ``system`` labels.
         extensive: per-structure values are divided by the number of atoms first.
         baseline: whether the invariant part is to be kept apart for one.
         contribution: of an additive module, in the shape of the values; it comes off first.
@@ -100,46 +101,79 @@ def block_of_batch(
     Raises:
         ValueError: for infinite entries, and for squares that overflow.
     """
-    values = block.values.detach()
     epsilon = torch.finfo(values.dtype).eps
     shape = (len(values), math.prod(values.shape[1:-1]), values.shape[-1])
-    stored = values.double().reshape(shape)
-    left = stored
+    stored = left = values.reshape(shape)
     if contribution is not None:
-        left = stored - contribution.double().reshape(shape)
+        left = stored.double() - contribution.double().reshape(shape)
         epsilon = max(epsilon, torch.finfo(contribution.dtype).eps)
-    divisor = None
-    groups, n_groups = None, 1
-    if layout.kind == "atom":
-        rows = reading.atom_rows(layout.name, block.samples, atoms)
-        groups, n_groups = find_types(atoms.types[rows], types)[0], types.numel()
-    else:
-        systems = reading.positions(layout.name, block.samples, atoms)
-        if extensive:
-            counts = atoms.counts[systems].double()
-            # A system without atoms has no value per atom: missing.
-            divisor = torch.where(counts > 0, counts, torch.nan)[:, None, None]
-    averaged = stored_averaged = stored if divisor is None else stored / divisor
-    squares, counts_of_entries = square_sums(averaged, groups, n_groups)
-    if not bool(torch.isfinite(squares.sum())):
-        _refuse_infinite(layout, key, stored)
-    statistics = BlockStatistics(counts_of_entries, squares, squares, epsilon)
-    if contribution is not None:
-        averaged = left if divisor is None else left / divisor
-        statistics.squares = square_sums(averaged, groups, n_groups)[0]
+    keep = None if keep is None else keep.reshape(shape)
     invariance = layout.invariance(key) if baseline else None
-    if invariance is None:
+    if layout.kind == "atom":
+        groups, n_groups = atoms.index_among(types), types.numel()
+        groups = groups if rows is None else groups[rows]
+        statistics = _sums(stored, left, groups, n_groups, keep, invariance, epsilon)
+        _check_finite(layout, key, statistics, stored, keep)
+        if invariance is not None:
+            of_mean = None if keep is None else _invariant(keep, invariance)
+            chosen = _invariant(left, invariance)
+            statistics.means = group_means(chosen, groups, n_groups, of_mean)
+            if left is stored:
+                statistics.spread = pooled_means(statistics.means)
+            else:
+                chosen = _invariant(stored, invariance)
+                statistics.spread = group_means(chosen, None, 1, of_mean)
         return statistics
-    statistics.squares = square_sums(_without_invariant(averaged, invariance), groups, n_groups)[0]
-    statistics.spread = group_means(_invariant(stored_averaged, invariance), None, 1)
-    if groups is not None:
-        statistics.means = group_means(_invariant(averaged, invariance), groups, n_groups)
-        return statistics
-    composition = atoms.composition(types)[systems]
-    statistics.totals = _problems(composition, _invariant(left, invariance), types)
+    if keep is not None:
+        stored, left = (torch.where(keep, entries, torch.nan) for entries in (stored, left))
+    stored, left = stored.double(), left.double()
+    averaged, left_averaged, divisors = stored, left, atoms.divisors
     if extensive:
-        per_atom = composition / atoms.counts[systems].clamp(min=1)[:, None]
-        statistics.averages = _problems(per_atom, _invariant(averaged, invariance), types)
+        divisors = divisors if rows is None else divisors[rows]
+        averaged = left_averaged = stored / divisors[:, None, None]
+        if contribution is not None:
+            left_averaged = left / divisors[:, None, None]
+    statistics = _sums(averaged, left_averaged, None, 1, None, invariance, epsilon)
+    _check_finite(layout, key, statistics, stored, None)
+    if invariance is not None:
+        statistics.spread = group_means(_invariant(averaged, invariance), None, 1)
+        composition = atoms.composition(types)
+        composition = composition if rows is None else composition[rows]
+        statistics.totals = _problems(composition, _invariant(left, invariance), types)
+        if extensive:
+            per_atom = composition / divisors.nan_to_num(1.0)[:, None]
+            statistics.averages = _problems(per_atom, _invariant(left_averaged, invariance), types)
+    return statistics
+
+
+def _sums(
+    stored: torch.Tensor,
+    left: torch.Tensor,
+    groups: torch.Tensor | None,
+    n_groups: int,
+    keep: torch.Tensor | None,
+    invariance: Invariance,
+    epsilon: float,
+) -> BlockStatistics:
+    """Statistics of ``(n_samples, n_components, n_properties)`` without those of a baseline.
+
+    Args:
+        stored: as the data store them (per atom if extensive).
+        left: the same without contributions.
+        groups: of every sample.
+        n_groups: number of groups.
+        keep: ``False`` where an entry is missing.
+        invariance: the part that a baseline is to be taken from.
+        epsilon: of the data.
+    """
+    squares, numbers = square_sums(stored, groups, n_groups, keep)
+    statistics = BlockStatistics(numbers, squares, squares, epsilon)
+    if invariance is not None:
+        others = None if keep is None else _without_invariant(keep, invariance)
+        without = _without_invariant(left, invariance)
+        statistics.squares = square_sums(without, groups, n_groups, others)[0]
+    elif left is not stored:
+        statistics.squares = square_sums(left, groups, n_groups, keep)[0]
     return statistics
 
 
@@ -155,7 +189,7 @@ def _invariant(values: torch.Tensor, invariance: Invariance) -> torch.Tensor:
 
 def _without_invariant(values: torch.Tensor, invariance: Invariance) -> torch.Tensor:
     if invariance == "scalar":
-        return values[:, :0]
+        return values[:0]
     return values[:, ~_diagonal(values.shape[1])]
 
 
@@ -168,18 +202,23 @@ def _problems(
 ) -> list[tuple[list[int], LeastSquares]]:
     """One problem for the properties without missing values, one for each of the others."""
     n_entries, n_properties = entries.shape[1:]
-    matrix = matrix.repeat_interleave(n_entries, dim=0)
+    if n_entries != 1:
+        matrix = matrix.repeat_interleave(n_entries, dim=0)
     values = entries.reshape(-1, n_properties)
     present = ~torch.isnan(values)
-    complete = present.all(0)
+    complete = present.all(0).tolist()
     problems = []
     together = [p for p in range(n_properties) if complete[p]]
     for properties in [together] * bool(together) + [
         [p] for p in range(n_properties) if not complete[p]
     ]:
-        keep = present[:, properties].all(1)
         problem = LeastSquares(types, len(properties))
-        problem.add(matrix[keep], values[keep][:, properties])
+        if properties == together:
+            # A copy, since what is kept must not change with the caller's tensors.
+            problem.add(matrix, values[:, properties])
+        else:
+            keep = present[:, properties[0]]
+            problem.add(matrix[keep], values[keep][:, properties])
         problems.append((properties, problem))
     return problems
 
@@ -225,8 +264,6 @@ def merged(first: BlockStatistics, second: BlockStatistics) -> BlockStatistics:
 
 def regrouped(block: BlockStatistics, types: torch.Tensor, wanted: torch.Tensor) -> BlockStatistics:
     """The statistics with a row for each of the wanted types, a superset of those there are."""
-    if torch.equal(types, wanted):
-        return block
     rows = torch.searchsorted(wanted, types)
 
     def spread(sums: torch.Tensor) -> torch.Tensor:
@@ -237,7 +274,17 @@ def regrouped(block: BlockStatistics, types: torch.Tensor, wanted: torch.Tensor)
     return BlockStatistics(counts, stored, squares, block.epsilon, means, spread=block.spread)
 
 
-def _refuse_infinite(layout: TargetLayout, key: tuple[int, ...], stored: torch.Tensor) -> None:
+def _check_finite(
+    layout: TargetLayout,
+    key: tuple[int, ...],
+    statistics: BlockStatistics,
+    stored: torch.Tensor,
+    keep: torch.Tensor | None,
+) -> None:
+    if math.isfinite(float(statistics.stored.sum())):
+        return
+    if keep is not None:
+        stored = torch.where(keep, stored, torch.nan)
     infinite = torch.isinf(stored)
     where = f"target '{layout.name}', block ({layout.describe(key)})"
     if bool(infinite.any()):

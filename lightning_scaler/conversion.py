@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from metatensor.torch import Labels, TensorBlock, TensorMap
+from metatensor.torch import TensorMap
 
 from .additive import Contribution
-from .atoms import Atoms, find_types
-from .scales import Key, TargetScales
+from .atoms import Atoms
+from .offsets import offset_of_rows
+from .scales import Key, TargetScales, Which
 from .system_labels import Reading
 from .target import TargetLayout
-from .tensormap import dtype_of, map_blocks, same_block
+from .torchscript import gradient_samples, values_and_gradients, with_values
 
 # How far each space is from loss space: powers of the per-target and the per-property scale.
 POWERS = {"physical": (1, 0), "loss": (0, 0), "model": (0, -1)}
@@ -19,18 +20,40 @@ POWERS = {"physical": (1, 0), "loss": (0, 0), "model": (0, -1)}
 
 @dataclass(frozen=True)
 class Conversion:
-    """From which space to which, and how; see :meth:`Scaler.convert`."""
+    """From which space to which, and how; see :meth:`Scaler.convert`.
+
+    ``per_atom`` divides extensive values by the number of atoms too, and their gradients with
+    respect to the whole structure (strain); ``dtype`` is that of the result, if it is to be
+    another one.
+    """
 
     source: str
     target: str
     baseline: bool = True
     unseen_types: str = "error"
+    per_atom: bool = False
+    dtype: torch.dtype | None = None
 
     @property
     def through_baseline(self) -> bool:
         """Whether the baseline comes off or on."""
         physical = (self.source == "physical") != (self.target == "physical")
         return self.baseline and physical
+
+    @property
+    def scales(self) -> Which:
+        """Which scale lies between the two spaces, which are not the same."""
+        per_target, per_property = (
+            a != b for a, b in zip(POWERS[self.source], POWERS[self.target], strict=True)
+        )
+        if per_target:
+            return "full" if per_property else "per_target"
+        return "per_property"
+
+    @property
+    def outwards(self) -> bool:
+        """Whether it leads towards physical space, where scales multiply."""
+        return sum(POWERS[self.target]) > sum(POWERS[self.source])
 
 
 def convert_target(
@@ -51,143 +74,131 @@ def convert_target(
         conversion: from which space to which.
         contributions: of an additive module to each block, in the rows of the tensor.
     """
-    if len(tensor.keys) == 0:
+    keys = _keys_of_blocks(scales.layout, tensor)
+    if not keys or scales.layout.kind == "pair":
         return tensor
-    layout = TargetLayout.of(scales.layout.name, tensor)
-    _check_layout(scales.layout, layout)
-    if layout.kind == "pair":
-        return tensor
-    source, target = conversion.source, conversion.target
-    has_baseline = bool(scales.weights) or contributions is not None
-    with_baseline = conversion.through_baseline and has_baseline
-    dtype = torch.float64 if with_baseline and target == "physical" else dtype_of(tensor)
+    rows = _rows_of_blocks(scales.layout, tensor, atoms, reading)
+    values, gradients = values_and_gradients(tensor)
+    stored = dtype = values[0].dtype
     # A scale may underflow in half precision.
-    working = torch.promote_types(dtype_of(tensor), torch.float32)
+    working = torch.promote_types(stored, torch.float32)
+    with_baseline = conversion.through_baseline and (
+        bool(scales.weights) or contributions is not None
+    )
     if with_baseline:
         working = torch.float64
-    keys = list(layout.blocks)
-
-    def convert(row: int, _: Labels, block: TensorBlock) -> TensorBlock:
-        key, values = keys[row], block.values.to(working)
-        if layout.kind == "atom":
-            rows = reading.atom_rows(layout.name, block.samples, atoms)
-            of_types = scales.rows(atoms.types[rows], conversion.unseen_types)
-        else:
-            rows = reading.positions(layout.name, block.samples, atoms)
-            of_types = torch.zeros(1, dtype=torch.int64, device=rows.device)
-        factor = _factor(scales, key, source, target).to(rows.device)[of_types].to(working)
-        offset = None
+        dtype = working if conversion.target == "physical" else stored
+    dtype = conversion.dtype or dtype
+    parts = contributions if with_baseline and contributions else [None] * len(keys)
+    factors = _factors(scales, keys, rows, atoms, conversion, working)
+    per_atom = conversion.per_atom and scales.extensive
+    for i, key in enumerate(keys):
+        numbers, part, offset = values[i].to(working), parts[i], None
         if with_baseline and key in scales.weights:
-            missing = values.isnan() if source == "physical" else None
-            offset = _offset(scales, key, atoms, rows, values, missing)
-        contribution = contributions[row] if with_baseline and contributions else None
-        if contribution is not None:
-            offset = contribution.values if offset is None else offset + contribution.values
-        if offset is not None and source == "physical":
-            values = values - offset
-        values = _scaled(values, factor, source, target)
-        if offset is not None and target == "physical":
-            values = values + offset
-        gradients = {}
-        for name in block.gradients_list():
-            gradient = block.gradient(name)
-            of_rows = factor
-            if layout.kind == "atom":
-                of_rows = factor[gradient.samples.values[:, 0].long()]
-            numbers, part = gradient.values.to(working), None
-            if contribution is not None:
-                part = contribution.gradients.get(name)
-            if part is not None and source == "physical":
-                numbers = numbers - part
-            numbers = _scaled(numbers, of_rows, source, target)
-            if part is not None and target == "physical":
-                numbers = numbers + part
-            gradients[name] = numbers.to(dtype)
-        return same_block(block, values.to(dtype), gradients)
-
-    return map_blocks(tensor, convert)
+            missing = conversion.source == "physical"
+            offset = offset_of_rows(scales, key, atoms, rows[i], numbers, missing)
+        if part is not None:
+            offset = part.values if offset is None else offset + part.values
+        numbers = _converted(numbers, factors[i], offset, conversion)
+        if per_atom:
+            numbers = numbers / _trailing(_divisors(atoms, rows[i]), numbers)
+        values[i] = numbers.to(dtype)
+    if gradients:
+        described = zip(*gradient_samples(tensor), strict=True)
+        for i, (block, name, of_block, of_atoms) in enumerate(described):
+            numbers, factor, part = gradients[i].to(working), factors[block], parts[block]
+            if factor.shape[0] > 1:
+                factor = factor.index_select(0, of_block)
+            offset = None if part is None else part.gradients.get(name)
+            numbers = _converted(numbers, factor, offset, conversion)
+            if per_atom and not of_atoms:
+                divisors = _divisors(atoms, rows[block])[of_block]
+                numbers = numbers / _trailing(divisors, numbers)
+            gradients[i] = numbers.to(dtype)
+    return with_values(tensor, values, gradients)
 
 
-def _factor(scales: TargetScales, key: Key, source: str, target: str) -> torch.Tensor:
-    """Scale between two spaces, ``(n_rows, n_properties)``, to divide or multiply by."""
-    per_target = POWERS[target][0] != POWERS[source][0]
-    per_property = POWERS[target][1] != POWERS[source][1]
-    if per_target and per_property:
-        return scales.values("full", key)
-    return scales.values("per_target" if per_target else "per_property", key)
-
-
-def _scaled(values: torch.Tensor, factor: torch.Tensor, source: str, target: str) -> torch.Tensor:
-    factor = factor.reshape(factor.shape[0], *[1] * (values.dim() - 2), factor.shape[-1])
-    outwards = sum(POWERS[target]) > sum(POWERS[source])  # towards physical space
-    return values * factor if outwards else values / factor
-
-
-def _offset(
-    scales: TargetScales,
-    key: Key,
-    atoms: Atoms,
-    rows: torch.Tensor,
-    values: torch.Tensor,
-    missing: torch.Tensor | None,
-) -> torch.Tensor:
-    """The baseline of every row, in a shape that expands to that of the values.
-
-    Raises:
-        ValueError: for types without a weight; a missing value does not need one.
-    """
-    offset = _baseline_of_rows(scales, key, atoms, rows)
-    offset = offset.reshape(offset.shape[0], *[1] * (values.dim() - 2), offset.shape[-1])
-    if scales.layout.invariance(key) == "trace":
-        diagonal = torch.eye(values.shape[1], dtype=torch.bool, device=values.device)[..., None]
-        offset = torch.where(diagonal, offset, 0.0)
-    lacking = offset.isnan()
-    if missing is not None:
-        lacking = lacking & ~missing
-    if bool(lacking.any()):
-        _refuse_types_without_weight(scales, key, atoms, rows[lacking.flatten(1).any(1)])
-    return offset
-
-
-def _baseline_of_rows(
-    scales: TargetScales, key: Key, atoms: Atoms, rows: torch.Tensor
-) -> torch.Tensor:
-    """The baseline of every row, ``(n_samples, n_properties)``; NaN where a type has no weight."""
-    types = scales.composition_types.to(rows.device)
-    weights = scales.weights[key].to(rows.device)  # (n_types, n_properties)
-    column, known = find_types(atoms.types, types)
-    if scales.layout.kind == "atom":
-        return torch.where(known[rows][:, None], weights[column[rows]], torch.nan)
-    composition = atoms.composition(types)
-    unknown = torch.zeros(len(atoms), dtype=weights.dtype, device=rows.device)
-    unknown.index_add_(0, atoms.system_of_atom, (~known).to(weights.dtype))
-    lacking = composition @ weights.isnan().to(weights.dtype) + unknown[:, None]
-    offset = composition @ weights.nan_to_num()
-    return torch.where(lacking > 0, torch.nan, offset)[rows]
-
-
-def _refuse_types_without_weight(
-    scales: TargetScales, key: Key, atoms: Atoms, rows: torch.Tensor
-) -> None:
-    if scales.layout.kind == "atom":
-        types = atoms.types[rows]
-    else:
-        types = atoms.types[torch.isin(atoms.system_of_atom, rows)]
-    fitted = scales.composition_types[~scales.weights[key].isnan().any(1)].tolist()
-    lacking = sorted(set(types.tolist()) - set(fitted))
-    raise ValueError(
-        f"target '{scales.layout.name}', block ({scales.layout.describe(key)}): no baseline for "
-        f"the atomic types {lacking}, which were not in the data of the fit (types {fitted}); give "
-        "them in fixed_baseline, or fit on data that have them"
-    )
-
-
-def _check_layout(fitted: TargetLayout, given: TargetLayout) -> None:
-    united = fitted.united(given)
-    unknown = [key for key in united.blocks if key not in fitted.blocks]
+def _keys_of_blocks(layout: TargetLayout, tensor: TensorMap) -> list[Key]:
+    if layout.holds(tensor):
+        return list(layout.blocks)
+    given = TargetLayout.of(layout.name, tensor)
+    if not given.blocks:
+        return []
+    united = layout.united(given)
+    unknown = [key for key in united.blocks if key not in layout.blocks]
     if unknown:
         raise ValueError(
-            f"target '{fitted.name}': no scale for the block ({fitted.describe(unknown[0])}), "
+            f"target '{layout.name}': no scale for the block ({layout.describe(unknown[0])}), "
             "which was not in the data of the fit; known: "
-            f"{[fitted.describe(key) for key in fitted.blocks]}"
+            f"{[layout.describe(key) for key in layout.blocks]}"
         )
+    return list(given.blocks)
+
+
+def _rows_of_blocks(
+    layout: TargetLayout, tensor: TensorMap, atoms: Atoms, reading: Reading
+) -> list[torch.Tensor | None]:
+    """For each block the index of every row's atom or system; ``None`` for all of them in order."""
+    if layout.name in reading.usual:
+        return [None] * len(tensor)
+    find = reading.atom_rows if layout.kind == "atom" else reading.positions
+    return [find(layout.name, block.samples, atoms) for block in tensor.blocks()]
+
+
+def _factors(
+    scales: TargetScales,
+    keys: list[Key],
+    rows: list[torch.Tensor | None],
+    atoms: Atoms,
+    conversion: Conversion,
+    dtype: torch.dtype,
+) -> list[torch.Tensor]:
+    """For each block what its rows are multiplied or divided by.
+
+    Returns:
+        ``(n_samples, n_properties)``; either axis has length 1 where all is the same.
+    """
+    which, device = conversion.scales, atoms.types.device
+    of_kinds = None
+    factors: list[torch.Tensor] = []
+    for i, key in enumerate(keys):
+        if i > 0 and which == "per_target" and rows[i] is rows[i - 1]:
+            factors.append(factors[-1])
+            continue
+        table = scales.per_target[:, None] if which == "per_target" else scales.values(which, key)
+        if scales.layout.kind != "atom":
+            factor = table[:1].to(dtype).to(device, non_blocking=True)
+        elif rows[i] is None:
+            if of_kinds is None:
+                of_kinds = scales.rows(atoms.kinds, conversion.unseen_types)
+            table = table.index_select(0, of_kinds).to(dtype)
+            factor = atoms.of_kinds(table.to(device, non_blocking=True))
+        else:
+            of_types = scales.rows(atoms.types[rows[i]], conversion.unseen_types)
+            factor = table.to(device, dtype)[of_types]
+        factors.append(factor)
+    return factors
+
+
+def _converted(
+    numbers: torch.Tensor,
+    factor: torch.Tensor,
+    offset: torch.Tensor | None,
+    conversion: Conversion,
+) -> torch.Tensor:
+    if offset is not None and conversion.source == "physical":
+        numbers = numbers - offset
+    shape = (factor.shape[0], *[1] * (numbers.dim() - 2), factor.shape[1])
+    factor = factor.reshape(shape)
+    numbers = numbers * factor if conversion.outwards else numbers / factor
+    if offset is not None and conversion.target == "physical":
+        numbers = numbers + offset
+    return numbers
+
+
+def _divisors(atoms: Atoms, rows: torch.Tensor | None) -> torch.Tensor:
+    return atoms.divisors if rows is None else atoms.divisors[rows]
+
+
+def _trailing(rows: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    return rows.to(numbers.dtype).reshape(-1, *[1] * (numbers.dim() - 1))

@@ -47,8 +47,10 @@ class LeastSquares:
 
     def merge(self, other: "LeastSquares") -> None:
         """Add all rows of another problem, whose columns may be others."""
-        types = torch.cat([self.types, other.types]).unique()
-        self.extend(types)
+        types = self.types
+        if not torch.equal(types, other.types):
+            types = torch.cat([types, other.types]).unique()
+            self.extend(types)
         for matrix, values in zip(other._matrix, other._values, strict=True):
             self.add(_columns(matrix, other.types, types), values)
         self._rest = self._rest + other._rest

@@ -7,10 +7,10 @@ from metatensor.torch import TensorMap
 
 from .atoms import Atoms, HasTypes, read_atoms
 from .conversion import Conversion
-from .matching import averaged, matched, positioned
+from .matching import matched, positioned
 from .scaler import Scaler
-from .system_labels import POSITION, read_system_labels
-from .tensormap import is_tensormap, mask_entries
+from .system_labels import read_positions, read_system_labels
+from .tensormap import dtype_of, is_tensormap, mask_entries
 
 
 def targets_to_loss(
@@ -41,12 +41,13 @@ def targets_to_loss(
             known[name] = mask_entries(name, known[name], mask)
     atoms = read_atoms(systems).to(next(iter(known.values())).device)
     reading = read_system_labels(atoms, known, scaler.settings.system_labels, exact=True)
-    known = {name: positioned(name, tensor, reading, atoms) for name, tensor in known.items()}
-    in_loss = between_positions(scaler, atoms, known, "physical", "loss")
-    return {
-        **targets,
-        **{name: _per_atom(scaler, name, t, atoms).to(dtype=dtype) for name, t in in_loss.items()},
-    }
+    if reading.ids is not None:
+        known = {name: positioned(name, tensor, reading, atoms) for name, tensor in known.items()}
+        reading = read_positions(atoms, known)
+    conversion = Conversion(
+        "physical", "loss", True, scaler.settings.unseen_types, per_atom=True, dtype=dtype
+    )
+    return {**targets, **scaler.convert_known(known, atoms, reading, conversion)}
 
 
 def predictions_to_loss(
@@ -93,27 +94,33 @@ def predictions_to_loss(
             )
         if name in predictions and is_tensormap(target):
             chosen[name] = predictions[name]
-    atoms = read_atoms(systems)
-    in_loss = between_positions(scaler, atoms, chosen, "model", "loss")
-    return {
-        name: _per_atom(scaler, name, matched(name, tensor, targets[name]), atoms)
-        for name, tensor in in_loss.items()
-    }
+    dtypes = {dtype_of(targets[name]) for name in chosen}
+    conversion = Conversion(
+        "model",
+        "loss",
+        True,
+        scaler.settings.unseen_types,
+        per_atom=True,
+        dtype=dtypes.pop() if len(dtypes) == 1 else None,
+    )
+    in_loss = _between_positions(scaler, read_atoms(systems), chosen, conversion)
+    return {name: matched(name, tensor, targets[name]) for name, tensor in in_loss.items()}
 
 
 def between_positions(
     scaler: Scaler, atoms: Atoms, tensors: Mapping[str, TensorMap], source: str, target: str
 ) -> dict[str, TensorMap]:
     """:meth:`Scaler.convert` of tensors whose ``system`` is known to be the position."""
-    if not tensors:
-        return {}
-    atoms = atoms.to(next(iter(tensors.values())).device)
     conversion = Conversion(source, target, unseen_types=scaler.settings.unseen_types)
+    return _between_positions(scaler, atoms, tensors, conversion)
+
+
+def _between_positions(
+    scaler: Scaler, atoms: Atoms, tensors: Mapping[str, TensorMap], conversion: Conversion
+) -> dict[str, TensorMap]:
     known = {name: tensor for name, tensor in tensors.items() if name in scaler.targets}
-    return {**tensors, **scaler.convert_known(known, atoms, POSITION, conversion)}
-
-
-def _per_atom(scaler: Scaler, name: str, tensor: TensorMap, atoms: Atoms) -> TensorMap:
-    if not scaler.targets[name].extensive:
-        return tensor
-    return averaged(tensor, atoms.to(tensor.device))
+    if not known:
+        return dict(tensors)
+    atoms = atoms.to(next(iter(known.values())).device)
+    reading = read_positions(atoms, known)
+    return {**tensors, **scaler.convert_known(known, atoms, reading, conversion)}

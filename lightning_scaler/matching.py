@@ -6,6 +6,7 @@ from metatensor.torch import Labels, TensorBlock, TensorMap
 from .atoms import Atoms
 from .system_labels import Reading
 from .tensormap import block_with_samples, describe, map_blocks
+from .torchscript import same_labels
 
 
 def positioned(name: str, tensor: TensorMap, reading: Reading, atoms: Atoms) -> TensorMap:
@@ -68,6 +69,8 @@ def matched(name: str, prediction: TensorMap, target: TensorMap) -> TensorMap:
         ValueError: for a block, row or gradient of the target without a prediction, or other
             components or properties.
     """
+    if same_labels(prediction, target):
+        return prediction
     if prediction.keys.names != target.keys.names:
         raise ValueError(
             f"target '{name}': expected predictions with keys named {target.keys.names}, got "

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from metatensor.torch import TensorBlock, TensorMap
+from metatensor.torch import TensorMap
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.wrappers.abstract import WrapperMetric
 from typing_extensions import override
@@ -12,7 +12,8 @@ from typing_extensions import override
 from .atoms import Atoms, HasTypes, read_atoms
 from .matching import averaged, matched, positioned
 from .scaler import Scaler
-from .system_labels import POSITION, read_system_labels
+from .system_labels import read_positions, read_system_labels
+from .torchscript import gradient_samples, values_and_gradients
 
 
 class PhysicalUnits(WrapperMetric):
@@ -121,8 +122,12 @@ class PhysicalUnits(WrapperMetric):
             wrong_block = any(pair.key[name] != value for name, value in self.block.items())
             if pair.gradient == self.gradient and not wrong_block:
                 present = ~torch.isnan(pair.target)
-                predicted.append(pair.prediction[present])
-                given.append(pair.target[present])
+                if bool(present.all()):
+                    predicted.append(pair.prediction.reshape(-1))
+                    given.append(pair.target.reshape(-1))
+                else:
+                    predicted.append(pair.prediction[present])
+                    given.append(pair.target[present])
         if sum(entries.numel() for entries in given) == 0:
             return None
         return torch.cat(predicted), torch.cat(given)
@@ -162,38 +167,43 @@ def physical_pairs(
     """
     atoms = atoms.to(target.device)
     names = target.keys.names
-    pairs = []
-    for row, key in enumerate(target.keys.values.tolist()):
-        ours, theirs = target.block_by_id(row), prediction.block_by_id(row)
-        named, factor = dict(zip(names, key, strict=True)), _factor(name, scaler, atoms, ours)
-
-        def physical(values: torch.Tensor, of_rows: torch.Tensor) -> torch.Tensor:
-            shape = (-1, *[1] * (values.dim() - 1))
-            return values.detach().double() * of_rows.reshape(shape)
-
-        pairs.append(
-            PhysicalPair(
-                named, None, physical(theirs.values, factor), physical(ours.values, factor)
-            )
-        )
-        for parameter in ours.gradients_list():
-            gradient = ours.gradient(parameter)
-            of_rows = factor
+    keys = [dict(zip(names, key, strict=True)) for key in target.keys.values.tolist()]
+    factors = _factors(name, scaler, atoms, target)
+    ours, our_gradients = values_and_gradients(target)
+    theirs, their_gradients = values_and_gradients(prediction)
+    pairs = [
+        PhysicalPair(key, None, _physical(predicted, factor), _physical(given, factor))
+        for key, factor, predicted, given in zip(keys, factors, theirs, ours, strict=True)
+    ]
+    if our_gradients:
+        blocks, parameters, rows, _ = gradient_samples(target)
+        for i, (predicted, given) in enumerate(zip(their_gradients, our_gradients, strict=True)):
+            factor = factors[blocks[i]]
             if factor.numel() != 1:
-                of_rows = factor[gradient.samples.values[:, 0].long()]
-            numbers = (theirs.gradient(parameter).values, gradient.values)
-            pairs.append(PhysicalPair(named, parameter, *(physical(n, of_rows) for n in numbers)))
+                factor = factor.index_select(0, rows[i])
+            numbers = _physical(predicted, factor), _physical(given, factor)
+            pairs.append(PhysicalPair(keys[blocks[i]], parameters[i], *numbers))
     return pairs
 
 
-def _factor(name: str, scaler: Scaler, atoms: Atoms, block: TensorBlock) -> torch.Tensor:
-    """The per-target scale of every row, or the only one there is."""
-    scales = scaler.targets[name]
-    per_target = scales.per_target.to(atoms.types.device)
+def _physical(values: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    shape = (-1, *[1] * (values.dim() - 1))
+    return values.detach().double() * factor.reshape(shape)
+
+
+def _factors(name: str, scaler: Scaler, atoms: Atoms, target: TensorMap) -> list[torch.Tensor]:
+    """For each block the per-target scale of every row, or the only one there is."""
+    scales, unseen_types = scaler.targets[name], scaler.settings.unseen_types
+    device = atoms.types.device
     if scales.layout.kind != "atom":
-        return per_target[:1]
-    types = atoms.types[POSITION.atom_rows(name, block.samples, atoms)]
-    return per_target[scales.rows(types, scaler.settings.unseen_types)]
+        return [scales.per_target[:1].to(device, non_blocking=True)] * len(target)
+    reading = read_positions(atoms, {name: target})
+    if name in reading.usual:
+        of_kinds = scales.per_target[scales.rows(atoms.kinds, unseen_types)]
+        return [atoms.of_kinds(of_kinds.to(device, non_blocking=True))] * len(target)
+    per_target = scales.per_target.to(device)
+    rows = [reading.atom_rows(name, block.samples, atoms) for block in target.blocks()]
+    return [per_target[scales.rows(atoms.types[row], unseen_types)] for row in rows]
 
 
 def _matched_pairs(

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -322,7 +323,11 @@ class TargetScalingMixin(_Module):
 
     def _scaling_dtype(self) -> torch.dtype:
         """The dtype of systems and of the loss: that of the module, float32 if it is shorter."""
-        dtypes = (p.dtype for p in self.parameters() if p.is_floating_point())
+        # Not `self.parameters()`, which looks through all metrics before it comes to a layer.
+        others = (m for n, m in self.named_children() if n not in ("scaler", "_scaling_metrics"))
+        layers = chain([self._parameters.values()], (module.parameters() for module in others))
+        parameters = (p for p in chain.from_iterable(layers) if p is not None)
+        dtypes = (p.dtype for p in parameters if p.is_floating_point())
         dtype = next(dtypes, self.dtype)
         return torch.float64 if dtype == torch.float64 else torch.float32
 

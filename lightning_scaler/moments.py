@@ -4,9 +4,14 @@ NaN marks a missing entry everywhere. The scales are un-centred root mean square
 correction, so that equivariance is kept.
 """
 
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+
+# Temporaries of a megabyte stay in the processor's cache.
+ENTRIES_AT_ONCE = 2**17
 
 
 class Means(NamedTuple):
@@ -59,59 +64,141 @@ class Fitted(NamedTuple):
 
 
 def square_sums(
-    values: torch.Tensor, groups: torch.Tensor | None, n_groups: int
+    values: torch.Tensor,
+    groups: torch.Tensor | None,
+    n_groups: int,
+    keep: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums of squares and numbers of present entries, per group and property.
+    """Sums of squares and numbers of present entries, per group and property, float64.
 
     Args:
-        values: ``(n_samples, n_components, n_properties)`` float64.
+        values: ``(n_samples, n_components, n_properties)``.
         groups: the group of every sample, ``(n_samples,)``; ``None`` puts all into group 0.
         n_groups: number of groups.
+        keep: ``False`` where an entry is missing, as NaN ones are; in the shape of the values.
 
     Returns:
         Two tensors ``(n_groups, n_properties)``.
 
     Example:
-        >>> square_sums(torch.tensor([[[3.0]], [[torch.nan]], [[4.0]]]).double(), None, 1)
+        >>> square_sums(torch.tensor([[[3.0]], [[torch.nan]], [[4.0]]]), None, 1)
         (tensor([[25.]], dtype=torch.float64), tensor([[2.]], dtype=torch.float64))
     """
-    squares = values.square()
-    rows = squares.sum(1)  # (n_samples, n_properties)
-    if not bool(torch.isnan(rows.sum())):
-        entries = torch.full_like(rows, values.shape[1])
-    else:
-        present = ~torch.isnan(squares)
-        rows = torch.where(present, squares, 0.0).sum(1)
-        entries = present.sum(1).to(rows.dtype)
-    return sum_by_group(rows, groups, n_groups), sum_by_group(entries, groups, n_groups)
+    sums = torch.zeros((n_groups, values.shape[2]), dtype=torch.float64, device=values.device)
+    numbers, missing = torch.zeros_like(sums), keep is not None
+    for part, of_part in _in_parts(values, groups, keep):
+        missing = _add_entries(sums, numbers, part.square(), of_part, missing)
+    return sums, numbers
 
 
 def sum_by_group(rows: torch.Tensor, groups: torch.Tensor | None, n_groups: int) -> torch.Tensor:
     """Sum ``(n_samples, n_properties)`` over the samples of every group."""
-    if groups is None:
-        return rows.sum(0, keepdim=True)
     sums = torch.zeros((n_groups, rows.shape[1]), dtype=rows.dtype, device=rows.device)
-    return sums.index_add_(0, groups, rows)
+    return _add_rows(sums, rows, groups)
 
 
-def group_means(values: torch.Tensor, groups: torch.Tensor | None, n_groups: int) -> Means:
+def group_means(
+    values: torch.Tensor,
+    groups: torch.Tensor | None,
+    n_groups: int,
+    keep: torch.Tensor | None = None,
+) -> Means:
     """Means and centred sums of squares per group, the latter about the rounded mean at first.
 
     Args:
-        values: ``(n_samples, n_entries, n_properties)`` float64; the entries of a sample are
-            further observations of its group.
+        values: ``(n_samples, n_entries, n_properties)``; the entries of a sample are further
+            observations of its group.
         groups: the group of every sample, ``(n_samples,)``; ``None`` puts all into group 0.
         n_groups: number of groups.
+        keep: ``False`` where an entry is missing, as NaN ones are; in the shape of the values.
     """
-    present = ~torch.isnan(values)
-    count = sum_by_group(present.sum(1).double(), groups, n_groups)
-    total = sum_by_group(torch.where(present, values, 0.0).sum(1), groups, n_groups)
-    mean = total / count.clamp(min=1.0)
-    of_rows = mean if groups is None else mean[groups]
-    difference = torch.where(present, values - of_rows[:, None, :], 0.0)
-    rest = sum_by_group(difference.sum(1), groups, n_groups) / count.clamp(min=1.0)
-    squares = sum_by_group(difference.square().sum(1), groups, n_groups)
-    return Means(count, mean, rest, (squares - count * rest.square()).clamp(min=0.0))
+    total = torch.zeros((n_groups, values.shape[2]), dtype=torch.float64, device=values.device)
+    number, off, squares = (torch.zeros_like(total) for _ in range(3))
+    missing = keep is not None
+    for part, of_part in _in_parts(values, groups, keep):
+        missing = _add_entries(total, number, part, of_part, missing)
+    mean = total / number.clamp(min=1.0)
+    for part, of_part in _in_parts(values, groups, keep):
+        of_rows = mean if of_part is None else mean.index_select(0, of_part)
+        difference = part - of_rows[:, None, :]
+        _add_entries(off, None, difference, of_part, missing)
+        _add_entries(squares, None, difference.square(), of_part, missing)
+    rest = off / number.clamp(min=1.0)
+    return Means(number, mean, rest, (squares - number * rest.square()).clamp(min=0.0))
+
+
+def pooled_means(means: Means) -> Means:
+    """Numbers and means over all groups, ``(1, n_properties)``, without their centred squares."""
+    number = means.number.sum(0, keepdim=True)
+    if len(means.number) == 0:
+        return Means(number, number, number, number)
+    mean = means.mean.gather(0, means.number.argmax(0, keepdim=True))
+    differences = means.number * ((means.mean - mean) + means.rest)
+    rest = differences.sum(0, keepdim=True) / number.clamp(min=1.0)
+    return Means(number, mean, rest, torch.zeros_like(mean))
+
+
+def _in_parts(
+    values: torch.Tensor, groups: torch.Tensor | None, keep: torch.Tensor | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Some samples at a time in float64, NaN where missing, and their groups."""
+    n_rows = max(1, ENTRIES_AT_ONCE // max(1, values.shape[1] * values.shape[2]))
+    for first in range(0, len(values), n_rows):
+        rows = slice(first, first + n_rows)
+        part = values[rows].double()
+        if keep is not None:
+            part = part + 0.0 / keep[rows].double()  # 0/0 is NaN; `where` takes twice as long
+        yield part, None if groups is None else groups[rows]
+
+
+def _add_entries(
+    sums: torch.Tensor,
+    numbers: torch.Tensor | None,
+    entries: torch.Tensor,
+    groups: torch.Tensor | None,
+    missing: bool,
+) -> bool:
+    """Add entries and their numbers by group.
+
+    Args:
+        sums: by group, added to in place.
+        numbers: of present entries by group, likewise.
+        entries: ``(n_samples, n_entries, n_properties)``, NaN where missing.
+        groups: of every sample.
+        missing: whether NaN is to be expected; else it shows in the sum.
+
+    Returns:
+        Whether there was any, or it was expected.
+    """
+    n_samples, n_entries, n_properties = entries.shape
+    if not missing:
+        if n_entries == 1:
+            rows = entries[:, 0]
+        elif n_properties == 1:  # the sum over a short last axis is slow
+            rows = entries.reshape(n_samples, n_entries) @ entries.new_ones((n_entries, 1))
+        else:
+            rows = entries.sum(1)
+        missing = math.isnan(float(rows.sum()))
+    if missing:
+        rows = entries.nansum(1)
+        if numbers is not None:
+            _add_rows(numbers, torch.eq(entries, entries).sum(1).to(numbers.dtype), groups)
+    elif numbers is not None and groups is None:
+        numbers += n_samples * n_entries
+    elif numbers is not None and groups is not None:
+        samples = torch.bincount(groups, minlength=len(sums))
+        numbers.add_(samples[:, None], alpha=n_entries)
+    _add_rows(sums, rows, groups)
+    return missing
+
+
+def _add_rows(sums: torch.Tensor, rows: torch.Tensor, groups: torch.Tensor | None) -> torch.Tensor:
+    if groups is None:
+        return sums.add_(rows.sum(0))
+    if rows.shape[1] == 1:  # twice as fast in one dimension
+        sums[:, 0].index_add_(0, groups, rows[:, 0])
+        return sums
+    return sums.index_add_(0, groups, rows)
 
 
 def merge_means(first: Means, second: Means) -> Means:

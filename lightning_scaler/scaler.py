@@ -16,7 +16,7 @@ from .metatrain import read_metatrain
 from .metatrain_checkpoint import Source
 from .scales import TargetScales, Which
 from .settings import Settings, check_choice
-from .system_labels import POSITION, Reading, read_system_labels
+from .system_labels import Reading, read_positions, read_system_labels
 
 Space = Literal["physical", "loss", "model"]
 
@@ -118,9 +118,10 @@ class Scaler(torch.nn.Module):
         if source == target or not known:
             return dict(tensors)
         atoms = read_atoms(systems).to(next(iter(known.values())).device)
-        reading = POSITION
         if source == "physical":
             reading = read_system_labels(atoms, known, self.settings.system_labels)
+        else:
+            reading = read_positions(atoms, known)
         conversion = Conversion(source, target, baseline, self.settings.unseen_types)
         return {**tensors, **self.convert_known(known, atoms, reading, conversion)}
 

@@ -13,6 +13,7 @@ from .least_squares import LeastSquares
 from .moments import Means
 from .system_labels import Reading
 from .target import TargetLayout
+from .torchscript import values_and_gradients
 
 
 class TargetStatistics:
@@ -44,6 +45,8 @@ class TargetStatistics:
         extensive: bool,
         baseline: bool,
         contributions: Sequence[Contribution | None] | None = None,
+        keep: list[torch.Tensor] | None = None,
+        types: torch.Tensor | None = None,
     ) -> "TargetStatistics":
         """Read one batch of a target.
 
@@ -55,23 +58,31 @@ class TargetStatistics:
             extensive: per-structure values are divided by the number of atoms first.
             baseline: whether the invariant parts are to be kept apart for one.
             contributions: of an additive module to every block; they come off first.
+            keep: for each block ``False`` where an entry is missing, in the shape of its values.
+            types: sorted atomic types, among them all that occur; by default just those.
 
         Raises:
             ValueError: for infinite entries, and for squares that overflow, naming the block.
         """
-        types = atoms.types.unique()
+        types = atoms.kinds if types is None else types
+        if layout.kind == "pair":
+            return cls(layout, types, {})
         blocks = {}
-        for row, key in enumerate(layout.blocks):
-            if layout.kind == "pair":
-                continue
-            block, part = tensor.block_by_id(row), contributions and contributions[row]
+        for row, (key, values) in enumerate(
+            zip(layout.blocks, values_and_gradients(tensor)[0], strict=True)
+        ):
+            rows, part = None, contributions and contributions[row]
+            if layout.name not in reading.usual:
+                find = reading.atom_rows if layout.kind == "atom" else reading.positions
+                rows = find(layout.name, tensor.block_by_id(row).samples, atoms)
             blocks[key] = block_of_batch(
                 layout,
                 key,
-                block,
+                values.detach(),
+                None if keep is None else keep[row],
+                rows,
                 types,
                 atoms,
-                reading,
                 extensive,
                 baseline,
                 part.values if part else None,
@@ -80,25 +91,30 @@ class TargetStatistics:
 
     def merge(self, other: "TargetStatistics") -> None:
         """Take over the data of another, as if they had been read here."""
-        self.layout = self.layout.united(other.layout)
+        if other.layout is not self.layout:
+            self.layout = self.layout.united(other.layout)
         types = self.types
-        if not torch.equal(self.types, other.types):
-            types = torch.cat([self.types, other.types]).unique()
-        per_atom = self.layout.kind == "atom"
+        if not torch.equal(types, other.types):
+            types = torch.cat([types, other.types]).unique()
+            self._take_types(types)
+            other._take_types(types)
         blocks = {}
         for key in self.layout.blocks:
-            parts = [
-                regrouped(source.blocks[key], source.types, types)
-                if per_atom
-                else source.blocks[key]
-                for source in (self, other)
-                if key in source.blocks
-            ]
+            parts = [source.blocks[key] for source in (self, other) if key in source.blocks]
             if parts:
                 blocks[key] = parts[0] if len(parts) == 1 else merged(parts[0], parts[1])
-                for _, problem in blocks[key].totals + blocks[key].averages:
-                    problem.extend(types)
-        self.types, self.blocks = types, blocks
+        self.blocks = blocks
+
+    def _take_types(self, types: torch.Tensor) -> None:
+        """Go over to a superset of the types."""
+        if torch.equal(types, self.types):
+            return
+        for key, block in self.blocks.items():
+            if self.layout.kind == "atom":
+                self.blocks[key] = regrouped(block, self.types, types)
+            for _, problem in block.totals + block.averages:
+                problem.extend(types)
+        self.types = types
 
     def state(self) -> dict[str, Any]:
         """The statistics as plain Python objects and tensors."""

@@ -19,10 +19,13 @@ class Reading:
         labels: ``"position"`` in the batch, ``"id"`` of the data set, or ``"auto"`` where both
             give the same.
         ids: the id of every system in the batch's order, ``(n_systems,)``, for ``"id"``.
+        usual: names of targets that are known to have the rows of all systems, or of all atoms, in
+            the order of the batch, so that their labels need not be looked at again.
     """
 
     labels: SystemLabels
     ids: torch.Tensor | None = None
+    usual: frozenset[str] = frozenset()
 
     def positions(self, name: str, samples: Labels, atoms: Atoms) -> torch.Tensor:
         """Position in the batch of every row's system, ``(n_samples,)``.
@@ -62,7 +65,9 @@ class Reading:
         return atoms.offsets[systems] + atom
 
 
-POSITION = Reading("position")
+def read_positions(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> Reading:
+    """The reading of tensors whose ``system`` label is the position in the batch."""
+    return Reading("position", usual=_usual(atoms, tensors))
 
 
 def read_system_labels(
@@ -85,25 +90,28 @@ def read_system_labels(
         ValueError: where no reading fits, or both fit and differ; the message names the setting.
     """
     check_choice("system_labels", setting, SystemLabels)
+    usual = _usual(atoms, tensors)
+    position = Reading("position", usual=usual)
+    if setting == "position":
+        return position
     blocks = [
         (name, block.samples)
         for name, tensor in tensors.items()
+        if not (atoms.usual_ids and name in usual)
         for block in tensor.blocks()
         if block.samples.values.shape[1] <= 2
         and not (atoms.usual_ids and atoms.usual_rows(block.samples))
     ]
-    if setting == "position":
-        return POSITION
     orders = [] if setting == "auto" and not blocks else _orders_of_ids(atoms, tensors)
     if setting == "id":
         return _only_order(orders, atoms, needed=bool(blocks))
     if not blocks:
-        return Reading("auto")
+        return Reading("auto", usual=usual)
     by_id = Reading("id", orders[0]) if len(orders) == 1 else None
-    fits = [reading for reading in (POSITION, by_id) if reading and _fits(reading, blocks, atoms)]
+    fits = [reading for reading in (position, by_id) if reading and _fits(reading, blocks, atoms)]
     if len(fits) == 2:
         if all(_agree(fits, name, samples, atoms, exact) for name, samples in blocks):
-            return Reading("auto")
+            return Reading("auto", usual=usual)
         raise ValueError(
             "the system labels of the targets can be read as positions in the batch and as ids of "
             f"the data set, with different results (target '{blocks[0][0]}', first labels "
@@ -117,6 +125,10 @@ def read_system_labels(
             "system_labels='position' or 'id' and see which rows do not fit"
         )
     return fits[0]
+
+
+def _usual(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> frozenset[str]:
+    return frozenset(name for name, tensor in tensors.items() if atoms.usual(tensor))
 
 
 def _only_order(orders: list[torch.Tensor], atoms: Atoms, needed: bool) -> Reading:

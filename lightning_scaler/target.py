@@ -3,15 +3,19 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
 
 from .tensormap import check_gradients, describe, dtype_of
+from .torchscript import has_layout
 
 SampleKind = Literal["structure", "atom", "pair"]
 Invariance = Literal["scalar", "trace"] | None
+
+CPU = torch.device("cpu")
 
 SAMPLE_NAMES: dict[tuple[str, ...], SampleKind] = {
     ("system",): "structure",
@@ -105,6 +109,31 @@ class TargetLayout:
         for row, key in enumerate(tensor.keys.values.tolist()):
             layout.blocks[tuple(key)] = BlockLayout.of(tensor.block_by_id(row))
         return layout
+
+    def holds(self, tensor: TensorMap) -> bool:
+        """Whether a tensor has just these blocks, in this order, and nothing to complain about.
+
+        A hundred times faster than :meth:`of` and :meth:`united`, which say what is different.
+        """
+        device = tensor.device
+        if device not in self._without_rows:
+            self._without_rows[device] = self._without_rows[CPU].to(device=device)
+        return has_layout(tensor, self._without_rows[device], list(self.gradients))
+
+    @cached_property
+    def _without_rows(self) -> dict[torch.device, TensorMap]:
+        names = next(names for names, kind in SAMPLE_NAMES.items() if kind == self.kind)
+        samples = Labels(list(names), torch.empty((0, len(names)), dtype=torch.int64))
+        blocks = [
+            TensorBlock(
+                torch.empty((0, *(len(labels) for labels in of.components), of.n_properties)),
+                samples,
+                list(of.components),
+                of.properties,
+            )
+            for of in self.blocks.values()
+        ]
+        return {CPU: TensorMap(self.keys(), blocks)}
 
     def united(self, other: "TargetLayout") -> "TargetLayout":
         """The layout that holds the blocks of both.

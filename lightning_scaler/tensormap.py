@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
 
+from .torchscript import values_and_gradients, with_values
+
 
 def is_tensormap(value: Any) -> bool:
     """Whether ``value`` is a ``TensorMap`` (``isinstance`` raises on TorchScript classes)."""
@@ -96,12 +98,12 @@ def check_gradients(name: str, tensor: TensorMap) -> None:
                 )
 
 
-def mask_entries(name: str, tensor: TensorMap, mask: TensorMap) -> TensorMap:
-    """A copy of ``tensor`` in which every entry that the mask leaves out is NaN (missing).
+def entries_kept(name: str, tensor: TensorMap, mask: TensorMap) -> list[torch.Tensor]:
+    """For every block ``False`` where the mask leaves an entry out, in the shape of the values.
 
     Args:
         name: of the target, for the messages.
-        tensor: the target; its gradients are kept as they are.
+        tensor: the target.
         mask: same keys, samples and shapes; ``True`` (or 1) keeps an entry.
 
     Raises:
@@ -112,16 +114,24 @@ def mask_entries(name: str, tensor: TensorMap, mask: TensorMap) -> TensorMap:
             f"mask of target '{name}': expected the keys of the target, {tensor.keys}, got "
             f"{mask.keys}"
         )
-
-    def masked(row: int, keys: Labels, block: TensorBlock) -> TensorBlock:
-        keep = mask.block_by_id(row)
+    kept = []
+    for row, (block, keep) in enumerate(zip(tensor.blocks(), mask.blocks(), strict=True)):
         if keep.values.shape != block.values.shape or keep.samples != block.samples:
             raise ValueError(
-                f"mask of target '{name}', block ({describe(keys, row)}): expected the samples and "
-                f"shape {tuple(block.values.shape)} of the target, got {tuple(keep.values.shape)}"
+                f"mask of target '{name}', block ({describe(tensor.keys, row)}): expected the "
+                f"samples and shape {tuple(block.values.shape)} of the target, got "
+                f"{tuple(keep.values.shape)}"
             )
-        values = torch.where(keep.values.to(torch.bool), block.values, torch.nan)
-        gradients = {name: block.gradient(name).values for name in block.gradients_list()}
-        return same_block(block, values, gradients)
+        kept.append(keep.values.to(torch.bool))
+    return kept
 
-    return map_blocks(tensor, masked)
+
+def mask_entries(name: str, tensor: TensorMap, mask: TensorMap) -> TensorMap:
+    """A copy of ``tensor`` in which every entry that the mask leaves out is NaN (missing).
+
+    Gradients are kept as they are. Arguments and errors as of :func:`entries_kept`.
+    """
+    kept = entries_kept(name, tensor, mask)
+    values, gradients = values_and_gradients(tensor)
+    masked = [torch.where(k, v, torch.nan) for k, v in zip(kept, values, strict=True)]
+    return with_values(tensor, masked, gradients)

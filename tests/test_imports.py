@@ -12,6 +12,7 @@ PACKAGE = Path(lightning_scaler.__file__).parent
 # From the lowest to the highest. What is not named (applications, reports of them, molecules) may
 # import anything, and nothing of these may import it.
 ORDER = [
+    "torchscript",
     "tensormap",
     "target",
     "settings",
@@ -26,6 +27,7 @@ ORDER = [
     "baseline",
     "scales",
     "fit",
+    "offsets",
     "conversion",
     "metatrain_checkpoint",
     "metatrain",

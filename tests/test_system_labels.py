@@ -11,7 +11,7 @@ from builders import (
 )
 
 from lightning_scaler.atoms import Atoms, IdentifiedSystems
-from lightning_scaler.system_labels import POSITION, read_system_labels
+from lightning_scaler.system_labels import Reading, read_system_labels
 
 # O, H2O (oxygen in the middle) and CO: other sizes, other types, other orders.
 BATCH = [system(8), system(1, 8, 1), system(6, 8)]
@@ -28,7 +28,7 @@ def read(systems, setting="auto", exact=False, **targets):
 def test_rows_of_atoms_come_from_labels():
     rows = labels(["system", "atom"], [[2, 1], [0, 0], [1, 2], [2, 0]])
     # Offsets 0, 1, 4: atoms 5, 0, 3 and 4.
-    assert POSITION.atom_rows("q", rows, atoms_of(BATCH)).tolist() == [5, 0, 3, 4]
+    assert Reading("position").atom_rows("q", rows, atoms_of(BATCH)).tolist() == [5, 0, 3, 4]
 
 
 @pytest.mark.parametrize("row", [[3, 0], [-1, 0], [0, 1], [2, 2], [1, -1]])
@@ -36,7 +36,7 @@ def test_rows_outside_the_batch(row):
     rows = labels(["system", "atom"], [[1, 1], row])
     words = rf"target 'q': the sample \(system={row[0]}, atom={row[1]}\) is not in the batch of 3"
     with pytest.raises(ValueError, match=words):
-        POSITION.positions("q", rows, atoms_of(BATCH))
+        Reading("position").positions("q", rows, atoms_of(BATCH))
 
 
 def test_usual_order_reads_the_same_both_ways():

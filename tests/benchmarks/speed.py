@@ -1,0 +1,275 @@
+"""Cost of fitting and applying scales, against metatrain and against the memory's speed.
+
+Run by hand:
+
+    python tests/benchmarks/speed.py --threads 1
+
+All variants of an item take turns in one process, and medians are printed: machines are noisy, so
+only ratios mean something. The floors are one ``torch.linalg.vector_norm`` (fit) and one division
+(apply) of each block's values. Columns of metatrain stay empty where it cannot be imported.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from metatensor.torch import Labels, TensorBlock, TensorMap
+from torch.profiler import ProfilerActivity, profile
+from workloads import WORKLOADS, Workload, workload
+
+from lightning_scaler import CompositionBaseline, ScaleAccumulator
+
+# The first calls of a TorchScript function profile and optimise it.
+WARM_UP = 4
+
+
+def medians(variants: dict[str, Callable[[], Callable[[], Any]]], times: int) -> dict[str, float]:
+    """Median milliseconds of each variant; a variant gives the call to time."""
+    taken: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(WARM_UP + times):
+        for name, prepared in variants.items():
+            call = prepared()
+            start = time.perf_counter()
+            call()
+            if turn >= WARM_UP:
+                taken[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(each) for name, each in taken.items()}
+
+
+def ours(work: Workload) -> dict[str, Callable[[], Callable[[], Any]]]:
+    """Floors, and this package."""
+    values = [block.values for tensor in work.targets.values() for block in tensor.blocks()]
+    plain, with_baseline = ScaleAccumulator(), ScaleAccumulator(baseline=CompositionBaseline())
+    plain.update(*work[:3])
+    with_baseline.update(*work[:3])
+    scaler, with_weights = plain.compute(), with_baseline.compute()
+    return {
+        "fit floor": lambda: lambda: [torch.linalg.vector_norm(each) for each in values],
+        "fit": lambda: lambda: plain.update(*work[:3]),
+        "fit, baseline": lambda: lambda: with_baseline.update(*work[:3]),
+        "apply floor": lambda: lambda: [each / 2.0 for each in values],
+        "apply": lambda: lambda: scaler.convert(work.systems, work.targets),
+        "apply, baseline": lambda: lambda: with_weights.convert(work.systems, work.targets),
+    }
+
+
+def metatrain(work: Workload) -> dict[str, Callable[[], Callable[[], Any]]]:
+    """What its trainer does with every batch over two passes, and its removal of the scales."""
+    from metatrain.scaler._base_scaler import BaseScaler
+    from metatrain.utils.per_atom import average_by_num_atoms
+
+    layouts = {name: _without_rows(tensor) for name, tensor in work.targets.items()}
+    types = torch.cat([system.types for system in work.systems]).unique().tolist()
+    scaler = BaseScaler(types, layouts)
+    masks = {f"{name}_mask": mask for name, mask in work.masks.items()}
+    has_nan = any(b.values.isnan().any() for t in work.targets.values() for b in t.blocks())
+
+    def targets() -> dict[str, TensorMap]:
+        # It writes zeros over the NaNs of its input.
+        return {k: t.copy() for k, t in work.targets.items()} if has_nan else work.targets
+
+    def fit(targets: dict[str, TensorMap]) -> None:
+        scaler.accumulate(work.systems, average_by_num_atoms(targets, work.systems, []), masks)
+        if scaler.multi_property_target_names:
+            averaged = average_by_num_atoms(targets, work.systems, [])
+            scaler.accumulate_per_property(work.systems, averaged, masks)
+
+    def apply() -> None:
+        scaler(work.systems, work.targets, remove=True, use_per_target_scales=True)
+
+    def prepared_fit() -> Callable[[], None]:
+        fresh = targets()
+        return lambda: fit(fresh)
+
+    prepared_fit()()
+    scaler.fit()
+    scaler.fit_per_property()
+    return {"fit metatrain": prepared_fit, "apply metatrain": lambda: apply}
+
+
+def _without_rows(tensor: TensorMap) -> TensorMap:
+    blocks = [
+        TensorBlock(
+            block.values[:0],
+            Labels(block.samples.names, block.samples.values[:0]),
+            block.components,
+            block.properties,
+        )
+        for block in tensor.blocks()
+    ]
+    return TensorMap(tensor.keys, blocks)
+
+
+COLUMNS = ("floor", "ours", "metatrain", "metatrain/ours", "ours/floor", "with baseline")
+
+
+def print_table(chosen: list[str], with_metatrain: bool, times: int) -> None:
+    """Milliseconds and ratios of every item, fit above apply."""
+    print(f"{'item':22s}{'':6s}" + "".join(f"{column:>15s}" for column in COLUMNS))
+    for item in chosen:
+        work = WORKLOADS[item]()
+        variants = ours(work)
+        if with_metatrain:
+            variants |= metatrain(work)
+        taken = medians(variants, times)
+        for part in ("fit", "apply"):
+            floor, own, theirs, baseline = (
+                taken.get(f"{part}{suffix}")
+                for suffix in (" floor", "", " metatrain", ", baseline")
+            )
+            ratio = "" if theirs is None else f"{theirs / own:.1f}"
+            numbers = (
+                f"{floor:.3f}",
+                f"{own:.3f}",
+                "" if theirs is None else f"{theirs:.3f}",
+                ratio,
+                f"{own / floor:.1f}",
+                f"{baseline:.3f}",
+            )
+            row = "".join(f"{number:>15s}" for number in numbers)
+            print(f"{item if part == 'fit' else '':22s}{part:6s}{row}", flush=True)
+
+
+def curves(times: int) -> dict[str, tuple[list[int], dict[str, list[float]]]]:
+    """Milliseconds against numbers of samples, of types and of batches seen."""
+    by_samples: dict[str, list[float]] = {}
+    sizes = [10, 30, 100, 300, 1000, 2000]
+    for size in sizes:
+        taken = medians(ours(workload(["forces"], size, 100, 10)), times)
+        for name in ("fit", "fit, baseline", "apply", "fit floor", "apply floor"):
+            by_samples.setdefault(name, []).append(taken[name])
+    by_types: dict[str, list[float]] = {}
+    types = [5, 10, 20, 40, 89]
+    works = {n: workload(["forces", "charges"], 500, 100, n) for n in types}
+    variants = {f"{n} {name}": call for n, w in works.items() for name, call in ours(w).items()}
+    taken = medians(variants, times)
+    for name in ("fit", "fit, baseline", "apply"):
+        by_types[name] = [taken[f"{n} {name}"] for n in types]
+    seen, by_batches = [10, 30, 100, 300, 1000], {}
+    works_seen = [workload(["energy", "forces", "charges"], 32, 20, 10)] * 2
+    for name, baseline in (("fit", None), ("fit, baseline", CompositionBaseline())):
+        accumulator, each = ScaleAccumulator(baseline=baseline), []
+        for number in range(max(seen)):
+            start = time.perf_counter()
+            accumulator.update(*works_seen[number % 2][:3])
+            each.append(1e3 * (time.perf_counter() - start))
+        by_batches[name] = [
+            statistics.mean(each[first:last]) for first, last in pairwise([0, *seen])
+        ]
+    samples = [100 * size for size in sizes]
+    return {
+        "atoms in the batch (forces)": (samples, by_samples),
+        "types (forces and charges of 50 000 atoms)": (types, by_types),
+        "batches seen (32 molecules; mean since the last point)": (seen, by_batches),
+    }
+
+
+def peak_bytes(call: Callable[[], Any]) -> int:
+    """The most that is allocated at once during a call, over what was there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        call()
+    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    sizes = (e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
+    return max(accumulate(sizes), default=0)
+
+
+def print_memory(chosen: list[str]) -> None:
+    """Peak of an update over the largest block, and the size of what is kept."""
+    print(f"\n{'memory':22s}{'peak / largest block':>22s}{'kept, bytes, after 1, 10, 100':>40s}")
+    for item in chosen:
+        work, accumulator = WORKLOADS[item](), ScaleAccumulator(baseline=CompositionBaseline())
+        largest = max(
+            block.values.nbytes for tensor in work.targets.values() for block in tensor.blocks()
+        )
+        kept = []
+        for number in (1, 9, 90):
+            for _ in range(number if not work.large else min(number, 9)):
+                accumulator.update(*work[:3])
+            kept.append(_bytes(accumulator.state()))
+        ratios = []
+        for baseline in (None, CompositionBaseline()):
+            fresh = ScaleAccumulator(baseline=baseline)
+            fresh.update(*work[:3])
+            ratios.append(peak_bytes(partial(fresh.update, *work[:3])) / largest)
+        peaks = f"{ratios[0]:.2f}, baseline {ratios[1]:.2f}"
+        print(f"{item:22s}{peaks:>22s}{kept!s:>40s}", flush=True)
+
+
+def _bytes(state: Any) -> int:
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    if isinstance(state, dict):
+        state = list(state.values())
+    return sum(map(_bytes, state)) if isinstance(state, (list, tuple)) else 0
+
+
+def print_embedded(times: int) -> None:
+    """The fit pass over the embedded molecules, and the conversions of a training step."""
+    from embedded import fit_pass, training_step
+
+    n_batches, variants = fit_pass()
+    taken = {name: ms / n_batches for name, ms in medians(variants, times).items()}
+    step = medians(training_step(), times)
+    over = taken["fit pass"] - taken["bare iteration"]
+    print("\nembedded molecules, ms per batch of 32")
+    for name, ms in {**taken, "fit pass over bare iteration": over, **step}.items():
+        print(f"{name:32s}{ms:10.3f}{100 * ms / step['step']:10.2f} % of a step")
+
+
+def plot(found: dict[str, tuple[list[int], dict[str, list[float]]]], path: Path) -> None:
+    """The curves as a picture."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    for axes, (title, (x, lines)) in zip(
+        figure.subplots(1, len(found)), found.items(), strict=True
+    ):
+        for name, y in lines.items():
+            axes.loglog(x, y, "o-", label=name)
+        axes.set(xlabel=title, ylabel="ms")
+        axes.set_ylim(0.5 * min(map(min, lines.values())), 2.0 * max(map(max, lines.values())))
+        axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Print the table and the curves, and draw the latter where matplotlib is there."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=1, choices=(1, 2))
+    parser.add_argument("--times", type=int, default=15, help="calls of each variant, at least 9")
+    parser.add_argument("--items", nargs="*", default=list(WORKLOADS), choices=list(WORKLOADS))
+    parser.add_argument("--curves", type=Path, help="also measure the curves; plot them into this")
+    parser.add_argument("--memory", action="store_true", help="also the memory of an update")
+    parser.add_argument("--embedded", action="store_true", help="also the embedded molecules")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    with_metatrain = find_spec("metatrain") is not None
+    print(f"{options.threads} thread(s), medians of {max(options.times, 9)}, milliseconds")
+    if not with_metatrain:
+        print("metatrain cannot be imported: its columns are empty")
+    print_table(options.items, with_metatrain, max(options.times, 9))
+    if options.memory:
+        print_memory(list(WORKLOADS))
+    if options.embedded:
+        print_embedded(max(options.times, 9))
+    if options.curves is not None:
+        found = curves(max(options.times, 9))
+        for title, (x, lines) in found.items():
+            print(f"\n{title:56s}" + "".join(f"{n:>10d}" for n in x))
+            for name, y in lines.items():
+                print(f"{name:56s}" + "".join(f"{ms:10.3f}" for ms in y))
+        if find_spec("matplotlib") is None:
+            print("matplotlib cannot be imported: nothing is drawn")
+        else:
+            plot(found, options.curves)
+
+
+if __name__ == "__main__":
+    main()
