@@ -11,6 +11,7 @@ from metatensor.torch import TensorMap
 from .additive import FrozenModule, contributions, frozen
 from .atoms import Atoms, HasTypes, find_types
 from .baseline import CompositionBaseline
+from .contributed import Contributed
 from .fit import fit_target
 from .scaler import Scaler
 from .settings import (
@@ -79,12 +80,17 @@ class ScaleAccumulator:
         additive: torch.nn.Module | FrozenModule | None = None,
     ) -> None:
         check_choice("system_labels", system_labels, SystemLabels)
+        if baseline is not None and not isinstance(baseline, CompositionBaseline):
+            raise TypeError(
+                f"baseline: expected a CompositionBaseline or None, got {baseline!r}; give a "
+                "module as additive="
+            )
         self.targets = None if targets is None else list_of_names("targets", targets)
         self.intensive_targets = frozenset(list_of_names("intensive_targets", intensive_targets))
         self.baseline = baseline
         self.system_labels: SystemLabels = system_labels
         self.additive = frozen(additive)
-        self._contributed: set[str] = set()
+        self._contributed = Contributed()
         self._passed_over: set[str] = set()
         self._masked: set[str] = set()
         self._statistics: dict[str, TargetStatistics] = {}
@@ -133,8 +139,12 @@ class ScaleAccumulator:
         reading = read_system_labels(atoms, chosen, self.system_labels)
         # Asked for all targets: one that is not fitted here tells of a module that knows targets.
         given = {} if self.additive is None else self.additive(atoms, targets)
-        self._check_contributions(chosen, given)
         parts = contributions(given, chosen, atoms, reading)
+        contributed = Contributed()
+        if self.additive is not None and len(atoms):
+            of_chosen = {name: layouts[name] for name in chosen}
+            contributed = Contributed.of_batch(given, of_chosen, parts)
+            self._contributed.check(contributed, self.additive.name, layouts)
         batch = {
             name: TargetStatistics.of_batch(
                 layouts[name],
@@ -149,7 +159,7 @@ class ScaleAccumulator:
             )
             for name, tensor in chosen.items()
         }
-        self._contributed |= given.keys()
+        self._contributed.merge(contributed)
         self.system_labels = reading.labels
         self._passed_over |= targets.keys() - chosen.keys()
         self._masked |= (masks or {}).keys()
@@ -170,8 +180,11 @@ class ScaleAccumulator:
             )
         for name in self._statistics.keys() & other._statistics.keys():
             self._statistics[name].layout.united(other._statistics[name].layout)
+        if self.additive is not None:
+            layouts = {name: statistics.layout for name, statistics in other._statistics.items()}
+            self._contributed.check(other._contributed, self.additive.name, layouts)
         self.system_labels = settled.pop() if settled else "auto"
-        self._contributed |= other._contributed
+        self._contributed.merge(other._contributed)
         self._passed_over |= other._passed_over
         self._masked |= other._masked
         self._take(copy.deepcopy(other._statistics))
@@ -232,11 +245,15 @@ class ScaleAccumulator:
         check_names("fixed_scales", fixed, self._statistics)
         if self.baseline is not None:
             check_names("fixed_baseline", self.baseline.fixed, self._statistics)
-        if self.additive is not None and not self._contributed:
-            raise ValueError(
-                f"the additive module {self.additive.name} gave no contribution to any of the "
-                f"targets {sorted(self._statistics)}; name its outputs as the targets are named"
-            )
+        if self.additive is not None:
+            self._contributed.check_used(self.additive.name, self._statistics)
+            for name, parameter in sorted(self._contributed.lacking):
+                warnings.warn(
+                    f"additive module {self.additive.name}: it gives no gradient '{parameter}' of "
+                    f"the target '{name}', which is taken for zero while its values come off; give "
+                    "the gradient too, unless it is zero",
+                    stacklevel=2,
+                )
         scales, vanishing = {}, []
         for name, statistics in self._statistics.items():
             extensive = self._extensive(statistics.layout)
@@ -246,7 +263,7 @@ class ScaleAccumulator:
                 self.baseline,
                 fixed.get(name),
                 enabled,
-                additive=name in self._contributed,
+                additive=self._contributed.to(name),
             )
             vanishing += words
         if vanishing:
@@ -268,7 +285,7 @@ class ScaleAccumulator:
         """All that was gathered, as plain Python objects and tensors, for :meth:`merge_state`."""
         return {
             "system_labels": self.system_labels,
-            "contributed": sorted(self._contributed),
+            "contributed": self._contributed.state(),
             "passed_over": sorted(self._passed_over),
             "masked": sorted(self._masked),
             "statistics": {name: s.state() for name, s in self._statistics.items()},
@@ -278,7 +295,7 @@ class ScaleAccumulator:
         """Merge the :meth:`state` of an accumulator of the same settings in another process."""
         other = self.fresh()
         other.system_labels = state["system_labels"]
-        other._contributed = set(state["contributed"])
+        other._contributed = Contributed.from_state(state["contributed"])
         other._passed_over = set(state["passed_over"])
         other._masked = set(state["masked"])
         for name, statistics in state["statistics"].items():
@@ -307,16 +324,6 @@ class ScaleAccumulator:
             return seen
         types: torch.Tensor = torch.cat([seen, atoms.kinds]).unique()
         return types
-
-    def _check_contributions(self, targets: Iterable[str], given: Iterable[str]) -> None:
-        for name in targets:
-            had, has = name in self._contributed, name in given
-            if self.additive is not None and name in self._statistics and had != has:
-                raise ValueError(
-                    f"additive module {self.additive.name}: expected contributions to the target "
-                    f"'{name}' in every batch that has it or in none, got "
-                    f"{'none after some' if had else 'some after none'} in the batches before"
-                )
 
     def _take(self, statistics: dict[str, TargetStatistics]) -> None:
         for name, new in statistics.items():

@@ -1,12 +1,13 @@
 """A frozen module whose contributions come off before the baseline and the scales."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
-from metatensor.torch import Labels, TensorBlock, TensorMap
+from metatensor.torch import Labels, TensorBlock, TensorMap, detach
 
 from .atoms import Atoms
 from .matching import find_gradient_rows, find_rows, positioned, selected
@@ -23,7 +24,8 @@ class FrozenModule:
     Args:
         module: maps a list of systems and a list of target names to a dict of TensorMaps with
             contributions to those targets that it knows, ``system`` being the position in the list.
-            It may give gradients too; a gradient that it does not give is zero.
+            It may give gradients too; a gradient that it does not give is zero. It must not write
+            to the systems.
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
@@ -33,17 +35,22 @@ class FrozenModule:
         self.take_code(module)
 
     def take_code(self, module: torch.nn.Module) -> None:
-        """Take the code from a module of the same class, and its weights if there are none yet."""
-        self.module = copy.deepcopy(module).requires_grad_(False).eval()
-        if self._weights is not None:
-            self.module.load_state_dict(self._weights)
-            self._weights = None
+        """Take the code from a module of the same class; weights that are here already stay."""
+        with torch.no_grad():  # else copies of TorchScript parameters are no leaves
+            taken = copy.deepcopy(module).eval()
+        for parameter in taken.parameters():
+            parameter.requires_grad_(False)
+        weights = self._weights if self.module is None else self.module.state_dict()
+        if weights is not None:
+            taken.load_state_dict(weights)
+        self.module, self._weights = taken, None
+        self._default_dtype = torch.get_default_dtype()
 
     def __call__(self, atoms: Atoms, names: Iterable[str]) -> dict[str, TensorMap]:
-        """The contributions to those of the named targets that the module knows.
+        """The contributions to those of the named targets that the module knows, detached.
 
         The systems of the batch come to the module in its own floating dtype, float64 if it has
-        none.
+        none; precision plugins do not reach it. A batch without systems has no contributions.
 
         Raises:
             RuntimeError: without code.
@@ -58,37 +65,37 @@ class FrozenModule:
         if self.module is None:
             raise RuntimeError(
                 f"the scales were fitted with the additive module {self.name}, whose weights came "
-                "with them and whose code did not; give it again: "
+                "with them and whose code did not; give it again, constructed as in the fit: "
                 f"scaler.set_additive({self.name}(...)), or "
                 f"TargetScaler(baseline={self.name}(...)) in the Trainer"
             )
+        if len(atoms) == 0:
+            return {}
         tensors = chain(self.module.parameters(), self.module.buffers())
         first = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
         dtype = torch.float64 if first is None else first.dtype
-        device = None if first is None else first.device
+        device = atoms.systems[0].types.device if first is None else first.device
         received = [
             system.to(dtype=dtype, device=device) if is_system(system) else system  # type: ignore[attr-defined]
             for system in atoms.systems
         ]
         names = list(names)
-        with torch.no_grad():
+        with _own_precision(device, self._default_dtype), torch.no_grad():
             given = self.module(received, names)
-        if not isinstance(given, Mapping) or not all(is_tensormap(t) for t in given.values()):
+        if not isinstance(given, Mapping):
             raise TypeError(
                 f"additive module {self.name}: expected a dict of TensorMaps by target name, got "
                 f"{type(given).__name__}"
             )
         known = {name: given[name] for name in names if name in given}
         for name, tensor in known.items():
-            for row, block in enumerate(tensor.blocks()):
-                infinite = int((~torch.isfinite(block.values)).sum())
-                if infinite:
-                    raise ValueError(
-                        f"additive module {self.name}, target '{name}', block "
-                        f"({describe(tensor.keys, row)}): expected finite contributions, got "
-                        f"{infinite} that are not; remove the structures on which it fails"
-                    )
-        return known
+            if not is_tensormap(tensor):
+                raise TypeError(
+                    f"additive module {self.name}, target '{name}': expected a TensorMap, got "
+                    f"{type(tensor).__name__}"
+                )
+            _check_finite(f"additive module {self.name}, target '{name}'", tensor)
+        return {name: detach(tensor) for name, tensor in known.items()}
 
     def awaits(self, module: torch.nn.Module | None) -> bool:
         """Whether this is the module's code that is lacking here."""
@@ -114,8 +121,18 @@ class FrozenModule:
 
 
 def frozen(module: torch.nn.Module | FrozenModule | None) -> FrozenModule | None:
-    """The module frozen, unless it is already."""
-    return FrozenModule(module) if isinstance(module, torch.nn.Module) else module
+    """The module frozen, unless it is already.
+
+    Raises:
+        TypeError: for anything else, such as a class.
+    """
+    if module is None or isinstance(module, FrozenModule):
+        return module
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(
+            f"additive: expected a torch.nn.Module (an instance, not its class), got {module!r}"
+        )
+    return FrozenModule(module)
 
 
 def class_name(module: torch.nn.Module) -> str:
@@ -123,11 +140,45 @@ def class_name(module: torch.nn.Module) -> str:
     return str(getattr(module, "original_name", type(module).__name__))
 
 
+@contextmanager
+def _own_precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Neither autocast nor the default dtype of a precision plugin."""
+    outside = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_default_dtype(outside)
+
+
+def _check_finite(where: str, tensor: TensorMap) -> None:
+    for row, block in enumerate(tensor.blocks()):
+        parts = {f", gradient '{name}'": block.gradient(name) for name in block.gradients_list()}
+        for which, part in {"": block, **parts}.items():
+            finite = torch.isfinite(part.values)
+            if not bool(finite.all()):
+                first = int((~finite).flatten(1).any(1).nonzero()[0])
+                raise ValueError(
+                    f"{where}, block ({describe(tensor.keys, row)}){which}: expected finite "
+                    f"contributions, got {int((~finite).sum())} that are not, the first of them "
+                    f"in the row ({describe(part.samples, first)}) of a batch; remove the "
+                    "structures on which it fails"
+                )
+
+
 class Contribution(NamedTuple):
-    """Contributions to one block of a target: in the shape of its values and its gradients."""
+    """Contributions to one block of a target.
+
+    Attributes:
+        values: in the shape of its values.
+        gradients: in the shapes of its gradients, by name.
+        lacking: names of its gradients without contributions.
+    """
 
     values: torch.Tensor
     gradients: dict[str, torch.Tensor]
+    lacking: tuple[str, ...] = ()
 
 
 def contributions(
@@ -190,16 +241,24 @@ def _aligned_block(where: str, given: TensorBlock, target: TensorBlock) -> Contr
         )
     what = "contribution"
     rows = find_rows(where, given.samples, target.samples, target.samples.values, what)
-    gradients = {}
+    gradients, lacking = {}, []
     for parameter in target.gradients_list():
-        if parameter in given.gradients_list():
+        if parameter not in given.gradients_list():
+            lacking.append(parameter)
+        else:
             gradient = given.gradient(parameter)
+            expected = target.gradient(parameter).components
+            if gradient.components != expected:
+                raise ValueError(
+                    f"{where}, gradient '{parameter}': expected contributions with components "
+                    f"{expected}, got {gradient.components}"
+                )
             among, wanted = gradient.samples, target.gradient(parameter).samples
             of_rows = find_gradient_rows(
                 where, parameter, _without_system(among), _without_system(wanted), rows, what
             )
             gradients[parameter] = selected(gradient.values, of_rows)
-    return Contribution(selected(given.values, rows), gradients)
+    return Contribution(selected(given.values, rows), gradients, tuple(lacking))
 
 
 def _without_system(labels: Labels) -> Labels:

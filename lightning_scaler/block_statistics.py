@@ -26,6 +26,7 @@ class BlockStatistics:
             some properties had missing values, each with the properties it is for.
         averages: the same rows divided by the number of atoms, for extensive targets.
         spread: of the entries that have a baseline, as the data store them, all groups together.
+        noise: sums of squares of the roundings of contributions, ``(n_groups, n_properties)``.
     """
 
     counts: torch.Tensor
@@ -36,6 +37,7 @@ class BlockStatistics:
     totals: list[tuple[list[int], LeastSquares]] = field(default_factory=list)
     averages: list[tuple[list[int], LeastSquares]] = field(default_factory=list)
     spread: Means | None = None
+    noise: torch.Tensor | None = None
 
     def residual(self, weights: torch.Tensor | None) -> torch.Tensor:
         """Sums of squares after a baseline of these weights, ``(n_groups, n_properties)``."""
@@ -49,13 +51,10 @@ class BlockStatistics:
         return squares
 
     def variance(self) -> float:
-        """Sum of squares as the data store them, about the mean of what could have a baseline."""
-        squares = float(self.stored.sum())
+        """Sum of squares about the mean of what could have a baseline, and about 0 of the rest."""
         if self.spread is None:
-            return squares
-        return squares - float(
-            (self.spread.number * (self.spread.mean + self.spread.rest).square()).sum()
-        )
+            return float(self.stored.sum())
+        return float(self.spread.centred.sum() + self.squares.sum())
 
     def contributions(self, weights: torch.Tensor | None) -> torch.Tensor:
         """Sums of squares of what a baseline adds up, ``(n_groups, n_properties)``.
@@ -106,7 +105,6 @@ def block_of_batch(
     stored = left = values.reshape(shape)
     if contribution is not None:
         left = stored.double() - contribution.double().reshape(shape)
-        epsilon = max(epsilon, torch.finfo(contribution.dtype).eps)
     keep = None if keep is None else keep.reshape(shape)
     invariance = layout.invariance(key) if baseline else None
     if layout.kind == "atom":
@@ -114,6 +112,9 @@ def block_of_batch(
         groups = groups if rows is None else groups[rows]
         statistics = _sums(stored, left, groups, n_groups, keep, invariance, epsilon)
         _check_finite(layout, key, statistics, stored, keep)
+        if contribution is not None:
+            given = stored.double() - left
+            statistics.noise = _roundings(given, contribution.dtype, groups, n_groups, keep)
         if invariance is not None:
             of_mean = None if keep is None else _invariant(keep, invariance)
             chosen = _invariant(left, invariance)
@@ -135,6 +136,9 @@ def block_of_batch(
             left_averaged = left / divisors[:, None, None]
     statistics = _sums(averaged, left_averaged, None, 1, None, invariance, epsilon)
     _check_finite(layout, key, statistics, stored, None)
+    if contribution is not None:
+        given = averaged - left_averaged
+        statistics.noise = _roundings(given, contribution.dtype, None, 1)
     if invariance is not None:
         statistics.spread = group_means(_invariant(averaged, invariance), None, 1)
         composition = atoms.composition(types)
@@ -175,6 +179,17 @@ def _sums(
     elif left is not stored:
         statistics.squares = square_sums(left, groups, n_groups, keep)[0]
     return statistics
+
+
+def _roundings(
+    given: torch.Tensor,
+    dtype: torch.dtype,
+    groups: torch.Tensor | None,
+    n_groups: int,
+    keep: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Sums of squares of the roundings of contributions, NaN where the target has no entry."""
+    return torch.finfo(dtype).eps ** 2 * square_sums(given, groups, n_groups, keep)[0]
 
 
 def _invariant(values: torch.Tensor, invariance: Invariance) -> torch.Tensor:
@@ -259,7 +274,12 @@ def merged(first: BlockStatistics, second: BlockStatistics) -> BlockStatistics:
         totals=_merge_problems(first.totals, second.totals),
         averages=_merge_problems(first.averages, second.averages),
         spread=spread,
+        noise=second.noise if first.noise is None else _plus(first.noise, second.noise),
     )
+
+
+def _plus(first: torch.Tensor, second: torch.Tensor | None) -> torch.Tensor:
+    return first if second is None else first + second
 
 
 def regrouped(block: BlockStatistics, types: torch.Tensor, wanted: torch.Tensor) -> BlockStatistics:
@@ -271,7 +291,10 @@ def regrouped(block: BlockStatistics, types: torch.Tensor, wanted: torch.Tensor)
 
     means = None if block.means is None else Means(*(spread(sums) for sums in block.means))
     counts, stored, squares = (spread(s) for s in (block.counts, block.stored, block.squares))
-    return BlockStatistics(counts, stored, squares, block.epsilon, means, spread=block.spread)
+    noise = None if block.noise is None else spread(block.noise)
+    return BlockStatistics(
+        counts, stored, squares, block.epsilon, means, spread=block.spread, noise=noise
+    )
 
 
 def _check_finite(
@@ -312,4 +335,5 @@ def block_state(key: tuple[int, ...], block: BlockStatistics) -> dict[str, Any]:
         "totals": [(properties, problem.state()) for properties, problem in block.totals],
         "averages": [(properties, problem.state()) for properties, problem in block.averages],
         "spread": None if block.spread is None else list(block.spread),
+        "noise": block.noise,
     }

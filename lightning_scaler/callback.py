@@ -80,6 +80,11 @@ class TargetScaler(Callback):
     ) -> None:
         super().__init__()
         additive = None
+        if isinstance(baseline, type):
+            raise TypeError(
+                "baseline: expected 'composition', 'none' or a module, got the class "
+                f"{baseline.__name__}; write {baseline.__name__}()"
+            )
         if isinstance(baseline, torch.nn.Module):
             additive, baseline = baseline, "composition"
         check_choice("baseline", baseline, Literal["composition", "none"])
@@ -120,8 +125,11 @@ class TargetScaler(Callback):
             )
         scaler = pl_module.scaler
         awaited = scaler.additive is not None and scaler.additive.awaits(self.additive)
-        if self.additive is not None and (awaited or not scaler.fitted):
+        if self.additive is not None and awaited:
             scaler.set_additive(self.additive)
+        elif self.additive is not None and not scaler.fitted:
+            # A checkpoint may have its weights.
+            scaler.additive = FrozenModule(self.additive)
         self._decided = False
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         callbacks.insert(0, callbacks.pop(callbacks.index(self)))
@@ -195,7 +203,7 @@ class TargetScaler(Callback):
         )
         if to_fit == "nothing":
             return False
-        additive = scaler.additive
+        additive = scaler.additive if keep else scaler.brought
         if self.additive is not None and not keep:
             additive = FrozenModule(self.additive)
         fitted = self._fit(trainer, module, names, additive, ranks)
@@ -220,10 +228,12 @@ class TargetScaler(Callback):
             {name: numbers for name, numbers in self.baseline.fixed.items() if asked_for(name)}
         )
         intensive_targets = [name for name in self.intensive_targets if asked_for(name)]
-        if additive is not None:
-            additive = None if additive.module is None else additive.to(module.device)
         accumulator = ScaleAccumulator(
-            names, intensive_targets, baseline, self.system_labels, additive
+            names,
+            intensive_targets,
+            baseline,
+            self.system_labels,
+            additive and additive.to(module.device),
         )
         fixed = {name: scale for name, scale in self.fixed_scales.items() if asked_for(name)}
         if fixed and names is not None:

@@ -122,6 +122,8 @@ def _check_finite(layout: TargetLayout, squares: dict[Key, torch.Tensor]) -> Non
 def _noise(block: BlockStatistics, weights: torch.Tensor | None) -> torch.Tensor:
     # Without a baseline the squares are those stored, and below it only where they are 0.
     of_data = block.epsilon**2 * block.stored
+    if block.noise is not None:
+        of_data = of_data + block.noise
     return torch.maximum(of_data, ROUNDINGS_OF_THE_FIT**2 * block.contributions(weights))
 
 

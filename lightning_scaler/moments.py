@@ -128,14 +128,15 @@ def group_means(
 
 
 def pooled_means(means: Means) -> Means:
-    """Numbers and means over all groups, ``(1, n_properties)``, without their centred squares."""
+    """The means over all groups, ``(1, n_properties)``."""
     number = means.number.sum(0, keepdim=True)
     if len(means.number) == 0:
         return Means(number, number, number, number)
     mean = means.mean.gather(0, means.number.argmax(0, keepdim=True))
-    differences = means.number * ((means.mean - mean) + means.rest)
-    rest = differences.sum(0, keepdim=True) / number.clamp(min=1.0)
-    return Means(number, mean, rest, torch.zeros_like(mean))
+    difference = (means.mean - mean) + means.rest
+    rest = (means.number * difference).sum(0, keepdim=True) / number.clamp(min=1.0)
+    centred = means.centred + means.number * (difference - rest).square()
+    return Means(number, mean, rest, centred.sum(0, keepdim=True))
 
 
 def _in_parts(

@@ -51,6 +51,7 @@ class Scaler(torch.nn.Module):
         self.settings = settings or Settings()
         self._device = torch.device("cpu")
         self.additive = frozen(additive)
+        self.brought = self.additive if isinstance(additive, torch.nn.Module) else None
 
     @property
     def fitted(self) -> bool:
@@ -144,6 +145,13 @@ class Scaler(torch.nn.Module):
         given: Mapping[str, TensorMap] = {}
         if names and self.additive is not None and conversion.through_baseline:
             given = self.additive(atoms, names)
+            missing = [name for name in names if name not in given and len(atoms)]
+            if missing:
+                raise ValueError(
+                    f"additive module {self.additive.name}: expected contributions to the targets "
+                    f"{missing}, with which their scales were fitted, got {sorted(given)}; "
+                    "construct the module as in the fit"
+                )
         parts = contributions(given, tensors, atoms, reading)
         return {
             name: convert_target(
@@ -164,7 +172,7 @@ class Scaler(torch.nn.Module):
             ValueError: if there are scales that were not fitted with a module of this class.
         """
         if not self.fitted:
-            self.additive = FrozenModule(module)
+            self.additive = self.brought = FrozenModule(module)
         elif self.additive is not None and self.additive.name == class_name(module):
             self.additive.take_code(module)
         else:

@@ -36,7 +36,9 @@ class ZBL(torch.nn.Module):
         a = \frac{0.4685\,\text{Å}}{Z_i^{0.23} + Z_j^{0.23}}
 
     with :math:`r_c` the sum of the covalent radii and :math:`f` a polynomial that goes to zero with
-    two derivatives. What a network would have to learn from few, steep data comes off its target.
+    two derivatives. It keeps atoms apart where there are no data, as in close contacts of a
+    simulation. Bonds shorter than a single bond lie within its reach: on molecules near their
+    minima, what is left of energies and forces may be larger than before.
 
     Sources: J. F. Ziegler, J. P. Biersack, U. Littmark, The Stopping and Range of Ions in Matter,
     1985; J. Gasteiger et al., Directional Message Passing for Molecular Graphs, 2020, eq. 8 (f).
@@ -75,7 +77,7 @@ class ZBL(torch.nn.Module):
         if self.target not in names:
             return {}
         device = self.get_buffer("radii").device
-        n_atoms = torch.tensor([len(system) for system in systems], device=device)
+        n_atoms = torch.tensor([len(s) for s in systems], dtype=torch.int64, device=device)
         types = torch.cat([torch.empty(0, device=device), *(s.types for s in systems)]).long()
         self._check_types(types)
         pairs = self._pairs(systems, n_atoms)

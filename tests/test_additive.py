@@ -9,6 +9,7 @@ import torch
 from builders import (
     atom_samples,
     atom_target,
+    block,
     cartesian,
     fit,
     labels,
@@ -17,9 +18,10 @@ from builders import (
     structure_target,
     water_family,
 )
-from metatensor.torch import TensorBlock, TensorMap
+from metatensor.torch import Labels, TensorBlock, TensorMap
+from metatomic.torch import System
 
-from lightning_scaler import CompositionBaseline, ScaleAccumulator, Scaler
+from lightning_scaler import CompositionBaseline, ScaleAccumulator, Scaler, TargetScaler
 from lightning_scaler.atoms import Atoms
 
 NAN = float("nan")
@@ -140,7 +142,8 @@ def test_gradients_lose_and_regain_the_part_of_the_module(dtype):
 
 def test_a_gradient_that_the_module_does_not_give_is_converted_alone():
     target = energies([3.0, 6.0, 24.0], {"strain": [[[1.0] * 3] * 3] * 3})
-    scaler = fit(SYSTEMS, {"energy": target}, additive=Springs())
+    with pytest.warns(UserWarning, match=r"Springs: it gives no gradient 'strain' of.*'energy'"):
+        scaler = fit(SYSTEMS, {"energy": target}, additive=Springs())
     sigma = scale(scaler, "energy", "per_target_scales")[0][0]
     strain = scaler.convert(SYSTEMS, {"energy": target})["energy"].block().gradient("strain")
     np.testing.assert_allclose(strain.values, 1.0 / sigma)
@@ -250,11 +253,21 @@ FINE = structure_target([0.0, 0.0, 0.0])
     ("contribution", "error", "message"),
     [
         ([FINE], TypeError, "Gives: expected a dict of TensorMaps by target name, got list"),
-        ({"energy": 3.0}, TypeError, "expected a dict of TensorMaps"),
+        ({"energy": 3.0}, TypeError, "Gives, target 'energy': expected a TensorMap, got float"),
         (
             {"energy": structure_target([0.0, math.inf, NAN])},
             ValueError,
-            r"Gives, target 'energy', block \(_=0\): expected finite contributions, got 2",
+            r"target 'energy', block \(_=0\): expected finite contributions, got 2 .*\(system=1\)",
+        ),
+        (
+            {"energy": structure_target([0.0] * 3, gradient={"strain": [[[NAN] * 3] * 3] * 3})},
+            ValueError,
+            r"block \(_=0\), gradient 'strain': expected finite contributions, got 27",
+        ),
+        (
+            {"energy": TensorMap(labels("_", [1]), [FINE.block().copy()])},
+            ValueError,
+            r"Gives: expected contributions to blocks of the target 'energy', got.*other keys",
         ),
         ({"enrgy": FINE}, ValueError, r"Gives gave no contribution to any of the targets.*energy"),
         (
@@ -291,5 +304,153 @@ def test_contributions_in_some_batches_only_are_an_error():
     accumulator = ScaleAccumulator(additive=module)
     accumulator.update(SYSTEMS, {"energy": energies([3.0, 6.0, 24.0])})
     accumulator.additive.module.names = ("charges",)
-    with pytest.raises(ValueError, match=r"Springs.*'energy' in every batch.*none after some"):
+    with pytest.raises(ValueError, match=r"Springs, target 'energy', block.*none after some"):
         accumulator.update(SYSTEMS, {"energy": energies([3.0, 6.0, 24.0])})
+
+
+def test_merged_data_have_the_same_contributions():
+    one, other = ScaleAccumulator(additive=Springs()), ScaleAccumulator(additive=Springs())
+    other.additive.module.names = ("charges",)
+    for accumulator in (one, other):
+        accumulator.update(SYSTEMS, {"energy": energies([3.0, 6.0, 24.0])})
+    with pytest.raises(ValueError, match=r"Springs, target 'energy', block.*none after some"):
+        one.merge(other)
+
+
+def test_batches_without_systems_do_not_come_to_the_module():
+    accumulator = ScaleAccumulator(additive=Springs())
+    for systems, values in (([], []), (SYSTEMS, [3.0, 6.0, 24.0]), ([], [])):
+        target = energies(values) if systems else structure_target(torch.zeros(0, 1))
+        accumulator.update(systems, {"energy": target})
+    scaler = accumulator.compute()
+    assert scale(scaler, "energy")[0] == pytest.approx([math.sqrt(29 / 3)], rel=1e-13)
+    assert len(scaler.convert([], {"energy": structure_target(torch.zeros(0, 1))})) == 1
+    nothing = ScaleAccumulator(additive=Springs())
+    nothing.update([], {"energy": structure_target(torch.zeros(0, 1))})
+    accumulator.merge(nothing)
+
+
+def test_small_residuals_of_large_totals_are_no_noise_of_a_module_in_short_precision():
+    rest = [3e-3, 6e-3, 24e-3]
+    totals = [1e4 * len(s) for s in SYSTEMS]
+    target = energies([total + x for total, x in zip(totals, rest, strict=True)])
+    module, baseline = Springs(k=0.25, dtype=torch.float32), CompositionBaseline()
+    left = [0.25 * r2 + x for r2, x in zip(SQUARES, rest, strict=True)]
+    counts = np.array([[0, 1], [2, 1], [4, 2]])
+    left = np.array(left) - counts @ np.linalg.lstsq(counts, np.array(left))[0]
+    expected = math.sqrt(math.fsum((left / counts.sum(1)) ** 2) / 3)
+    scaler = fit(SYSTEMS, {"energy": target}, additive=module, baseline=baseline)
+    assert scale(scaler, "energy")[0] == pytest.approx([expected], rel=1e-4)
+
+
+class Differentiating(torch.nn.Module):
+    """Does not detach what it has differentiated, and ignores the names."""
+
+    def forward(self, systems, names):
+        with torch.enable_grad():
+            positions = [s.positions.detach().requires_grad_() for s in systems]
+            values = torch.stack([r.square().sum() / 2.0 for r in positions])
+        return {"energy": single(block(values, labels("system", range(len(values)))))}
+
+
+def test_contributions_come_detached():
+    accumulator = ScaleAccumulator(additive=Differentiating())
+    for _ in range(2):
+        accumulator.update(SYSTEMS, {"energy": energies([3.0, 6.0, 24.0])})
+    accumulator.fresh().merge(accumulator)
+    scaler = accumulator.compute()
+    assert scale(scaler, "energy")[0] == pytest.approx([math.sqrt(29 / 3)], rel=1e-13)
+    assert not scaler.targets["energy"].per_target.requires_grad
+
+
+class Matrix(torch.nn.Module):
+    """A module whose numbers depend on the precision that surrounds it."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 1, bias=False)
+        torch.nn.init.constant_(self.linear.weight, 1.0 / 3.0)
+
+    def forward(self, systems, names):
+        values = torch.zeros(len(systems), 1)
+        for row, s in enumerate(systems):
+            values[row] = self.linear(s.positions).sum()
+        return {
+            "energy": single(
+                block(values, labels("system", range(len(values))), dtype=values.dtype)
+            )
+        }
+
+
+def test_precision_plugins_do_not_reach_the_module():
+    target = {"energy": energies([3.0, 6.0, 24.0])}
+    scaler = fit(SYSTEMS, target, additive=Matrix())
+    wanted = scaler.convert(SYSTEMS, target)["energy"].block().values
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(scaler.convert(SYSTEMS, target)["energy"].block().values, wanted)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        got = scaler.convert(SYSTEMS, target)["energy"].block().values
+        assert torch.get_default_dtype() == torch.bfloat16
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(got, wanted)
+
+
+def test_a_module_in_torchscript(tmp_path):
+    scripted = torch.jit.script(ScriptedSprings())
+    target = {"energy": energies([3.0, 6.0, 24.0])}
+    scaler = fit(SYSTEMS, target, additive=scripted)
+    assert scale(scaler, "energy")[0] == pytest.approx([math.sqrt(29 / 3)], rel=1e-13)
+    scaler.save(tmp_path / "scaler.pt")
+    loaded = Scaler.load(tmp_path / "scaler.pt", additive=scripted)
+    wanted = scaler.convert(SYSTEMS, target)["energy"].block().values
+    assert torch.equal(loaded.convert(SYSTEMS, target)["energy"].block().values, wanted)
+
+
+class ScriptedSprings(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.k = torch.nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+
+    def forward(self, systems: list[System], names: list[str]) -> dict[str, TensorMap]:
+        values = torch.stack([self.k * s.positions.square().sum() for s in systems])
+        samples = Labels(["system"], torch.arange(len(systems)).reshape(-1, 1))
+        properties = Labels(["energy"], torch.tensor([[0]]))
+        of_block = TensorBlock(values.reshape(-1, 1), samples, [], properties)
+        return {"energy": TensorMap(Labels(["_"], torch.tensor([[0]])), [of_block])}
+
+
+def test_fitted_weights_stay_whatever_is_given_again(tmp_path):
+    target = {"energy": energies([3.0, 6.0, 24.0])}
+    scaler = fit(SYSTEMS, target, additive=Springs())
+    scaler.set_additive(Springs(k=77.0))
+    assert scaler.additive.module.k.item() == 0.5
+
+    class Wrong(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.other = torch.nn.Parameter(torch.zeros(()))
+
+    Wrong.__name__ = "Springs"
+    with pytest.raises(RuntimeError, match="loading state_dict"):
+        scaler.set_additive(Wrong())
+    assert scaler.additive.module.k.item() == 0.5
+
+
+def test_a_module_constructed_otherwise_than_in_the_fit(tmp_path):
+    scaler = fit(SYSTEMS, {"energy": energies([3.0, 6.0, 24.0])}, additive=Springs())
+    scaler.save(tmp_path / "scaler.pt")
+    loaded = Scaler.load(tmp_path / "scaler.pt", additive=Springs(names=("charges",)))
+    message = r"Springs: expected contributions to the targets \['energy'\].*as in the fit"
+    with pytest.raises(ValueError, match=message):
+        loaded.convert(SYSTEMS, {"energy": energies([3.0, 6.0, 24.0])})
+
+
+def test_what_is_no_module():
+    with pytest.raises(TypeError, match=r"an instance, not its class.*Springs"):
+        ScaleAccumulator(additive=Springs)
+    with pytest.raises(TypeError, match=r"expected a CompositionBaseline or None.*additive="):
+        ScaleAccumulator(baseline=Springs())
+    with pytest.raises(TypeError, match=r"got the class Springs; write Springs\(\)"):
+        TargetScaler(baseline=Springs)

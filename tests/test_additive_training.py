@@ -177,3 +177,29 @@ def test_refit_takes_the_module_given_now(fitted, tmp_path):
     callback = scaler_callback(baseline=Springs(k=0.25), refit=True)
     quiet_trainer(tmp_path, callbacks=[callback]).fit(net, data)
     assert net.scaler.additive.module.k.item() == 0.25
+
+
+@pytest.mark.parametrize("now", ["composition", "none"])
+def test_a_module_that_is_no_longer_asked_for_is_gone(fitted, tmp_path, now):
+    _, data, net, _ = fitted
+    with pytest.raises(ValueError, match="additive module was 'Springs' and is None"):
+        quiet_trainer(tmp_path, callbacks=[scaler_callback(baseline=now)]).fit(net, data)
+    callback = scaler_callback(baseline=now, refit=True)
+    quiet_trainer(tmp_path, callbacks=[callback]).fit(net, data)
+    assert net.scaler.additive is None
+
+
+def test_a_provisional_module_is_replaced(tmp_path):
+    data, net = SmallData(), SmallNet()
+    quick = scaler_callback(baseline=Springs())
+    quiet_trainer(tmp_path, callbacks=[quick], fast_dev_run=True).fit(net, data)
+    assert net.scaler.additive is not None
+    quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(net, data)
+    assert net.scaler.additive is None
+
+
+def test_a_module_that_the_net_brings_stays(tmp_path):
+    data, net = SmallData(), Bringing()
+    for refit in (False, False, True):
+        quiet_trainer(tmp_path, callbacks=[scaler_callback(refit=refit)]).fit(net, data)
+        assert net.scaler.targets["energy"].additive

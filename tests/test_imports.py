@@ -20,6 +20,7 @@ ORDER = [
     "system_labels",
     "matching",
     "additive",
+    "contributed",
     "moments",
     "least_squares",
     "block_statistics",

@@ -1,4 +1,5 @@
 import io
+import math
 
 import pytest
 import torch
@@ -69,6 +70,14 @@ def test_batches_explain_what_the_whole_does():
         accumulator.update([one], {"charges": atom_target(values, atom_samples(len(values)))})
     explained = accumulator.compute().targets["charges"].explained
     assert explained == pytest.approx(1 - 0.34 / 0.59)
+
+
+def test_large_totals_of_one_composition_explain_nothing():
+    noise = [1e-3 * math.sin(7.0 * i) for i in range(30)]
+    accumulator = ScaleAccumulator(baseline=CompositionBaseline())
+    energy = structure_target([3 * (x - 1e5) for x in noise])
+    accumulator.update([system(1, 1, 8)] * 30, {"energy": energy})
+    assert accumulator.compute().targets["energy"].explained == pytest.approx(0.0, abs=1e-6)
 
 
 def test_an_additive_module_is_named():

@@ -122,3 +122,7 @@ def test_other_targets_are_left_alone():
 def test_types_that_are_no_atomic_numbers():
     with pytest.raises(ValueError, match=r"ZBL: expected atomic numbers from 1 to 96.*\[0, 97\]"):
         ZBL()([system(0, 1, 97)], ["energy"])
+
+
+def test_a_batch_without_systems():
+    assert energy_of([]).values.shape == (0, 1)
