@@ -129,3 +129,25 @@ def test_one_process_needs_no_store():
     assert alone.gather_objects("a") == ["a"]
     numbers = torch.arange(3).double()
     assert torch.equal(alone.gather_numbers(numbers, [3])[0], numbers)
+
+
+def test_who_failed_stays_until_the_others_have_read_it(monkeypatch):
+    """The store ends with rank 0, and launchers end everything when one process has ended."""
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_LOOKS", 0.0)
+    stopped = []
+
+    def work(ranks):
+        try:
+            if ranks.rank == 0:
+                raise OSError("no such file")
+            time.sleep(0.4)
+            ranks.look()
+        except Exception as error:
+            if ranks.rank != 0:
+                stopped.append(ranks.rank)
+            ranks.stop_all(error)
+            if ranks.rank == 0:
+                stopped.append(0)
+
+    together(work, 2)
+    assert stopped == [1, 0]
