@@ -199,7 +199,7 @@ def renamed(items):
 
 class FaultyData(SmallData):
     def __init__(self, fault, world_size, raised):
-        super().__init__(size=2 if fault == "empty shard" else 22, batch_size=1)
+        super().__init__(size=1 if fault == "empty shard" else 22, batch_size=1)
         self.train.__class__ = FaultyDataset
         self.fault, self.raised, self.rank = fault, raised, rank_of_this_process()
         self.last = self.rank == world_size - 1

@@ -1,13 +1,17 @@
 """Exactly one data pass, and no step without scales, whatever trains before the training."""
 
 import multiprocessing
+import random
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateFinder
 from lightning.pytorch.tuner import Tuner
 from torch.utils.data import DataLoader
-from training import SmallData, SmallNet, collate, quiet_trainer, scaler_callback
+from training import SmallData, SmallDataset, SmallNet, collate, quiet_trainer, scaler_callback
+
+from lightning_scaler import TargetScaler
 
 # Some of them write a checkpoint, restored later, and say so.
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory")
@@ -94,6 +98,34 @@ def test_workers_of_the_pass_have_ended_before_the_training(tmp_path):
     quiet_trainer(tmp_path, callbacks=callbacks, **options).fit(net, loader, data.val_dataloader())
     assert net.scaler.fitted
     assert alive == [before]
+
+
+def test_random_states_are_the_same_before_and_after(tmp_path):
+    """Of a data set that draws from all global generators, as augmentations do."""
+
+    class Drawing(SmallDataset):
+        def __getitem__(self, index):
+            random.random(), np.random.rand(), torch.rand(1)
+            return super().__getitem__(index)
+
+    def states():
+        numpy_state = np.random.get_state()[1].tolist()
+        return random.getstate(), numpy_state, torch.get_rng_state().tolist()
+
+    seen = []
+
+    class Spy(TargetScaler):
+        def on_fit_start(self, trainer, pl_module):
+            seen.append(states())
+            super().on_fit_start(trainer, pl_module)
+            seen.append(states())
+
+    data, net = SmallData(), SmallNet()
+    data.train.__class__ = Drawing
+    callbacks = [Spy(intensive_targets=["dipole", "polarizability"])]
+    quiet_trainer(tmp_path, callbacks=callbacks, max_epochs=0, limit_val_batches=0).fit(net, data)
+    assert len(data.train.reads) == 22
+    assert seen[0] == seen[1]
 
 
 def test_the_same_numbers_given_give_the_same_losses(tmp_path):

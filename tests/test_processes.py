@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import time
 import warnings
 
 import processes
@@ -14,6 +15,8 @@ from lightning_scaler.scaler import Scaler
 
 pytestmark = pytest.mark.distributed
 
+# About five times what it takes.
+SECONDS_UNTIL_IT_HANGS = 180
 EPSILON = torch.finfo(torch.float64).eps
 
 
@@ -35,7 +38,14 @@ def together(request, alone, tmp_path_factory):
     """What each of several processes gives, all cases in one process group."""
     folder, world_size = tmp_path_factory.mktemp("together"), request.param
     (folder / "net.ckpt").write_bytes((alone[0] / "net.ckpt").read_bytes())
-    torch.multiprocessing.spawn(processes.spawned, (str(folder), world_size), nprocs=world_size)
+    arguments = (str(folder), world_size)
+    context = torch.multiprocessing.spawn(processes.spawned, arguments, world_size, join=False)
+    deadline = time.monotonic() + SECONDS_UNTIL_IT_HANGS
+    while not context.join(timeout=5):
+        if time.monotonic() > deadline:
+            for process in context.processes:
+                process.kill()
+            pytest.fail(f"{world_size} processes wait for each other")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 

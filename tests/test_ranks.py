@@ -78,18 +78,22 @@ def test_who_reads_hears_of_a_failure(quick):
     assert together(work) == 3 * ["on rank 2: OSError: no such file"]
 
 
-def test_a_failure_after_a_meeting_does_not_undo_it(quick):
-    """Whoever is late to look at a full meeting goes on to the collective, as the others do."""
-    store = HashStore()
-    first, second = Ranks(0, 2, store), Ranks(1, 2, store)
-    meeting = threading.Thread(target=first.meet, daemon=True)
-    meeting.start()
-    second.meet()
-    meeting.join()
-    second.stop_all(ValueError("later"))
-    late = Ranks(0, 2, store)
-    store.add("meeting 1", -1)
-    late.meet()
+class LastOneArrives:
+    """A store in which, between two looks, the last rank comes, goes on, and fails later."""
+
+    def __init__(self):
+        self.store = HashStore()
+        self.add = self.store.add
+
+    def check(self, keys):
+        self.store.add("meeting 1", 1)
+        self.store.set(module.FAILURE, "on rank 1: ValueError: later")
+        return self.store.check(keys)
+
+
+def test_a_failure_after_a_meeting_does_not_undo_it():
+    """The others are in a collective already; who is late to look must come, or they wait."""
+    Ranks(0, 2, LastOneArrives()).meet()
 
 
 def test_the_first_of_several_failures_is_told(quick):
@@ -129,3 +133,25 @@ def test_one_process_needs_no_store():
     assert alone.gather_objects("a") == ["a"]
     numbers = torch.arange(3).double()
     assert torch.equal(alone.gather_numbers(numbers, [3])[0], numbers)
+
+
+def test_who_failed_stays_until_the_others_have_read_it(monkeypatch):
+    """The store ends with rank 0, and launchers end everything when one process has ended."""
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_LOOKS", 0.0)
+    stopped = []
+
+    def work(ranks):
+        try:
+            if ranks.rank == 0:
+                raise OSError("no such file")
+            time.sleep(0.4)
+            ranks.look()
+        except Exception as error:
+            if ranks.rank != 0:
+                stopped.append(ranks.rank)
+            ranks.stop_all(error)
+            if ranks.rank == 0:
+                stopped.append(0)
+
+    together(work, 2)
+    assert stopped == [1, 0]
