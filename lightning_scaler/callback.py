@@ -16,6 +16,7 @@ from .additive import FrozenModule, class_name
 from .baseline import CompositionBaseline
 from .data_pass import read_training_data
 from .mixin import TargetScalingMixin
+from .ranks import Ranks, ranks_of
 from .report import baselines_table, scales_table
 from .restored import check_restored
 from .scaler import Scaler
@@ -27,6 +28,7 @@ from .settings import (
     check_choice,
     fixed_scales as plain_fixed_scales,
 )
+from .state_tensors import digest
 
 
 class TargetScaler(Callback):
@@ -145,6 +147,23 @@ class TargetScaler(Callback):
             return
         self._decided = True
         module = cast(TargetScalingMixin, pl_module)
+        with ranks_of(trainer) as ranks:
+            fitted = self._fit_what_is_missing(trainer, module, ranks)
+            if ranks.world_size > 1:
+                ranks.check_equal(
+                    {"the hash of the scales": digest(module.scaler.get_extra_state())},
+                    "give all processes the same checkpoint or Scaler, and the same versions of "
+                    "the packages",
+                )
+        if fitted and trainer.is_global_zero and trainer.progress_bar_callback is not None:
+            for table in (scales_table(module.scaler), baselines_table(module.scaler)):
+                if table is not None:
+                    Console().print(table)
+
+    def _fit_what_is_missing(
+        self, trainer: Trainer, module: TargetScalingMixin, ranks: Ranks
+    ) -> bool:
+        """Fit, unless the module has all scales; tell whether it was needed."""
         scaler = module.scaler
         provisional = scaler.settings.provisional and not _quick(trainer)
         keep = scaler.fitted and not self.refit and not provisional
@@ -161,19 +180,29 @@ class TargetScaler(Callback):
                 class_name(self.additive) if self.additive is not None else None,
             )
             names = tuple(name for name in self.targets or () if name not in scaler.targets)
-            if not names:
-                return
+        to_fit = "nothing" if keep and not names else "all targets" if names is None else names
+        ranks.check_equal(
+            {
+                "what is to be fitted": to_fit,
+                "the settings": self._settings,
+                "fixed_scales": self.fixed_scales,
+                "fixed_baseline": self.baseline and self.baseline.fixed,
+                "the additive module": self.additive and class_name(self.additive),
+                "intensive_targets": sorted(self.intensive_targets),
+                "limit_batches": self.limit_batches,
+            },
+            "give all processes the same settings, and the same checkpoint or Scaler",
+        )
+        if to_fit == "nothing":
+            return False
         additive = scaler.additive
         if self.additive is not None and not keep:
             additive = FrozenModule(self.additive)
-        fitted = self._fit(trainer, module, names, additive)
+        fitted = self._fit(trainer, module, names, additive, ranks)
         if not keep:
             scaler.targets = {}
         scaler.update(fitted)
-        if trainer.is_global_zero and trainer.progress_bar_callback is not None:
-            for table in (scales_table(scaler), baselines_table(scaler)):
-                if table is not None:
-                    Console().print(table)
+        return True
 
     def _fit(
         self,
@@ -181,6 +210,7 @@ class TargetScaler(Callback):
         module: TargetScalingMixin,
         names: Sequence[str] | None,
         additive: FrozenModule | None,
+        ranks: Ranks,
     ) -> Scaler:
         def asked_for(name: str) -> bool:
             # All settings but those of targets whose scales are kept.
@@ -198,10 +228,10 @@ class TargetScaler(Callback):
         fixed = {name: scale for name, scale in self.fixed_scales.items() if asked_for(name)}
         if fixed and names is not None:
             # One batch shows the layouts, which is all that is needed where every number is given.
-            read_training_data(trainer, module, accumulator, limit_batches=1)
+            read_training_data(trainer, module, accumulator, ranks, limit_batches=1)
         if not accumulator.all_fixed(fixed):
             accumulator = accumulator.fresh()
-            read_training_data(trainer, module, accumulator, self.limit_batches)
+            read_training_data(trainer, module, accumulator, ranks, self.limit_batches)
         unseen_types: UnseenTypes = "pooled" if _quick(trainer) else self.unseen_types
         if _quick(trainer):
             rank_zero_info(

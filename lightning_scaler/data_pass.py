@@ -8,14 +8,11 @@ from lightning.pytorch import Trainer
 from tqdm.auto import tqdm
 
 from .accumulator import ScaleAccumulator
-from .distributed import (
-    flattened,
-    gather_in_order,
-    global_randomness_kept,
-    randomness_kept,
-    shards,
-)
+from .distributed import flattened, global_randomness_kept, randomness_kept, shards
 from .mixin import TargetScalingMixin
+from .ranks import Ranks, RanksDisagreeError
+from .state_tensors import with_numbers, without_numbers
+from .target import TargetLayout
 
 # A pass shorter than this shows no progress bar.
 SECONDS_WITHOUT_PROGRESS = 3.0
@@ -25,6 +22,7 @@ def read_training_data(
     trainer: Trainer,
     module: TargetScalingMixin,
     accumulator: ScaleAccumulator,
+    ranks: Ranks,
     limit_batches: int | None = None,
 ) -> None:
     """Fill the accumulator with all training data, each sample once over all processes.
@@ -37,42 +35,63 @@ def read_training_data(
         trainer: in a fit.
         module: unpacks the batches.
         accumulator: empty; holds the data of all processes afterwards, the same on each.
+        ranks: the processes of the fit.
         limit_batches: at most so many batches of each loader, counted over all processes.
 
     Raises:
-        RuntimeError: on every process, with the message of the process that failed.
+        RuntimeError: on every process, where another one failed, or data differ in layout.
     """
     own = accumulator.fresh()
-    error: Exception | None = None
-    try:
-        with global_randomness_kept():
-            loaders = _loaders(trainer)
-        overfitted = _overfitted_batches(trainer, loaders)
-        limit_batches = _fast_dev_run_batches(trainer) or overfitted or limit_batches
-        with randomness_kept(loaders), torch.no_grad():
-            parts = shards(
-                loaders,
-                trainer.global_rank,
-                trainer.world_size,
-                trainer.strategy.broadcast,
-                limit_batches,
-                first_batches=overfitted is not None,
-            )
-            for batch in _with_progress(trainer, parts):
-                own.update(*module.unpack_batch(batch))
-    except Exception as exception:
-        if trainer.world_size == 1:
-            raise
-        error = exception
-    message = None if error is None else f"{type(error).__name__}: {error}"
-    gathered = gather_in_order((message, own.state() if error is None else {}), trainer.world_size)
-    for rank, (failure, _) in enumerate(gathered):
-        if failure is not None:
-            raise RuntimeError(
-                f"the pass over the training data failed on rank {rank}: {failure}"
-            ) from error
-    for _, state in gathered:
-        accumulator.merge_state(state)
+    with global_randomness_kept():
+        loaders = _loaders(trainer)
+    overfitted = _overfitted_batches(trainer, loaders)
+    limit_batches = _fast_dev_run_batches(trainer) or overfitted or limit_batches
+    with randomness_kept(loaders), torch.no_grad():
+        parts = shards(
+            loaders,
+            ranks.rank,
+            ranks.world_size,
+            ranks.from_first,
+            limit_batches,
+            first_batches=overfitted is not None,
+        )
+        for batch in _with_progress(trainer, parts):
+            own.update(*module.unpack_batch(batch))
+            ranks.look()
+    _merge_all(own, accumulator, ranks)
+
+
+def _merge_all(own: ScaleAccumulator, accumulator: ScaleAccumulator, ranks: Ranks) -> None:
+    """Merge what all processes gathered into the accumulator, in rank order."""
+    skeleton, numbers = without_numbers(own.state())
+    of_ranks = ranks.gather_objects((skeleton, numbers.numel()))
+    skeletons, lengths = [list(parts) for parts in zip(*of_ranks, strict=True)]
+    _check_skeletons(skeletons)
+    for theirs, of_rank in zip(skeletons, ranks.gather_numbers(numbers, lengths), strict=True):
+        accumulator.merge_state(with_numbers(theirs, of_rank))
+
+
+def _check_skeletons(skeletons: list[Any]) -> None:
+    """Unite the layouts of all processes, and the readings of ``system`` labels."""
+    layouts: dict[str, TargetLayout] = {}
+    readings: dict[str, int] = {}
+    for rank, skeleton in enumerate(skeletons):
+        for name, statistics in skeleton["statistics"].items():
+            layout = TargetLayout.from_state(name, statistics["layout"])
+            try:
+                layouts[name] = layouts.get(name, layout).united(layout)
+            except ValueError as error:
+                raise RanksDisagreeError(
+                    f"the data of rank {rank} do not go with those of the ranks before it: {error}"
+                ) from error
+        if skeleton["system_labels"] != "auto":
+            readings.setdefault(skeleton["system_labels"], rank)
+    if len(readings) > 1:
+        found = " and ".join(f"'{labels}' on rank {rank}" for labels, rank in readings.items())
+        raise RanksDisagreeError(
+            f"the system labels of the data read as {found}; give all data the same labels, or "
+            "set system_labels"
+        )
 
 
 def _loaders(trainer: Trainer) -> Any:

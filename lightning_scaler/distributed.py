@@ -16,14 +16,15 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-Broadcast = Callable[[Any], Any]
+Indices = list[Any]
+FromFirst = Callable[[Callable[[], Indices]], Indices]
 
 
 def shards(
     loaders: Any,
     rank: int,
     world_size: int,
-    broadcast: Broadcast,
+    from_first: FromFirst,
     limit_batches: int | None = None,
     first_batches: bool = False,
 ) -> list[Iterable[Any]]:
@@ -39,12 +40,12 @@ def shards(
         loaders: a loader, or any nesting of several, each of which is read once.
         rank: of this process.
         world_size: number of processes.
-        broadcast: gives an object of rank 0 to all.
+        from_first: gives the indices that rank 0 draws to all.
         limit_batches: at most so many batches of each loader, counted over all ranks.
         first_batches: take the first ones, instead of spreading them evenly over the data.
     """
     return [
-        _shard(loader, rank, world_size, broadcast, limit_batches, first_batches)
+        _shard(loader, rank, world_size, from_first, limit_batches, first_batches)
         for loader in flattened(loaders)
     ]
 
@@ -90,34 +91,34 @@ def _shard(
     loader: Any,
     rank: int,
     world_size: int,
-    broadcast: Broadcast,
+    from_first: FromFirst,
     limit_batches: int | None,
     first_batches: bool,
 ) -> Iterable[Any]:
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return _limited(loader, rank, world_size, limit_batches)
     if loader.batch_size is None and loader.batch_sampler is None:
-        chosen = _chosen(_epoch(loader, broadcast), limit_batches, first_batches)
+        indices = _epoch(loader.sampler, loader, from_first)
+        chosen = _chosen(indices, limit_batches, first_batches)
         return _like(loader, sampler=chosen[rank::world_size], batch_size=None)
-    if type(loader.batch_sampler) is BatchSampler and loader.batch_size is not None:
-        indices, size = _epoch(loader, broadcast), loader.batch_size
+    batch_sampler = loader.batch_sampler
+    if type(batch_sampler) is BatchSampler:
+        indices, size = _epoch(batch_sampler.sampler, loader, from_first), batch_sampler.batch_size
         batches = [indices[start : start + size] for start in range(0, len(indices), size)]
     else:
-        batches = broadcast([list(batch) for batch in loader.batch_sampler or ()])
+        batches = from_first(lambda: [list(batch) for batch in batch_sampler or ()])
     chosen = _chosen(batches, limit_batches, first_batches)
     return _like(loader, batch_sampler=chosen[rank::world_size])
 
 
-def _epoch(loader: DataLoader[Any], broadcast: Broadcast) -> list[Any]:
+def _epoch(sampler: Iterable[Any], loader: DataLoader[Any], from_first: FromFirst) -> Indices:
     """The indices (or whatever a sampler gives) of one epoch."""
-    sampler = loader.sampler
     whole = isinstance(sampler, (SequentialSampler, DistributedSampler)) or (
         isinstance(sampler, RandomSampler) and not sampler.replacement
     )
     if whole:
         return list(range(len(loader.dataset)))  # type: ignore[arg-type]
-    indices: list[Any] = broadcast(list(sampler))
-    return indices
+    return from_first(lambda: list(sampler))
 
 
 def _chosen(items: list[Any], limit: int | None, first: bool) -> list[Any]:
@@ -154,12 +155,3 @@ def _like(loader: DataLoader[Any], **which: Any) -> DataLoader[Any]:
         **workers,
         **which,
     )
-
-
-def gather_in_order(mine: Any, world_size: int) -> list[Any]:
-    """What every process has, in rank order, on every process."""
-    if world_size == 1:
-        return [mine]
-    gathered: list[Any] = [None] * world_size
-    torch.distributed.all_gather_object(gathered, mine)
-    return gathered

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torchmetrics import Metric, MetricCollection
+from typing_extensions import override
 
 from .metrics import PhysicalUnits
 from .target import TargetLayout
@@ -61,3 +63,37 @@ def physical_metric(metrics: MetricCollection, target: str, part: Part) -> Physi
     copies = {name: metric.clone() for name, metric in metrics.items()}
     collection = MetricCollection(copies, compute_groups=False)
     return PhysicalUnits(collection, target, part.gradient, part.block).train()
+
+
+class WeightedMean(Metric):
+    """A mean with weights over all processes, in float64.
+
+    Instead of torchmetrics' ``MeanMetric``, which leaves out NaN, or else the weights.
+
+    Example:
+        >>> mean = WeightedMean()
+        >>> mean.update(torch.tensor(1.0), 3)
+        >>> mean.update(torch.tensor(5.0), 1)
+        >>> mean.compute()
+        tensor(2., dtype=torch.float64)
+    """
+
+    full_state_update = False
+    total: torch.Tensor
+    weight: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("total", "weight"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    @override
+    def update(self, value: torch.Tensor, weight: float) -> None:
+        """Take in a scalar."""
+        self.total = self.total + weight * value.detach().double()
+        self.weight = self.weight + weight
+
+    @override
+    def compute(self) -> torch.Tensor:
+        """The mean so far; NaN without any weight."""
+        return self.total / self.weight

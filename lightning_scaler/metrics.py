@@ -1,6 +1,6 @@
 """Torchmetrics in the units of the data set."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -86,7 +86,8 @@ class PhysicalUnits(WrapperMetric):
         """Take in one batch in physical units already, as :func:`physical_pairs` gives it."""
         entries = self._entries(pairs)
         if entries is not None:
-            self._leave_inference_mode()
+            metrics = [self.metric] if isinstance(self.metric, Metric) else self.metric.values()
+            leave_inference_mode(metrics)
             self.metric.update(*entries)
 
     @override
@@ -115,15 +116,6 @@ class PhysicalUnits(WrapperMetric):
         parts = {"target": self.target, "gradient": self.gradient, "block": self.block}
         return ", ".join(f"{name}={value!r}" for name, value in parts.items() if value)
 
-    def _leave_inference_mode(self) -> None:
-        # Lightning resets metrics under inference mode, and nothing outside of it may write to
-        # what was made there.
-        metrics = [self.metric] if isinstance(self.metric, Metric) else self.metric.values()
-        for metric in metrics:
-            for name, state in metric.metric_state.items():
-                if isinstance(state, torch.Tensor) and state.is_inference():
-                    setattr(metric, name, state.clone())
-
     def _entries(self, pairs: Sequence["PhysicalPair"]) -> tuple[torch.Tensor, torch.Tensor] | None:
         predicted, given = [], []
         for pair in pairs:
@@ -139,6 +131,14 @@ class PhysicalUnits(WrapperMetric):
         if sum(entries.numel() for entries in given) == 0:
             return None
         return torch.cat(predicted), torch.cat(given)
+
+
+def leave_inference_mode(metrics: Iterable[Metric]) -> None:
+    """Make metrics writable outside of inference mode, under which Lightning resets them."""
+    for metric in metrics:
+        for name, state in metric.metric_state.items():
+            if isinstance(state, torch.Tensor) and state.is_inference():
+                setattr(metric, name, state.clone())
 
 
 class PhysicalPair(NamedTuple):

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from lightning.pytorch import LightningModule
 from metatensor.torch import TensorMap, detach
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection
 from typing_extensions import override
 
 from .atoms import Atoms, HasTypes, read_atoms
 from .batches import unpack
-from .logged_metrics import Part, parts_of_target, physical_metric
+from .distributed import flattened
+from .logged_metrics import Part, WeightedMean, parts_of_target, physical_metric
 from .loss import mean_squared_error, zero_loss
 from .loss_space import between_positions, predictions_to_loss, targets_to_loss
-from .metrics import PhysicalUnits, physical_pairs
+from .metrics import PhysicalUnits, leave_inference_mode, physical_pairs
+from .repeats import repeated_systems, without_systems
 from .scaler import Scaler
 from .transfer import move_to_device
 
@@ -71,6 +73,7 @@ class TargetScalingMixin(_Module):
             warnings.filterwarnings("ignore", message)
         self.scaler = Scaler()
         self._scaling_metrics = torch.nn.ModuleDict()
+        self._scaling_batch_idx = 0
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse the wrong order of bases, which would leave Lightning without these steps."""
@@ -153,6 +156,9 @@ class TargetScalingMixin(_Module):
     ) -> None:
         """Take a batch into the metrics of a stage and log them as ``val/energy/rmse_per_atom``.
 
+        In validation and test, systems that Lightning's sampler repeats, so that all processes
+        have equally many, are left out: each sample counts once, on any number of processes.
+
         Args:
             stage: ``"train"``, ``"val"`` or ``"test"``.
             systems: of the batch.
@@ -161,6 +167,8 @@ class TargetScalingMixin(_Module):
             dataloader_idx: which of several loaders.
         """
         atoms = read_atoms(systems)
+        repeated = self._repeated_systems(stage, len(atoms), dataloader_idx)
+        predictions, targets = without_systems(predictions, targets, repeated, len(atoms))
         for name, scales in self.scaler.targets.items():
             pairs = []
             if name in predictions:
@@ -196,10 +204,24 @@ class TargetScalingMixin(_Module):
         return self._scaling_step("train", batch)
 
     @override
+    def on_validation_batch_start(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Before every validation batch: remember which one, to tell repeated samples."""
+        super().on_validation_batch_start(batch, batch_idx, dataloader_idx)
+        self._scaling_batch_idx = batch_idx
+
+    @override
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Every validation batch: as in training, without gradients."""
         with torch.inference_mode(False), torch.no_grad():
             self._scaling_step("val", batch, dataloader_idx)
+
+    @override
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Before every test batch: likewise."""
+        super().on_test_batch_start(batch, batch_idx, dataloader_idx)
+        self._scaling_batch_idx = batch_idx
 
     @override
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -246,22 +268,43 @@ class TargetScalingMixin(_Module):
         targets = self.targets_to_loss(atoms, targets, masks)
         raw = self(systems)
         predictions = self.predictions_to_loss(atoms, raw, targets)
-        loss = self.compute_loss(predictions, targets)
+        repeated = self._repeated_systems(stage, len(atoms), dataloader_idx)
+        counted = without_systems(predictions, targets, repeated, len(atoms))
+        n_counted = len(atoms) - len(repeated)
+        # Nothing but repeats: no loss of one's own has to cope with an empty batch.
+        loss = torch.zeros(()) if repeated and not n_counted else self.compute_loss(*counted)
         unused = {name: tensor for name, tensor in raw.items() if name not in predictions}
         if stage == "train" and unused:
             # Weights of targets that the batch lacks need a gradient, or DDP waits for it.
             loss = loss + zero_loss(unused)
-        self.log(
-            f"{stage}/loss",
-            loss,
-            on_step=False,
-            on_epoch=True,
-            prog_bar=True,
-            sync_dist=True,
-            batch_size=len(systems),
-        )
+        self._log_scaling_loss(stage, loss, n_counted, dataloader_idx)
         self.update_metrics(stage, atoms, predictions, targets, dataloader_idx)
         return loss
+
+    def _log_scaling_loss(
+        self, stage: str, loss: torch.Tensor, n_systems: int, dataloader_idx: int
+    ) -> None:
+        """The mean over batches, each weighted by its systems; of evaluations, without repeats."""
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "prog_bar": True}
+        if stage == "train":
+            self.log(f"{stage}/loss", loss, sync_dist=True, batch_size=n_systems, **options)
+            return
+        # Lightning's own mean rounds the number of systems of a process to an integer.
+        key = f"{stage}/{dataloader_idx}"
+        if key not in self._scaling_metrics:
+            self._scaling_metrics[key] = WeightedMean().to(self.device)
+        metric = cast(Metric, self._scaling_metrics[key])
+        leave_inference_mode([metric])
+        metric.update(loss, n_systems)
+        attribute = f"_scaling_metrics.{key}"
+        self.log(f"{stage}/loss", metric, metric_attribute=attribute, **options)
+
+    def _repeated_systems(self, stage: str, n_systems: int, dataloader_idx: int) -> list[int]:
+        if stage == "train" or self.trainer.world_size == 1:
+            return []
+        # Trainer.val_dataloaders may be those of an earlier fit.
+        loaders = flattened(self.trainer._evaluation_loop._combined_loader)
+        return repeated_systems(loaders[dataloader_idx], self._scaling_batch_idx, n_systems)
 
     def _log_scaling_metrics(self, stage: str, key: str, part: Part, batch_size: int) -> None:
         metrics = cast(MetricCollection, cast(PhysicalUnits, self._scaling_metrics[key]).metric)

@@ -1,10 +1,11 @@
 """Which metrics are logged of a target, and under what names."""
 
 import pytest
+import torch
 from builders import atom_samples, spherical, structure_target
 from torchmetrics import MeanAbsoluteError, MetricCollection
 
-from lightning_scaler.logged_metrics import parts_of_target, physical_metric
+from lightning_scaler.logged_metrics import WeightedMean, parts_of_target, physical_metric
 from lightning_scaler.target import TargetLayout
 
 
@@ -35,3 +36,16 @@ def test_metrics_are_copied_and_a_single_one_is_refused():
     assert first is not second
     with pytest.raises(TypeError, match=r"expected a torchmetrics MetricCollection.*MeanAbsolute"):
         physical_metric(MeanAbsoluteError(), "t", part)
+
+
+def test_a_mean_weighs_and_keeps_nan():
+    mean = WeightedMean()
+    mean.update(torch.tensor(1.0), 3)
+    mean.update(torch.tensor(7.0), 0)
+    mean.update(torch.tensor(5.0), 1)
+    assert mean.compute().item() == 2.0
+    mean.update(torch.tensor(torch.nan), 1)
+    assert mean.compute().isnan()
+    mean.reset()
+    mean.update(torch.tensor(4.0), 2)
+    assert mean.compute().item() == 4.0

@@ -103,10 +103,18 @@ def test_an_unknown_target_in_a_setting_is_one_error(tmp_path):
     assert "did you mean 'energy'?" in result.stderr
 
 
+MODULE = ["-m", "lightning_scaler.train"]
+LAUNCHES = {
+    "by Lightning": [COMMAND],
+    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *MODULE],
+}
+
+
 @pytest.mark.distributed
-def test_two_processes_from_the_command_line(tmp_path):
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_two_processes_from_the_command_line(tmp_path, launch):
     devices = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
-    result = run(tmp_path, *SHORT, *devices)
+    result = run(tmp_path, *SHORT, *devices, command=LAUNCHES[launch])
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("Target scales") == 1
     assert result.stdout.count("Test errors: unseen molecules") == 1

@@ -155,11 +155,13 @@ class PlainNet(LightningModule):
         self.forward_dtypes: set[torch.dtype] = set()
 
     def forward(self, systems: Sequence[System]) -> Targets:
+        # On the CPU, wherever the weights are: what is tested is not the network.
+        device, systems = self.weights.device, [system.to("cpu") for system in systems]
         counts = [len(system) for system in systems]
         owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
         types = torch.cat([system.types for system in systems])
-        weights = self.weights[(types[:, None] == TYPES).long().argmax(1)]
-        matrix = self.matrix[(types[:, None] == TYPES).long().argmax(1)]
+        weights = self.weights.cpu()[(types[:, None] == TYPES).long().argmax(1)]
+        matrix = self.matrix.cpu()[(types[:, None] == TYPES).long().argmax(1)]
         with torch.enable_grad():
             r = torch.cat([s.positions for s in systems]).detach().requires_grad_()
             self.forward_dtypes.add(r.dtype)
@@ -176,7 +178,8 @@ class PlainNet(LightningModule):
             "polarizability": summed(torch.cat([weights[:, 3:], matrix], 1)),
             "charges": weights[:, 1] * r[:, 0] + weights[:, 2],
         }
-        return target_maps(counts, numbers)
+        maps = target_maps(counts, numbers)
+        return {name: tensor.to(device) for name, tensor in maps.items()}
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         return self(batch["system"])["energy"].block().values.square().mean()

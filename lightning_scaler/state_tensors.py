@@ -1,0 +1,86 @@
+"""States of plain Python objects and tensors: taken apart, put together, compared."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Hole(NamedTuple):
+    """Where a float64 tensor of this shape was taken out of a state."""
+
+    shape: tuple[int, ...]
+
+
+def without_numbers(state: Any) -> tuple[Any, torch.Tensor]:
+    """Take all float64 tensors out of a state.
+
+    Args:
+        state: nested dicts, lists and tuples of tensors and anything else.
+
+    Returns:
+        The skeleton, with a :class:`Hole` in the place of every float64 tensor; and the numbers of
+        all of them, one after the other, ``(n_numbers,)``.
+
+    Example:
+        >>> without_numbers({"a": torch.ones(1, 2).double(), "b": "c"})
+        ({'a': Hole(shape=(1, 2)), 'b': 'c'}, tensor([1., 1.], dtype=torch.float64))
+    """
+    parts = [torch.zeros(0, dtype=torch.float64)]
+
+    def take(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or leaf.dtype != torch.float64:
+            return leaf
+        parts.append(leaf.detach().cpu().reshape(-1))
+        return Hole(tuple(leaf.shape))
+
+    return _mapped(state, take), torch.cat(parts)
+
+
+def with_numbers(skeleton: Any, numbers: torch.Tensor) -> Any:
+    """The inverse of :func:`without_numbers`; numbers beyond the last hole are not used."""
+    start = 0
+
+    def fill(leaf: Any) -> Any:
+        nonlocal start
+        if not isinstance(leaf, Hole):
+            return leaf
+        length = torch.Size(leaf.shape).numel()
+        start += length
+        return numbers[start - length : start].reshape(leaf.shape).clone()
+
+    return _mapped(skeleton, fill)
+
+
+def digest(state: Any) -> str:
+    """A hash of a state, equal only if all tensors in it are equal to the last bit."""
+    whole = hashlib.sha256()
+    for part in _spelled(state):
+        whole.update(len(part).to_bytes(8, "little") + part)
+    return whole.hexdigest()
+
+
+def _mapped(state: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(state, Mapping):
+        return {name: _mapped(part, change) for name, part in state.items()}
+    if isinstance(state, (list, tuple)) and not isinstance(state, Hole):
+        return [_mapped(part, change) for part in state]
+    return change(state)
+
+
+def _spelled(state: Any) -> Iterator[bytes]:
+    if isinstance(state, torch.Tensor):
+        yield f"{state.dtype} {tuple(state.shape)}".encode()
+        yield state.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    elif isinstance(state, Mapping):
+        yield f"mapping of {len(state)}".encode()
+        for name, part in state.items():
+            yield repr(name).encode()
+            yield from _spelled(part)
+    elif isinstance(state, (list, tuple)):
+        yield f"sequence of {len(state)}".encode()
+        for part in state:
+            yield from _spelled(part)
+    else:
+        yield repr(state).encode()
