@@ -35,19 +35,6 @@ def describe(labels: Labels, row: int) -> str:
     return ", ".join(f"{name}={value}" for name, value in zip(labels.names, values, strict=True))
 
 
-def same_block(
-    block: TensorBlock, values: torch.Tensor, gradients: dict[str, torch.Tensor]
-) -> TensorBlock:
-    """A new block with the labels of ``block`` and other numbers.
-
-    Args:
-        block: gives samples, components, properties and the labels of the gradients.
-        values: ``(n_samples, *components, n_properties)``.
-        gradients: the values of each gradient of ``block``, by parameter name.
-    """
-    return block_with_samples(block, values, block.samples, gradients)
-
-
 def block_with_samples(
     block: TensorBlock,
     values: torch.Tensor,
@@ -55,7 +42,15 @@ def block_with_samples(
     gradients: dict[str, torch.Tensor],
     gradient_samples: dict[str, Labels] | None = None,
 ) -> TensorBlock:
-    """As :func:`same_block`, the samples (and those of the gradients) being replaced too."""
+    """A new block with the components and properties of ``block`` and other samples.
+
+    Args:
+        block: gives components, properties and the labels of the gradients.
+        values: ``(n_samples, *components, n_properties)``.
+        samples: of the values.
+        gradients: the values of each gradient of ``block``, by parameter name.
+        gradient_samples: of the gradients, by parameter name; by default those of ``block``.
+    """
     rebuilt = TensorBlock(values, samples, block.components, block.properties)
     for name, values_of_gradient in gradients.items():
         gradient = block.gradient(name)

@@ -5,6 +5,9 @@ import logging
 import pytest
 import torch
 
+# Run by hand: python tests/benchmarks/speed.py
+collect_ignore = ["benchmarks"]
+
 
 @pytest.fixture(autouse=True)
 def quiet_lightning():

@@ -13,6 +13,7 @@ from lightning_scaler.moments import (
     group_means,
     merge_means,
     minimum_norm_weights,
+    pooled_means,
     reduce_rows,
     square_sums,
     squares_about,
@@ -257,3 +258,31 @@ def test_no_types_at_all():
     assert fitted.per_target.shape == (0,)
     assert fitted.pooled_target.item() == 1
     assert fitted.pooled_property[0].tolist() == [1, 1]
+
+
+def test_parts_of_large_data_add_up(monkeypatch):
+    """Missing entries in one part only, by NaN or by a mask."""
+    values, groups = torch.arange(1.0, 25.0).reshape(6, 2, 2), torch.tensor([0, 1, 1, 0, 2, 1])
+    keep = torch.ones_like(values, dtype=torch.bool)
+    keep[4, 1, 0] = False
+    lost = torch.where(keep, values, NAN)
+    expected = square_sums(lost, groups, 3)
+    assert expected[1].tolist() == [[4, 4], [6, 6], [1, 2]]
+    means = group_means(lost.double(), groups, 3)
+    monkeypatch.setattr("lightning_scaler.moments.ENTRIES_AT_ONCE", 8)
+    for arguments in ((lost, groups, 3), (values, groups, 3, keep)):
+        for ours, whole in zip(square_sums(*arguments), expected, strict=True):
+            assert ours.tolist() == whole.tolist()
+        for ours, whole in zip(group_means(*arguments), means, strict=True):
+            torch.testing.assert_close(ours, whole, rtol=1e-15, atol=1e-14)
+
+
+def test_means_over_all_groups():
+    values, groups = (
+        double([[[1e5 + 1]], [[1e5 + 5]], [[NAN]], [[1e5 + 9]]]),
+        torch.tensor([1, 1, 0, 3]),
+    )
+    pooled = pooled_means(group_means(values, groups, 4))
+    assert pooled.number.tolist() == [[3]]
+    assert float(pooled.mean + pooled.rest) == 1e5 + 5
+    assert pooled_means(group_means(values[:0], groups[:0], 0)).number.tolist() == [[0]]

@@ -17,6 +17,7 @@ from builders import (
 from metatensor.torch import TensorBlock, TensorMap
 
 from lightning_scaler.tensormap import (
+    block_with_samples,
     check_gradients,
     describe,
     dtype_of,
@@ -24,7 +25,6 @@ from lightning_scaler.tensormap import (
     is_tensormap,
     map_blocks,
     mask_entries,
-    same_block,
 )
 
 NAN = float("nan")
@@ -55,26 +55,13 @@ def test_description_of_labels():
     )
 
 
-def test_same_block_keeps_all_labels():
-    target = structure_target([1.0, 2.0], [5, 3], gradient={"positions": [[[1, 2, 3]], []]})
-    old = target.block()
-    new = same_block(old, old.values * 10, {"positions": old.gradient("positions").values * 100})
-    assert new.samples == old.samples
-    assert new.properties == old.properties
-    assert new.values.tolist() == [[10.0], [20.0]]
-    gradient = new.gradient("positions")
-    assert gradient.samples == old.gradient("positions").samples
-    assert gradient.components == old.gradient("positions").components
-    assert gradient.values.flatten().tolist() == [100.0, 200.0, 300.0]
-
-
 def test_map_blocks_gives_row_keys_and_block():
     target = spherical({1: torch.ones(1, 3, 2), 0: torch.ones(1, 1, 1)}, labels("system", [0]))
     seen = []
 
     def one(row, keys, old):
         seen.append((row, keys.values[row].tolist(), tuple(old.values.shape)))
-        return same_block(old, old.values + row, {})
+        return block_with_samples(old, old.values + row, old.samples, {})
 
     mapped = map_blocks(target, one)
     assert seen == [(0, [1, 1], (1, 3, 2)), (1, [0, 1], (1, 1, 1))]

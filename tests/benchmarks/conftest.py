@@ -1,3 +1,0 @@
-"""Benchmarks are run by hand: ``python tests/benchmarks/speed.py``."""
-
-collect_ignore_glob = ["*.py"]

@@ -1,0 +1,108 @@
+"""TensorMaps as lists of tensors and back, in TorchScript."""
+
+import pytest
+import torch
+from builders import (
+    atom_samples,
+    atom_target,
+    forces,
+    labels,
+    pair_target,
+    spherical,
+    structure_target,
+)
+
+from lightning_scaler.target import TargetLayout
+from lightning_scaler.torchscript import (
+    gradient_samples,
+    has_rows,
+    same_labels,
+    scripted,
+    values_and_gradients,
+    with_values,
+)
+
+POSITIONS = {"positions": [[[1, 2, 3]], []]}
+
+
+def energy(gradient=POSITIONS, systems=(5, 3)):
+    return structure_target([1.0, 2.0], systems, gradient=gradient)
+
+
+def test_compiled_at_the_first_call():
+    def twice(number: int) -> int:
+        return 2 * number
+
+    assert scripted(twice)(3) == 6
+    assert scripted(twice).__name__ == "twice"
+
+
+def test_other_numbers_under_the_same_labels():
+    old = energy()
+    values, gradients = values_and_gradients(old)
+    new = with_values(old, [10 * v for v in values], [100 * g for g in gradients])
+    assert same_labels(new, old)
+    assert new.block().values.tolist() == [[10.0], [20.0]]
+    assert new.block().gradient("positions").values.flatten().tolist() == [100, 200, 300]
+    assert old.block().values.tolist() == [[1.0], [2.0]]
+
+
+def test_autograd_passes_through():
+    weight = torch.tensor([3.0, 4.0], dtype=torch.float64, requires_grad=True)
+    new = with_values(energy({}), [weight[:, None]], [])
+    new.block().values.square().sum().backward()
+    assert weight.grad.tolist() == [6.0, 8.0]
+
+
+def test_rows_of_gradients():
+    strain = {"positions": [[[1, 2, 3]], [[4, 5, 6]]], "strain": torch.ones(2, 3, 3)}
+    blocks, names, rows, of_atoms = gradient_samples(energy(strain))
+    assert blocks == [0, 0]
+    found = dict(
+        zip(names, zip([row.tolist() for row in rows], of_atoms, strict=True), strict=True)
+    )
+    assert found == {"positions": ([0, 1], True), "strain": ([0, 1], False)}
+
+
+def test_rows_are_compared_by_their_width():
+    of_systems, of_atoms = labels("system", [0, 1]).values, atom_samples(1, 2).values
+    assert has_rows(structure_target([1.0, 2.0]), of_systems, of_atoms)
+    assert not has_rows(structure_target([1.0, 2.0], [1, 0]), of_systems, of_atoms)
+    assert has_rows(forces([[0, 0, 0]] * 3, 1, 2), of_systems, of_atoms)
+    assert not has_rows(atom_target([1.0], [[0, 0]]), of_systems, of_atoms)
+    assert not has_rows(pair_target([[1.0, 1.0]], [[0, 0, 0, 0, 0, 0]]), of_systems, of_atoms)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        energy(systems=(5, 4)),
+        energy({}),
+        structure_target([1.0, 2.0], [5, 3], "dipole", POSITIONS),
+        structure_target([1.0, 2.0], [5, 3], gradient=POSITIONS, dtype=torch.float32),
+        structure_target([1.0, 2.0], [5, 3], gradient={"positions": [[], [[1, 2, 3]]]}),
+    ],
+    ids=["samples", "gradients", "properties", "dtype", "gradient samples"],
+)
+def test_labels_that_differ(other):
+    assert same_labels(energy(), energy())
+    assert not same_labels(energy(), other)
+
+
+def test_a_layout_holds_what_it_was_read_from():
+    samples = labels("system", [0, 1])
+    tensor = spherical({0: torch.ones(2, 1, 1), 2: torch.ones(2, 5, 3)}, samples)
+    layout = TargetLayout.of("t", tensor)
+    assert layout.holds(tensor)
+    assert layout.holds(
+        spherical({0: torch.zeros(0, 1, 1), 2: torch.zeros(0, 5, 3)}, labels("system", []))
+    )
+    for different in (
+        spherical({2: torch.ones(2, 5, 3), 0: torch.ones(2, 1, 1)}, samples),
+        spherical({0: torch.ones(2, 1, 1)}, samples),
+        spherical({0: torch.ones(2, 1, 1), 2: torch.ones(2, 5, 2)}, samples),
+        spherical({0: torch.ones(2, 1, 1), 2: torch.ones(2, 5, 3)}, atom_samples(2)),
+        spherical({0: torch.ones(2, 1, 1), 2: torch.ones(2, 5, 3)}, samples, dtype=torch.int32),
+    ):
+        assert not layout.holds(different)
+    assert not TargetLayout.of("e", energy({})).holds(energy())
