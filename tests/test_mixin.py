@@ -6,7 +6,7 @@ import pytest
 import torch
 from builders import system
 from lightning.pytorch import LightningModule
-from metatensor.torch import TensorMap
+from metatensor.torch import TensorBlock, TensorMap
 from torchmetrics import MeanAbsoluteError, MetricCollection
 from training import (
     PlainNet,
@@ -422,6 +422,5 @@ def test_plain_checkpoints_load_as_unfitted(tmp_path):
 
 
 def with_values(tensor, values):
-    from lightning_scaler.tensormap import same_block
-
-    return TensorMap(tensor.keys, [same_block(tensor.block(), values, {})])
+    of = tensor.block()
+    return TensorMap(tensor.keys, [TensorBlock(values, of.samples, of.components, of.properties)])
