@@ -8,8 +8,19 @@ import torch
 
 from .atoms import Atoms
 from .least_squares import LeastSquares
-from .moments import Means, group_means, merge_means, pooled_means, square_sums, squares_about
+from .moments import (
+    Means,
+    column_means,
+    group_means,
+    merge_means,
+    pooled_means,
+    square_sums,
+    squares_about,
+)
 from .target import Invariance, TargetLayout
+
+# Merging so many means costs as much as merging two.
+PARTS_AT_ONCE = 64
 
 
 @dataclass
@@ -25,7 +36,8 @@ class BlockStatistics:
         totals: rows as they are, for per-structure targets with a baseline; several problems once
             some properties had missing values, each with the properties it is for.
         averages: the same rows divided by the number of atoms, for extensive targets.
-        spread: of the entries that have a baseline, as the data store them, all groups together.
+        spread: parts of the means of entries that have a baseline, as the data store them; only
+            where they are not those of :attr:`means`.
         noise: sums of squares of the roundings of contributions, ``(n_groups, n_properties)``.
     """
 
@@ -36,7 +48,7 @@ class BlockStatistics:
     means: Means | None = None
     totals: list[tuple[list[int], LeastSquares]] = field(default_factory=list)
     averages: list[tuple[list[int], LeastSquares]] = field(default_factory=list)
-    spread: Means | None = None
+    spread: list[Means] = field(default_factory=list)
     noise: torch.Tensor | None = None
 
     def residual(self, weights: torch.Tensor | None) -> torch.Tensor:
@@ -52,9 +64,10 @@ class BlockStatistics:
 
     def variance(self) -> float:
         """Sum of squares about the mean of what could have a baseline, and about 0 of the rest."""
-        if self.spread is None:
+        parts = self.spread or ([] if self.means is None else [self.means])
+        if not parts:
             return float(self.stored.sum())
-        return float(self.spread.centred.sum() + self.squares.sum())
+        return float(_pooled(parts).centred.sum() + self.squares.sum())
 
     def contributions(self, weights: torch.Tensor | None) -> torch.Tensor:
         """Sums of squares of what a baseline adds up, ``(n_groups, n_properties)``.
@@ -119,11 +132,9 @@ def block_of_batch(
             of_mean = None if keep is None else _invariant(keep, invariance)
             chosen = _invariant(left, invariance)
             statistics.means = group_means(chosen, groups, n_groups, of_mean)
-            if left is stored:
-                statistics.spread = pooled_means(statistics.means)
-            else:
+            if contribution is not None:
                 chosen = _invariant(stored, invariance)
-                statistics.spread = group_means(chosen, None, 1, of_mean)
+                statistics.spread = [group_means(chosen, None, 1, of_mean)]
         return statistics
     if keep is not None:
         stored, left = (torch.where(keep, entries, torch.nan) for entries in (stored, left))
@@ -140,7 +151,8 @@ def block_of_batch(
         given = averaged - left_averaged
         statistics.noise = _roundings(given, contribution.dtype, None, 1)
     if invariance is not None:
-        statistics.spread = group_means(_invariant(averaged, invariance), None, 1)
+        columns = _invariant(averaged, invariance).reshape(-1, shape[-1])
+        statistics.spread = [column_means(columns)]
         composition = atoms.composition(types)
         composition = composition if rows is None else composition[rows]
         statistics.totals = _problems(composition, _invariant(left, invariance), types)
@@ -172,9 +184,11 @@ def _sums(
     """
     squares, numbers = square_sums(stored, groups, n_groups, keep)
     statistics = BlockStatistics(numbers, squares, squares, epsilon)
-    if invariance is not None:
-        others = None if keep is None else _without_invariant(keep, invariance)
-        without = _without_invariant(left, invariance)
+    if invariance == "scalar":
+        statistics.squares = torch.zeros_like(squares)
+    elif invariance is not None:
+        others = None if keep is None else _without_invariant(keep)
+        without = _without_invariant(left)
         statistics.squares = square_sums(without, groups, n_groups, others)[0]
     elif left is not stored:
         statistics.squares = square_sums(left, groups, n_groups, keep)[0]
@@ -202,9 +216,8 @@ def _invariant(values: torch.Tensor, invariance: Invariance) -> torch.Tensor:
     return values[:, _diagonal(values.shape[1])]
 
 
-def _without_invariant(values: torch.Tensor, invariance: Invariance) -> torch.Tensor:
-    if invariance == "scalar":
-        return values[:0]
+def _without_invariant(values: torch.Tensor) -> torch.Tensor:
+    """The entries off the diagonal of a rank-2 block."""
     return values[:, ~_diagonal(values.shape[1])]
 
 
@@ -262,9 +275,9 @@ def merged(first: BlockStatistics, second: BlockStatistics) -> BlockStatistics:
     means = first.means
     if first.means is not None and second.means is not None:
         means = merge_means(first.means, second.means)
-    spread = first.spread
-    if first.spread is not None and second.spread is not None:
-        spread = merge_means(first.spread, second.spread)
+    spread = first.spread + second.spread
+    if len(spread) > PARTS_AT_ONCE:
+        spread = [_pooled(spread)]
     return BlockStatistics(
         counts=first.counts + second.counts,
         stored=first.stored + second.stored,
@@ -276,6 +289,10 @@ def merged(first: BlockStatistics, second: BlockStatistics) -> BlockStatistics:
         spread=spread,
         noise=second.noise if first.noise is None else _plus(first.noise, second.noise),
     )
+
+
+def _pooled(parts: list[Means]) -> Means:
+    return pooled_means(Means(*(torch.cat(numbers) for numbers in zip(*parts, strict=True))))
 
 
 def _plus(first: torch.Tensor, second: torch.Tensor | None) -> torch.Tensor:
@@ -334,6 +351,6 @@ def block_state(key: tuple[int, ...], block: BlockStatistics) -> dict[str, Any]:
         "means": None if block.means is None else list(block.means),
         "totals": [(properties, problem.state()) for properties, problem in block.totals],
         "averages": [(properties, problem.state()) for properties, problem in block.averages],
-        "spread": None if block.spread is None else list(block.spread),
+        "spread": [list(part) for part in block.spread],
         "noise": block.noise,
     }

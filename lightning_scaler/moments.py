@@ -127,6 +127,15 @@ def group_means(
     return Means(number, mean, rest, (squares - number * rest.square()).clamp(min=0.0))
 
 
+def column_means(values: torch.Tensor) -> Means:
+    """Means and centred sums of squares of every column of ``(n_rows, n_properties)`` float64."""
+    number = (~torch.isnan(values)).sum(0, keepdim=True).double()
+    mean = values.nansum(0, keepdim=True) / number.clamp(min=1.0)
+    difference = values - mean
+    rest = difference.nansum(0, keepdim=True) / number.clamp(min=1.0)
+    return Means(number, mean, rest, (difference - rest).square().nansum(0, keepdim=True))
+
+
 def pooled_means(means: Means) -> Means:
     """The means over all groups, ``(1, n_properties)``."""
     number = means.number.sum(0, keepdim=True)
@@ -235,9 +244,11 @@ def reduce_rows(matrix: torch.Tensor, values: torch.Tensor) -> Rows:
         matrix: ``(n_rows, n_columns)`` float64.
         values: ``(n_rows, n_properties)`` float64, none missing.
     """
-    orthogonal, triangular = torch.linalg.qr(matrix)
-    projected = orthogonal.T @ values
-    return Rows(triangular, projected, (values - orthogonal @ projected).square().sum(0))
+    n_columns = matrix.shape[1]
+    # Without the orthogonal factor it takes a third of the time.
+    triangular = torch.linalg.qr(torch.cat([matrix, values], 1), mode="r").R
+    left = triangular[n_columns:, n_columns:].square().sum(0)
+    return Rows(triangular[:n_columns, :n_columns], triangular[:n_columns, n_columns:], left)
 
 
 def minimum_norm_weights(rows: Rows) -> torch.Tensor:

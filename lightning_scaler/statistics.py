@@ -131,8 +131,8 @@ class TargetStatistics:
         for entry in state["blocks"]:
             entry = dict(entry)
             key = tuple(entry.pop("key"))
-            for means in ("means", "spread"):
-                entry[means] = None if entry[means] is None else Means(*entry[means])
+            entry["means"] = None if entry["means"] is None else Means(*entry["means"])
+            entry["spread"] = [Means(*part) for part in entry["spread"]]
             for rows in ("totals", "averages"):
                 entry[rows] = [(list(p), LeastSquares.from_state(s)) for p, s in entry[rows]]
             blocks[key] = BlockStatistics(**entry)

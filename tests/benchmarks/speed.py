@@ -210,6 +210,28 @@ def _bytes(state: Any) -> int:
     return sum(map(_bytes, state)) if isinstance(state, (list, tuple)) else 0
 
 
+def print_baseline(times: int) -> None:
+    """The baseline's share of an update, over so many batches that their reductions count."""
+    n_batches = 32
+    print(f"\n{'baseline (32 x 20)':42s}{'without':>10s}{'with':>10s}{'share':>10s}")
+    for names in (["energy"], ["energy", "forces", "charges"]):
+        for n_types in (5, 89):
+            work = workload(names, 32, 20, n_types)
+            variants = {}
+            for name, baseline in (("without", None), ("with", CompositionBaseline())):
+                accumulator = ScaleAccumulator(baseline=baseline)
+
+                def run(accumulator: ScaleAccumulator = accumulator, work: Workload = work) -> None:
+                    for _ in range(n_batches):
+                        accumulator.update(*work[:3])
+
+                variants[name] = partial(lambda call: call, run)
+            taken = {name: ms / n_batches for name, ms in medians(variants, times).items()}
+            share = 100.0 * (1.0 - taken["without"] / taken["with"])
+            title = f"{', '.join(names)}; {n_types} types"
+            print(f"{title:42s}{taken['without']:10.3f}{taken['with']:10.3f}{share:8.0f} %")
+
+
 def print_embedded(times: int) -> None:
     """The fit pass over the embedded molecules, and the conversions of a training step."""
     from embedded import fit_pass, training_step
@@ -247,6 +269,7 @@ def main() -> None:
     parser.add_argument("--items", nargs="*", default=list(WORKLOADS), choices=list(WORKLOADS))
     parser.add_argument("--curves", type=Path, help="also measure the curves; plot them into this")
     parser.add_argument("--memory", action="store_true", help="also the memory of an update")
+    parser.add_argument("--baseline", action="store_true", help="also the baseline's share")
     parser.add_argument("--embedded", action="store_true", help="also the embedded molecules")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -257,6 +280,8 @@ def main() -> None:
     print_table(options.items, with_metatrain, max(options.times, 9))
     if options.memory:
         print_memory(list(WORKLOADS))
+    if options.baseline:
+        print_baseline(max(options.times, 9))
     if options.embedded:
         print_embedded(max(options.times, 9))
     if options.curves is not None:
