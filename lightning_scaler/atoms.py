@@ -1,9 +1,9 @@
 """A batch's atoms: types, counts, and which atom each sample row belongs to."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from metatensor.torch import Labels, TensorMap
@@ -26,6 +26,14 @@ class HasTypes(Protocol):
         """Return the number of atoms."""
 
 
+class Moved(NamedTuple):
+    """A TensorMap on a device, what it was before, and whether that was :meth:`Atoms.usual`."""
+
+    tensor: TensorMap
+    original: TensorMap
+    usual: bool
+
+
 class IdentifiedSystems(list[Any]):
     """The systems of a batch that says which of the data set they are.
 
@@ -42,6 +50,21 @@ class IdentifiedSystems(list[Any]):
             )
         super().__init__(systems)
         self.sample_id = tuple(sample_id)
+        self.atoms: Atoms | None = getattr(systems, "atoms", None)
+
+
+class ReadSystems(list[Any]):
+    """The systems of a batch on a device, their atoms having been read before they were moved.
+
+    Args:
+        systems: on the device.
+        atoms: what :class:`Atoms` has of them, on the device too; ``None`` in copies that others
+            make of the list.
+    """
+
+    def __init__(self, systems: Sequence[HasTypes] = (), atoms: "Atoms | None" = None) -> None:
+        super().__init__(systems)
+        self.atoms = atoms
 
 
 @dataclass(frozen=True)
@@ -55,16 +78,21 @@ class Atoms:
         counts: number of atoms of every system, ``(n_systems,)`` int64.
         sample_id: the id of every system in the data set, ``(n_systems,)``, where the batch says.
         systems: the systems themselves, wherever they are.
+        moved: TensorMaps of the batch whose labels have been read before they came to a device.
     """
 
     types: torch.Tensor
     counts: torch.Tensor
     sample_id: torch.Tensor | None = None
     systems: Sequence[HasTypes] = field(default=(), repr=False)
+    moved: tuple[Moved, ...] = field(default=(), repr=False)
 
     @classmethod
     def from_systems(cls, systems: Sequence[HasTypes]) -> "Atoms":
-        """Read types and lengths, the only things asked of a system."""
+        """Read types and lengths, the only things asked of a system, unless they have been read."""
+        read: Atoms | None = getattr(systems, "atoms", None)
+        if read is not None:
+            return read._of(systems)
         types, counts = _types_and_counts(systems)
         if types.device.type == "meta":
             raise ValueError("expected systems with data, got systems on the meta device")
@@ -80,6 +108,26 @@ class Atoms:
             systems=systems,
         )
 
+    def _of(self, systems: Sequence[HasTypes]) -> "Atoms":
+        """The same atoms, of these systems."""
+        sample_id = getattr(systems, "sample_id", None)
+        if sample_id is None:
+            return self.changed(systems=systems)
+        ids = torch.tensor(sample_id)
+        atoms = self.changed(
+            systems=systems, sample_id=ids.to(self.types.device, non_blocking=True)
+        )
+        # Compared here, so that nobody waits for another device.
+        vars(atoms)["usual_ids"] = torch.equal(ids, torch.arange(len(ids)))
+        return atoms
+
+    def changed(self, **attributes: Any) -> "Atoms":
+        """A copy with other attributes, for which all that has been worked out still holds."""
+        copy = replace(self, **attributes)
+        new = {name: value for name, value in vars(self).items() if name not in vars(copy)}
+        vars(copy).update(new)
+        return copy
+
     def __len__(self) -> int:
         """Return the number of systems."""
         return self.counts.numel()
@@ -94,10 +142,12 @@ class Atoms:
             self.counts.to(device, non_blocking=True),
             None if ids is None else ids.to(device, non_blocking=True),
             self.systems,
+            self.moved,
         )
         if self.types.device.type == "cpu":
             # Found here, so that nobody waits for the other device.
             vars(moved)["_kinds"] = self.kinds, self.kind_of_atom.to(device, non_blocking=True)
+            vars(moved)["usual_ids"] = self.usual_ids
         return moved
 
     @cached_property
@@ -177,15 +227,28 @@ class Atoms:
 
     def usual(self, tensor: TensorMap) -> bool:
         """Whether the rows of every block are usual ones, see :meth:`usual_rows`."""
+        known = self._moved(tensor)
+        if known is not None:
+            return known.usual
         return has_rows(tensor, self.usual_labels[1], self.usual_labels[2])
+
+    def on_host(self, tensor: TensorMap) -> TensorMap:
+        """A TensorMap with the same labels, on the CPU if it came from there, else the same one."""
+        known = self._moved(tensor)
+        return tensor if known is None else known.original
+
+    def _moved(self, tensor: TensorMap) -> Moved | None:
+        return next((known for known in self.moved if known.tensor is tensor), None)
 
     @cached_property
     def kinds_in_systems(self) -> torch.Tensor:
         """Atoms of each kind in every system, float64 ``(n_systems, n_kinds)``."""
         n_kinds = self.kinds.numel()
         cell = self.system_of_atom * n_kinds + self.kind_of_atom
-        number = torch.bincount(cell, minlength=len(self) * n_kinds)
-        return number.double().reshape(len(self), n_kinds)
+        # Not bincount, which waits for a GPU.
+        number = torch.zeros(len(self) * n_kinds, dtype=torch.float64, device=cell.device)
+        number.index_add_(0, cell, number.new_ones(()).expand(len(cell)))
+        return number.reshape(len(self), n_kinds)
 
     def composition(self, types: torch.Tensor) -> torch.Tensor:
         """Atoms of each of ``types`` in every system, float64 ``(n_systems, n_types)``."""

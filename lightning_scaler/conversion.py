@@ -74,7 +74,7 @@ def convert_target(
         conversion: from which space to which.
         contributions: of an additive module to each block, in the rows of the tensor.
     """
-    keys = _keys_of_blocks(scales.layout, tensor)
+    keys = _keys_of_blocks(scales.layout, atoms.on_host(tensor))
     if not keys or scales.layout.kind == "pair":
         return tensor
     rows = _rows_of_blocks(scales.layout, tensor, atoms, reading)

@@ -195,8 +195,8 @@ class TargetScalingMixin(_Module):
     ) -> Any:
         """Every batch: Lightning moves tensors, this moves TensorMaps and systems too."""
         with torch.inference_mode(False):
-            batch = move_to_device(batch, device, self._scaling_dtype())
-            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+            batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+            return move_to_device(batch, device, self._scaling_dtype())
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:

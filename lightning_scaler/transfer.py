@@ -7,6 +7,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from metatensor.torch import Labels, TensorBlock, TensorMap
 from metatomic.torch import System
 
+from .atoms import Atoms, Moved, ReadSystems
 from .tensormap import is_system, is_tensormap
 
 
@@ -15,24 +16,47 @@ def move_to_device(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
     TensorMaps keep their dtype: targets are rounded in loss space only. Whatever was made under
     ``torch.inference_mode`` (a loader inside a validation loop) is copied, so that autograd can
-    use it. Other members of the batch are left alone.
+    use it. Lists of systems become :class:`ReadSystems`: types and labels are read before the move,
+    so that nothing on the device waits for the host later. Other members of the batch are left
+    alone.
 
     Args:
         batch: any nesting of mappings, sequences, named tuples and dataclasses.
         device: where to.
         dtype: of positions, cells and neighbour vectors.
     """
+    tensors: list[tuple[TensorMap, TensorMap]] = []
+    lists: list[tuple[Atoms, ReadSystems]] = []
 
     def move(member: Any) -> Any:
         if is_tensormap(member):
             moved = member.to(device=device)
-            return _copied(moved) if _is_inference(moved) else moved
+            moved = _copied(moved) if _is_inference(moved) else moved
+            tensors.append((member, moved))
+            return moved
         if is_system(member):
             moved = member.to(dtype=dtype, device=device)
             return _copied_system(moved) if moved.types.is_inference() else moved
+        if isinstance(member, (list, tuple)):
+            return move_members(member)
         return member
 
-    return apply_to_collection(batch, dtype=torch.ScriptObject, function=move)
+    def move_members(members: Any) -> Any:
+        parts = [recurse(member) for member in members]
+        if parts and all(map(is_system, parts)):
+            atoms = Atoms.from_systems(members)
+            lists.append((atoms, ReadSystems(parts, atoms)))
+            return lists[-1][1]
+        return type(members)(*parts) if hasattr(members, "_fields") else type(members)(parts)
+
+    def recurse(part: Any) -> Any:
+        return apply_to_collection(part, (torch.ScriptObject, list, tuple), move)
+
+    moved = recurse(batch)
+    for atoms, systems in lists:
+        read = tuple(Moved(after, before, atoms.usual(before)) for before, after in tensors)
+        systems.atoms = atoms.changed(moved=read).to(device)
+    return moved
 
 
 def _is_inference(tensor: TensorMap) -> bool:

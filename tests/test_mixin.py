@@ -223,6 +223,10 @@ def test_tensormaps_and_systems_are_moved_and_systems_cast(fitted):
     assert moved["system"][1].positions.device.type == "meta"
     assert moved["system"][1].positions.dtype == torch.float32
     assert batch["system"][1].positions.dtype == torch.float64
+    # Types and labels were read before the move: the meta device could not be asked.
+    in_loss = net.targets_to_loss(*net.unpack_batch(moved))
+    assert in_loss["charges"].block().values.dtype == torch.float32
+    assert in_loss["charges"].device.type == "meta"
 
 
 def test_a_batch_made_in_inference_mode_can_be_differentiated(fitted):

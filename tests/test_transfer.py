@@ -1,13 +1,17 @@
 """Systems and TensorMaps of a batch on their way to a device."""
 
+import warnings
 from collections import namedtuple
 
 import pytest
 import torch
-from builders import labels, structure_target, system
+from builders import atom_target, cartesian, labels, structure_target, system
 from metatensor.torch import TensorBlock
 from metatomic.torch import NeighborListOptions
 
+from lightning_scaler import CompositionBaseline, ScaleAccumulator
+from lightning_scaler.atoms import Atoms, IdentifiedSystems, read_atoms
+from lightning_scaler.loss_space import targets_to_loss
 from lightning_scaler.transfer import move_to_device
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -116,3 +120,50 @@ def test_systems_cast_in_inference_mode():
     assert isinstance(moved.types, torch.Tensor)
     for tensor in (moved.types, moved.positions, moved.cell, moved.pbc):
         assert not tensor.is_inference()
+
+
+def test_types_and_labels_are_read_before_the_move():
+    samples = labels(["system", "atom"], [[0, 0], [0, 1], [1, 0]])
+    usual, swapped = structure_target([1.0, 2.0]), structure_target([1.0, 2.0], systems=[1, 0])
+    charges = atom_target([1.0, 2.0, 3.0], samples)
+    batch = ([system(8, 1), system(6)], {"e": usual, "s": swapped, "q": charges})
+    systems, targets = move_to_device(batch, CPU, torch.float32)
+    atoms = Atoms.from_systems(systems)
+    assert atoms.kinds.tolist() == [1, 6, 8]
+    assert atoms.systems is systems
+    assert atoms.types is systems.atoms.types
+    assert [moved.usual for moved in atoms.moved] == [True, False, True]
+    # On a device without numbers, what would have to ask it cannot be answered.
+    systems, targets = move_to_device(batch, META, torch.float32)
+    atoms = read_atoms(systems)
+    assert atoms.types.device == META
+    assert atoms.kinds.tolist() == [1, 6, 8]
+    assert atoms.usual_ids
+    assert atoms.usual(targets["e"])
+    assert atoms.usual(targets["q"])
+    again = IdentifiedSystems(systems, [4, 7])
+    assert not Atoms.from_systems(again).usual_ids
+    assert Atoms.from_systems(again).kinds.tolist() == [1, 6, 8]
+
+
+@pytest.mark.parametrize("baseline", [None, CompositionBaseline()])
+def test_conversions_of_a_moved_batch_ask_the_device_nothing(baseline):
+    """The meta device has no numbers: whoever asks for one raises."""
+    structures = [system(8, 1), system(6)]
+    rows = labels(["system", "atom"], [[0, 0], [0, 1], [1, 0]])
+    given = {
+        "energy": structure_target([1.0, 2.0], gradient={"strain": [[[1.0] * 3] * 3] * 2}),
+        "charges": atom_target([1.0, 2.0, 3.0], rows),
+        "dipole": structure_target([[[1.0], [2.0], [3.0]]] * 2, components=cartesian()),
+    }
+    accumulator = ScaleAccumulator(baseline=baseline)
+    accumulator.update(structures, given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a baseline leaves nothing of so few numbers
+        scaler = accumulator.compute()
+    systems, targets = move_to_device((structures, given), META, torch.float32)
+    atoms = read_atoms(systems)
+    in_loss = targets_to_loss(scaler, atoms, targets)
+    assert {tensor.block().values.device for tensor in in_loss.values()} == {META}
+    strain = in_loss["energy"].block().gradient("strain").values
+    assert (strain.device, strain.dtype) == (META, torch.float32)
