@@ -1,13 +1,14 @@
 """Which metrics the mixin logs of a target, and under what names."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
+from lightning.pytorch import LightningModule
 from torchmetrics import Metric, MetricCollection
 from typing_extensions import override
 
-from .metrics import PhysicalUnits
+from .metrics import PhysicalPair, PhysicalUnits, leave_inference_mode
 from .target import TargetLayout
 
 
@@ -97,3 +98,68 @@ class WeightedMean(Metric):
     def compute(self) -> torch.Tensor:
         """The mean so far; NaN without any weight."""
         return self.total / self.weight
+
+
+class LoggedMetrics(torch.nn.ModuleDict):
+    """The metrics of a module, by stage, loader and part of a target; made when first needed.
+
+    Args:
+        attribute: of the module that holds this one.
+    """
+
+    def __init__(self, attribute: str) -> None:
+        super().__init__()
+        self._attribute = attribute
+
+    def log_part(
+        self,
+        module: LightningModule,
+        stage: str,
+        dataloader_idx: int,
+        target: str,
+        part: Part,
+        pairs: Sequence[PhysicalPair],
+        batch_size: int,
+    ) -> None:
+        """Take a batch into the metrics of one part of a target, and log them."""
+        key = f"{stage}/{dataloader_idx}/{part.path}".replace(".", "_")
+        if key not in self:
+            made = physical_metric(module.configure_metrics(), target, part)  # type: ignore[operator]
+            self[key] = made.to(module.device)
+        wrapper = cast(PhysicalUnits, self[key])
+        wrapper.update_physical(pairs)
+        for name, metric in cast(MetricCollection, wrapper.metric).items():
+            # Processes reduce their metrics together, so all log the same ones, whatever targets
+            # their batches have.
+            if metric.update_called or module.trainer.world_size > 1:
+                module.log(
+                    f"{stage}/{part.name(name)}",
+                    metric,
+                    on_step=False,
+                    on_epoch=True,
+                    batch_size=batch_size,
+                    metric_attribute=f"{self._attribute}.{key}.metric.{name}",
+                )
+
+    def log_loss(
+        self,
+        module: LightningModule,
+        stage: str,
+        dataloader_idx: int,
+        loss: torch.Tensor,
+        n_systems: int,
+    ) -> None:
+        """Log the mean over batches, each weighted by its systems."""
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "prog_bar": True}
+        if stage == "train":
+            module.log(f"{stage}/loss", loss, sync_dist=True, batch_size=n_systems, **options)
+            return
+        # Lightning's own mean rounds the number of systems of a process to an integer.
+        key = f"{stage}/{dataloader_idx}"
+        if key not in self:
+            self[key] = WeightedMean().to(module.device)
+        metric = cast(WeightedMean, self[key])
+        leave_inference_mode([metric])
+        metric.update(loss, n_systems)
+        attribute = f"{self._attribute}.{key}"
+        module.log(f"{stage}/loss", metric, metric_attribute=attribute, **options)

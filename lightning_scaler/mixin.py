@@ -3,21 +3,21 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
 from metatensor.torch import TensorMap, detach
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 from typing_extensions import override
 
 from .atoms import Atoms, HasTypes, read_atoms
 from .batches import unpack
 from .distributed import flattened
-from .logged_metrics import Part, WeightedMean, parts_of_target, physical_metric
+from .logged_metrics import LoggedMetrics, parts_of_target
 from .loss import mean_squared_error, zero_loss
 from .loss_space import between_positions, predictions_to_loss, targets_to_loss
-from .metrics import PhysicalUnits, leave_inference_mode, physical_pairs
+from .metrics import physical_pairs
 from .repeats import repeated_systems, without_systems
 from .scaler import Scaler
 from .transfer import move_to_device
@@ -72,7 +72,7 @@ class TargetScalingMixin(_Module):
         ):
             warnings.filterwarnings("ignore", message)
         self.scaler = Scaler()
-        self._scaling_metrics = torch.nn.ModuleDict()
+        self._scaling_metrics = LoggedMetrics("_scaling_metrics")
         self._scaling_batch_idx = 0
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -174,12 +174,9 @@ class TargetScalingMixin(_Module):
             if name in predictions:
                 pairs = physical_pairs(name, self.scaler, atoms, predictions[name], targets[name])
             for part in parts_of_target(scales.layout, scales.extensive, self.metrics_per_block):
-                key = f"{stage}/{dataloader_idx}/{part.path}".replace(".", "_")
-                if key not in self._scaling_metrics:
-                    metric = physical_metric(self.configure_metrics(), name, part)
-                    self._scaling_metrics[key] = metric.to(self.device)
-                cast(PhysicalUnits, self._scaling_metrics[key]).update_physical(pairs)
-                self._log_scaling_metrics(stage, key, part, len(atoms))
+                self._scaling_metrics.log_part(
+                    self, stage, dataloader_idx, name, part, pairs, len(atoms)
+                )
 
     # What Lightning calls.
 
@@ -277,27 +274,9 @@ class TargetScalingMixin(_Module):
         if stage == "train" and unused:
             # Weights of targets that the batch lacks need a gradient, or DDP waits for it.
             loss = loss + zero_loss(unused)
-        self._log_scaling_loss(stage, loss, n_counted, dataloader_idx)
+        self._scaling_metrics.log_loss(self, stage, dataloader_idx, loss, n_counted)
         self.update_metrics(stage, atoms, predictions, targets, dataloader_idx)
         return loss
-
-    def _log_scaling_loss(
-        self, stage: str, loss: torch.Tensor, n_systems: int, dataloader_idx: int
-    ) -> None:
-        """The mean over batches, each weighted by its systems; of evaluations, without repeats."""
-        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "prog_bar": True}
-        if stage == "train":
-            self.log(f"{stage}/loss", loss, sync_dist=True, batch_size=n_systems, **options)
-            return
-        # Lightning's own mean rounds the number of systems of a process to an integer.
-        key = f"{stage}/{dataloader_idx}"
-        if key not in self._scaling_metrics:
-            self._scaling_metrics[key] = WeightedMean().to(self.device)
-        metric = cast(Metric, self._scaling_metrics[key])
-        leave_inference_mode([metric])
-        metric.update(loss, n_systems)
-        attribute = f"_scaling_metrics.{key}"
-        self.log(f"{stage}/loss", metric, metric_attribute=attribute, **options)
 
     def _repeated_systems(self, stage: str, n_systems: int, dataloader_idx: int) -> list[int]:
         if stage == "train" or self.trainer.world_size == 1:
@@ -305,21 +284,6 @@ class TargetScalingMixin(_Module):
         # Trainer.val_dataloaders may be those of an earlier fit.
         loaders = flattened(self.trainer._evaluation_loop._combined_loader)
         return repeated_systems(loaders[dataloader_idx], self._scaling_batch_idx, n_systems)
-
-    def _log_scaling_metrics(self, stage: str, key: str, part: Part, batch_size: int) -> None:
-        metrics = cast(MetricCollection, cast(PhysicalUnits, self._scaling_metrics[key]).metric)
-        for name, metric in metrics.items():
-            # Processes reduce their metrics together, so all log the same ones, whatever targets
-            # their batches have.
-            if metric.update_called or self.trainer.world_size > 1:
-                self.log(
-                    f"{stage}/{part.name(name)}",
-                    metric,
-                    on_step=False,
-                    on_epoch=True,
-                    batch_size=batch_size,
-                    metric_attribute=f"_scaling_metrics.{key}.metric.{name}",
-                )
 
     def _scaling_dtype(self) -> torch.dtype:
         """The dtype of systems and of the loss: that of the module, float32 if it is shorter."""
