@@ -20,7 +20,8 @@ from .system_labels import Reading, read_positions, read_system_labels
 
 Space = Literal["physical", "loss", "model"]
 
-STATE_VERSION = 1
+# 2: with additive modules.
+STATE_VERSION = 2
 
 
 class Scaler(torch.nn.Module):

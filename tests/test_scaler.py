@@ -165,7 +165,7 @@ def test_save_and_load(tmp_path, unseen):
 def test_saved_file_runs_no_pickled_code(tmp_path):
     fitted().save(str(tmp_path / "scaler.pt"))
     state = torch.load(tmp_path / "scaler.pt", weights_only=True)
-    assert state["version"] == 1
+    assert state["version"] == 2
 
 
 def test_state_dict_of_a_module_that_holds_it(tmp_path):
@@ -193,10 +193,21 @@ def test_old_state_dict_loads_as_not_fitted():
     assert list(old) == names
 
 
+def test_state_of_the_first_version():
+    state = fitted().get_extra_state()
+    state["version"] = 1
+    del state["additive"]
+    for scales in state["targets"].values():
+        del scales["additive"], scales["explained"]
+    old = Scaler()
+    old.set_extra_state(state)
+    assert_identical(old, fitted())
+
+
 def test_state_of_a_later_version():
     state = fitted().get_extra_state()
     state["version"] += 1
-    with pytest.raises(ValueError, match=r"version 1 or older, got version 2; update"):
+    with pytest.raises(ValueError, match=r"version 2 or older, got version 3; update"):
         Scaler().set_extra_state(state)
 
 
