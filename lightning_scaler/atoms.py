@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
+from operator import is_
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -58,13 +59,22 @@ class ReadSystems(list[Any]):
 
     Args:
         systems: on the device.
-        atoms: what :class:`Atoms` has of them, on the device too; ``None`` in copies that others
-            make of the list.
     """
 
-    def __init__(self, systems: Sequence[HasTypes] = (), atoms: "Atoms | None" = None) -> None:
+    def __init__(self, systems: Sequence[HasTypes] = ()) -> None:
         super().__init__(systems)
-        self.atoms = atoms
+        self._as_read = tuple(systems)
+        self._atoms: Atoms | None = None
+
+    def take(self, atoms: "Atoms") -> None:
+        """Keep what was read, on the device too."""
+        self._atoms = atoms
+
+    @property
+    def atoms(self) -> "Atoms | None":
+        """What was read; ``None`` for copies that others make, and once the list has changed."""
+        same = len(self) == len(self._as_read) and all(map(is_, self, self._as_read))
+        return self._atoms if same else None
 
 
 @dataclass(frozen=True)

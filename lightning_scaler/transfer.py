@@ -45,7 +45,7 @@ def move_to_device(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
         parts = [recurse(member) for member in members]
         if parts and all(map(is_system, parts)):
             atoms = Atoms.from_systems(members)
-            lists.append((atoms, ReadSystems(parts, atoms)))
+            lists.append((atoms, ReadSystems(parts)))
             return lists[-1][1]
         return type(members)(*parts) if hasattr(members, "_fields") else type(members)(parts)
 
@@ -55,7 +55,7 @@ def move_to_device(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
     moved = recurse(batch)
     for atoms, systems in lists:
         read = tuple(Moved(after, before, atoms.usual(before)) for before, after in tensors)
-        systems.atoms = atoms.changed(moved=read).to(device)
+        systems.take(atoms.changed(moved=read).to(device))
     return moved
 
 

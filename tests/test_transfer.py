@@ -146,6 +146,14 @@ def test_types_and_labels_are_read_before_the_move():
     assert Atoms.from_systems(again).kinds.tolist() == [1, 6, 8]
 
 
+def test_a_list_that_has_changed_is_read_again():
+    systems = move_to_device([system(8, 1), system(6)], CPU, torch.float64)
+    systems[1] = system(7)
+    assert Atoms.from_systems(systems).kinds.tolist() == [1, 7, 8]
+    systems.pop()
+    assert Atoms.from_systems(systems).kinds.tolist() == [1, 8]
+
+
 @pytest.mark.parametrize("baseline", [None, CompositionBaseline()])
 def test_conversions_of_a_moved_batch_ask_the_device_nothing(baseline):
     """The meta device has no numbers: whoever asks for one raises."""
