@@ -39,6 +39,26 @@ def test_targets_are_scaled_averaged_masked_and_cast(scaler):
     assert charges.block().values[1, 0] == 1.0
 
 
+def test_strain_gradients_are_averaged_and_forces_are_not(scaler):
+    gradients = {
+        "positions": [[[1.0, 2.0, 3.0]], [[4.0, 5.0, 6.0]] * 3],
+        "strain": [[[6.0] * 3] * 3, [[9.0] * 3] * 3],
+    }
+    sigma = (25 / 2) ** 0.5
+    targets = {"energy": structure_target([-6.0, 15.0], gradient=gradients)}
+    targets = targets_to_loss(scaler, SYSTEMS, targets, dtype=torch.float64)
+    predictions = {"energy": structure_target([-6.0, 15.0], gradient=gradients)}
+    # Model space is loss space here: no scale, the same averages.
+    in_loss = predictions_to_loss(scaler, SYSTEMS, predictions, targets)
+    for tensors, factor in ((targets, sigma), (in_loss, 1.0)):
+        block = tensors["energy"].block()
+        forces = block.gradient("positions").values[:, :, 0]
+        expected = torch.tensor([[1.0, 2, 3]] + [[4.0, 5, 6]] * 3).double() / factor
+        torch.testing.assert_close(forces, expected)
+        strain = block.gradient("strain").values[:, 0, 0, 0]
+        torch.testing.assert_close(strain, torch.tensor([6.0, 3.0]).double() / factor)
+
+
 def test_ids_become_positions_and_predictions_follow_the_rows(scaler):
     targets = {"charges": atom_target([7.0, 2.0], [[40, 1], [40, 2]])}
     systems = targets_to_loss(
