@@ -16,6 +16,7 @@ from builders import (
     scale,
     single,
     structure_target,
+    system,
     water_family,
 )
 from metatensor.torch import Labels, TensorBlock, TensorMap
@@ -170,6 +171,16 @@ def test_rounding_noise_of_a_module_in_short_precision():
     with pytest.warns(UserWarning, match="target 'energy'"):
         scaler = fit(SYSTEMS, {"energy": target}, additive=Springs(dtype=torch.float32))
     assert scale(scaler, "energy") == [[1.0]]
+
+
+def test_rounding_noise_of_a_module_over_batches():
+    accumulator = ScaleAccumulator(additive=Springs(dtype=torch.float32))
+    # The first batch has energies of 0 and so no noise; what is left of the others is noise.
+    for systems in ([system(8)], SYSTEMS):
+        squares = [float(s.positions.square().sum()) for s in systems]
+        accumulator.update(systems, {"energy": structure_target([r2 / 2 for r2 in squares])})
+    with pytest.warns(UserWarning, match="target 'energy'"):
+        assert scale(accumulator.compute(), "energy") == [[1.0]]
 
 
 def test_any_batches_in_any_accumulators():

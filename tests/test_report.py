@@ -72,6 +72,24 @@ def test_batches_explain_what_the_whole_does():
     assert explained == pytest.approx(1 - 0.34 / 0.59)
 
 
+def test_batches_of_structures_explain_what_the_whole_does():
+    # H: (1 + 2 + 6 + 7 + 2 * 9) / (4 + 4) by least squares of the totals; the mean per atom is 4.1.
+    numbers, sizes = [1.0, 2.0, 6.0, 7.0, 9.0], [1, 1, 1, 1, 2]
+    systems = [system(*[1] * size) for size in sizes]
+    whole = ScaleAccumulator(baseline=CompositionBaseline())
+    whole.update(systems, {"t": structure_target(numbers)})
+    parts = ScaleAccumulator(baseline=CompositionBaseline())
+    for one, number in zip(systems * 40, numbers * 40, strict=True):
+        parts.update([one], {"t": structure_target([number])})
+    weight = (16 + 18) / 8
+    per_atom = [1.0, 2.0, 6.0, 7.0, 4.5]
+    left = sum((x - weight) ** 2 for x in per_atom)
+    about_mean = sum((x - 4.1) ** 2 for x in per_atom)
+    for accumulator in (whole, parts):
+        explained = accumulator.compute().targets["t"].explained
+        assert explained == pytest.approx(1 - left / about_mean)
+
+
 def test_large_totals_of_one_composition_explain_nothing():
     noise = [1e-3 * math.sin(7.0 * i) for i in range(30)]
     accumulator = ScaleAccumulator(baseline=CompositionBaseline())
