@@ -54,7 +54,8 @@ def _baseline(scales: TargetScales, key: Key, atoms: Atoms) -> tuple[torch.Tenso
     of_kinds = scales.weights[key]
     if not torch.equal(atoms.kinds, scales.composition_types):
         index, known = find_types(atoms.kinds, scales.composition_types)
-        of_kinds = torch.where(known[:, None], of_kinds[index], torch.nan)
+        of_kinds = of_kinds.new_full((len(index), of_kinds.shape[1]), torch.nan)
+        of_kinds[known] = scales.weights[key][index[known]]
     complete = not bool(of_kinds.isnan().any())
     of_kinds = of_kinds.to(atoms.types.device, non_blocking=True)
     if scales.layout.kind == "atom":

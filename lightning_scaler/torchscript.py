@@ -145,14 +145,11 @@ def same_labels(tensor: TensorMap, like: TensorMap) -> bool:
     for i in range(len(blocks)):
         block, other = blocks[i], others[i]
         parameters = block.gradients_list()
-        if block.values.dtype != other.values.dtype or len(parameters) != len(
-            other.gradients_list()
-        ):
+        same_gradients = parameters == other.gradients_list()  # in the same order too
+        if not same_gradients or block.values.dtype != other.values.dtype:
             return False
         pairs = [(block, other)]
         for parameter in parameters:
-            if not other.has_gradient(parameter):
-                return False
             pairs.append((block.gradient(parameter), other.gradient(parameter)))
         for one, expected in pairs:
             if one.samples != expected.samples or one.properties != expected.properties:

@@ -387,3 +387,13 @@ def test_chunks_and_merges_of_large_totals_agree(chunk):
     merged = parts[0].compute()
     difference = np.abs(np.divide(scale(merged, "t"), scale(whole, "t")) - 1)
     assert (difference <= bound).all(), (difference, bound)
+
+
+def test_a_baseline_of_data_without_atoms_has_no_weight_for_any_type():
+    scaler = fit([system(), system()], {"t": structure_target([1.0, 2.0])}, baseline=FITTED)
+    with pytest.raises(ValueError, match=r"no baseline for the atomic types \[1\]"):
+        scaler.convert([system(1)], {"t": structure_target([1.0])})
+    target = atom_target(np.zeros((0, 1)), atom_samples(0))
+    scaler = fit([system()], {"t": target}, baseline=FITTED, unseen_types="pooled")
+    with pytest.raises(ValueError, match=r"no baseline for the atomic types \[1\]"):
+        scaler.convert([system(1)], {"t": atom_target([1.0], atom_samples(1))})

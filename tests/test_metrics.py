@@ -266,3 +266,22 @@ def test_refusals():
 def test_words():
     metric = PhysicalUnits(rmse(), "t", block={"o3_lambda": 2})
     assert "target='t', block={'o3_lambda': 2}" in repr(metric)
+
+
+def test_gradients_go_by_their_names_whatever_their_order():
+    # Three waters: as many entries in the forces as in the strain.
+    waters = [system(8, 1, 1)] * 3
+    rng = np.random.default_rng(0)
+    numbers = {name: rng.normal(size=(3, 3, 3)).tolist() for name in ("positions", "strain")}
+    zero = {name: np.zeros((3, 3, 3)).tolist() for name in numbers}
+    target = structure_target([1.0, 2.0, 3.0], gradient=zero)
+    swapped = {name: numbers[name] for name in ("strain", "positions")}
+    prediction = structure_target([1.0, 2.0, 3.0], gradient=swapped)
+    assert prediction.block().gradients_list() != target.block().gradients_list()
+    scaler = fit(waters, {"energy": target}, fixed_scales={"energy": 1.0})
+    for parameter, expected in numbers.items():
+        divisor = 3.0 if parameter == "strain" else 1.0  # per atom
+        wrapped = PhysicalUnits(MeanAbsoluteError(), "energy", gradient=parameter)
+        wrapped.update(scaler, waters, {"energy": prediction}, {"energy": target})
+        error = float(np.abs(expected).mean()) / divisor
+        assert wrapped.compute().item() == pytest.approx(error, rel=1e-12)

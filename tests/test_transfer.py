@@ -11,6 +11,7 @@ from metatomic.torch import NeighborListOptions
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
 from lightning_scaler.atoms import Atoms, IdentifiedSystems, read_atoms
+from lightning_scaler.batches import unpack
 from lightning_scaler.loss_space import targets_to_loss
 from lightning_scaler.transfer import move_to_device
 
@@ -152,6 +153,12 @@ def test_a_list_that_has_changed_is_read_again():
     assert Atoms.from_systems(systems).kinds.tolist() == [1, 7, 8]
     systems.pop()
     assert Atoms.from_systems(systems).kinds.tolist() == [1, 8]
+    batch = {"system": [system(8, 1), system(1, 8)], "sample_id": [4, 5]}
+    systems = unpack(move_to_device(batch, CPU, torch.float64)).systems
+    assert Atoms.from_systems(systems).types.tolist() == [8, 1, 1, 8]
+    systems.reverse()
+    with pytest.raises(ValueError, match="as they came with their sample_id"):
+        Atoms.from_systems(systems)
 
 
 @pytest.mark.parametrize("baseline", [None, CompositionBaseline()])
