@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
-from metatensor.torch import TensorBlock, TensorMap
+from metatensor.torch import Labels, TensorBlock, TensorMap
 from torch import Tensor
 
 Arguments = ParamSpec("Arguments")
@@ -92,6 +92,14 @@ def with_values(tensor: TensorMap, values: list[Tensor], gradients: list[Tensor]
     return TensorMap(tensor.keys, blocks)
 
 
+def _same(labels: list[Labels], others: list[Labels]) -> bool:
+    same, i = len(labels) == len(others), 0
+    while same and i < len(labels):
+        same = labels[i] == others[i]
+        i += 1
+    return same
+
+
 @scripted
 def has_layout(tensor: TensorMap, like: TensorMap, gradients: list[str]) -> bool:
     """Whether keys, names of samples, components and properties are the same.
@@ -107,12 +115,8 @@ def has_layout(tensor: TensorMap, like: TensorMap, gradients: list[str]) -> bool
         block, other = blocks[i], others[i]
         if not block.values.is_floating_point() or block.properties != other.properties:
             return False
-        components, expected = block.components, other.components
-        if len(components) != len(expected):
+        if not _same(block.components, other.components):
             return False
-        for j in range(len(components)):
-            if components[j] != expected[j]:
-                return False
         for parameter in block.gradients_list():
             if parameter not in gradients:
                 return False
@@ -154,10 +158,6 @@ def same_labels(tensor: TensorMap, like: TensorMap) -> bool:
         for one, expected in pairs:
             if one.samples != expected.samples or one.properties != expected.properties:
                 return False
-            components, expected_components = one.components, expected.components
-            if len(components) != len(expected_components):
+            if not _same(one.components, expected.components):
                 return False
-            for j in range(len(components)):
-                if components[j] != expected_components[j]:
-                    return False
     return True
