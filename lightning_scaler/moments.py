@@ -91,12 +91,6 @@ def square_sums(
     return sums, numbers
 
 
-def sum_by_group(rows: torch.Tensor, groups: torch.Tensor | None, n_groups: int) -> torch.Tensor:
-    """Sum ``(n_samples, n_properties)`` over the samples of every group."""
-    sums = torch.zeros((n_groups, rows.shape[1]), dtype=rows.dtype, device=rows.device)
-    return _add_rows(sums, rows, groups)
-
-
 def group_means(
     values: torch.Tensor,
     groups: torch.Tensor | None,

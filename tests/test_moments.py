@@ -18,7 +18,6 @@ from lightning_scaler.moments import (
     square_sums,
     squares_about,
     squares_left,
-    sum_by_group,
 )
 
 NAN = float("nan")
@@ -48,12 +47,6 @@ def test_squares_of_nothing():
     assert sums.tolist() == counts.tolist() == [[0, 0]]
     sums, counts = square_sums(torch.zeros(0, 3, 2).double(), torch.zeros(0).long(), 0)
     assert sums.shape == counts.shape == (0, 2)
-
-
-def test_sums_by_group():
-    rows = double([[1, 10], [2, 20], [4, 40]])
-    assert sum_by_group(rows, torch.tensor([1, 1, 0]), 3).tolist() == [[4, 40], [3, 30], [0, 0]]
-    assert sum_by_group(rows, None, 1).tolist() == [[7, 70]]
 
 
 def test_means_and_centred_squares():
