@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .atoms import Atoms
-from .least_squares import LeastSquares
+from .least_squares import Problems, merge_problems, read_problems
 from .moments import (
     Means,
     column_means,
@@ -46,8 +46,8 @@ class BlockStatistics:
     squares: torch.Tensor
     epsilon: float
     means: Means | None = None
-    totals: list[tuple[list[int], LeastSquares]] = field(default_factory=list)
-    averages: list[tuple[list[int], LeastSquares]] = field(default_factory=list)
+    totals: Problems = field(default_factory=list)
+    averages: Problems = field(default_factory=list)
     spread: list[Means] = field(default_factory=list)
     noise: torch.Tensor | None = None
 
@@ -155,10 +155,12 @@ def block_of_batch(
         statistics.spread = [column_means(columns)]
         composition = atoms.composition(types)
         composition = composition if rows is None else composition[rows]
-        statistics.totals = _problems(composition, _invariant(left, invariance), types)
+        statistics.totals = read_problems(composition, _invariant(left, invariance), types)
         if extensive:
             per_atom = composition / divisors.nan_to_num(1.0)[:, None]
-            statistics.averages = _problems(per_atom, _invariant(left_averaged, invariance), types)
+            statistics.averages = read_problems(
+                per_atom, _invariant(left_averaged, invariance), types
+            )
     return statistics
 
 
@@ -225,51 +227,6 @@ def _diagonal(n_components: int) -> torch.Tensor:
     return torch.eye(round(n_components**0.5), dtype=torch.bool).reshape(-1)
 
 
-def _problems(
-    matrix: torch.Tensor, entries: torch.Tensor, types: torch.Tensor
-) -> list[tuple[list[int], LeastSquares]]:
-    """One problem for the properties without missing values, one for each of the others."""
-    n_entries, n_properties = entries.shape[1:]
-    if n_entries != 1:
-        matrix = matrix.repeat_interleave(n_entries, dim=0)
-    values = entries.reshape(-1, n_properties)
-    present = ~torch.isnan(values)
-    complete = present.all(0).tolist()
-    problems = []
-    together = [p for p in range(n_properties) if complete[p]]
-    for properties in [together] * bool(together) + [
-        [p] for p in range(n_properties) if not complete[p]
-    ]:
-        problem = LeastSquares(types, len(properties))
-        if properties == together:
-            # A copy, since what is kept must not change with the caller's tensors.
-            problem.add(matrix, values[:, properties])
-        else:
-            keep = present[:, properties[0]]
-            problem.add(matrix[keep], values[keep][:, properties])
-        problems.append((properties, problem))
-    return problems
-
-
-def _merge_problems(
-    first: list[tuple[list[int], LeastSquares]], second: list[tuple[list[int], LeastSquares]]
-) -> list[tuple[list[int], LeastSquares]]:
-    """Merge by properties, splitting off those that share a problem on one side only."""
-    if [properties for properties, _ in first] == [properties for properties, _ in second]:
-        for (_, mine), (_, yours) in zip(first, second, strict=True):
-            mine.merge(yours)
-        return first
-    merged = []
-    for properties, mine in first:
-        for others, yours in second:
-            common = [p for p in properties if p in others]
-            if common:
-                problem = mine.select([properties.index(p) for p in common])
-                problem.merge(yours.select([others.index(p) for p in common]))
-                merged.append((common, problem))
-    return merged
-
-
 def merged(first: BlockStatistics, second: BlockStatistics) -> BlockStatistics:
     """The statistics of both; their least-squares problems are merged into those of the first."""
     means = first.means
@@ -284,8 +241,8 @@ def merged(first: BlockStatistics, second: BlockStatistics) -> BlockStatistics:
         squares=first.squares + second.squares,
         epsilon=max(first.epsilon, second.epsilon),
         means=means,
-        totals=_merge_problems(first.totals, second.totals),
-        averages=_merge_problems(first.averages, second.averages),
+        totals=merge_problems(first.totals, second.totals),
+        averages=merge_problems(first.averages, second.averages),
         spread=spread,
         noise=second.noise if first.noise is None else _plus(first.noise, second.noise),
     )

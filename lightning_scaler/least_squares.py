@@ -117,3 +117,57 @@ def _columns(matrix: torch.Tensor, types: torch.Tensor, wanted: torch.Tensor) ->
     columns = torch.zeros((matrix.shape[0], wanted.numel()), dtype=matrix.dtype)
     columns[:, torch.searchsorted(wanted, types)] = matrix
     return columns
+
+
+Problems = list[tuple[list[int], LeastSquares]]
+
+
+def read_problems(matrix: torch.Tensor, entries: torch.Tensor, types: torch.Tensor) -> Problems:
+    """One problem for the properties without missing values, one for each of the others.
+
+    Args:
+        matrix: ``(n_samples, n_columns)``.
+        entries: ``(n_samples, n_entries, n_properties)``, NaN where missing; the entries of a
+            sample share its row of the matrix.
+        types: one per column.
+
+    Returns:
+        Properties and their problem.
+    """
+    n_entries, n_properties = entries.shape[1:]
+    if n_entries != 1:
+        matrix = matrix.repeat_interleave(n_entries, dim=0)
+    values = entries.reshape(-1, n_properties)
+    present = ~torch.isnan(values)
+    complete = present.all(0).tolist()
+    problems = []
+    together = [p for p in range(n_properties) if complete[p]]
+    for properties in [together] * bool(together) + [
+        [p] for p in range(n_properties) if not complete[p]
+    ]:
+        problem = LeastSquares(types, len(properties))
+        if properties == together:
+            # A copy, since what is kept must not change with the caller's tensors.
+            problem.add(matrix, values[:, properties])
+        else:
+            keep = present[:, properties[0]]
+            problem.add(matrix[keep], values[keep][:, properties])
+        problems.append((properties, problem))
+    return problems
+
+
+def merge_problems(first: Problems, second: Problems) -> Problems:
+    """Merge by properties, splitting off those that share a problem on one side only."""
+    if [properties for properties, _ in first] == [properties for properties, _ in second]:
+        for (_, mine), (_, yours) in zip(first, second, strict=True):
+            mine.merge(yours)
+        return first
+    merged = []
+    for properties, mine in first:
+        for others, yours in second:
+            common = [p for p in properties if p in others]
+            if common:
+                problem = mine.select([properties.index(p) for p in common])
+                problem.merge(yours.select([others.index(p) for p in common]))
+                merged.append((common, problem))
+    return merged
