@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap, detach
@@ -76,7 +76,7 @@ class FrozenModule:
         dtype = torch.float64 if first is None else first.dtype
         device = atoms.systems[0].types.device if first is None else first.device
         received = [
-            system.to(dtype=dtype, device=device) if is_system(system) else system  # type: ignore[attr-defined]
+            cast(Any, system).to(dtype=dtype, device=device) if is_system(system) else system
             for system in atoms.systems
         ]
         names = list(names)

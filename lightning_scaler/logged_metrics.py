@@ -124,7 +124,7 @@ class LoggedMetrics(torch.nn.ModuleDict):
         """Take a batch into the metrics of one part of a target, and log them."""
         key = f"{stage}/{dataloader_idx}/{part.path}".replace(".", "_")
         if key not in self:
-            made = physical_metric(module.configure_metrics(), target, part)  # type: ignore[operator]
+            made = physical_metric(cast(Any, module).configure_metrics(), target, part)
             self[key] = made.to(module.device)
         wrapper = cast(PhysicalUnits, self[key])
         wrapper.update_physical(pairs)
