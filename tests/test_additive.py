@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 from builders import (
-    atom_samples,
+    Springs,
     atom_target,
     block,
-    cartesian,
     fit,
     labels,
     scale,
@@ -26,37 +25,6 @@ from lightning_scaler import CompositionBaseline, ScaleAccumulator, Scaler, Targ
 from lightning_scaler.atoms import Atoms
 
 NAN = float("nan")
-
-
-class Springs(torch.nn.Module):
-    """Energies k Σ r² with their gradient 2 k r, and charges of a tenth of the type."""
-
-    def __init__(self, k=0.5, names=("energy", "charges"), dtype=torch.float64):
-        super().__init__()
-        self.k = torch.nn.Parameter(torch.tensor(k, dtype=dtype))
-        self.names = names
-        self.dtypes = set()
-
-    def forward(self, systems, names):
-        self.dtypes |= {s.positions.dtype for s in systems}
-        energies = torch.stack([self.k * s.positions.square().sum() for s in systems])
-        given = structure_target(torch.zeros(len(systems)), dtype=self.k.dtype).block()
-        energy = TensorBlock(energies[:, None], given.samples, [], given.properties)
-        rows = [[i, i, a] for i, s in enumerate(systems) for a in range(len(s))]
-        slopes = torch.cat([2.0 * self.k * s.positions for s in systems])
-        energy.add_gradient(
-            "positions",
-            TensorBlock(
-                slopes[..., None],
-                labels(["sample", "system", "atom"], rows),
-                cartesian(),
-                energy.properties,
-            ),
-        )
-        types = torch.cat([s.types for s in systems]).to(self.k.dtype)
-        charges = atom_target(0.1 * types, atom_samples(*map(len, systems)), dtype=self.k.dtype)
-        both = {"energy": single(energy), "charges": charges}
-        return {name: both[name] for name in self.names}
 
 
 SYSTEMS = water_family()

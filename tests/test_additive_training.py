@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from builders import Springs
 from lightning.pytorch import Callback
 from metatensor.torch import multiply
-from test_additive import Springs
 from training import SmallData, SmallNet, quiet_trainer, scaler_callback
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator, Scaler
