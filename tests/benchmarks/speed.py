@@ -255,7 +255,7 @@ def plot(found: dict[str, tuple[list[int], dict[str, list[float]]]], path: Path)
     ):
         for name, y in lines.items():
             axes.loglog(x, y, "o-", label=name)
-        axes.set(xlabel=title, ylabel="ms")
+        axes.set(xlabel=title.replace("; ", ";\n"), ylabel="ms")
         axes.set_ylim(0.5 * min(map(min, lines.values())), 2.0 * max(map(max, lines.values())))
         axes.legend()
     figure.savefig(path, dpi=120)
