@@ -26,7 +26,7 @@ from .settings import (
 )
 from .statistics import TargetStatistics
 from .system_labels import read_system_labels
-from .target import TargetLayout, did_you_mean
+from .target import TargetLayout, did_you_mean, holding
 from .tensormap import entries_kept, is_tensormap
 
 
@@ -125,7 +125,7 @@ class ScaleAccumulator:
             for name, tensor in targets.items()
             if self.targets is None or name in self.targets
         }
-        layouts = {name: self._layout(name, tensor) for name, tensor in chosen.items()}
+        layouts = self._layouts(chosen)
         # A target without any block is one that the batch lacks.
         chosen = {name: tensor for name, tensor in chosen.items() if layouts[name].blocks}
         kept = {
@@ -302,18 +302,18 @@ class ScaleAccumulator:
             other._statistics[name] = TargetStatistics.from_state(name, statistics)
         self.merge(other)
 
-    def _layout(self, name: str, tensor: TensorMap) -> TargetLayout:
-        if not is_tensormap(tensor):
-            raise TypeError(f"target '{name}': expected a TensorMap, got {type(tensor)}")
-        if name in self._statistics:
-            known = self._statistics[name].layout
-            if known.holds(tensor):
-                return known
-            layout = TargetLayout.of(name, tensor)
-            if layout.blocks:
-                known.united(layout)
-            return layout
-        return TargetLayout.of(name, tensor)
+    def _layouts(self, tensors: Mapping[str, TensorMap]) -> dict[str, TargetLayout]:
+        for name, tensor in tensors.items():
+            if not is_tensormap(tensor):
+                raise TypeError(f"target '{name}': expected a TensorMap, got {type(tensor)}")
+        known = {name: statistics.layout for name, statistics in self._statistics.items()}
+        held = holding(known, tensors)
+        layouts = {}
+        for name, tensor in tensors.items():
+            layouts[name] = known[name] if name in held else TargetLayout.of(name, tensor)
+            if name in known and name not in held and layouts[name].blocks:
+                known[name].united(layouts[name])
+        return layouts
 
     def _types(self, name: str, atoms: Atoms) -> torch.Tensor:
         """The types seen with a target, those of this batch among them."""

@@ -1,6 +1,6 @@
 """A batch's atoms: types, counts, and which atom each sample row belongs to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from operator import is_
@@ -10,10 +10,7 @@ import torch
 from metatensor.torch import Labels, TensorMap
 
 from .tensormap import is_system
-from .torchscript import has_rows, scripted
-
-# Types below this are found in a table, others by sorting.
-TYPES_IN_TABLE = 4096
+from .torchscript import have_rows, kinds_of_atoms, numbered_atoms, scripted
 
 
 class HasTypes(Protocol):
@@ -125,10 +122,8 @@ class Atoms:
         types, counts = _types_and_counts(systems)
         if types.device.type == "meta":
             raise ValueError("expected systems with data, got systems on the meta device")
-        if types.numel() > 0 and int(types.min()) < 0:
-            raise ValueError(
-                f"expected non-negative atomic types, got {int(types.min())} in the systems"
-            )
+        if types.numel() > 0 and (smallest := int(types.min())) < 0:
+            raise ValueError(f"expected non-negative atomic types, got {smallest} in the systems")
         sample_id = getattr(systems, "sample_id", None)
         return cls(
             types=types,
@@ -198,15 +193,8 @@ class Atoms:
 
     @cached_property
     def _kinds(self) -> tuple[torch.Tensor, torch.Tensor]:
-        largest = int(self.types.max()) if self.types.numel() else 0
-        if largest >= TYPES_IN_TABLE:
-            kinds, kind_of_atom = self.types.unique(return_inverse=True)
-            return kinds.cpu(), kind_of_atom
-        # Several times faster than sorting.
-        kinds = torch.bincount(self.types, minlength=1).nonzero()[:, 0]
-        table = torch.zeros(largest + 1, dtype=torch.int64, device=kinds.device)
-        table[kinds] = torch.arange(kinds.numel(), device=kinds.device)
-        return kinds.cpu(), table.index_select(0, self.types)
+        kinds, kind_of_atom = kinds_of_atoms(self.types)
+        return kinds.cpu(), kind_of_atom
 
     @property
     def kinds(self) -> torch.Tensor:
@@ -229,17 +217,9 @@ class Atoms:
         return numbers.index_select(0, self.kind_of_atom)
 
     @cached_property
-    def usual_labels(self) -> dict[int, torch.Tensor]:
-        """Labels of all systems, and of all atoms, in the order of the batch, by their width."""
-        n_atoms, device = self.types.numel(), self.types.device
-        of_systems = torch.arange(len(self), dtype=torch.int32, device=device)
-        of_atoms = torch.empty((n_atoms, 2), dtype=torch.int32, device=device)
-        of_atoms[:, 0] = of_systems.repeat_interleave(self.counts, output_size=n_atoms)
-        first = self.offsets.int().repeat_interleave(self.counts, output_size=n_atoms)
-        torch.sub(
-            torch.arange(n_atoms, dtype=torch.int32, device=device), first, out=of_atoms[:, 1]
-        )
-        return {1: of_systems[:, None], 2: of_atoms}
+    def _usual_labels(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Labels of all systems and, column by column, of all atoms, in the order of the batch."""
+        return numbered_atoms(self.counts, self.types.numel())
 
     @cached_property
     def usual_ids(self) -> bool:
@@ -250,16 +230,21 @@ class Atoms:
 
     def usual_rows(self, samples: Labels) -> bool:
         """Whether rows are those of all systems, or of all atoms, in the order of the batch."""
-        values = samples.values
-        usual = self.usual_labels.get(values.shape[1])
-        return usual is not None and torch.equal(values, usual)
+        rows, (systems, *of_atoms) = samples.values, self._usual_labels
+        columns = {1: [systems], 2: of_atoms}.get(rows.shape[1])
+        return columns is not None and all(map(torch.equal, rows.unbind(1), columns))
 
-    def usual(self, tensor: TensorMap) -> bool:
-        """Whether the rows of every block are usual ones, see :meth:`usual_rows`."""
-        known = self._moved(tensor)
-        if known is not None:
-            return known.usual
-        return has_rows(tensor, self.usual_labels[1], self.usual_labels[2])
+    def usual(self, tensors: Mapping[str, TensorMap]) -> frozenset[str]:
+        """Names of the tensors all blocks of which have usual rows, see :meth:`usual_rows`."""
+        moved = (
+            {name: self._moved(tensor) for name, tensor in tensors.items()} if self.moved else {}
+        )
+        found = {name: known.usual for name, known in moved.items() if known is not None}
+        unknown = {name: tensor for name, tensor in tensors.items() if name not in found}
+        if unknown:
+            rows_are_usual = have_rows(list(unknown.values()), *self._usual_labels)
+            found |= zip(unknown, rows_are_usual, strict=True)
+        return frozenset(name for name, usual in found.items() if usual)
 
     def on_host(self, tensor: TensorMap) -> TensorMap:
         """A TensorMap with the same labels, on the CPU if it came from there, else the same one."""

@@ -63,6 +63,7 @@ def convert_target(
     reading: Reading,
     conversion: Conversion,
     contributions: Sequence[Contribution | None] | None = None,
+    held: bool = False,
 ) -> TensorMap:
     """Convert a single target; see :meth:`Scaler.convert`.
 
@@ -73,8 +74,10 @@ def convert_target(
         reading: of the ``system`` labels.
         conversion: from which space to which.
         contributions: of an additive module to each block, in the rows of the tensor.
+        held: whether the tensor is known to be one of :func:`target.holding`.
     """
-    keys = _keys_of_blocks(scales.layout, atoms.on_host(tensor))
+    layout = scales.layout
+    keys = list(layout.blocks) if held else _keys_of_blocks(layout, atoms.on_host(tensor))
     if not keys or scales.layout.kind == "pair":
         return tensor
     rows = _rows_of_blocks(scales.layout, tensor, atoms, reading)

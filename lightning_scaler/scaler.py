@@ -17,6 +17,7 @@ from .metatrain_checkpoint import Source
 from .scales import TargetScales, Which
 from .settings import Settings, check_choice
 from .system_labels import Reading, read_positions, read_system_labels
+from .target import holding
 
 Space = Literal["physical", "loss", "model"]
 
@@ -154,9 +155,17 @@ class Scaler(torch.nn.Module):
                     "construct the module as in the fit"
                 )
         parts = contributions(given, tensors, atoms, reading)
+        layouts = {name: scales.layout for name, scales in self.targets.items()}
+        held = holding(layouts, {name: atoms.on_host(tensor) for name, tensor in tensors.items()})
         return {
             name: convert_target(
-                self.targets[name], tensor, atoms, reading, conversion, parts.get(name)
+                self.targets[name],
+                tensor,
+                atoms,
+                reading,
+                conversion,
+                parts.get(name),
+                name in held,
             )
             for name, tensor in tensors.items()
         }

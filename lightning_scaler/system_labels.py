@@ -67,7 +67,7 @@ class Reading:
 
 def read_positions(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> Reading:
     """The reading of tensors whose ``system`` label is the position in the batch."""
-    return Reading("position", usual=_usual(atoms, tensors))
+    return Reading("position", usual=atoms.usual(tensors))
 
 
 def read_system_labels(
@@ -90,7 +90,7 @@ def read_system_labels(
         ValueError: where no reading fits, or both fit and differ; the message names the setting.
     """
     check_choice("system_labels", setting, SystemLabels)
-    usual = _usual(atoms, tensors)
+    usual = atoms.usual(tensors)
     position = Reading("position", usual=usual)
     if setting == "position":
         return position
@@ -125,10 +125,6 @@ def read_system_labels(
             "system_labels='position' or 'id' and see which rows do not fit"
         )
     return fits[0]
-
-
-def _usual(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> frozenset[str]:
-    return frozenset(name for name, tensor in tensors.items() if atoms.usual(tensor))
 
 
 def _only_order(orders: list[torch.Tensor], atoms: Atoms, needed: bool) -> Reading:

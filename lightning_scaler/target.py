@@ -1,6 +1,6 @@
 """What a target looks like: its kind of samples, its blocks, and whether data agree with it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -10,7 +10,7 @@ import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
 
 from .tensormap import check_gradients, describe, dtype_of
-from .torchscript import has_layout
+from .torchscript import have_layouts
 
 SampleKind = Literal["structure", "atom", "pair"]
 Invariance = Literal["scalar", "trace"] | None
@@ -111,14 +111,14 @@ class TargetLayout:
         return layout
 
     def holds(self, tensor: TensorMap) -> bool:
-        """Whether a tensor has just these blocks, in this order, and nothing to complain about.
+        """Whether a tensor has just these blocks, in this order, and nothing to complain about."""
+        return bool(holding({self.name: self}, {self.name: tensor}))
 
-        A hundred times faster than :meth:`of` and :meth:`united`, which say what is different.
-        """
-        device = tensor.device
+    def without_rows(self, device: torch.device) -> TensorMap:
+        """A TensorMap of this layout without any sample."""
         if device not in self._without_rows:
             self._without_rows[device] = self._without_rows[CPU].to(device=device)
-        return has_layout(tensor, self._without_rows[device], list(self.gradients))
+        return self._without_rows[device]
 
     @cached_property
     def _without_rows(self) -> dict[torch.device, TensorMap]:
@@ -234,6 +234,27 @@ class TargetLayout:
         }
         key_names, gradients = tuple(state["key_names"]), tuple(state["gradients"])
         return cls(name, state["kind"], key_names, blocks, gradients)
+
+
+def holding(
+    layouts: Mapping[str, TargetLayout], tensors: Mapping[str, TensorMap]
+) -> frozenset[str]:
+    """Names of the tensors that have just the blocks of their layout, and nothing to complain of.
+
+    A hundred times faster than :meth:`TargetLayout.of` and :meth:`TargetLayout.united`, which say
+    what is different.
+
+    Args:
+        layouts: by name; tensors of other names are left out.
+        tensors: on one device, or some of them are taken to differ.
+    """
+    names = [name for name in tensors if name in layouts]
+    if not names:
+        return frozenset()
+    chosen = [tensors[name] for name in names]
+    likes = [layouts[name].without_rows(chosen[0].device) for name in names]
+    found = have_layouts(chosen, likes, [list(layouts[name].gradients) for name in names])
+    return frozenset(name for name, held in zip(names, found, strict=True) if held)
 
 
 def _same(first: BlockLayout, second: BlockLayout) -> bool:

@@ -100,15 +100,9 @@ def _same(labels: list[Labels], others: list[Labels]) -> bool:
     return same
 
 
-@scripted
-def has_layout(tensor: TensorMap, like: TensorMap, gradients: list[str]) -> bool:
-    """Whether keys, names of samples, components and properties are the same.
-
-    Values that are no real floats, gradients other than those named, and gradients of gradients
-    are another layout too.
-    """
+def _has_layout(tensor: TensorMap, like: TensorMap, gradients: list[str]) -> bool:
     same_samples = tensor.sample_names == like.sample_names  # TorchScript has no != of these
-    if not same_samples or tensor.keys != like.keys:
+    if tensor.device != like.device or not same_samples or tensor.keys != like.keys:
         return False
     blocks, others = tensor.blocks(), like.blocks()
     for i in range(len(blocks)):
@@ -126,18 +120,76 @@ def has_layout(tensor: TensorMap, like: TensorMap, gradients: list[str]) -> bool
 
 
 @scripted
-def has_rows(tensor: TensorMap, of_systems: Tensor, of_atoms: Tensor) -> bool:
-    """Whether the samples of every block are these, one or the other by their width."""
-    known = of_systems
-    for block in tensor.blocks():
-        rows = block.samples.values
-        # Blocks often share their samples.
-        if rows.is_set_to(known):
-            continue
-        if rows.size(1) > 2 or not torch.equal(rows, of_systems if rows.size(1) == 1 else of_atoms):
-            return False
-        known = rows
-    return True
+def have_layouts(
+    tensors: list[TensorMap], likes: list[TensorMap], gradients: list[list[str]]
+) -> list[bool]:
+    """For each tensor whether device, keys, names of samples, components, properties are the same.
+
+    Values that are no real floats, gradients other than those named, and gradients of gradients
+    are another layout too.
+    """
+    return [_has_layout(tensors[i], likes[i], gradients[i]) for i in range(len(tensors))]
+
+
+@scripted
+def have_rows(tensors: list[TensorMap], systems: Tensor, of_atoms: Tensor, n: Tensor) -> list[bool]:
+    """For each tensor whether its blocks have a row for every system, or every atom, in order.
+
+    Args:
+        tensors: those with one column of labels are compared with the systems, with two with the
+            atoms.
+        systems: the labels of all systems, ``(n_systems,)``.
+        of_atoms: the label of every atom's system, ``(n_atoms,)``.
+        n: the number of every atom in its system, ``(n_atoms,)``.
+    """
+    found: list[bool] = []
+    known = systems
+    for tensor in tensors:
+        usual = True
+        for block in tensor.blocks():
+            rows = block.samples.values
+            # Blocks often share their samples.
+            if usual and not rows.is_set_to(known):
+                if rows.size(1) == 1:
+                    usual = torch.equal(rows[:, 0], systems)
+                elif rows.size(1) == 2:
+                    usual = torch.equal(rows[:, 0], of_atoms) and torch.equal(rows[:, 1], n)
+                else:
+                    usual = False
+                known = rows if usual else known
+        found.append(usual)
+    return found
+
+
+@scripted
+def numbered_atoms(counts: Tensor, n_atoms: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Position of every system; of every atom's system; and number of every atom in its system.
+
+    Args:
+        counts: number of atoms of every system, ``(n_systems,)``.
+        n_atoms: in all systems.
+
+    Returns:
+        int32, as Labels are; ``(n_systems,)``, ``(n_atoms,)`` and ``(n_atoms,)``.
+    """
+    systems = torch.arange(counts.size(0), dtype=torch.int32, device=counts.device)
+    of_atoms = systems.repeat_interleave(counts, output_size=n_atoms)
+    first = (counts.cumsum(0) - counts).to(torch.int32)
+    n = torch.arange(n_atoms, dtype=torch.int32, device=counts.device)
+    return systems, of_atoms, n.sub_(first.index_select(0, of_atoms))
+
+
+@scripted
+def kinds_of_atoms(types: Tensor) -> tuple[Tensor, Tensor]:
+    """The types that occur, sorted, and the index of every atom's type among them, int64."""
+    largest = int(types.max()) if types.numel() > 0 else 0
+    if largest >= 4096:  # found by sorting, others in a table, which is several times faster
+        kinds, kind_of_atom = torch.unique(types, return_inverse=True)
+        return kinds, kind_of_atom
+    kinds = torch.bincount(types, minlength=1).nonzero()[:, 0]
+    table = torch.zeros([largest + 1], dtype=torch.int64, device=types.device)
+    table[kinds] = torch.arange(kinds.numel(), device=types.device)
+    return kinds, table.index_select(0, types)
 
 
 @scripted

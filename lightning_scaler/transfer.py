@@ -54,7 +54,10 @@ def move_to_device(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
     moved = recurse(batch)
     for atoms, systems in lists:
-        read = tuple(Moved(after, before, atoms.usual(before)) for before, after in tensors)
+        usual = atoms.usual({str(i): before for i, (before, _) in enumerate(tensors)})
+        read = tuple(
+            Moved(after, before, str(i) in usual) for i, (before, after) in enumerate(tensors)
+        )
         systems.take(atoms.changed(moved=read).to(device))
     return moved
 

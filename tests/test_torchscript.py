@@ -15,7 +15,8 @@ from builders import (
 from lightning_scaler.target import TargetLayout
 from lightning_scaler.torchscript import (
     gradient_samples,
-    has_rows,
+    have_rows,
+    numbered_atoms,
     same_labels,
     scripted,
     values_and_gradients,
@@ -65,12 +66,17 @@ def test_rows_of_gradients():
 
 
 def test_rows_are_compared_by_their_width():
-    of_systems, of_atoms = labels("system", [0, 1]).values, atom_samples(1, 2).values
-    assert has_rows(structure_target([1.0, 2.0]), of_systems, of_atoms)
-    assert not has_rows(structure_target([1.0, 2.0], [1, 0]), of_systems, of_atoms)
-    assert has_rows(forces([[0, 0, 0]] * 3, 1, 2), of_systems, of_atoms)
-    assert not has_rows(atom_target([1.0], [[0, 0]]), of_systems, of_atoms)
-    assert not has_rows(pair_target([[1.0, 1.0]], [[0, 0, 0, 0, 0, 0]]), of_systems, of_atoms)
+    tensors = [
+        structure_target([1.0, 2.0]),
+        structure_target([1.0, 2.0], [1, 0]),
+        forces([[0, 0, 0]] * 3, 1, 2),
+        atom_target([1.0], [[0, 0]]),
+        atom_target([1.0] * 3, [[0, 0], [1, 1], [1, 0]]),
+        atom_target([1.0] * 3, [[0, 0], [0, 1], [1, 0]]),
+        pair_target([[1.0, 1.0]], [[0, 0, 0, 0, 0, 0]]),
+    ]
+    found = have_rows(tensors, *numbered_atoms(torch.tensor([1, 2]), 3))
+    assert found == [True, False, True, False, False, False, False]
 
 
 @pytest.mark.parametrize(

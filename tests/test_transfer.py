@@ -140,8 +140,7 @@ def test_types_and_labels_are_read_before_the_move():
     assert atoms.types.device == META
     assert atoms.kinds.tolist() == [1, 6, 8]
     assert atoms.usual_ids
-    assert atoms.usual(targets["e"])
-    assert atoms.usual(targets["q"])
+    assert atoms.usual(targets) == {"e", "q"}
     again = IdentifiedSystems(systems, [4, 7])
     assert not Atoms.from_systems(again).usual_ids
     assert Atoms.from_systems(again).kinds.tolist() == [1, 6, 8]
