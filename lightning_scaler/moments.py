@@ -4,14 +4,9 @@ NaN marks a missing entry everywhere. The scales are un-centred root mean square
 correction, so that equivariance is kept.
 """
 
-import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-
-# Temporaries of a megabyte stay in the processor's cache.
-ENTRIES_AT_ONCE = 2**17
 
 
 class Means(NamedTuple):
@@ -63,64 +58,6 @@ class Fitted(NamedTuple):
     vanishing: list[torch.Tensor]
 
 
-def square_sums(
-    values: torch.Tensor,
-    groups: torch.Tensor | None,
-    n_groups: int,
-    keep: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums of squares and numbers of present entries, per group and property, float64.
-
-    Args:
-        values: ``(n_samples, n_components, n_properties)``.
-        groups: the group of every sample, ``(n_samples,)``; ``None`` puts all into group 0.
-        n_groups: number of groups.
-        keep: ``False`` where an entry is missing, as NaN ones are; in the shape of the values.
-
-    Returns:
-        Two tensors ``(n_groups, n_properties)``.
-
-    Example:
-        >>> square_sums(torch.tensor([[[3.0]], [[torch.nan]], [[4.0]]]), None, 1)
-        (tensor([[25.]], dtype=torch.float64), tensor([[2.]], dtype=torch.float64))
-    """
-    sums = torch.zeros((n_groups, values.shape[2]), dtype=torch.float64, device=values.device)
-    numbers, missing = torch.zeros_like(sums), keep is not None
-    for part, of_part in _in_parts(values, groups, keep):
-        missing = _add_entries(sums, numbers, part.square(), of_part, missing)
-    return sums, numbers
-
-
-def group_means(
-    values: torch.Tensor,
-    groups: torch.Tensor | None,
-    n_groups: int,
-    keep: torch.Tensor | None = None,
-) -> Means:
-    """Means and centred sums of squares per group, the latter about the rounded mean at first.
-
-    Args:
-        values: ``(n_samples, n_entries, n_properties)``; the entries of a sample are further
-            observations of its group.
-        groups: the group of every sample, ``(n_samples,)``; ``None`` puts all into group 0.
-        n_groups: number of groups.
-        keep: ``False`` where an entry is missing, as NaN ones are; in the shape of the values.
-    """
-    total = torch.zeros((n_groups, values.shape[2]), dtype=torch.float64, device=values.device)
-    number, off, squares = (torch.zeros_like(total) for _ in range(3))
-    missing = keep is not None
-    for part, of_part in _in_parts(values, groups, keep):
-        missing = _add_entries(total, number, part, of_part, missing)
-    mean = total / number.clamp(min=1.0)
-    for part, of_part in _in_parts(values, groups, keep):
-        of_rows = mean if of_part is None else mean.index_select(0, of_part)
-        difference = part - of_rows[:, None, :]
-        _add_entries(off, None, difference, of_part, missing)
-        _add_entries(squares, None, difference.square(), of_part, missing)
-    rest = off / number.clamp(min=1.0)
-    return Means(number, mean, rest, (squares - number * rest.square()).clamp(min=0.0))
-
-
 def column_means(values: torch.Tensor) -> Means:
     """Means and centred sums of squares of every column of ``(n_rows, n_properties)`` float64."""
     number = (~torch.isnan(values)).sum(0, keepdim=True).double()
@@ -140,69 +77,6 @@ def pooled_means(means: Means) -> Means:
     rest = (means.number * difference).sum(0, keepdim=True) / number.clamp(min=1.0)
     centred = means.centred + means.number * (difference - rest).square()
     return Means(number, mean, rest, centred.sum(0, keepdim=True))
-
-
-def _in_parts(
-    values: torch.Tensor, groups: torch.Tensor | None, keep: torch.Tensor | None
-) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Some samples at a time in float64, NaN where missing, and their groups."""
-    n_rows = max(1, ENTRIES_AT_ONCE // max(1, values.shape[1] * values.shape[2]))
-    for first in range(0, len(values), n_rows):
-        rows = slice(first, first + n_rows)
-        part = values[rows].double()
-        if keep is not None:
-            part = part + 0.0 / keep[rows].double()  # 0/0 is NaN; `where` takes twice as long
-        yield part, None if groups is None else groups[rows]
-
-
-def _add_entries(
-    sums: torch.Tensor,
-    numbers: torch.Tensor | None,
-    entries: torch.Tensor,
-    groups: torch.Tensor | None,
-    missing: bool,
-) -> bool:
-    """Add entries and their numbers by group.
-
-    Args:
-        sums: by group, added to in place.
-        numbers: of present entries by group, likewise.
-        entries: ``(n_samples, n_entries, n_properties)``, NaN where missing.
-        groups: of every sample.
-        missing: whether NaN is to be expected; else it shows in the sum.
-
-    Returns:
-        Whether there was any, or it was expected.
-    """
-    n_samples, n_entries, n_properties = entries.shape
-    if not missing:
-        if n_entries == 1:
-            rows = entries[:, 0]
-        elif n_properties == 1:  # the sum over a short last axis is slow
-            rows = entries.reshape(n_samples, n_entries) @ entries.new_ones((n_entries, 1))
-        else:
-            rows = entries.sum(1)
-        missing = math.isnan(float(rows.sum()))
-    if missing:
-        rows = entries.nansum(1)
-        if numbers is not None:
-            _add_rows(numbers, torch.eq(entries, entries).sum(1).to(numbers.dtype), groups)
-    elif numbers is not None and groups is None:
-        numbers += n_samples * n_entries
-    elif numbers is not None and groups is not None:
-        samples = torch.bincount(groups, minlength=len(sums))
-        numbers.add_(samples[:, None], alpha=n_entries)
-    _add_rows(sums, rows, groups)
-    return missing
-
-
-def _add_rows(sums: torch.Tensor, rows: torch.Tensor, groups: torch.Tensor | None) -> torch.Tensor:
-    if groups is None:
-        return sums.add_(rows.sum(0))
-    if rows.shape[1] == 1:  # twice as fast in one dimension
-        sums[:, 0].index_add_(0, groups, rows[:, 0])
-        return sums
-    return sums.index_add_(0, groups, rows)
 
 
 def merge_means(first: Means, second: Means) -> Means:

@@ -8,11 +8,12 @@ from metatensor.torch import TensorMap
 
 from .additive import Contribution
 from .atoms import Atoms
-from .block_statistics import BlockStatistics, block_of_batch, block_state, merged, regrouped
+from .batch_statistics import Entries, statistics_of_atoms, statistics_of_structures
+from .block_statistics import BlockStatistics, block_state, merged, regrouped
 from .least_squares import LeastSquares
 from .moments import Means
 from .system_labels import Reading
-from .target import TargetLayout
+from .target import Key, TargetLayout
 from .torchscript import values_and_gradients
 
 
@@ -67,26 +68,30 @@ class TargetStatistics:
         types = atoms.kinds if types is None else types
         if layout.kind == "pair":
             return cls(layout, types, {})
-        blocks = {}
-        for row, (key, values) in enumerate(
-            zip(layout.blocks, values_and_gradients(tensor)[0], strict=True)
-        ):
-            rows, part = None, contributions and contributions[row]
+        entries, values = {}, values_and_gradients(tensor)[0]
+        for i, key in enumerate(layout.blocks):
+            part = contributions and contributions[i]
+            entries[key] = Entries.of(
+                values[i],
+                None if keep is None else keep[i],
+                part.values if part else None,
+                layout.invariance(key) if baseline else None,
+            )
+        together = [entries]
+        if layout.name not in reading.usual:
+            together = [{key: of_block} for key, of_block in entries.items()]
+        blocks: dict[Key, BlockStatistics] = {}
+        for i, chosen in enumerate(together):
+            rows = None
             if layout.name not in reading.usual:
                 find = reading.atom_rows if layout.kind == "atom" else reading.positions
-                rows = find(layout.name, tensor.block_by_id(row).samples, atoms)
-            blocks[key] = block_of_batch(
-                layout,
-                key,
-                values.detach(),
-                None if keep is None else keep[row],
-                rows,
-                types,
-                atoms,
-                extensive,
-                baseline,
-                part.values if part else None,
-            )
+                rows = find(layout.name, tensor.block_by_id(i).samples, atoms)
+            if layout.kind == "atom":
+                groups = atoms.index_among(types)
+                groups = groups if rows is None else groups[rows]
+                blocks |= statistics_of_atoms(layout, chosen, groups, types.numel())
+            else:
+                blocks |= statistics_of_structures(layout, chosen, rows, types, atoms, extensive)
         return cls(layout, types, blocks)
 
     def merge(self, other: "TargetStatistics") -> None:

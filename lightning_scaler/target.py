@@ -12,6 +12,7 @@ from metatensor.torch import Labels, TensorBlock, TensorMap
 from .tensormap import check_gradients, describe, dtype_of
 from .torchscript import have_layouts
 
+Key = tuple[int, ...]
 SampleKind = Literal["structure", "atom", "pair"]
 Invariance = Literal["scalar", "trace"] | None
 

@@ -1,21 +1,19 @@
 """Arithmetic of the statistics."""
 
 import math
-from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 
+from lightning_scaler.grouped_sums import group_means
 from lightning_scaler.moments import (
     Means,
     fit_scales,
-    group_means,
     merge_means,
     minimum_norm_weights,
     pooled_means,
     reduce_rows,
-    square_sums,
     squares_about,
     squares_left,
 )
@@ -25,51 +23,6 @@ NAN = float("nan")
 
 def double(values):
     return torch.tensor(values, dtype=torch.float64)
-
-
-def test_squares_per_group_and_property():
-    # (3 samples, 2 components, 2 properties); samples 0 and 2 in group 2, sample 1 in group 0.
-    values = double([[[1, NAN], [2, 3]], [[NAN, NAN], [4, NAN]], [[5, 6], [NAN, 7]]])
-    sums, counts = square_sums(values, torch.tensor([2, 0, 2]), 3)
-    # Group 0: 16 of one entry, nothing. Group 2: 1 + 4 + 25 of three, 9 + 36 + 49 of three.
-    assert sums.tolist() == [[16, 0], [0, 0], [30, 94]]
-    assert counts.tolist() == [[1, 0], [0, 0], [3, 3]]
-
-
-def test_squares_of_complete_data_without_groups():
-    sums, counts = square_sums(double([[[1, 2], [3, 4]], [[5, 6], [7, 8]]]), None, 1)
-    assert sums.tolist() == [[1 + 9 + 25 + 49, 4 + 16 + 36 + 64]]
-    assert counts.tolist() == [[4, 4]]
-
-
-def test_squares_of_nothing():
-    sums, counts = square_sums(torch.zeros(0, 3, 2).double(), None, 1)
-    assert sums.tolist() == counts.tolist() == [[0, 0]]
-    sums, counts = square_sums(torch.zeros(0, 3, 2).double(), torch.zeros(0).long(), 0)
-    assert sums.shape == counts.shape == (0, 2)
-
-
-def test_means_and_centred_squares():
-    values = double([[[1.0]], [[5.0]], [[NAN]], [[7.0]]])
-    means = group_means(values, torch.tensor([1, 1, 1, 0]), 3)
-    # Group 1: mean 3 of (1, 5), centred squares 4 + 4. Group 2 has nothing.
-    assert means.number.flatten().tolist() == [1, 2, 0]
-    assert means.mean.flatten().tolist() == [7, 3, 0]
-    assert means.centred.flatten().tolist() == [0, 8, 0]
-
-
-def test_means_over_several_entries_of_a_sample():
-    # Two samples of two entries each: mean 4 of (1, 3, 5, 7), centred 9 + 1 + 1 + 9.
-    means = group_means(double([[[1], [3]], [[5], [7]]]), torch.tensor([0, 0]), 1)
-    assert [part.item() for part in means] == [4, 4, 0, 20]
-
-
-def test_a_mean_is_told_beyond_its_rounding():
-    numbers = [1e5 + 0.1 * i * i for i in range(3)]
-    means = group_means(double([[[x]] for x in numbers]), None, 1)
-    exact = sum(map(Fraction, numbers)) / 3
-    assert Fraction(means.mean.item()) != exact
-    assert float(exact - Fraction(means.mean.item())) == pytest.approx(means.rest.item(), rel=1e-3)
 
 
 def test_merged_means_are_those_of_all_data():
@@ -96,7 +49,7 @@ def test_merged_means_do_not_cancel():
     for start in range(0, 60, 7):
         chunk = double(numbers[start : start + 7])[:, None, None] + offset
         groups = torch.zeros(len(chunk), dtype=torch.int64)
-        merged = merge_means(merged, group_means(chunk, groups, 1))
+        merged = merge_means(merged, Means(*group_means([chunk], groups, 1)))
     stored = [offset + number for number in numbers]
     mean = math.fsum(stored) / 60
     expected = math.fsum((number - mean) ** 2 for number in stored)
@@ -253,29 +206,12 @@ def test_no_types_at_all():
     assert fitted.pooled_property[0].tolist() == [1, 1]
 
 
-def test_parts_of_large_data_add_up(monkeypatch):
-    """Missing entries in one part only, by NaN or by a mask."""
-    values, groups = torch.arange(1.0, 25.0).reshape(6, 2, 2), torch.tensor([0, 1, 1, 0, 2, 1])
-    keep = torch.ones_like(values, dtype=torch.bool)
-    keep[4, 1, 0] = False
-    lost = torch.where(keep, values, NAN)
-    expected = square_sums(lost, groups, 3)
-    assert expected[1].tolist() == [[4, 4], [6, 6], [1, 2]]
-    means = group_means(lost.double(), groups, 3)
-    monkeypatch.setattr("lightning_scaler.moments.ENTRIES_AT_ONCE", 8)
-    for arguments in ((lost, groups, 3), (values, groups, 3, keep)):
-        for ours, whole in zip(square_sums(*arguments), expected, strict=True):
-            assert ours.tolist() == whole.tolist()
-        for ours, whole in zip(group_means(*arguments), means, strict=True):
-            torch.testing.assert_close(ours, whole, rtol=1e-15, atol=1e-14)
-
-
 def test_means_over_all_groups():
     values, groups = (
         double([[[1e5 + 1]], [[1e5 + 5]], [[NAN]], [[1e5 + 9]]]),
         torch.tensor([1, 1, 0, 3]),
     )
-    pooled = pooled_means(group_means(values, groups, 4))
+    pooled = pooled_means(Means(*group_means([values], groups, 4)))
     assert pooled.number.tolist() == [[3]]
     assert float(pooled.mean + pooled.rest) == 1e5 + 5
-    assert pooled_means(group_means(values[:0], groups[:0], 0)).number.tolist() == [[0]]
+    assert pooled_means(Means(*group_means([values[:0]], groups[:0], 0))).number.tolist() == [[0]]
