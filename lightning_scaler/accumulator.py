@@ -28,6 +28,7 @@ from .statistics import TargetStatistics
 from .system_labels import read_system_labels
 from .target import TargetLayout, did_you_mean, holding
 from .tensormap import entries_kept, is_tensormap
+from .waiting import ENTRIES_AT_ONCE, WaitingBatches, copies_of_small
 
 
 class ScaleAccumulator:
@@ -94,6 +95,7 @@ class ScaleAccumulator:
         self._passed_over: set[str] = set()
         self._masked: set[str] = set()
         self._statistics: dict[str, TargetStatistics] = {}
+        self._waiting: dict[str, WaitingBatches] = {}
 
     def fresh(self) -> "ScaleAccumulator":
         """An empty accumulator with the same settings."""
@@ -145,6 +147,12 @@ class ScaleAccumulator:
             of_chosen = {name: layouts[name] for name in chosen}
             contributed = Contributed.of_batch(given, of_chosen, parts)
             self._contributed.check(contributed, self.additive.name, layouts)
+        usual = {
+            name: tensor
+            for name, tensor in chosen.items()
+            if name in reading.usual and name not in kept and name not in parts
+        }
+        waiting = self._copies(layouts, usual)
         batch = {
             name: TargetStatistics.of_batch(
                 layouts[name],
@@ -158,12 +166,15 @@ class ScaleAccumulator:
                 types=self._types(name, atoms),
             )
             for name, tensor in chosen.items()
+            if name not in waiting
         }
         self._contributed.merge(contributed)
         self.system_labels = reading.labels
         self._passed_over |= targets.keys() - chosen.keys()
         self._masked |= (masks or {}).keys()
         self._take(batch)
+        for name, values in waiting.items():
+            self._wait(layouts[name], atoms, values)
 
     def merge(self, other: "ScaleAccumulator") -> None:
         """Take over all that another accumulator has seen; the other stays as it is.
@@ -183,6 +194,8 @@ class ScaleAccumulator:
         if self.additive is not None:
             layouts = {name: statistics.layout for name, statistics in other._statistics.items()}
             self._contributed.check(other._contributed, self.additive.name, layouts)
+        self._read_waiting()
+        other._read_waiting()
         self.system_labels = settled.pop() if settled else "auto"
         self._contributed.merge(other._contributed)
         self._passed_over |= other._passed_over
@@ -230,6 +243,7 @@ class ScaleAccumulator:
                 or settings that name unknown targets or do not suit them.
         """
         check_choice("unseen_types", unseen_types, UnseenTypes)
+        self._read_waiting()
         fixed = plain_fixed_scales(fixed_scales)
         for name in self.targets or ():
             if name not in self._statistics:
@@ -283,6 +297,7 @@ class ScaleAccumulator:
 
     def state(self) -> dict[str, Any]:
         """All that was gathered, as plain Python objects and tensors, for :meth:`merge_state`."""
+        self._read_waiting()
         return {
             "system_labels": self.system_labels,
             "contributed": self._contributed.state(),
@@ -314,6 +329,42 @@ class ScaleAccumulator:
             if name in known and name not in held and layouts[name].blocks:
                 known[name].united(layouts[name])
         return layouts
+
+    def _copies(
+        self, layouts: Mapping[str, TargetLayout], usual: Mapping[str, TensorMap]
+    ) -> dict[str, list[torch.Tensor]]:
+        """Copies of the values, by block, of targets with usual rows that may wait for others."""
+        names = [name for name in usual if self._known(layouts[name])]
+        copies = copies_of_small([usual[name] for name in names], ENTRIES_AT_ONCE)
+        return {name: values for name, values in zip(names, copies, strict=True) if values}
+
+    def _known(self, layout: TargetLayout) -> bool:
+        known = self._statistics.get(layout.name)
+        return known is not None and known.layout is layout
+
+    def _wait(self, layout: TargetLayout, atoms: Atoms, values: list[torch.Tensor]) -> None:
+        name = layout.name
+        if name in self._waiting and not self._waiting[name].suits(layout, values):
+            self._read_waiting([name])
+        waiting = self._waiting.setdefault(name, WaitingBatches(layout))
+        waiting.add(atoms, values)
+        if waiting.enough:
+            self._read_waiting([name])
+
+    def _read_waiting(self, names: Sequence[str] | None = None) -> None:
+        for name in list(self._waiting) if names is None else names:
+            waiting = self._waiting.pop(name)
+            atoms, values = waiting.joined()
+            statistics = TargetStatistics.of_values(
+                waiting.layout,
+                values,
+                None,
+                atoms,
+                extensive=self._extensive(waiting.layout),
+                baseline=self.baseline is not None,
+                types=self._types(name, atoms),
+            )
+            self._take({name: statistics})
 
     def _types(self, name: str, atoms: Atoms) -> torch.Tensor:
         """The types seen with a target, those of this batch among them."""

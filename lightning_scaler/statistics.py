@@ -65,10 +65,46 @@ class TargetStatistics:
         Raises:
             ValueError: for infinite entries, and for squares that overflow, naming the block.
         """
+        rows = None
+        if layout.name not in reading.usual and layout.kind != "pair":
+            find = reading.atom_rows if layout.kind == "atom" else reading.positions
+            rows = [find(layout.name, block.samples, atoms) for block in tensor.blocks()]
+        values = values_and_gradients(tensor)[0]
+        return cls.of_values(
+            layout, values, rows, atoms, extensive, baseline, contributions, keep, types
+        )
+
+    @classmethod
+    def of_values(
+        cls,
+        layout: TargetLayout,
+        values: list[torch.Tensor],
+        rows: list[torch.Tensor] | None,
+        atoms: Atoms,
+        extensive: bool,
+        baseline: bool,
+        contributions: Sequence[Contribution | None] | None = None,
+        keep: list[torch.Tensor] | None = None,
+        types: torch.Tensor | None = None,
+    ) -> "TargetStatistics":
+        """As :meth:`of_batch`, from the values of every block.
+
+        Args:
+            layout: as there, like all others but two.
+            values: of every block.
+            rows: for each block the index of every sample's atom or system; ``None``: all of them
+                in order.
+            atoms: of the batch.
+            extensive: see there.
+            baseline: see there.
+            contributions: see there.
+            keep: see there.
+            types: see there.
+        """
         types = atoms.kinds if types is None else types
         if layout.kind == "pair":
             return cls(layout, types, {})
-        entries, values = {}, values_and_gradients(tensor)[0]
+        entries = {}
         for i, key in enumerate(layout.blocks):
             part = contributions and contributions[i]
             entries[key] = Entries.of(
@@ -77,21 +113,20 @@ class TargetStatistics:
                 part.values if part else None,
                 layout.invariance(key) if baseline else None,
             )
-        together = [entries]
-        if layout.name not in reading.usual:
-            together = [{key: of_block} for key, of_block in entries.items()]
+        # Blocks with the same samples are read together.
+        together: list[tuple[dict[Key, Entries], torch.Tensor | None]] = [(entries, None)]
+        if rows is not None:
+            together = [({key: entries[key]}, rows[i]) for i, key in enumerate(entries)]
         blocks: dict[Key, BlockStatistics] = {}
-        for i, chosen in enumerate(together):
-            rows = None
-            if layout.name not in reading.usual:
-                find = reading.atom_rows if layout.kind == "atom" else reading.positions
-                rows = find(layout.name, tensor.block_by_id(i).samples, atoms)
+        for chosen, of_samples in together:
             if layout.kind == "atom":
                 groups = atoms.index_among(types)
-                groups = groups if rows is None else groups[rows]
+                groups = groups if of_samples is None else groups[of_samples]
                 blocks |= statistics_of_atoms(layout, chosen, groups, types.numel())
             else:
-                blocks |= statistics_of_structures(layout, chosen, rows, types, atoms, extensive)
+                blocks |= statistics_of_structures(
+                    layout, chosen, of_samples, types, atoms, extensive
+                )
         return cls(layout, types, blocks)
 
     def merge(self, other: "TargetStatistics") -> None:

@@ -35,6 +35,7 @@ ORDER = [
     "metatrain_checkpoint",
     "metatrain",
     "scaler",
+    "waiting",
     "accumulator",
     "loss_space",
     "metrics",
