@@ -253,8 +253,12 @@ def holding(
     if not names:
         return frozenset()
     chosen = [tensors[name] for name in names]
-    likes = [layouts[name].without_rows(chosen[0].device) for name in names]
-    found = have_layouts(chosen, likes, [list(layouts[name].gradients) for name in names])
+    gradients = [list(layouts[name].gradients) for name in names]
+    found = have_layouts(chosen, [layouts[name].without_rows(CPU) for name in names], gradients)
+    # The device is asked for only now, since most tensors are on the CPU.
+    if not any(found) and (device := chosen[0].device) != CPU:
+        likes = [layouts[name].without_rows(device) for name in names]
+        found = have_layouts(chosen, likes, gradients)
     return frozenset(name for name, held in zip(names, found, strict=True) if held)
 
 
