@@ -28,6 +28,7 @@ from .statistics import TargetStatistics
 from .system_labels import read_system_labels
 from .target import TargetLayout, did_you_mean, holding
 from .tensormap import entries_kept, is_tensormap
+from .torchscript import moved_to_cpu
 from .waiting import ENTRIES_AT_ONCE, WaitingBatches, copies_of_small
 
 
@@ -122,21 +123,21 @@ class ScaleAccumulator:
             ValueError: for infinite entries, an unknown kind of samples, samples that are not in
                 the batch, or a layout other than before.
         """
-        chosen = {
-            name: tensor
-            for name, tensor in targets.items()
-            if self.targets is None or name in self.targets
-        }
+        chosen = _on_cpu(
+            {
+                name: tensor
+                for name, tensor in targets.items()
+                if self.targets is None or name in self.targets
+            }
+        )
         layouts = self._layouts(chosen)
         # A target without any block is one that the batch lacks.
         chosen = {name: tensor for name, tensor in chosen.items() if layouts[name].blocks}
         kept = {
             name: entries_kept(name, chosen[name], mask)
-            for name, mask in (masks or {}).items()
+            for name, mask in _on_cpu(masks or {}).items()
             if name in chosen
         }
-        chosen = {name: _on_cpu(tensor) for name, tensor in chosen.items()}
-        kept = {name: [keep.to("cpu") for keep in of_blocks] for name, of_blocks in kept.items()}
         atoms = Atoms.from_systems(systems).to("cpu")
         reading = read_system_labels(atoms, chosen, self.system_labels)
         # Asked for all targets: one that is not fitted here tells of a module that knows targets.
@@ -318,9 +319,6 @@ class ScaleAccumulator:
         self.merge(other)
 
     def _layouts(self, tensors: Mapping[str, TensorMap]) -> dict[str, TargetLayout]:
-        for name, tensor in tensors.items():
-            if not is_tensormap(tensor):
-                raise TypeError(f"target '{name}': expected a TensorMap, got {type(tensor)}")
         known = {name: statistics.layout for name, statistics in self._statistics.items()}
         held = holding(known, tensors)
         layouts = {}
@@ -334,21 +332,20 @@ class ScaleAccumulator:
         self, layouts: Mapping[str, TargetLayout], usual: Mapping[str, TensorMap]
     ) -> dict[str, list[torch.Tensor]]:
         """Copies of the values, by block, of targets with usual rows that may wait for others."""
-        names = [name for name in usual if self._known(layouts[name])]
+        seen = {name: self._statistics[name].layout for name in usual if name in self._statistics}
+        # Others than those seen have blocks that a batch lacked, or have more of them.
+        names = [name for name in usual if seen.get(name, layouts[name]) is layouts[name]]
         copies = copies_of_small([usual[name] for name in names], ENTRIES_AT_ONCE)
         return {name: values for name, values in zip(names, copies, strict=True) if values}
 
-    def _known(self, layout: TargetLayout) -> bool:
-        known = self._statistics.get(layout.name)
-        return known is not None and known.layout is layout
-
     def _wait(self, layout: TargetLayout, atoms: Atoms, values: list[torch.Tensor]) -> None:
         name = layout.name
+        if name not in self._statistics:
+            self._statistics[name] = TargetStatistics(layout, atoms.kinds, {})
         if name in self._waiting and not self._waiting[name].suits(layout, values):
             self._read_waiting([name])
         waiting = self._waiting.setdefault(name, WaitingBatches(layout))
-        waiting.add(atoms, values)
-        if waiting.enough:
+        if waiting.add(atoms, values):
             self._read_waiting([name])
 
     def _read_waiting(self, names: Sequence[str] | None = None) -> None:
@@ -395,5 +392,10 @@ class ScaleAccumulator:
         }
 
 
-def _on_cpu(tensor: TensorMap) -> TensorMap:
-    return tensor if tensor.device.type == "cpu" else tensor.to("cpu")
+def _on_cpu(tensors: Mapping[str, TensorMap]) -> dict[str, TensorMap]:
+    for name, tensor in tensors.items():
+        if not is_tensormap(tensor):
+            raise TypeError(f"target '{name}': expected a TensorMap, got {type(tensor)}")
+    if not tensors:
+        return {}
+    return dict(zip(tensors, moved_to_cpu(list(tensors.values())), strict=True))

@@ -92,6 +92,13 @@ def with_values(tensor: TensorMap, values: list[Tensor], gradients: list[Tensor]
     return TensorMap(tensor.keys, blocks)
 
 
+@scripted
+def moved_to_cpu(tensors: list[TensorMap]) -> list[TensorMap]:
+    """The same, and those of other devices on the CPU."""
+    # Python takes several microseconds to tell the device of one.
+    return [t if t.device.type == "cpu" else t.to(device="cpu") for t in tensors]
+
+
 def _same(labels: list[Labels], others: list[Labels]) -> bool:
     same, i = len(labels) == len(others), 0
     while same and i < len(labels):

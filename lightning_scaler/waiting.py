@@ -10,46 +10,46 @@ from .atoms import Atoms
 from .target import TargetLayout
 from .torchscript import scripted
 
-# Reading so many entries of a block, or so many systems, costs more than the calls for it.
-ENTRIES_AT_ONCE = 2**14
-SYSTEMS_AT_ONCE = 512
+# Reading so many entries or atoms at once costs more than the calls for it.
+ENTRIES_AT_ONCE = 2**15
+SYSTEMS_AT_ONCE = 1024
 
 
 @dataclass
 class WaitingBatches:
     """Batches of one target, each with a row for every system, or every atom, in order.
 
-    Their memory is bounded: that of :data:`ENTRIES_AT_ONCE` entries of every block, and the types
-    of :data:`SYSTEMS_AT_ONCE` systems.
+    They are few: no more than :data:`ENTRIES_AT_ONCE` atoms or entries of a block, or
+    :data:`SYSTEMS_AT_ONCE` systems, and the batch that was one too many.
 
     Attributes:
         layout: of the target.
         types: atomic types of every batch, each ``(n_atoms,)``.
         counts: numbers of atoms of its systems, each ``(n_systems,)``.
         values: of every batch, by block.
+        n_entries: the most that one block has, or the number of atoms.
+        n_systems: in all batches.
     """
 
     layout: TargetLayout
     types: list[torch.Tensor] = field(default_factory=list)
     counts: list[torch.Tensor] = field(default_factory=list)
     values: list[list[torch.Tensor]] = field(default_factory=list)
-
-    def add(self, atoms: Atoms, values: list[torch.Tensor]) -> None:
-        """Take in one batch; the values are kept as they are, so they must be copies."""
-        self.types.append(atoms.types)
-        self.counts.append(atoms.counts)
-        self.values.append(values)
+    n_entries: int = 0
+    n_systems: int = 0
 
     def suits(self, layout: TargetLayout, values: list[torch.Tensor]) -> bool:
         """Whether a batch can be joined with those that wait."""
         return self.layout is layout and self.values[-1][0].dtype == values[0].dtype
 
-    @property
-    def enough(self) -> bool:
-        """Whether it is time to read them."""
-        n_systems = sum(map(len, self.counts))
-        n_entries = max(sum(map(torch.numel, blocks)) for blocks in zip(*self.values, strict=True))
-        return n_systems >= SYSTEMS_AT_ONCE or n_entries >= ENTRIES_AT_ONCE
+    def add(self, atoms: Atoms, values: list[torch.Tensor]) -> bool:
+        """Take in one batch, its values being copies; whether there are enough of them now."""
+        self.types.append(atoms.types)
+        self.counts.append(atoms.counts)
+        self.values.append(values)
+        self.n_systems += len(atoms)
+        self.n_entries += max(atoms.types.numel(), *map(torch.numel, values))
+        return self.n_systems >= SYSTEMS_AT_ONCE or self.n_entries >= ENTRIES_AT_ONCE
 
     def joined(self) -> tuple[Atoms, list[torch.Tensor]]:
         """All of them as one batch: its atoms, and the values of every block."""
@@ -67,13 +67,16 @@ def copies_of_small(tensors: list[TensorMap], entries_at_once: int) -> list[list
     copies: list[list[torch.Tensor]] = []
     for tensor in tensors:
         of_tensor: list[torch.Tensor] = []
-        small, squares = True, 0.0
+        may_wait = True
         for block in tensor.blocks():
-            small = small and block.values.numel() < entries_at_once
-        if small:
+            may_wait = may_wait and block.values.numel() < entries_at_once
+        if may_wait:
             for block in tensor.blocks():
                 of_block = block.values.detach().clone()
-                squares += float(of_block.to(torch.float64).square().nansum())
+                norm = float(torch.linalg.vector_norm(of_block, dtype=torch.float64))
+                if math.isnan(norm):
+                    norm = float(of_block.to(torch.float64).square().nansum())
+                may_wait = may_wait and math.isfinite(norm)
                 of_tensor.append(of_block)
-        copies.append(of_tensor if math.isfinite(squares) else of_tensor[:0])
+        copies.append(of_tensor if may_wait else of_tensor[:0])
     return copies

@@ -36,6 +36,7 @@ def fit_pass() -> tuple[int, dict[str, Callable[[], Callable[[], Any]]]]:
         accumulator = ScaleAccumulator(None, INTENSIVE, CompositionBaseline())
         for batch in loader:
             accumulator.update(*model.unpack_batch(batch))
+        accumulator.compute()
 
     return len(loader), {"bare iteration": lambda: bare, "fit pass": lambda: fitted}
 
