@@ -173,6 +173,9 @@ class ScaleAccumulator:
         self.system_labels = reading.labels
         self._passed_over |= targets.keys() - chosen.keys()
         self._masked |= (masks or {}).keys()
+        for name in chosen:
+            if name not in self._statistics:
+                self._statistics[name] = TargetStatistics(layouts[name], atoms.kinds, {})
         self._take(batch)
         for name, values in waiting.items():
             self._wait(layouts[name], atoms, values)
@@ -340,8 +343,6 @@ class ScaleAccumulator:
 
     def _wait(self, layout: TargetLayout, atoms: Atoms, values: list[torch.Tensor]) -> None:
         name = layout.name
-        if name not in self._statistics:
-            self._statistics[name] = TargetStatistics(layout, atoms.kinds, {})
         if name in self._waiting and not self._waiting[name].suits(layout, values):
             self._read_waiting([name])
         waiting = self._waiting.setdefault(name, WaitingBatches(layout))

@@ -114,15 +114,16 @@ def _sums(
             they make the sum NaN, a part with some of them ending the work.
     """
     ends: list[int] = []
-    width, n_samples, largest = 0, 0, 1
+    width, n_samples, n_entries, largest = 0, 0, 0, 1
     for of_block in values:
         # Entries of a single property are added up first, as few columns are slow too.
         width += of_block.size(1) * of_block.size(2) if of_block.size(2) != 1 else 1
         ends.append(width)
         n_samples, largest = of_block.size(0), max(largest, of_block.numel())
+        n_entries += of_block.size(1) * of_block.size(2)
     # The buffer is never larger than the largest block.
     halves = 2 if missing else 1
-    n_rows = max(1, min(entries_at_once, largest // halves) // max(1, width))
+    n_rows = max(1, min(entries_at_once, largest // halves) // max(1, n_entries))
     buffer = torch.empty([min(n_rows, n_samples), halves * width], dtype=torch.float64)
     sums = torch.zeros([n_groups, halves * width], dtype=torch.float64)
     for first in range(0, n_samples, n_rows):

@@ -11,8 +11,8 @@ from .target import TargetLayout
 from .torchscript import scripted
 
 # Reading so many entries or atoms at once costs more than the calls for it.
-ENTRIES_AT_ONCE = 2**15
-SYSTEMS_AT_ONCE = 1024
+ENTRIES_AT_ONCE = 2**14
+SYSTEMS_AT_ONCE = 512
 
 
 @dataclass

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from builders import labels
 from hypothesis import HealthCheck, settings, strategies as st
@@ -76,6 +77,8 @@ class Case:
         ids: of the structures.
         baseline: taken off first.
         fixed: fixed scale of the target.
+        gathered_by: updates of one accumulator, in which small batches wait for others or are read
+            one by one; or merging an accumulator, or the state of one, per batch.
     """
 
     per_atom: bool
@@ -97,7 +100,7 @@ class Case:
     baseline: CompositionBaseline | None
     fixed: Any
     seed: int
-    by_merge: str = "update"
+    gathered_by: str = "update"
 
     @property
     def extensive(self) -> bool:
@@ -196,13 +199,16 @@ class Case:
     def accumulated(self) -> ScaleAccumulator:
         """An accumulator that has seen all batches."""
         total = self.accumulator()
-        for k in range(len(self.batches)):
-            part = total if self.by_merge == "update" else total.fresh()
-            part.update(*self.batch(k))
-            if self.by_merge == "merge":
-                total.merge(part)
-            elif self.by_merge == "state":
-                total.merge_state(part.state())
+        with pytest.MonkeyPatch.context() as patch:
+            if self.gathered_by == "one by one":
+                patch.setattr("lightning_scaler.accumulator.ENTRIES_AT_ONCE", 0)
+            for k in range(len(self.batches)):
+                part = total.fresh() if self.gathered_by in ("merge", "state") else total
+                part.update(*self.batch(k))
+                if self.gathered_by == "merge":
+                    total.merge(part)
+                elif self.gathered_by == "state":
+                    total.merge_state(part.state())
         return total
 
 
@@ -277,7 +283,7 @@ def cases(
     mask_dtype = None if complete else draw(st.sampled_from([None, torch.bool, torch.float64]))
     kind_of_baseline = draw(st.sampled_from(baselines))
     labels_are = draw(st.sampled_from(readings))
-    by_merge = draw(st.sampled_from(["update", "merge", "state"]))
+    gathered_by = draw(st.sampled_from(["update", "one by one", "merge", "state"]))
     kind_of_fixed = None if complete else draw(st.sampled_from([None, "one", "per type"]))
     zeros = not complete and draw(st.booleans())
     exponent = draw(st.integers(*exponents))
@@ -374,7 +380,7 @@ def cases(
         baseline=baseline,
         fixed=fixed,
         seed=seed,
-        by_merge=by_merge,
+        gathered_by=gathered_by,
     )
 
 

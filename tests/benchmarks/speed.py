@@ -5,8 +5,10 @@ Run by hand:
     python tests/benchmarks/speed.py --threads 1
 
 All variants of an item take turns in one process, and medians are printed: machines are noisy, so
-only ratios mean something. The floors are one ``torch.linalg.vector_norm`` (fit) and one division
-(apply) of each block's values. Columns of metatrain stay empty where it cannot be imported.
+only ratios mean something. Small batches are fitted many at a time, up to 1024 systems, and the
+time of one is printed, so that what is put off until there are more of them counts. The floors are
+one ``torch.linalg.vector_norm`` (fit) and one division (apply) of each block's values. Columns of
+metatrain stay empty where it cannot be imported.
 """
 
 import argparse
@@ -43,17 +45,31 @@ def medians(variants: dict[str, Callable[[], Callable[[], Any]]], times: int) ->
     return {name: statistics.median(each) for name, each in taken.items()}
 
 
+def batches_at_once(work: Workload) -> int:
+    """How many batches are fitted in one call to time."""
+    return 1 if work.large else max(1, 1024 // len(work.systems))
+
+
 def ours(work: Workload) -> dict[str, Callable[[], Callable[[], Any]]]:
     """Floors, and this package."""
+    n_batches = range(batches_at_once(work))
+
+    def fit(accumulator: ScaleAccumulator) -> None:
+        for _ in n_batches:
+            accumulator.update(*work[:3])
+        accumulator.state()
+
     values = [block.values for tensor in work.targets.values() for block in tensor.blocks()]
     plain, with_baseline = ScaleAccumulator(), ScaleAccumulator(baseline=CompositionBaseline())
     plain.update(*work[:3])
     with_baseline.update(*work[:3])
     scaler, with_weights = plain.compute(), with_baseline.compute()
     return {
-        "fit floor": lambda: lambda: [torch.linalg.vector_norm(each) for each in values],
-        "fit": lambda: lambda: plain.update(*work[:3]),
-        "fit, baseline": lambda: lambda: with_baseline.update(*work[:3]),
+        "fit floor": lambda: (
+            lambda: [torch.linalg.vector_norm(each) for _ in n_batches for each in values]
+        ),
+        "fit": lambda: partial(fit, plain),
+        "fit, baseline": lambda: partial(fit, with_baseline),
         "apply floor": lambda: lambda: [each / 2.0 for each in values],
         "apply": lambda: lambda: scaler.convert(work.systems, work.targets),
         "apply, baseline": lambda: lambda: with_weights.convert(work.systems, work.targets),
@@ -76,10 +92,11 @@ def metatrain(work: Workload) -> dict[str, Callable[[], Callable[[], Any]]]:
         return {k: t.copy() for k, t in work.targets.items()} if has_nan else work.targets
 
     def fit(targets: dict[str, TensorMap]) -> None:
-        scaler.accumulate(work.systems, average_by_num_atoms(targets, work.systems, []), masks)
-        if scaler.multi_property_target_names:
-            averaged = average_by_num_atoms(targets, work.systems, [])
-            scaler.accumulate_per_property(work.systems, averaged, masks)
+        for _ in range(batches_at_once(work)):
+            scaler.accumulate(work.systems, average_by_num_atoms(targets, work.systems, []), masks)
+            if scaler.multi_property_target_names:
+                averaged = average_by_num_atoms(targets, work.systems, [])
+                scaler.accumulate_per_property(work.systems, averaged, masks)
 
     def apply() -> None:
         scaler(work.systems, work.targets, remove=True, use_per_target_scales=True)
@@ -119,6 +136,9 @@ def print_table(chosen: list[str], with_metatrain: bool, times: int) -> None:
         if with_metatrain:
             variants |= metatrain(work)
         taken = medians(variants, times)
+        for name in taken:
+            if name.startswith("fit"):
+                taken[name] /= batches_at_once(work)
         for part in ("fit", "apply"):
             floor, own, theirs, baseline = (
                 taken.get(f"{part}{suffix}")
@@ -142,12 +162,12 @@ def curves(times: int) -> dict[str, tuple[list[int], dict[str, list[float]]]]:
     by_samples: dict[str, list[float]] = {}
     sizes = [10, 30, 100, 300, 1000, 2000]
     for size in sizes:
-        taken = medians(ours(workload(["forces"], size, 100, 10)), times)
+        taken = medians(ours(workload(["forces"], size, 100, 10, large=True)), times)
         for name in ("fit", "fit, baseline", "apply", "fit floor", "apply floor"):
             by_samples.setdefault(name, []).append(taken[name])
     by_types: dict[str, list[float]] = {}
     types = [5, 10, 20, 40, 89]
-    works = {n: workload(["forces", "charges"], 500, 100, n) for n in types}
+    works = {n: workload(["forces", "charges"], 500, 100, n, large=True) for n in types}
     variants = {f"{n} {name}": call for n, w in works.items() for name, call in ours(w).items()}
     taken = medians(variants, times)
     for name in ("fit", "fit, baseline", "apply"):
@@ -181,25 +201,33 @@ def peak_bytes(call: Callable[[], Any]) -> int:
 
 
 def print_memory(chosen: list[str]) -> None:
-    """Peak of an update over the largest block, and the size of what is kept."""
-    print(f"\n{'memory':22s}{'peak / largest block':>22s}{'kept, bytes, after 1, 10, 100':>40s}")
+    """The most that an update allocates, and what is kept and what waits afterwards, in kB.
+
+    Updates are repeated until those that wait have been read.
+    """
+    titles = ("largest block", "peak", "with baseline", "kept after 1, 10, 100")
+    print(f"\n{'memory, kB':22s}" + "".join(f"{title:>24s}" for title in titles))
     for item in chosen:
-        work, accumulator = WORKLOADS[item](), ScaleAccumulator(baseline=CompositionBaseline())
-        largest = max(
-            block.values.nbytes for tensor in work.targets.values() for block in tensor.blocks()
-        )
+        work = WORKLOADS[item]()
+        blocks = [block for tensor in work.targets.values() for block in tensor.blocks()]
+        peaks = []
+        for baseline in (None, CompositionBaseline()):
+            accumulator = ScaleAccumulator(baseline=baseline)
+            accumulator.update(*work[:3])
+            most = max(
+                peak_bytes(partial(accumulator.update, *work[:3]))
+                for _ in range(batches_at_once(work))
+            )
+            peaks.append(most)
         kept = []
         for number in (1, 9, 90):
             for _ in range(number if not work.large else min(number, 9)):
                 accumulator.update(*work[:3])
             kept.append(_bytes(accumulator.state()))
-        ratios = []
-        for baseline in (None, CompositionBaseline()):
-            fresh = ScaleAccumulator(baseline=baseline)
-            fresh.update(*work[:3])
-            ratios.append(peak_bytes(partial(fresh.update, *work[:3])) / largest)
-        peaks = f"{ratios[0]:.2f}, baseline {ratios[1]:.2f}"
-        print(f"{item:22s}{peaks:>22s}{kept!s:>40s}", flush=True)
+        numbers = [max(block.values.nbytes for block in blocks), *peaks]
+        kilobytes = [f"{number / 1000:.1f}" for number in numbers]
+        kilobytes.append(", ".join(f"{number / 1000:.1f}" for number in kept))
+        print(f"{item:22s}" + "".join(f"{number:>24s}" for number in kilobytes), flush=True)
 
 
 def _bytes(state: Any) -> int:
