@@ -1,8 +1,7 @@
 """TensorMaps as lists of tensors and back, in TorchScript.
 
 A TensorBlock made from Python costs 50 µs, its values 3 µs and a comparison of Labels 19 µs; in
-TorchScript a whole TensorMap of five blocks is rebuilt in 20 µs. Only the handling of blocks is
-compiled: arithmetic stays outside, where no fuser compiles it again for every shape.
+TorchScript a whole TensorMap of five blocks is rebuilt in 20 µs.
 """
 
 import functools
@@ -12,9 +11,13 @@ from typing import ParamSpec, TypeVar
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
 from torch import Tensor
+from torch.jit import optimized_execution  # type: ignore[attr-defined]
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+
+# Types below are found in tables, which is several times faster, those above by sorting.
+TABLED = 4096
 
 
 def scripted(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -28,6 +31,22 @@ def scripted(function: Callable[Arguments, Result]) -> Callable[Arguments, Resul
     @functools.wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         return compiled()(*args, **kwargs)
+
+    return call
+
+
+def scripted_arithmetic(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """As :func:`scripted`, for functions that compute with values and not with labels alone.
+
+    They are run as they are written: nothing profiles them, no fuser compiles them again for every
+    shape, and autograd sees the same operations as without TorchScript.
+    """
+    compiled = scripted(function)
+
+    @functools.wraps(function)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with optimized_execution(False):
+            return compiled(*args, **kwargs)
 
     return call
 
@@ -131,65 +150,85 @@ def have_layouts(
     return [_has_layout(tensors[i], likes[i], gradients[i]) for i in range(len(tensors))]
 
 
+def _numbered_atoms(counts: Tensor, n_atoms: int) -> list[Tensor]:
+    """Position of every atom's system, and its number there, int32 as Labels are."""
+    of_atoms = torch.repeat_interleave(counts.to(torch.int32), output_size=n_atoms)
+    first = (counts.cumsum(0) - counts).to(torch.int32)
+    n = torch.arange(n_atoms, dtype=torch.int32, device=counts.device)
+    return [of_atoms, n.sub_(first.index_select(0, of_atoms))]
+
+
+def _is_usual(rows: Tensor, counts: Tensor, n_atoms: int, numbered: list[Tensor]) -> bool:
+    """Whether rows are those of all systems, or of all atoms; what is worked out is kept."""
+    if rows.size(1) == 1 and rows.size(0) == counts.size(0):
+        systems = torch.arange(counts.size(0), dtype=torch.int32, device=counts.device)
+        return torch.equal(rows[:, 0], systems)
+    if rows.size(1) == 2 and rows.size(0) == n_atoms:
+        if len(numbered) == 0:
+            numbered.extend(_numbered_atoms(counts, n_atoms))
+        return torch.equal(rows[:, 0], numbered[0]) and torch.equal(rows[:, 1], numbered[1])
+    return False
+
+
 @scripted
-def have_rows(tensors: list[TensorMap], systems: Tensor, of_atoms: Tensor, n: Tensor) -> list[bool]:
+def has_rows(
+    samples: Labels, counts: Tensor, n_atoms: int, numbered: list[Tensor]
+) -> tuple[bool, list[Tensor]]:
+    """As :func:`have_rows`, for the samples of one block."""
+    return _is_usual(samples.values, counts, n_atoms, numbered), numbered
+
+
+@scripted
+def have_rows(
+    tensors: list[TensorMap], counts: Tensor, n_atoms: int, numbered: list[Tensor]
+) -> tuple[list[bool], list[Tensor]]:
     """For each tensor whether its blocks have a row for every system, or every atom, in order.
 
     Args:
         tensors: those with one column of labels are compared with the systems, with two with the
             atoms.
-        systems: the labels of all systems, ``(n_systems,)``.
-        of_atoms: the label of every atom's system, ``(n_atoms,)``.
-        n: the number of every atom in its system, ``(n_atoms,)``.
+        counts: number of atoms of every system, ``(n_systems,)``.
+        n_atoms: in all systems.
+        numbered: what an earlier call has returned, or nothing.
+
+    Returns:
+        What was found; and what another call for the same systems need not work out again.
     """
     found: list[bool] = []
-    known = systems
+    known = counts
     for tensor in tensors:
         usual = True
         for block in tensor.blocks():
             rows = block.samples.values
             # Blocks often share their samples.
             if usual and not rows.is_set_to(known):
-                if rows.size(1) == 1:
-                    usual = torch.equal(rows[:, 0], systems)
-                elif rows.size(1) == 2:
-                    usual = torch.equal(rows[:, 0], of_atoms) and torch.equal(rows[:, 1], n)
-                else:
-                    usual = False
+                usual = _is_usual(rows, counts, n_atoms, numbered)
                 known = rows if usual else known
         found.append(usual)
-    return found
+    return found, numbered
+
+
+def occurring(types: Tensor, tabled: int = TABLED) -> tuple[Tensor, int]:
+    """The types that occur, sorted, ``(n_kinds,)`` int64, and the smallest; none if negative."""
+    if types.numel() == 0 or types.is_meta:
+        return types[:0], 0
+    smallest, largest = torch.aminmax(types)
+    if int(smallest) < 0:
+        return types[:0], int(smallest)
+    if int(largest) < tabled:
+        return torch.bincount(types).nonzero()[:, 0], int(smallest)
+    return torch.unique(types), int(smallest)
 
 
 @scripted
-def numbered_atoms(counts: Tensor, n_atoms: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Position of every system; of every atom's system; and number of every atom in its system.
-
-    Args:
-        counts: number of atoms of every system, ``(n_systems,)``.
-        n_atoms: in all systems.
-
-    Returns:
-        int32, as Labels are; ``(n_systems,)``, ``(n_atoms,)`` and ``(n_atoms,)``.
-    """
-    systems = torch.arange(counts.size(0), dtype=torch.int32, device=counts.device)
-    of_atoms = systems.repeat_interleave(counts, output_size=n_atoms)
-    first = (counts.cumsum(0) - counts).to(torch.int32)
-    n = torch.arange(n_atoms, dtype=torch.int32, device=counts.device)
-    return systems, of_atoms, n.sub_(first.index_select(0, of_atoms))
-
-
-@scripted
-def kinds_of_atoms(types: Tensor) -> tuple[Tensor, Tensor]:
-    """The types that occur, sorted, and the index of every atom's type among them, int64."""
-    largest = int(types.max()) if types.numel() > 0 else 0
-    if largest >= 4096:  # found by sorting, others in a table, which is several times faster
-        kinds, kind_of_atom = torch.unique(types, return_inverse=True)
-        return kinds, kind_of_atom
-    kinds = torch.bincount(types, minlength=1).nonzero()[:, 0]
+def index_among(types: Tensor, kinds: Tensor, tabled: int = TABLED) -> Tensor:
+    """Index of every type among the sorted ``kinds``, which hold all that occur, int64."""
+    largest = int(kinds[-1]) if kinds.numel() > 0 else 0
+    if largest >= tabled:
+        return torch.searchsorted(kinds, types)
     table = torch.zeros([largest + 1], dtype=torch.int64, device=types.device)
     table[kinds] = torch.arange(kinds.numel(), device=types.device)
-    return kinds, table.index_select(0, types)
+    return table.index_select(0, types)
 
 
 @scripted

@@ -16,7 +16,6 @@ from lightning_scaler.target import TargetLayout
 from lightning_scaler.torchscript import (
     gradient_samples,
     have_rows,
-    numbered_atoms,
     same_labels,
     scripted,
     values_and_gradients,
@@ -75,7 +74,10 @@ def test_rows_are_compared_by_their_width():
         atom_target([1.0] * 3, [[0, 0], [0, 1], [1, 0]]),
         pair_target([[1.0, 1.0]], [[0, 0, 0, 0, 0, 0]]),
     ]
-    found = have_rows(tensors, *numbered_atoms(torch.tensor([1, 2]), 3))
+    found, numbered = have_rows(tensors, torch.tensor([1, 2]), 3, [])
+    assert found == [True, False, True, False, False, False, False]
+    found, again = have_rows(tensors, torch.tensor([1, 2]), 3, numbered)
+    assert [column.tolist() for column in again] == [[0, 1, 1], [0, 0, 1]]
     assert found == [True, False, True, False, False, False, False]
 
 
