@@ -200,6 +200,11 @@ class Atoms:
         return occurring(self.types)[0].cpu()
 
     @cached_property
+    def occurring(self) -> frozenset[int]:
+        """The types that occur."""
+        return frozenset(self.kinds.tolist())
+
+    @cached_property
     def kind_of_atom(self) -> torch.Tensor:
         """Index among :attr:`kinds` of every atom's type, ``(n_atoms,)`` int64."""
         return index_among(self.types, self.kinds.to(self.types.device))

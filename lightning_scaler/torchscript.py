@@ -87,8 +87,7 @@ def gradient_samples(
     return blocks, names, rows, of_atoms
 
 
-@scripted
-def with_values(tensor: TensorMap, values: list[Tensor], gradients: list[Tensor]) -> TensorMap:
+def rebuilt(tensor: TensorMap, values: list[Tensor], gradients: list[Tensor]) -> TensorMap:
     """A new TensorMap with all labels of ``tensor`` and other numbers.
 
     Args:
@@ -109,6 +108,9 @@ def with_values(tensor: TensorMap, values: list[Tensor], gradients: list[Tensor]
             n_gradients += 1
         blocks.append(new)
     return TensorMap(tensor.keys, blocks)
+
+
+with_values = scripted(rebuilt)
 
 
 def _same(labels: list[Labels], others: list[Labels]) -> bool:

@@ -1,0 +1,152 @@
+"""The arithmetic of a conversion, for all values and gradients of a batch in one call."""
+
+import torch
+from metatensor.torch import TensorMap
+from torch import Tensor
+
+from .torchscript import rebuilt, scripted_arithmetic
+
+
+def _in_shape(of_rows: Tensor, numbers: Tensor) -> Tensor:
+    """What is known of rows, or of rows and properties, in a shape that expands to the numbers."""
+    shape = [1] * numbers.dim()
+    shape[0] = of_rows.size(0)
+    if of_rows.dim() == 2:
+        shape[-1] = of_rows.size(1)
+    return of_rows.reshape(shape)
+
+
+def _rescaled_numbers(
+    numbers: Tensor, factor: Tensor, offset: Tensor | None, divisor: Tensor | None, outwards: bool
+) -> Tensor:
+    if offset is not None and not outwards:
+        numbers = numbers - offset
+    factor = _in_shape(factor, numbers)
+    numbers = numbers * factor if outwards else numbers / factor
+    if offset is not None and outwards:
+        numbers = numbers + offset
+    if divisor is not None:
+        numbers = numbers / _in_shape(divisor, numbers)
+    return numbers
+
+
+def _of_block(tensors: list[Tensor], i: int) -> Tensor:
+    return tensors[i] if len(tensors) > 1 else tensors[0]
+
+
+def _rescaled_target(
+    tensor: TensorMap,
+    factors: list[Tensor],
+    kinds: list[Tensor],
+    divisors: list[Tensor],
+    offsets: list[Tensor | None],
+    gradient_offsets: list[Tensor | None],
+    outwards: bool,
+    double: bool,
+    dtype: torch.dtype | None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Values and gradients of one target; see :func:`rescaled`."""
+    values: list[Tensor] = []
+    gradients: list[Tensor] = []
+    factor = torch.empty([0])
+    for i, block in enumerate(tensor.blocks()):
+        numbers = block.values
+        # A scale may underflow in half precision.
+        working = torch.promote_types(numbers.dtype, torch.float64 if double else torch.float32)
+        wanted = working if double and outwards else numbers.dtype
+        if dtype is not None:
+            wanted = dtype
+        if i == 0 or len(factors) > 1:
+            factor = _of_block(factors, i).to(working)
+            if len(kinds) > 0:
+                factor = factor.index_select(0, _of_block(kinds, i))
+        divisor: Tensor | None = None
+        if len(divisors) > 0:
+            divisor = _of_block(divisors, i).to(working)
+        offset = offsets[i] if len(offsets) > 0 else None
+        numbers = _rescaled_numbers(numbers.to(working), factor, offset, divisor, outwards)
+        values.append(numbers.to(wanted))
+        for name in block.gradients_list():
+            gradient = block.gradient(name)
+            of_rows = gradient.samples.values[:, 0]
+            own_factor, own_divisor = factor, divisor
+            if factor.size(0) > 1:
+                own_factor = factor.index_select(0, of_rows)
+            if divisor is not None:
+                # Per atom is a derivative with respect to the whole structure, no other.
+                of_atoms = "atom" in gradient.samples.names
+                own_divisor = None if of_atoms else divisor.index_select(0, of_rows)
+            offset = gradient_offsets[len(gradients)] if len(gradient_offsets) > 0 else None
+            numbers = _rescaled_numbers(
+                gradient.values.to(working), own_factor, offset, own_divisor, outwards
+            )
+            gradients.append(numbers.to(wanted))
+    return values, gradients
+
+
+@scripted_arithmetic
+def rescaled_numbers(
+    tensors: list[TensorMap], factors: list[list[Tensor]], kinds: list[list[Tensor]]
+) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Values and gradients of each tensor times its factors, detached, float64.
+
+    Gradients come in the order of :func:`values_and_gradients`. Arguments as of :func:`rescaled`.
+    """
+    found: list[tuple[list[Tensor], list[Tensor]]] = []
+    nothing: list[Tensor | None] = []
+    with torch.no_grad():
+        for i, tensor in enumerate(tensors):
+            found.append(
+                _rescaled_target(
+                    tensor, factors[i], kinds[i], [], nothing, nothing, True, True, None
+                )
+            )
+    return found
+
+
+@scripted_arithmetic
+def rescaled(
+    tensors: list[TensorMap],
+    factors: list[list[Tensor]],
+    kinds: list[list[Tensor]],
+    divisors: list[list[Tensor]],
+    offsets: list[list[Tensor | None]],
+    gradient_offsets: list[list[Tensor | None]],
+    outwards: bool,
+    dtype: torch.dtype | None,
+) -> list[TensorMap]:
+    """Each tensor with all its labels and other numbers, which autograd can follow.
+
+    Towards physical space values are multiplied, and then the offset comes on; away from it the
+    offset comes off, and then they are divided. For each tensor there is of everything one per
+    block, or a single one that serves all blocks, or none where nothing is to be done.
+
+    Args:
+        tensors: without gradients of gradients.
+        factors: of each kind of row, ``(n_kinds,)`` or ``(n_kinds, n_properties)``; of every row
+            where there are no ``kinds``, or of all of them.
+        kinds: the kind of each row (its atomic type), ``(n_samples,)`` integers.
+        divisors: numbers of atoms that values are divided by in the end, ``(n_samples,)``, and
+            gradients with respect to the whole structure (strain).
+        offsets: of every block, in shapes that expand to those of the values, and ``None`` for
+            blocks without. Tensors that have some are computed in float64, and stay it in physical
+            space.
+        gradient_offsets: likewise of every gradient, in the order of :func:`values_and_gradients`.
+        outwards: whether it goes towards physical space.
+        dtype: of the result, if it is to be another one.
+    """
+    found: list[TensorMap] = []
+    for i, tensor in enumerate(tensors):
+        values, gradients = _rescaled_target(
+            tensor,
+            factors[i],
+            kinds[i],
+            divisors[i],
+            offsets[i],
+            gradient_offsets[i],
+            outwards,
+            len(offsets[i]) > 0,
+            dtype,
+        )
+        found.append(rebuilt(tensor, values, gradients))
+    return found
