@@ -14,7 +14,7 @@ from .rescaling import rescaled
 from .scales import Key, TargetScales, Which, on_device
 from .system_labels import Reading
 from .target import TargetLayout, holding
-from .torchscript import gradient_samples, values_and_gradients
+from .torchscript import names_of_gradients, values_and_gradients
 
 # How far each space is from loss space: powers of the per-target and the per-property scale.
 POWERS = {"physical": (1, 0), "loss": (0, 0), "model": (0, -1)}
@@ -158,7 +158,7 @@ def _operands(
                 offset = part.values if offset is None else offset + part.values
             operands.offsets.append(offset)
     if operands.offsets and parts is not None:
-        for i, name in zip(*gradient_samples(tensor)[:2], strict=True):
+        for i, name in zip(*names_of_gradients(tensor), strict=True):
             part = parts[i]
             operands.gradient_offsets.append(None if part is None else part.gradients.get(name))
     return operands

@@ -85,26 +85,6 @@ def _rescaled_target(
 
 
 @scripted_arithmetic
-def rescaled_numbers(
-    tensors: list[TensorMap], factors: list[list[Tensor]], kinds: list[list[Tensor]]
-) -> list[tuple[list[Tensor], list[Tensor]]]:
-    """Values and gradients of each tensor times its factors, detached, float64.
-
-    Gradients come in the order of :func:`values_and_gradients`. Arguments as of :func:`rescaled`.
-    """
-    found: list[tuple[list[Tensor], list[Tensor]]] = []
-    nothing: list[Tensor | None] = []
-    with torch.no_grad():
-        for i, tensor in enumerate(tensors):
-            found.append(
-                _rescaled_target(
-                    tensor, factors[i], kinds[i], [], nothing, nothing, True, True, None
-                )
-            )
-    return found
-
-
-@scripted_arithmetic
 def rescaled(
     tensors: list[TensorMap],
     factors: list[list[Tensor]],
@@ -149,4 +129,45 @@ def rescaled(
             dtype,
         )
         found.append(rebuilt(tensor, values, gradients))
+    return found
+
+
+def _physical(tensor: TensorMap, factors: list[Tensor], kinds: list[Tensor]) -> list[Tensor]:
+    nothing: list[Tensor | None] = []
+    values, gradients = _rescaled_target(
+        tensor, factors, kinds, [], nothing, nothing, True, True, None
+    )
+    return [numbers.reshape(-1) for numbers in values + gradients]
+
+
+@scripted_arithmetic
+def physical_entries(
+    predictions: list[TensorMap],
+    targets: list[TensorMap],
+    factors: list[list[Tensor]],
+    kinds: list[list[Tensor]],
+) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """The numbers of predictions and targets times their factors, where the target is not missing.
+
+    Args:
+        predictions: with the labels of the targets.
+        targets: NaN where an entry is missing.
+        factors: for each target as of :func:`rescaled`.
+        kinds: likewise.
+
+    Returns:
+        For each target those of the prediction and its own; of each block, and then of each
+        gradient in the order of :func:`values_and_gradients`; float64 ``(n_entries,)``, detached.
+    """
+    found: list[tuple[list[Tensor], list[Tensor]]] = []
+    with torch.no_grad():
+        for i in range(len(targets)):
+            predicted = _physical(predictions[i], factors[i], kinds[i])
+            given = _physical(targets[i], factors[i], kinds[i])
+            for j in range(len(given)):
+                total = float(given[j].sum())
+                if total != total:
+                    present = ~given[j].isnan()
+                    predicted[j], given[j] = predicted[j][present], given[j][present]
+            found.append((predicted, given))
     return found

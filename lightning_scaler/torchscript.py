@@ -64,27 +64,15 @@ def values_and_gradients(tensor: TensorMap) -> tuple[list[Tensor], list[Tensor]]
 
 
 @scripted
-def gradient_samples(
-    tensor: TensorMap,
-) -> tuple[list[int], list[str], list[Tensor], list[bool]]:
-    """What the rows of every gradient are, in the order of :func:`values_and_gradients`.
-
-    Returns:
-        Index of its block; its name; the row of the block that each of its rows belongs to, int64;
-        whether it is one with respect to single atoms.
-    """
+def names_of_gradients(tensor: TensorMap) -> tuple[list[int], list[str]]:
+    """Index of the block of each gradient, and its name, as :func:`values_and_gradients`."""
     blocks: list[int] = []
     names: list[str] = []
-    rows: list[Tensor] = []
-    of_atoms: list[bool] = []
     for i, block in enumerate(tensor.blocks()):
         for parameter in block.gradients_list():
-            samples = block.gradient(parameter).samples
             blocks.append(i)
             names.append(parameter)
-            rows.append(samples.values[:, 0].to(torch.int64))
-            of_atoms.append("atom" in samples.names)
-    return blocks, names, rows, of_atoms
+    return blocks, names
 
 
 def rebuilt(tensor: TensorMap, values: list[Tensor], gradients: list[Tensor]) -> TensorMap:
