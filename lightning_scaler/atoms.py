@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
+from itertools import compress
 from operator import is_
 from typing import Any, NamedTuple, Protocol
 
@@ -235,18 +236,20 @@ class Atoms:
 
     def usual(self, tensors: Mapping[str, TensorMap]) -> frozenset[str]:
         """Names of the tensors all blocks of which have usual rows, see :meth:`usual_rows`."""
-        moved = (
-            {name: self._moved(tensor) for name, tensor in tensors.items()} if self.moved else {}
-        )
-        found = {name: known.usual for name, known in moved.items() if known is not None}
-        unknown = {name: tensor for name, tensor in tensors.items() if name not in found}
+        found = {}
+        if self.moved:
+            moved = {name: self._moved(tensor) for name, tensor in tensors.items()}
+            found = {name: known.usual for name, known in moved.items() if known is not None}
+        unknown = [name for name in tensors if name not in found]
         if unknown:
-            rows_are_usual, numbered = have_rows(
-                list(unknown.values()), self.counts, self.types.numel(), self._numbered
+            rows_are_usual, self._numbered[:] = have_rows(
+                [tensors[name] for name in unknown],
+                self.counts,
+                self.types.numel(),
+                self._numbered,
             )
-            self._numbered[:] = numbered
-            found |= zip(unknown, rows_are_usual, strict=True)
-        return frozenset(name for name, usual in found.items() if usual)
+            found.update(zip(unknown, rows_are_usual, strict=True))
+        return frozenset(compress(found, found.values()))
 
     @cached_property
     def _numbered(self) -> list[torch.Tensor]:

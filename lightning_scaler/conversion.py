@@ -90,10 +90,11 @@ def convert_targets(
     """
     layouts = {name: targets[name].layout for name in tensors}
     # The labels of a batch that has been moved are compared where they came from.
-    on_host = tensors
     if atoms.moved:
         on_host = {name: atoms.on_host(tensor) for name, tensor in tensors.items()}
-    held = holding(layouts, on_host)
+        held = holding(layouts, on_host)
+    else:
+        on_host, held = dict(tensors), holding(layouts, tensors, atoms.types.device)
     operands: dict[str, Operands] = {}
     for name, tensor in tensors.items():
         layout = layouts[name]

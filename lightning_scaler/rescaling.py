@@ -7,13 +7,17 @@ from torch import Tensor
 from .torchscript import rebuilt, scripted_arithmetic
 
 
+def _cast(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    # A fifth of what a cast to the same dtype costs.
+    return numbers if numbers.dtype == dtype else numbers.to(dtype)
+
+
 def _in_shape(of_rows: Tensor, numbers: Tensor) -> Tensor:
     """What is known of rows, or of rows and properties, in a shape that expands to the numbers."""
-    shape = [1] * numbers.dim()
-    shape[0] = of_rows.size(0)
-    if of_rows.dim() == 2:
-        shape[-1] = of_rows.size(1)
-    return of_rows.reshape(shape)
+    if of_rows.size(0) > 1:
+        for _ in range(numbers.dim() - of_rows.dim()):
+            of_rows = of_rows.unsqueeze(1)
+    return of_rows
 
 
 def _rescaled_numbers(
@@ -48,24 +52,27 @@ def _rescaled_target(
     """Values and gradients of one target; see :func:`rescaled`."""
     values: list[Tensor] = []
     gradients: list[Tensor] = []
-    factor = torch.empty([0])
-    for i, block in enumerate(tensor.blocks()):
-        numbers = block.values
-        # A scale may underflow in half precision.
-        working = torch.promote_types(numbers.dtype, torch.float64 if double else torch.float32)
-        wanted = working if double and outwards else numbers.dtype
-        if dtype is not None:
-            wanted = dtype
+    blocks = tensor.blocks()
+    if len(blocks) == 0:
+        return values, gradients
+    stored = blocks[0].values.dtype
+    # A scale may underflow in half precision.
+    working = torch.float64 if double or stored == torch.float64 else torch.float32
+    wanted = working if double and outwards else stored
+    if dtype is not None:
+        wanted = dtype
+    factor = factors[0]
+    for i, block in enumerate(blocks):
         if i == 0 or len(factors) > 1:
-            factor = _of_block(factors, i).to(working)
+            factor = _cast(_of_block(factors, i), working)
             if len(kinds) > 0:
                 factor = factor.index_select(0, _of_block(kinds, i))
         divisor: Tensor | None = None
         if len(divisors) > 0:
-            divisor = _of_block(divisors, i).to(working)
+            divisor = _cast(_of_block(divisors, i), working)
         offset = offsets[i] if len(offsets) > 0 else None
-        numbers = _rescaled_numbers(numbers.to(working), factor, offset, divisor, outwards)
-        values.append(numbers.to(wanted))
+        numbers = _rescaled_numbers(_cast(block.values, working), factor, offset, divisor, outwards)
+        values.append(_cast(numbers, wanted))
         for name in block.gradients_list():
             gradient = block.gradient(name)
             of_rows = gradient.samples.values[:, 0]
@@ -78,9 +85,9 @@ def _rescaled_target(
                 own_divisor = None if of_atoms else divisor.index_select(0, of_rows)
             offset = gradient_offsets[len(gradients)] if len(gradient_offsets) > 0 else None
             numbers = _rescaled_numbers(
-                gradient.values.to(working), own_factor, offset, own_divisor, outwards
+                _cast(gradient.values, working), own_factor, offset, own_divisor, outwards
             )
-            gradients.append(numbers.to(wanted))
+            gradients.append(_cast(numbers, wanted))
     return values, gradients
 
 

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from .additive import FrozenModule, class_name, contributions, frozen
 from .atoms import Atoms, HasTypes, read_atoms
-from .conversion import Conversion, convert_targets
+from .conversion import POWERS, Conversion, convert_targets
 from .metatrain import read_metatrain
 from .metatrain_checkpoint import Source
 from .scales import TargetScales, Which
@@ -114,8 +114,9 @@ class Scaler(torch.nn.Module):
             >>> Scaler().convert([], {}, source="model", target="physical")
             {}
         """
-        for setting, space in (("source", source), ("target", target)):
-            check_choice(setting, space, Space)
+        if source not in POWERS or target not in POWERS:
+            check_choice("source", source, Space)
+            check_choice("target", target, Space)
         known = {name: tensor for name, tensor in tensors.items() if name in self.targets}
         if source == target or not known:
             return dict(tensors)

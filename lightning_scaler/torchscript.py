@@ -22,15 +22,14 @@ TABLED = 4096
 
 def scripted(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """The same function, compiled when it is first called: importing it costs nothing."""
-
-    @functools.cache
-    def compiled() -> Callable[Arguments, Result]:
-        script: Callable[Arguments, Result] = torch.jit.script(function)
-        return script
+    script: Callable[Arguments, Result] | None = None
 
     @functools.wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        return compiled()(*args, **kwargs)
+        nonlocal script
+        if script is None:
+            script = torch.jit.script(function)
+        return script(*args, **kwargs)
 
     return call
 
@@ -114,11 +113,12 @@ def _has_layout(tensor: TensorMap, like: TensorMap, gradients: list[str]) -> boo
     if tensor.device != like.device or not same_samples or tensor.keys != like.keys:
         return False
     blocks, others = tensor.blocks(), like.blocks()
+    # All blocks have the same dtype.
+    if len(blocks) > 0 and not blocks[0].values.is_floating_point():
+        return False
     for i in range(len(blocks)):
         block, other = blocks[i], others[i]
-        if not block.values.is_floating_point() or block.properties != other.properties:
-            return False
-        if not _same(block.components, other.components):
+        if block.properties != other.properties or not _same(block.components, other.components):
             return False
         for parameter in block.gradients_list():
             if parameter not in gradients:
@@ -150,13 +150,14 @@ def _numbered_atoms(counts: Tensor, n_atoms: int) -> list[Tensor]:
 
 def _is_usual(rows: Tensor, counts: Tensor, n_atoms: int, numbered: list[Tensor]) -> bool:
     """Whether rows are those of all systems, or of all atoms; what is worked out is kept."""
-    if rows.size(1) == 1 and rows.size(0) == counts.size(0):
-        systems = torch.arange(counts.size(0), dtype=torch.int32, device=counts.device)
-        return torch.equal(rows[:, 0], systems)
+    if len(numbered) == 0:
+        numbered.append(torch.arange(len(counts), dtype=torch.int32, device=counts.device))
+    if rows.size(1) == 1:
+        return torch.equal(rows[:, 0], numbered[0])
     if rows.size(1) == 2 and rows.size(0) == n_atoms:
-        if len(numbered) == 0:
+        if len(numbered) == 1:
             numbered.extend(_numbered_atoms(counts, n_atoms))
-        return torch.equal(rows[:, 0], numbered[0]) and torch.equal(rows[:, 1], numbered[1])
+        return torch.equal(rows[:, 0], numbered[1]) and torch.equal(rows[:, 1], numbered[2])
     return False
 
 
