@@ -15,7 +15,7 @@ from .matching import averaged, matched, positioned
 from .rescaling import physical_entries
 from .scaler import Scaler
 from .system_labels import read_positions, read_system_labels
-from .torchscript import names_of_gradients
+from .torchscript import keys_and_gradients
 
 
 class PhysicalUnits(WrapperMetric):
@@ -182,11 +182,12 @@ def physical_pairs(
     factors, kinds = _factors(scaler, atoms, {name: targets[name] for name in names})
     entries = physical_entries([predictions[name] for name in names], given, factors, kinds)
     pairs: dict[str, list[PhysicalPair]] = {}
-    for name, target, numbers in zip(names, given, entries, strict=True):
-        key_names, (blocks, parameters) = target.keys.names, names_of_gradients(target)
-        keys = [dict(zip(key_names, key, strict=True)) for key in target.keys.values.tolist()]
-        of_pairs = [*keys, *(keys[block] for block in blocks)]
-        gradients = [None] * len(keys) + parameters
+    parts = keys_and_gradients(given)
+    for name, (keys, (blocks, parameters)), numbers in zip(names, parts, entries, strict=True):
+        key_names = scaler.targets[name].layout.key_names
+        named = [dict(zip(key_names, key, strict=True)) for key in keys]
+        of_pairs = [*named, *(named[block] for block in blocks)]
+        gradients = [None] * len(named) + parameters
         pairs[name] = list(map(PhysicalPair, of_pairs, gradients, *numbers))
     return pairs
 

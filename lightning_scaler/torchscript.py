@@ -62,9 +62,7 @@ def values_and_gradients(tensor: TensorMap) -> tuple[list[Tensor], list[Tensor]]
     return values, gradients
 
 
-@scripted
-def names_of_gradients(tensor: TensorMap) -> tuple[list[int], list[str]]:
-    """Index of the block of each gradient, and its name, as :func:`values_and_gradients`."""
+def _names_of_gradients(tensor: TensorMap) -> tuple[list[int], list[str]]:
     blocks: list[int] = []
     names: list[str] = []
     for i, block in enumerate(tensor.blocks()):
@@ -72,6 +70,24 @@ def names_of_gradients(tensor: TensorMap) -> tuple[list[int], list[str]]:
             blocks.append(i)
             names.append(parameter)
     return blocks, names
+
+
+@scripted
+def names_of_gradients(tensor: TensorMap) -> tuple[list[int], list[str]]:
+    """Index of the block of each gradient, and its name, as :func:`values_and_gradients`."""
+    return _names_of_gradients(tensor)
+
+
+@scripted
+def keys_and_gradients(
+    tensors: list[TensorMap],
+) -> list[tuple[list[list[int]], tuple[list[int], list[str]]]]:
+    """For each tensor the keys of its blocks, and :func:`names_of_gradients`."""
+    found: list[tuple[list[list[int]], tuple[list[int], list[str]]]] = []
+    for tensor in tensors:
+        keys: list[list[int]] = tensor.keys.values.to(torch.int64).tolist()
+        found.append((keys, _names_of_gradients(tensor)))
+    return found
 
 
 def rebuilt(tensor: TensorMap, values: list[Tensor], gradients: list[Tensor]) -> TensorMap:
@@ -222,9 +238,7 @@ def index_among(types: Tensor, kinds: Tensor, tabled: int = TABLED) -> Tensor:
     return table.index_select(0, types)
 
 
-@scripted
-def same_labels(tensor: TensorMap, like: TensorMap) -> bool:
-    """Whether all labels are the same, those of the gradients too, and the dtype."""
+def _has_labels(tensor: TensorMap, like: TensorMap) -> bool:
     if tensor.keys != like.keys:
         return False
     blocks, others = tensor.blocks(), like.blocks()
@@ -242,4 +256,23 @@ def same_labels(tensor: TensorMap, like: TensorMap) -> bool:
                 return False
             if not _same(one.components, expected.components):
                 return False
+    return True
+
+
+@scripted
+def have_labels(tensors: list[TensorMap], likes: list[TensorMap]) -> list[bool]:
+    """For each tensor whether all labels are the same, those of gradients too, and the dtype."""
+    return [_has_labels(tensors[i], likes[i]) for i in range(len(tensors))]
+
+
+@scripted
+def have_one_dtype(tensors: list[TensorMap]) -> bool:
+    """Whether the values of all tensors have the same dtype."""
+    first: torch.dtype | None = None
+    for tensor in tensors:
+        for block in tensor.blocks()[:1]:
+            same_dtype = first is None or first == block.values.dtype
+            if not same_dtype:
+                return False
+            first = block.values.dtype
     return True
