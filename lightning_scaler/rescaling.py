@@ -14,7 +14,7 @@ def _cast(numbers: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _in_shape(of_rows: Tensor, numbers: Tensor) -> Tensor:
     """What is known of rows, or of rows and properties, in a shape that expands to the numbers."""
-    if of_rows.size(0) > 1:
+    if of_rows.size(0) != 1:
         for _ in range(numbers.dim() - of_rows.dim()):
             of_rows = of_rows.unsqueeze(1)
     return of_rows
@@ -77,7 +77,7 @@ def _rescaled_target(
             gradient = block.gradient(name)
             of_rows = gradient.samples.values[:, 0]
             own_factor, own_divisor = factor, divisor
-            if factor.size(0) > 1:
+            if factor.size(0) != 1:
                 own_factor = factor.index_select(0, of_rows)
             if divisor is not None:
                 # Per atom is a derivative with respect to the whole structure, no other.

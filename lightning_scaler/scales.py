@@ -207,15 +207,17 @@ class Tables:
     ) -> Mapping[Key, torch.Tensor]:
         """See :meth:`TargetScales.by_type`."""
         if (which, device) not in self._made:
-            self._made[which, device] = {
-                key: on_device(self._table(scales, scales.factors(which, key)), device)
-                for key in scales.layout.blocks
-            }
+            # Tables that a validation in inference mode makes serve the training after it too.
+            with torch.inference_mode(False):
+                self._made[which, device] = {
+                    key: on_device(self._table(scales, scales.factors(which, key)), device)
+                    for key in scales.layout.blocks
+                }
         return self._made[which, device]
 
     def _table(self, scales: TargetScales, values: torch.Tensor) -> torch.Tensor:
         if scales.layout.kind != "atom":
-            return values[:1]
+            return values[:1].clone()
         table = values.new_full((max(self.types, default=-1) + 1, *values.shape[1:]), torch.nan)
         table[list(self._rows)] = values[list(self._rows.values())]
         return table
