@@ -26,7 +26,7 @@ from .settings import (
 )
 from .statistics import TargetStatistics
 from .system_labels import read_system_labels
-from .target import TargetLayout, did_you_mean, holding
+from .target import CPU, TargetLayout, did_you_mean, holding
 from .tensormap import entries_kept, is_tensormap
 from .torchscript import moved_to_cpu
 from .waiting import ENTRIES_AT_ONCE, WaitingBatches, copies_of_small
@@ -323,7 +323,7 @@ class ScaleAccumulator:
 
     def _layouts(self, tensors: Mapping[str, TensorMap]) -> dict[str, TargetLayout]:
         known = {name: statistics.layout for name, statistics in self._statistics.items()}
-        held = holding(known, tensors)
+        held = holding(known, tensors, CPU)
         layouts = {}
         for name, tensor in tensors.items():
             layouts[name] = known[name] if name in held else TargetLayout.of(name, tensor)

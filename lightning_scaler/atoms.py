@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
+from itertools import compress
 from operator import is_
 from typing import Any, NamedTuple, Protocol
 
@@ -10,7 +11,7 @@ import torch
 from metatensor.torch import Labels, TensorMap
 
 from .tensormap import is_system
-from .torchscript import have_rows, kinds_of_atoms, numbered_atoms, scripted
+from .torchscript import has_rows, have_rows, index_among, occurring, scripted
 
 
 class HasTypes(Protocol):
@@ -119,18 +120,20 @@ class Atoms:
         read: Atoms | None = getattr(systems, "atoms", None)
         if read is not None:
             return read._of(systems)
-        types, counts = _types_and_counts(systems)
+        types, counts, kinds, smallest = _read(systems)
         if types.device.type == "meta":
             raise ValueError("expected systems with data, got systems on the meta device")
-        if types.numel() > 0 and (smallest := int(types.min())) < 0:
+        if smallest < 0:
             raise ValueError(f"expected non-negative atomic types, got {smallest} in the systems")
         sample_id = getattr(systems, "sample_id", None)
-        return cls(
+        atoms = cls(
             types=types,
             counts=counts,
             sample_id=None if sample_id is None else torch.tensor(sample_id, device=types.device),
             systems=systems,
         )
+        vars(atoms)["kinds"] = kinds.cpu()
+        return atoms
 
     def _of(self, systems: Sequence[HasTypes]) -> "Atoms":
         """The same atoms, of these systems."""
@@ -170,7 +173,8 @@ class Atoms:
         )
         if self.types.device.type == "cpu":
             # Found here, so that nobody waits for the other device.
-            vars(moved)["_kinds"] = self.kinds, self.kind_of_atom.to(device, non_blocking=True)
+            vars(moved)["kinds"] = self.kinds
+            vars(moved)["kind_of_atom"] = self.kind_of_atom.to(device, non_blocking=True)
             vars(moved)["usual_ids"] = self.usual_ids
         return moved
 
@@ -192,19 +196,19 @@ class Atoms:
         return positions.repeat_interleave(self.counts, output_size=self.types.numel())
 
     @cached_property
-    def _kinds(self) -> tuple[torch.Tensor, torch.Tensor]:
-        kinds, kind_of_atom = kinds_of_atoms(self.types)
-        return kinds.cpu(), kind_of_atom
-
-    @property
     def kinds(self) -> torch.Tensor:
         """The types that occur, sorted, ``(n_kinds,)`` int64; on the CPU wherever the atoms are."""
-        return self._kinds[0]
+        return occurring(self.types)[0].cpu()
 
-    @property
+    @cached_property
+    def occurring(self) -> frozenset[int]:
+        """The types that occur."""
+        return frozenset(self.kinds.tolist())
+
+    @cached_property
     def kind_of_atom(self) -> torch.Tensor:
         """Index among :attr:`kinds` of every atom's type, ``(n_atoms,)`` int64."""
-        return self._kinds[1]
+        return index_among(self.types, self.kinds.to(self.types.device))
 
     def index_among(self, types: torch.Tensor) -> torch.Tensor:
         """Index among the sorted ``types``, which hold all that occur, of every atom's type."""
@@ -217,11 +221,6 @@ class Atoms:
         return numbers.index_select(0, self.kind_of_atom)
 
     @cached_property
-    def _usual_labels(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Labels of all systems and, column by column, of all atoms, in the order of the batch."""
-        return numbered_atoms(self.counts, self.types.numel())
-
-    @cached_property
     def usual_ids(self) -> bool:
         """Whether ids and positions are the same, as far as the batch says."""
         if self.sample_id is None:
@@ -230,21 +229,31 @@ class Atoms:
 
     def usual_rows(self, samples: Labels) -> bool:
         """Whether rows are those of all systems, or of all atoms, in the order of the batch."""
-        rows, (systems, *of_atoms) = samples.values, self._usual_labels
-        columns = {1: [systems], 2: of_atoms}.get(rows.shape[1])
-        return columns is not None and all(map(torch.equal, rows.unbind(1), columns))
+        usual, self._numbered[:] = has_rows(
+            samples, self.counts, self.types.numel(), self._numbered
+        )
+        return usual
 
     def usual(self, tensors: Mapping[str, TensorMap]) -> frozenset[str]:
         """Names of the tensors all blocks of which have usual rows, see :meth:`usual_rows`."""
-        moved = (
-            {name: self._moved(tensor) for name, tensor in tensors.items()} if self.moved else {}
-        )
-        found = {name: known.usual for name, known in moved.items() if known is not None}
-        unknown = {name: tensor for name, tensor in tensors.items() if name not in found}
+        found = {}
+        if self.moved:
+            moved = {name: self._moved(tensor) for name, tensor in tensors.items()}
+            found = {name: known.usual for name, known in moved.items() if known is not None}
+        unknown = [name for name in tensors if name not in found]
         if unknown:
-            rows_are_usual = have_rows(list(unknown.values()), *self._usual_labels)
-            found |= zip(unknown, rows_are_usual, strict=True)
-        return frozenset(name for name, usual in found.items() if usual)
+            rows_are_usual, self._numbered[:] = have_rows(
+                [tensors[name] for name in unknown],
+                self.counts,
+                self.types.numel(),
+                self._numbered,
+            )
+            found.update(zip(unknown, rows_are_usual, strict=True))
+        return frozenset(compress(found, found.values()))
+
+    @cached_property
+    def _numbered(self) -> list[torch.Tensor]:
+        return []
 
     def on_host(self, tensor: TensorMap) -> TensorMap:
         """A TensorMap with the same labels, on the CPU if it came from there, else the same one."""
@@ -281,33 +290,39 @@ def read_atoms(systems: Sequence[HasTypes] | Atoms) -> Atoms:
     return systems if isinstance(systems, Atoms) else Atoms.from_systems(systems)
 
 
-def _types_and_counts(systems: Sequence[HasTypes]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Types of all atoms, and the number of atoms of every system, both int64."""
+def _read(
+    systems: Sequence[HasTypes],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """Types of all atoms; the number of atoms of every system; and what :func:`occurring` gives."""
     if set(map(type, systems)) == {torch.ScriptObject} and is_system(systems[0]):
         return _reader_of_systems()(list(systems))
     per_system = [torch.as_tensor(system.types) for system in systems]
     device = per_system[0].device if per_system else torch.device("cpu")
     types = torch.cat([torch.empty(0, dtype=torch.int64, device=device), *per_system]).long()
-    return types, torch.tensor([len(t) for t in per_system], dtype=torch.int64, device=device)
+    counts = torch.tensor([len(t) for t in per_system], dtype=torch.int64, device=device)
+    return types, counts, *occurring(types)
 
 
 @cache
-def _reader_of_systems() -> Callable[[list[Any]], tuple[torch.Tensor, torch.Tensor]]:
+def _reader_of_systems() -> Callable[
+    [list[Any]], tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]
+]:
     # Six times faster than the same loop in Python. The class is registered with torch by the time
     # that there is a system.
-    def types_and_counts(
+    def read(
         systems: list[torch.classes.metatomic.System],  # type: ignore[name-defined]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
         types: list[torch.Tensor] = []
         counts: list[int] = []
         for system in systems:
             of_one = system.types
             types.append(of_one)
             counts.append(len(of_one))
-        joined = torch.cat(types)
-        return joined.to(torch.int64), torch.tensor(counts, device=joined.device)
+        joined = torch.cat(types).to(torch.int64)
+        kinds, smallest = occurring(joined)
+        return joined, torch.tensor(counts, device=joined.device), kinds, smallest
 
-    return scripted(types_and_counts)
+    return scripted(read)
 
 
 def find_types(types: torch.Tensor, among: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,7 +1,8 @@
-"""One target from one space to another."""
+"""The targets of a batch from one space to another."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from metatensor.torch import TensorMap
@@ -9,10 +10,11 @@ from metatensor.torch import TensorMap
 from .additive import Contribution
 from .atoms import Atoms
 from .offsets import offset_of_rows
-from .scales import Key, TargetScales, Which
+from .rescaling import rescaled
+from .scales import Key, TargetScales, Which, on_device
 from .system_labels import Reading
-from .target import TargetLayout
-from .torchscript import gradient_samples, values_and_gradients, with_values
+from .target import TargetLayout, holding
+from .torchscript import names_of_gradients, values_and_gradients
 
 # How far each space is from loss space: powers of the per-target and the per-property scale.
 POWERS = {"physical": (1, 0), "loss": (0, 0), "model": (0, -1)}
@@ -56,69 +58,152 @@ class Conversion:
         return sum(POWERS[self.target]) > sum(POWERS[self.source])
 
 
-def convert_target(
-    scales: TargetScales,
-    tensor: TensorMap,
+class Operands(NamedTuple):
+    """What one target is converted with; see :func:`rescaling.rescaled`."""
+
+    tensor: TensorMap
+    factors: list[torch.Tensor]
+    kinds: list[torch.Tensor]
+    divisors: list[torch.Tensor]
+    offsets: list[torch.Tensor | None]
+    gradient_offsets: list[torch.Tensor | None]
+
+
+def convert_targets(
+    targets: Mapping[str, TargetScales],
+    tensors: Mapping[str, TensorMap],
     atoms: Atoms,
     reading: Reading,
     conversion: Conversion,
-    contributions: Sequence[Contribution | None] | None = None,
-    held: bool = False,
-) -> TensorMap:
-    """Convert a single target; see :meth:`Scaler.convert`.
+    contributions: Mapping[str, Sequence[Contribution | None]],
+) -> dict[str, TensorMap]:
+    """Convert the targets of a batch; see :meth:`Scaler.convert`.
+
+    Args:
+        targets: the scales by target name.
+        tensors: by target name, values in the space ``conversion.source``.
+        atoms: of the batch, on the device of the tensors.
+        reading: of the ``system`` labels.
+        conversion: from which space to which.
+        contributions: of an additive module, by target name, to each block, in the rows of the
+            tensor.
+    """
+    layouts = {name: targets[name].layout for name in tensors}
+    # The labels of a batch that has been moved are compared where they came from.
+    if atoms.moved:
+        on_host = {name: atoms.on_host(tensor) for name, tensor in tensors.items()}
+        held = holding(layouts, on_host)
+    else:
+        on_host, held = dict(tensors), holding(layouts, tensors, atoms.types.device)
+    operands: dict[str, Operands] = {}
+    for name, tensor in tensors.items():
+        layout = layouts[name]
+        keys = list(layout.blocks) if name in held else _keys_of_blocks(layout, on_host[name])
+        if keys and layout.kind != "pair":
+            parts = contributions.get(name)
+            operands[name] = _operands(
+                targets[name], tensor, keys, atoms, reading, conversion, parts
+            )
+    if not operands:
+        return dict(tensors)
+    each = operands.values()
+    converted = rescaled(
+        [one.tensor for one in each],
+        [one.factors for one in each],
+        [one.kinds for one in each],
+        [one.divisors for one in each],
+        [one.offsets for one in each],
+        [one.gradient_offsets for one in each],
+        conversion.outwards,
+        conversion.dtype,
+    )
+    return {**tensors, **dict(zip(operands, converted, strict=True))}
+
+
+def _operands(
+    scales: TargetScales,
+    tensor: TensorMap,
+    keys: list[Key],
+    atoms: Atoms,
+    reading: Reading,
+    conversion: Conversion,
+    parts: Sequence[Contribution | None] | None,
+) -> Operands:
+    """What a target is converted with.
 
     Args:
         scales: of the target.
-        tensor: its values in the space ``conversion.source``.
-        atoms: of the batch, on the device of the tensor.
+        tensor: in the space ``conversion.source``.
+        keys: of its blocks.
+        atoms: of the batch.
         reading: of the ``system`` labels.
         conversion: from which space to which.
-        contributions: of an additive module to each block, in the rows of the tensor.
-        held: whether the tensor is known to be one of :func:`target.holding`.
+        parts: contributions to each block.
     """
-    layout = scales.layout
-    keys = list(layout.blocks) if held else _keys_of_blocks(layout, atoms.on_host(tensor))
-    if not keys or scales.layout.kind == "pair":
-        return tensor
-    rows = _rows_of_blocks(scales.layout, tensor, atoms, reading)
-    values, gradients = values_and_gradients(tensor)
-    stored = dtype = values[0].dtype
-    # A scale may underflow in half precision.
-    working = torch.promote_types(stored, torch.float32)
-    with_baseline = conversion.through_baseline and (
-        bool(scales.weights) or contributions is not None
-    )
-    if with_baseline:
-        working = torch.float64
-        dtype = working if conversion.target == "physical" else stored
-    dtype = conversion.dtype or dtype
-    parts = contributions if with_baseline and contributions else [None] * len(keys)
-    factors = _factors(scales, keys, rows, atoms, conversion, working)
-    per_atom = conversion.per_atom and scales.extensive
-    for i, key in enumerate(keys):
-        numbers, part, offset = values[i].to(working), parts[i], None
-        if with_baseline and key in scales.weights:
-            missing = conversion.source == "physical"
-            offset = offset_of_rows(scales, key, atoms, rows[i], numbers, missing)
-        if part is not None:
-            offset = part.values if offset is None else offset + part.values
-        numbers = _converted(numbers, factors[i], offset, conversion)
-        if per_atom:
-            numbers = numbers / _trailing(_divisors(atoms, rows[i]), numbers)
-        values[i] = numbers.to(dtype)
-    if gradients:
-        described = zip(*gradient_samples(tensor), strict=True)
-        for i, (block, name, of_block, of_atoms) in enumerate(described):
-            numbers, factor, part = gradients[i].to(working), factors[block], parts[block]
-            if factor.shape[0] > 1:
-                factor = factor.index_select(0, of_block)
-            offset = None if part is None else part.gradients.get(name)
-            numbers = _converted(numbers, factor, offset, conversion)
-            if per_atom and not of_atoms:
-                divisors = _divisors(atoms, rows[block])[of_block]
-                numbers = numbers / _trailing(divisors, numbers)
-            gradients[i] = numbers.to(dtype)
-    return with_values(tensor, values, gradients)
+    rows = rows_of_blocks(scales.layout, tensor, atoms, reading)
+    which, unseen_types = conversion.scales, conversion.unseen_types
+    factors, kinds = factors_of_rows(scales, which, keys, rows, atoms, unseen_types)
+    operands = Operands(tensor, factors, kinds, [], [], [])
+    if conversion.per_atom and scales.extensive:
+        divisors = [atoms.divisors[row] for row in rows] or [atoms.divisors]
+        operands.divisors.extend(divisors)
+    if conversion.through_baseline and (scales.weights or parts is not None):
+        missing = conversion.source == "physical"
+        values = values_and_gradients(tensor)[0]
+        for i, key in enumerate(keys):
+            offset, part = None, parts[i] if parts else None
+            if key in scales.weights:
+                row = rows[i] if rows else None
+                offset = offset_of_rows(scales, key, atoms, row, values[i], missing)
+            if part is not None:
+                offset = part.values if offset is None else offset + part.values
+            operands.offsets.append(offset)
+    if operands.offsets and parts is not None:
+        for i, name in zip(*names_of_gradients(tensor), strict=True):
+            part = parts[i]
+            operands.gradient_offsets.append(None if part is None else part.gradients.get(name))
+    return operands
+
+
+def factors_of_rows(
+    scales: TargetScales,
+    which: Which,
+    keys: Sequence[Key],
+    rows: list[torch.Tensor],
+    atoms: Atoms,
+    unseen_types: str,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Scales of a target in tables, and where in them the rows of each block are.
+
+    Args:
+        scales: of the target.
+        which: of them.
+        keys: of the blocks.
+        rows: for each block the index of every row's atom or system; none for all in order.
+        atoms: of the batch.
+        unseen_types: what to do with types that were not in the data of the fit.
+
+    Returns:
+        As :func:`rescaling.rescaled` takes them.
+    """
+    device = atoms.types.device
+    # One scale serves all blocks.
+    keys = keys[:1] if which == "per_target" else keys
+    tables = scales.by_type(which, atoms.occurring, device)
+    if tables is not None:
+        factors = [tables[key] for key in keys]
+        if scales.layout.kind != "atom":
+            return factors, []
+        kinds = [atoms.types[row] for row in rows] or [atoms.types]
+    else:
+        factors = [scales.factors(which, key) for key in keys]
+        if rows:
+            kinds = [scales.rows(atoms.types[row], unseen_types) for row in rows]
+        else:
+            of_kinds, kinds = scales.rows(atoms.kinds, unseen_types), [atoms.kind_of_atom]
+            factors = [factor[of_kinds] for factor in factors]
+        factors = [on_device(factor, device) for factor in factors]
+    return factors * (len(kinds) if len(factors) < len(kinds) else 1), kinds
 
 
 def _keys_of_blocks(layout: TargetLayout, tensor: TensorMap) -> list[Key]:
@@ -138,70 +223,11 @@ def _keys_of_blocks(layout: TargetLayout, tensor: TensorMap) -> list[Key]:
     return list(given.blocks)
 
 
-def _rows_of_blocks(
+def rows_of_blocks(
     layout: TargetLayout, tensor: TensorMap, atoms: Atoms, reading: Reading
-) -> list[torch.Tensor | None]:
-    """For each block the index of every row's atom or system; ``None`` for all of them in order."""
+) -> list[torch.Tensor]:
+    """For each block the index of every row's atom or system; none for all of them in order."""
     if layout.name in reading.usual:
-        return [None] * len(tensor)
+        return []
     find = reading.atom_rows if layout.kind == "atom" else reading.positions
     return [find(layout.name, block.samples, atoms) for block in tensor.blocks()]
-
-
-def _factors(
-    scales: TargetScales,
-    keys: list[Key],
-    rows: list[torch.Tensor | None],
-    atoms: Atoms,
-    conversion: Conversion,
-    dtype: torch.dtype,
-) -> list[torch.Tensor]:
-    """For each block what its rows are multiplied or divided by.
-
-    Returns:
-        ``(n_samples, n_properties)``; either axis has length 1 where all is the same.
-    """
-    which, device = conversion.scales, atoms.types.device
-    of_kinds = None
-    factors: list[torch.Tensor] = []
-    for i, key in enumerate(keys):
-        if i > 0 and which == "per_target" and rows[i] is rows[i - 1]:
-            factors.append(factors[-1])
-            continue
-        table = scales.per_target[:, None] if which == "per_target" else scales.values(which, key)
-        if scales.layout.kind != "atom":
-            factor = table[:1].to(dtype).to(device, non_blocking=True)
-        elif rows[i] is None:
-            if of_kinds is None:
-                of_kinds = scales.rows(atoms.kinds, conversion.unseen_types)
-            table = table.index_select(0, of_kinds).to(dtype)
-            factor = atoms.of_kinds(table.to(device, non_blocking=True))
-        else:
-            of_types = scales.rows(atoms.types[rows[i]], conversion.unseen_types)
-            factor = table.to(device, dtype)[of_types]
-        factors.append(factor)
-    return factors
-
-
-def _converted(
-    numbers: torch.Tensor,
-    factor: torch.Tensor,
-    offset: torch.Tensor | None,
-    conversion: Conversion,
-) -> torch.Tensor:
-    if offset is not None and conversion.source == "physical":
-        numbers = numbers - offset
-    shape = (factor.shape[0], *[1] * (numbers.dim() - 2), factor.shape[1])
-    factor = factor.reshape(shape)
-    numbers = numbers * factor if conversion.outwards else numbers / factor
-    if offset is not None and conversion.target == "physical":
-        numbers = numbers + offset
-    return numbers
-
-
-def _divisors(atoms: Atoms, rows: torch.Tensor | None) -> torch.Tensor:
-    return atoms.divisors if rows is None else atoms.divisors[rows]
-
-
-def _trailing(rows: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-    return rows.to(numbers.dtype).reshape(-1, *[1] * (numbers.dim() - 1))

@@ -10,10 +10,10 @@ import math
 import torch
 from torch import Tensor
 
-from .torchscript import scripted
+from .torchscript import scripted_arithmetic
 
 
-@scripted
+@scripted_arithmetic
 def square_sums(
     values: list[Tensor],
     groups: Tensor | None,
@@ -40,7 +40,7 @@ def square_sums(
     return _sums_and_numbers(values, groups, n_groups, keep, entries_at_once, 2)
 
 
-@scripted
+@scripted_arithmetic
 def group_means(
     values: list[Tensor],
     groups: Tensor | None,

@@ -11,6 +11,7 @@ from .matching import matched, positioned
 from .scaler import Scaler
 from .system_labels import read_positions, read_system_labels
 from .tensormap import dtype_of, is_tensormap, mask_entries
+from .torchscript import have_labels, have_one_dtype
 
 
 def targets_to_loss(
@@ -94,17 +95,16 @@ def predictions_to_loss(
             )
         if name in predictions and is_tensormap(target):
             chosen[name] = predictions[name]
-    dtypes = {dtype_of(targets[name]) for name in chosen}
-    conversion = Conversion(
-        "model",
-        "loss",
-        True,
-        scaler.settings.unseen_types,
-        per_atom=True,
-        dtype=dtypes.pop() if len(dtypes) == 1 else None,
-    )
+    wanted = [targets[name] for name in chosen]
+    dtype = dtype_of(wanted[0]) if wanted and have_one_dtype(wanted) else None
+    unseen_types = scaler.settings.unseen_types
+    conversion = Conversion("model", "loss", True, unseen_types, per_atom=True, dtype=dtype)
     in_loss = _between_positions(scaler, read_atoms(systems), chosen, conversion)
-    return {name: matched(name, tensor, targets[name]) for name, tensor in in_loss.items()}
+    same = have_labels(list(in_loss.values()), wanted)
+    return {
+        name: tensor if as_wanted else matched(name, tensor, targets[name])
+        for (name, tensor), as_wanted in zip(in_loss.items(), same, strict=True)
+    }
 
 
 def between_positions(

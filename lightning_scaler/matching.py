@@ -6,7 +6,7 @@ from metatensor.torch import Labels, TensorBlock, TensorMap
 from .atoms import Atoms
 from .system_labels import Reading
 from .tensormap import block_with_samples, describe, map_blocks
-from .torchscript import same_labels
+from .torchscript import have_labels
 
 
 def positioned(name: str, tensor: TensorMap, reading: Reading, atoms: Atoms) -> TensorMap:
@@ -69,7 +69,7 @@ def matched(name: str, prediction: TensorMap, target: TensorMap) -> TensorMap:
         ValueError: for a block, row or gradient of the target without a prediction, or other
             components or properties.
     """
-    if same_labels(prediction, target):
+    if have_labels([prediction], [target])[0]:
         return prediction
     if prediction.keys.names != target.keys.names:
         raise ValueError(

@@ -10,10 +10,12 @@ from torchmetrics.wrappers.abstract import WrapperMetric
 from typing_extensions import override
 
 from .atoms import Atoms, HasTypes, read_atoms
+from .conversion import factors_of_rows, rows_of_blocks
 from .matching import averaged, matched, positioned
+from .rescaling import physical_entries
 from .scaler import Scaler
 from .system_labels import read_positions, read_system_labels
-from .torchscript import gradient_samples, values_and_gradients
+from .torchscript import keys_and_gradients
 
 
 class PhysicalUnits(WrapperMetric):
@@ -117,20 +119,20 @@ class PhysicalUnits(WrapperMetric):
         return ", ".join(f"{name}={value!r}" for name, value in parts.items() if value)
 
     def _entries(self, pairs: Sequence["PhysicalPair"]) -> tuple[torch.Tensor, torch.Tensor] | None:
-        predicted, given = [], []
-        for pair in pairs:
-            wrong_block = any(pair.key[name] != value for name, value in self.block.items())
-            if pair.gradient == self.gradient and not wrong_block:
-                present = ~torch.isnan(pair.target)
-                if bool(present.all()):
-                    predicted.append(pair.prediction.reshape(-1))
-                    given.append(pair.target.reshape(-1))
-                else:
-                    predicted.append(pair.prediction[present])
-                    given.append(pair.target[present])
-        if sum(entries.numel() for entries in given) == 0:
+        chosen = [
+            pair
+            for pair in pairs
+            if pair.gradient == self.gradient
+            and all(pair.key[name] == value for name, value in self.block.items())
+        ]
+        if sum(pair.target.numel() for pair in chosen) == 0:
             return None
-        return torch.cat(predicted), torch.cat(given)
+        if len(chosen) == 1:
+            return chosen[0].prediction, chosen[0].target
+        return (
+            torch.cat([pair.prediction for pair in chosen]),
+            torch.cat([pair.target for pair in chosen]),
+        )
 
 
 def leave_inference_mode(metrics: Iterable[Metric]) -> None:
@@ -142,7 +144,14 @@ def leave_inference_mode(metrics: Iterable[Metric]) -> None:
 
 
 class PhysicalPair(NamedTuple):
-    """Predicted and true numbers of a block, or of one of its gradients, in physical units."""
+    """Numbers of a block, or of one of its gradients, in physical units, where none is missing.
+
+    Attributes:
+        key: of the block.
+        gradient: its name.
+        prediction: float64 ``(n_entries,)``, detached.
+        target: likewise.
+    """
 
     key: dict[str, int]
     gradient: str | None
@@ -151,59 +160,55 @@ class PhysicalPair(NamedTuple):
 
 
 def physical_pairs(
-    name: str, scaler: Scaler, atoms: Atoms, prediction: TensorMap, target: TensorMap
-) -> list[PhysicalPair]:
-    """Blocks and gradients of one target in physical units, without the baseline.
+    scaler: Scaler,
+    atoms: Atoms,
+    predictions: Mapping[str, TensorMap],
+    targets: Mapping[str, TensorMap],
+) -> dict[str, list[PhysicalPair]]:
+    """Blocks and gradients of targets in physical units, without the baseline.
 
     Args:
-        name: of the target.
-        scaler: gives its scales.
+        scaler: gives the scales.
         atoms: of the batch.
-        prediction: loss space, in the rows of the target and per atom where extensive.
-        target: loss space.
-
-    Returns:
-        Float64 tensors in the shapes of the blocks and gradients, detached.
+        predictions: loss space, by target name, in the rows of the targets and per atom where
+            extensive.
+        targets: loss space, by target name, those with a prediction; NaN where missing.
     """
-    atoms = atoms.to(target.device)
-    names = target.keys.names
-    keys = [dict(zip(names, key, strict=True)) for key in target.keys.values.tolist()]
-    factors = _factors(name, scaler, atoms, target)
-    ours, our_gradients = values_and_gradients(target)
-    theirs, their_gradients = values_and_gradients(prediction)
-    pairs = [
-        PhysicalPair(key, None, _physical(predicted, factor), _physical(given, factor))
-        for key, factor, predicted, given in zip(keys, factors, theirs, ours, strict=True)
-    ]
-    if our_gradients:
-        blocks, parameters, rows, _ = gradient_samples(target)
-        for i, (predicted, given) in enumerate(zip(their_gradients, our_gradients, strict=True)):
-            factor = factors[blocks[i]]
-            if factor.numel() != 1:
-                factor = factor.index_select(0, rows[i])
-            numbers = _physical(predicted, factor), _physical(given, factor)
-            pairs.append(PhysicalPair(keys[blocks[i]], parameters[i], *numbers))
+    names = [name for name in scaler.targets if name in predictions]
+    if not names:
+        return {}
+    given = [targets[name] for name in names]
+    atoms = atoms.to(given[0].device)
+    factors, kinds = _factors(scaler, atoms, {name: targets[name] for name in names})
+    entries = physical_entries([predictions[name] for name in names], given, factors, kinds)
+    pairs: dict[str, list[PhysicalPair]] = {}
+    parts = keys_and_gradients(given)
+    for name, (keys, (blocks, parameters)), numbers in zip(names, parts, entries, strict=True):
+        key_names = scaler.targets[name].layout.key_names
+        named = [dict(zip(key_names, key, strict=True)) for key in keys]
+        of_pairs = [*named, *(named[block] for block in blocks)]
+        gradients = [None] * len(named) + parameters
+        pairs[name] = list(map(PhysicalPair, of_pairs, gradients, *numbers))
     return pairs
 
 
-def _physical(values: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    shape = (-1, *[1] * (values.dim() - 1))
-    return values.detach().double() * factor.reshape(shape)
-
-
-def _factors(name: str, scaler: Scaler, atoms: Atoms, target: TensorMap) -> list[torch.Tensor]:
-    """For each block the per-target scale of every row, or the only one there is."""
-    scales, unseen_types = scaler.targets[name], scaler.settings.unseen_types
-    device = atoms.types.device
-    if scales.layout.kind != "atom":
-        return [scales.per_target[:1].to(device, non_blocking=True)] * len(target)
-    reading = read_positions(atoms, {name: target})
-    if name in reading.usual:
-        of_kinds = scales.per_target[scales.rows(atoms.kinds, unseen_types)]
-        return [atoms.of_kinds(of_kinds.to(device, non_blocking=True))] * len(target)
-    per_target = scales.per_target.to(device)
-    rows = [reading.atom_rows(name, block.samples, atoms) for block in target.blocks()]
-    return [per_target[scales.rows(atoms.types[row], unseen_types)] for row in rows]
+def _factors(
+    scaler: Scaler, atoms: Atoms, targets: Mapping[str, TensorMap]
+) -> tuple[list[list[torch.Tensor]], list[list[torch.Tensor]]]:
+    """The per-target scales of the rows of each target; see :func:`rescaling.rescaled`."""
+    layouts = {name: scaler.targets[name].layout for name in targets}
+    of_atoms = {name: tensor for name, tensor in targets.items() if layouts[name].kind == "atom"}
+    reading = read_positions(atoms, of_atoms)
+    factors, kinds = [], []
+    for name, tensor in targets.items():
+        scales, layout = scaler.targets[name], layouts[name]
+        rows = rows_of_blocks(layout, tensor, atoms, reading) if name in of_atoms else []
+        found = factors_of_rows(
+            scales, "per_target", list(layout.blocks), rows, atoms, scaler.settings.unseen_types
+        )
+        factors.append(found[0])
+        kinds.append(found[1])
+    return factors, kinds
 
 
 def _matched_pairs(
@@ -228,4 +233,4 @@ def _matched_pairs(
     prediction = matched(name, prediction, target)
     if scaler.targets[name].extensive:
         prediction, target = averaged(prediction, atoms), averaged(target, atoms)
-    return physical_pairs(name, scaler, atoms, prediction, target)
+    return physical_pairs(scaler, atoms, {name: prediction}, {name: target})[name]

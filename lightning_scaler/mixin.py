@@ -169,13 +169,11 @@ class TargetScalingMixin(_Module):
         atoms = read_atoms(systems)
         repeated = self._repeated_systems(stage, len(atoms), dataloader_idx)
         predictions, targets = without_systems(predictions, targets, repeated, len(atoms))
+        pairs = physical_pairs(self.scaler, atoms, predictions, targets)
         for name, scales in self.scaler.targets.items():
-            pairs = []
-            if name in predictions:
-                pairs = physical_pairs(name, self.scaler, atoms, predictions[name], targets[name])
             for part in parts_of_target(scales.layout, scales.extensive, self.metrics_per_block):
                 self._scaling_metrics.log_part(
-                    self, stage, dataloader_idx, name, part, pairs, len(atoms)
+                    self, stage, dataloader_idx, name, part, pairs.get(name, []), len(atoms)
                 )
 
     # What Lightning calls.

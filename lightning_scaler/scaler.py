@@ -11,13 +11,12 @@ from typing_extensions import override
 
 from .additive import FrozenModule, class_name, contributions, frozen
 from .atoms import Atoms, HasTypes, read_atoms
-from .conversion import Conversion, convert_target
+from .conversion import POWERS, Conversion, convert_targets
 from .metatrain import read_metatrain
 from .metatrain_checkpoint import Source
 from .scales import TargetScales, Which
 from .settings import Settings, check_choice
 from .system_labels import Reading, read_positions, read_system_labels
-from .target import holding
 
 Space = Literal["physical", "loss", "model"]
 
@@ -115,8 +114,9 @@ class Scaler(torch.nn.Module):
             >>> Scaler().convert([], {}, source="model", target="physical")
             {}
         """
-        for setting, space in (("source", source), ("target", target)):
-            check_choice(setting, space, Space)
+        if source not in POWERS or target not in POWERS:
+            check_choice("source", source, Space)
+            check_choice("target", target, Space)
         known = {name: tensor for name, tensor in tensors.items() if name in self.targets}
         if source == target or not known:
             return dict(tensors)
@@ -155,20 +155,7 @@ class Scaler(torch.nn.Module):
                     "construct the module as in the fit"
                 )
         parts = contributions(given, tensors, atoms, reading)
-        layouts = {name: scales.layout for name, scales in self.targets.items()}
-        held = holding(layouts, {name: atoms.on_host(tensor) for name, tensor in tensors.items()})
-        return {
-            name: convert_target(
-                self.targets[name],
-                tensor,
-                atoms,
-                reading,
-                conversion,
-                parts.get(name),
-                name in held,
-            )
-            for name, tensor in tensors.items()
-        }
+        return convert_targets(self.targets, tensors, atoms, reading, conversion, parts)
 
     def set_additive(self, module: torch.nn.Module) -> None:
         """Give a module whose contributions come off before the baseline and the scales.

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
+from itertools import compress
 from typing import Any, Literal
 
 import torch
@@ -238,7 +239,9 @@ class TargetLayout:
 
 
 def holding(
-    layouts: Mapping[str, TargetLayout], tensors: Mapping[str, TensorMap]
+    layouts: Mapping[str, TargetLayout],
+    tensors: Mapping[str, TensorMap],
+    device: torch.device | None = None,
 ) -> frozenset[str]:
     """Names of the tensors that have just the blocks of their layout, and nothing to complain of.
 
@@ -248,18 +251,16 @@ def holding(
     Args:
         layouts: by name; tensors of other names are left out.
         tensors: on one device, or some of them are taken to differ.
+        device: the one; asking a TensorMap for it costs as much as all comparisons of a small one.
     """
     names = [name for name in tensors if name in layouts]
     if not names:
         return frozenset()
     chosen = [tensors[name] for name in names]
-    gradients = [list(layouts[name].gradients) for name in names]
-    found = have_layouts(chosen, [layouts[name].without_rows(CPU) for name in names], gradients)
-    # The device is asked for only now, since most tensors are on the CPU.
-    if not any(found) and (device := chosen[0].device) != CPU:
-        likes = [layouts[name].without_rows(device) for name in names]
-        found = have_layouts(chosen, likes, gradients)
-    return frozenset(name for name, held in zip(names, found, strict=True) if held)
+    device = device or chosen[0].device
+    likes = [layouts[name].without_rows(device) for name in names]
+    found = have_layouts(chosen, likes, [list(layouts[name].gradients) for name in names])
+    return frozenset(compress(names, found))
 
 
 def _same(first: BlockLayout, second: BlockLayout) -> bool:

@@ -1,8 +1,7 @@
 """TensorMaps as lists of tensors and back, in TorchScript.
 
 A TensorBlock made from Python costs 50 µs, its values 3 µs and a comparison of Labels 19 µs; in
-TorchScript a whole TensorMap of five blocks is rebuilt in 20 µs. Only the handling of blocks is
-compiled: arithmetic stays outside, where no fuser compiles it again for every shape.
+TorchScript a whole TensorMap of five blocks is rebuilt in 20 µs.
 """
 
 import functools
@@ -12,22 +11,41 @@ from typing import ParamSpec, TypeVar
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
 from torch import Tensor
+from torch.jit import optimized_execution  # type: ignore[attr-defined]
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
+# Types below are found in tables, which is several times faster, those above by sorting.
+TABLED = 4096
+
 
 def scripted(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """The same function, compiled when it is first called: importing it costs nothing."""
-
-    @functools.cache
-    def compiled() -> Callable[Arguments, Result]:
-        script: Callable[Arguments, Result] = torch.jit.script(function)
-        return script
+    script: Callable[Arguments, Result] | None = None
 
     @functools.wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        return compiled()(*args, **kwargs)
+        nonlocal script
+        if script is None:
+            script = torch.jit.script(function)
+        return script(*args, **kwargs)
+
+    return call
+
+
+def scripted_arithmetic(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """As :func:`scripted`, for functions that compute with values and not with labels alone.
+
+    They are run as they are written: nothing profiles them, no fuser compiles them again for every
+    shape, and autograd sees the same operations as without TorchScript.
+    """
+    compiled = scripted(function)
+
+    @functools.wraps(function)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with optimized_execution(False):
+            return compiled(*args, **kwargs)
 
     return call
 
@@ -44,32 +62,35 @@ def values_and_gradients(tensor: TensorMap) -> tuple[list[Tensor], list[Tensor]]
     return values, gradients
 
 
-@scripted
-def gradient_samples(
-    tensor: TensorMap,
-) -> tuple[list[int], list[str], list[Tensor], list[bool]]:
-    """What the rows of every gradient are, in the order of :func:`values_and_gradients`.
-
-    Returns:
-        Index of its block; its name; the row of the block that each of its rows belongs to, int64;
-        whether it is one with respect to single atoms.
-    """
+def _names_of_gradients(tensor: TensorMap) -> tuple[list[int], list[str]]:
     blocks: list[int] = []
     names: list[str] = []
-    rows: list[Tensor] = []
-    of_atoms: list[bool] = []
     for i, block in enumerate(tensor.blocks()):
         for parameter in block.gradients_list():
-            samples = block.gradient(parameter).samples
             blocks.append(i)
             names.append(parameter)
-            rows.append(samples.values[:, 0].to(torch.int64))
-            of_atoms.append("atom" in samples.names)
-    return blocks, names, rows, of_atoms
+    return blocks, names
 
 
 @scripted
-def with_values(tensor: TensorMap, values: list[Tensor], gradients: list[Tensor]) -> TensorMap:
+def names_of_gradients(tensor: TensorMap) -> tuple[list[int], list[str]]:
+    """Index of the block of each gradient, and its name, as :func:`values_and_gradients`."""
+    return _names_of_gradients(tensor)
+
+
+@scripted
+def keys_and_gradients(
+    tensors: list[TensorMap],
+) -> list[tuple[list[list[int]], tuple[list[int], list[str]]]]:
+    """For each tensor the keys of its blocks, and :func:`names_of_gradients`."""
+    found: list[tuple[list[list[int]], tuple[list[int], list[str]]]] = []
+    for tensor in tensors:
+        keys: list[list[int]] = tensor.keys.values.to(torch.int64).tolist()
+        found.append((keys, _names_of_gradients(tensor)))
+    return found
+
+
+def rebuilt(tensor: TensorMap, values: list[Tensor], gradients: list[Tensor]) -> TensorMap:
     """A new TensorMap with all labels of ``tensor`` and other numbers.
 
     Args:
@@ -92,6 +113,9 @@ def with_values(tensor: TensorMap, values: list[Tensor], gradients: list[Tensor]
     return TensorMap(tensor.keys, blocks)
 
 
+with_values = scripted(rebuilt)
+
+
 @scripted
 def moved_to_cpu(tensors: list[TensorMap]) -> list[TensorMap]:
     """The same, and those of other devices on the CPU."""
@@ -112,11 +136,12 @@ def _has_layout(tensor: TensorMap, like: TensorMap, gradients: list[str]) -> boo
     if tensor.device != like.device or not same_samples or tensor.keys != like.keys:
         return False
     blocks, others = tensor.blocks(), like.blocks()
+    # All blocks have the same dtype.
+    if len(blocks) > 0 and not blocks[0].values.is_floating_point():
+        return False
     for i in range(len(blocks)):
         block, other = blocks[i], others[i]
-        if not block.values.is_floating_point() or block.properties != other.properties:
-            return False
-        if not _same(block.components, other.components):
+        if block.properties != other.properties or not _same(block.components, other.components):
             return False
         for parameter in block.gradients_list():
             if parameter not in gradients:
@@ -138,70 +163,89 @@ def have_layouts(
     return [_has_layout(tensors[i], likes[i], gradients[i]) for i in range(len(tensors))]
 
 
+def _numbered_atoms(counts: Tensor, n_atoms: int) -> list[Tensor]:
+    """Position of every atom's system, and its number there, int32 as Labels are."""
+    of_atoms = torch.repeat_interleave(counts.to(torch.int32), output_size=n_atoms)
+    first = (counts.cumsum(0) - counts).to(torch.int32)
+    n = torch.arange(n_atoms, dtype=torch.int32, device=counts.device)
+    return [of_atoms, n.sub_(first.index_select(0, of_atoms))]
+
+
+def _is_usual(rows: Tensor, counts: Tensor, n_atoms: int, numbered: list[Tensor]) -> bool:
+    """Whether rows are those of all systems, or of all atoms; what is worked out is kept."""
+    if len(numbered) == 0:
+        numbered.append(torch.arange(len(counts), dtype=torch.int32, device=counts.device))
+    if rows.size(1) == 1:
+        return torch.equal(rows[:, 0], numbered[0])
+    if rows.size(1) == 2 and rows.size(0) == n_atoms:
+        if len(numbered) == 1:
+            numbered.extend(_numbered_atoms(counts, n_atoms))
+        return torch.equal(rows[:, 0], numbered[1]) and torch.equal(rows[:, 1], numbered[2])
+    return False
+
+
 @scripted
-def have_rows(tensors: list[TensorMap], systems: Tensor, of_atoms: Tensor, n: Tensor) -> list[bool]:
+def has_rows(
+    samples: Labels, counts: Tensor, n_atoms: int, numbered: list[Tensor]
+) -> tuple[bool, list[Tensor]]:
+    """As :func:`have_rows`, for the samples of one block."""
+    return _is_usual(samples.values, counts, n_atoms, numbered), numbered
+
+
+@scripted
+def have_rows(
+    tensors: list[TensorMap], counts: Tensor, n_atoms: int, numbered: list[Tensor]
+) -> tuple[list[bool], list[Tensor]]:
     """For each tensor whether its blocks have a row for every system, or every atom, in order.
 
     Args:
         tensors: those with one column of labels are compared with the systems, with two with the
             atoms.
-        systems: the labels of all systems, ``(n_systems,)``.
-        of_atoms: the label of every atom's system, ``(n_atoms,)``.
-        n: the number of every atom in its system, ``(n_atoms,)``.
+        counts: number of atoms of every system, ``(n_systems,)``.
+        n_atoms: in all systems.
+        numbered: what an earlier call has returned, or nothing.
+
+    Returns:
+        What was found; and what another call for the same systems need not work out again.
     """
     found: list[bool] = []
-    known = systems
+    known = counts
     for tensor in tensors:
         usual = True
         for block in tensor.blocks():
             rows = block.samples.values
             # Blocks often share their samples.
             if usual and not rows.is_set_to(known):
-                if rows.size(1) == 1:
-                    usual = torch.equal(rows[:, 0], systems)
-                elif rows.size(1) == 2:
-                    usual = torch.equal(rows[:, 0], of_atoms) and torch.equal(rows[:, 1], n)
-                else:
-                    usual = False
+                usual = _is_usual(rows, counts, n_atoms, numbered)
                 known = rows if usual else known
         found.append(usual)
-    return found
+    return found, numbered
+
+
+def occurring(types: Tensor, tabled: int = TABLED) -> tuple[Tensor, int]:
+    """The types that occur, sorted, ``(n_kinds,)`` int64, and the smallest; none if negative."""
+    if types.numel() == 0 or types.is_meta:
+        return types[:0], 0
+    smallest, largest = torch.aminmax(types)
+    if int(smallest) < 0:
+        return types[:0], int(smallest)
+    if int(largest) < tabled:
+        return torch.bincount(types).nonzero()[:, 0], int(smallest)
+    return torch.unique(types), int(smallest)
 
 
 @scripted
-def numbered_atoms(counts: Tensor, n_atoms: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Position of every system; of every atom's system; and number of every atom in its system.
-
-    Args:
-        counts: number of atoms of every system, ``(n_systems,)``.
-        n_atoms: in all systems.
-
-    Returns:
-        int32, as Labels are; ``(n_systems,)``, ``(n_atoms,)`` and ``(n_atoms,)``.
-    """
-    systems = torch.arange(counts.size(0), dtype=torch.int32, device=counts.device)
-    of_atoms = systems.repeat_interleave(counts, output_size=n_atoms)
-    first = (counts.cumsum(0) - counts).to(torch.int32)
-    n = torch.arange(n_atoms, dtype=torch.int32, device=counts.device)
-    return systems, of_atoms, n.sub_(first.index_select(0, of_atoms))
-
-
-@scripted
-def kinds_of_atoms(types: Tensor) -> tuple[Tensor, Tensor]:
-    """The types that occur, sorted, and the index of every atom's type among them, int64."""
-    largest = int(types.max()) if types.numel() > 0 else 0
-    if largest >= 4096:  # found by sorting, others in a table, which is several times faster
-        kinds, kind_of_atom = torch.unique(types, return_inverse=True)
-        return kinds, kind_of_atom
-    kinds = torch.bincount(types, minlength=1).nonzero()[:, 0]
+def index_among(types: Tensor, kinds: Tensor, tabled: int = TABLED) -> Tensor:
+    """Index of every type among the sorted ``kinds``, which hold all that occur, int64."""
+    largest = int(kinds[-1]) if kinds.numel() > 0 else 0
+    if largest >= tabled:
+        return torch.searchsorted(kinds, types)
     table = torch.zeros([largest + 1], dtype=torch.int64, device=types.device)
     table[kinds] = torch.arange(kinds.numel(), device=types.device)
-    return kinds, table.index_select(0, types)
+    return table.index_select(0, types)
 
 
-@scripted
-def same_labels(tensor: TensorMap, like: TensorMap) -> bool:
-    """Whether all labels are the same, those of the gradients too, and the dtype."""
+def _has_labels(tensor: TensorMap, like: TensorMap) -> bool:
     if tensor.keys != like.keys:
         return False
     blocks, others = tensor.blocks(), like.blocks()
@@ -219,4 +263,23 @@ def same_labels(tensor: TensorMap, like: TensorMap) -> bool:
                 return False
             if not _same(one.components, expected.components):
                 return False
+    return True
+
+
+@scripted
+def have_labels(tensors: list[TensorMap], likes: list[TensorMap]) -> list[bool]:
+    """For each tensor whether all labels are the same, those of gradients too, and the dtype."""
+    return [_has_labels(tensors[i], likes[i]) for i in range(len(tensors))]
+
+
+@scripted
+def have_one_dtype(tensors: list[TensorMap]) -> bool:
+    """Whether the values of all tensors have the same dtype."""
+    first: torch.dtype | None = None
+    for tensor in tensors:
+        for block in tensor.blocks()[:1]:
+            same_dtype = first is None or first == block.values.dtype
+            if not same_dtype:
+                return False
+            first = block.values.dtype
     return True

@@ -8,7 +8,7 @@ from metatensor.torch import TensorMap
 
 from .atoms import Atoms
 from .target import TargetLayout
-from .torchscript import scripted
+from .torchscript import scripted_arithmetic
 
 # Reading so many entries or atoms at once costs more than the calls for it.
 ENTRIES_AT_ONCE = 2**14
@@ -57,7 +57,7 @@ class WaitingBatches:
         return atoms, [torch.cat(blocks) for blocks in zip(*self.values, strict=True)]
 
 
-@scripted
+@scripted_arithmetic
 def copies_of_small(tensors: list[TensorMap], entries_at_once: int) -> list[list[torch.Tensor]]:
     """Copies of the values of every tensor, by block, that may wait.
 

@@ -261,6 +261,55 @@ def test_graph_is_kept():
         np.testing.assert_allclose(values.grad.numpy(), sigma, rtol=1e-14)
 
 
+@pytest.mark.filterwarnings("ignore:these data are zero")
+@pytest.mark.parametrize("baseline", [None, FITTED], ids=["none", "composition"])
+@pytest.mark.parametrize(("source", "target"), DIRECTIONS)
+def test_derivatives_of_all_orders_are_those_of_the_formula(source, target, baseline):
+    scaler, given = fitted(baseline), targets()
+    ones = torch.ones(6, 2).double().requires_grad_()
+
+    def converted(numbers):
+        charges = atom_target(numbers, atom_samples(1, 3, 2))
+        return scaler.convert(SYSTEMS, {**given, "charges": charges}, source, target)
+
+    factors = torch.autograd.grad(converted(ones)["charges"].block().values.sum(), ones)[0]
+    assert torch.autograd.gradcheck(lambda x: converted(x)["charges"].block().values, ones)
+
+    def energy(numbers):
+        return converted(numbers)["charges"].block().values.pow(3).sum()
+
+    first = torch.autograd.grad(energy(ones), ones, create_graph=True)[0]
+    second = torch.autograd.grad(first.sum(), ones)[0]
+    offset = converted(torch.zeros_like(ones))["charges"].block().values
+    expected = 6 * factors**2 * (factors + offset)
+    torch.testing.assert_close(second, expected.detach(), rtol=1e-11, atol=1e-11)
+
+
+def test_nothing_is_modified_in_place():
+    scaler, given = fitted(), targets()
+    before = {name: numbers(tensor).clone() for name, tensor in given.items()}
+    scaler.convert(SYSTEMS, given)
+    assert all(torch.equal(numbers(tensor), before[name]) for name, tensor in given.items())
+
+
+@pytest.mark.parametrize("rows", [[[0, 0], [0, 1]], [[0, 1], [0, 0]], [[0, 1]]])
+def test_large_types_and_types_in_tables_together(rows):
+    training = atom_target([2.0, 4.0, 8.0], atom_samples(3))
+    scaler = fit([system(8, 5000, 10**9)], {"q": training})
+    one = atom_target([1.0] * len(rows), rows)
+    values = scaler.convert([system(10**9, 8)], {"q": one}, "model", "physical")["q"].block().values
+    assert values.flatten().tolist() == pytest.approx([(8.0, 2.0)[atom] for _, atom in rows])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scales_that_half_precision_does_not_hold(dtype):
+    scaler = fit([system(8)], {"e": structure_target([1.0])}, fixed_scales={"e": 1e-9})
+    small = structure_target([3e-7], dtype=dtype)
+    values = scaler.convert([system(8)], {"e": small})["e"].block().values
+    assert values.dtype == dtype
+    assert values.item() == pytest.approx(small.block().values.item() / 1e-9, rel=1e-2)
+
+
 def test_missing_values_stay_missing():
     scaler = fit(SYSTEMS, {"e": structure_target([-75.0, NAN, -113.3])})
     values = scaler.convert(SYSTEMS, {"e": structure_target([1.0, NAN, 2.0])})["e"].block().values

@@ -13,6 +13,7 @@ PACKAGE = Path(lightning_scaler.__file__).parent
 # import anything, and nothing of these may import it.
 ORDER = [
     "torchscript",
+    "rescaling",
     "tensormap",
     "target",
     "settings",

@@ -1,8 +1,12 @@
 """The fitted scales of one target."""
 
+import copy
+import pickle
+from dataclasses import replace
+
 import pytest
 import torch
-from builders import labels, spherical, structure_target
+from builders import atom_samples, labels, spherical, structure_target
 
 from lightning_scaler.scales import TargetScales
 from lightning_scaler.target import TargetLayout
@@ -58,6 +62,85 @@ def test_rows_of_types():
         ValueError, match=r"target 't': no scale for the atomic types \[6, 92\].*\[1, 8"
     ):
         scales().rows(other, "error")
+
+
+def by_type(ours, kinds=(1, 8), which="full"):
+    tables = ours.by_type(which, kinds, torch.device("cpu"))
+    return (
+        None
+        if tables is None
+        else {key: table.nan_to_num(-1).tolist() for key, table in tables.items()}
+    )
+
+
+def per_atom():
+    """As above, for a target of atoms that has a fixed scale for carbon too."""
+    ours = scales()
+    tensor = spherical(
+        {0: torch.ones(2, 1, 2), 1: torch.ones(2, 3, 1)}, atom_samples(2), dtype=torch.float64
+    )
+    ours.layout, ours.given_types = TargetLayout.of("t", tensor), torch.tensor([6])
+    ours.per_target = torch.cat([ours.per_target, torch.tensor([7.0]).double()])
+    ours.per_property = {
+        key: torch.cat([table, torch.full_like(table[:1], 10)])
+        for key, table in ours.per_property.items()
+    }
+    return ours
+
+
+def test_tables_by_type():
+    assert by_type(scales()) == {(0, 1): [[2, 4]], (1, 1): [14]}
+    ours = per_atom()
+    found = ours.by_type("full", [1, 6], torch.device("cpu"))
+    types = torch.tensor([1, 6, 8])
+    assert found[0, 1][types].tolist() == [[2, 4], [70, 70], [9, 12]]
+    assert found[1, 1][types].tolist() == [14, 70, 24]
+    assert found[0, 1].shape == (9, 2)
+    assert found[0, 1][7].isnan().all()
+    assert ours.by_type("per_target", [1], torch.device("cpu"))[1, 1][types].tolist() == [2, 7, 3]
+
+
+def test_types_that_no_table_has():
+    assert by_type(per_atom(), [1, 92]) is None
+    assert by_type(per_atom(), [0]) is None
+    ours = per_atom()
+    ours.given_types = torch.tensor([10**9])
+    assert by_type(ours, [10**9]) is None
+    assert by_type(ours, [1]) is not None
+
+
+def test_tables_follow_the_scales():
+    ours = per_atom()
+    before = by_type(ours)
+    assert by_type(ours) == before
+    ours.per_target[0] = 20.0
+    assert by_type(ours)[1, 1][1] == 140
+    ours.per_property[1, 1] = 2 * ours.per_property[1, 1]
+    assert by_type(ours)[1, 1][1] == 280
+    ours.per_target = torch.ones_like(ours.per_target)
+    assert by_type(ours)[1, 1][1] == 14
+    ours.types = torch.tensor([1, 7])
+    assert by_type(ours) is None
+
+
+def test_copies_have_tables_of_their_own():
+    ours = per_atom()
+    before, state = by_type(ours), set(ours.state())
+    for other in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)), replace(ours)):
+        other.per_target = 2 * other.per_target
+        assert by_type(other)[1, 1][1] == 28
+    assert by_type(ours) == before
+    assert set(ours.state()) == set(per_atom().state()) == state
+    assert "_tables" not in state
+
+
+def test_tables_made_in_inference_mode_serve_autograd():
+    ours = scales()
+    with torch.inference_mode():
+        ours.by_type("full", [], torch.device("cpu"))
+    weight = torch.ones(1, requires_grad=True, dtype=torch.float64)
+    (weight / ours.by_type("full", [], torch.device("cpu"))[1, 1]).sum().backward()
+    assert weight.grad.tolist() == [1 / 14]
 
 
 def test_state_comes_back(tmp_path):

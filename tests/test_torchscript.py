@@ -14,10 +14,11 @@ from builders import (
 
 from lightning_scaler.target import TargetLayout
 from lightning_scaler.torchscript import (
-    gradient_samples,
+    have_labels,
+    have_one_dtype,
     have_rows,
-    numbered_atoms,
-    same_labels,
+    keys_and_gradients,
+    names_of_gradients,
     scripted,
     values_and_gradients,
     with_values,
@@ -42,7 +43,7 @@ def test_other_numbers_under_the_same_labels():
     old = energy()
     values, gradients = values_and_gradients(old)
     new = with_values(old, [10 * v for v in values], [100 * g for g in gradients])
-    assert same_labels(new, old)
+    assert have_labels([new], [old]) == [True]
     assert new.block().values.tolist() == [[10.0], [20.0]]
     assert new.block().gradient("positions").values.flatten().tolist() == [100, 200, 300]
     assert old.block().values.tolist() == [[1.0], [2.0]]
@@ -55,14 +56,23 @@ def test_autograd_passes_through():
     assert weight.grad.tolist() == [6.0, 8.0]
 
 
-def test_rows_of_gradients():
+def test_names_of_gradients():
     strain = {"positions": [[[1, 2, 3]], [[4, 5, 6]]], "strain": torch.ones(2, 3, 3)}
-    blocks, names, rows, of_atoms = gradient_samples(energy(strain))
-    assert blocks == [0, 0]
-    found = dict(
-        zip(names, zip([row.tolist() for row in rows], of_atoms, strict=True), strict=True)
-    )
-    assert found == {"positions": ([0, 1], True), "strain": ([0, 1], False)}
+    blocks, names = names_of_gradients(energy(strain))
+    assert (blocks, sorted(names)) == ([0, 0], ["positions", "strain"])
+
+
+def test_keys_and_gradients():
+    tensor = spherical({0: torch.ones(1, 1, 1), 2: torch.ones(1, 5, 1)}, labels("system", [0]))
+    found = keys_and_gradients([tensor, energy()])
+    assert found == [([[0, 1], [2, 1]], ([], [])), ([[0]], ([0], ["positions"]))]
+
+
+def test_one_dtype():
+    single = structure_target([1.0], dtype=torch.float32)
+    assert have_one_dtype([])
+    assert have_one_dtype([energy(), energy({})])
+    assert not have_one_dtype([energy(), single, energy()])
 
 
 def test_rows_are_compared_by_their_width():
@@ -75,7 +85,10 @@ def test_rows_are_compared_by_their_width():
         atom_target([1.0] * 3, [[0, 0], [0, 1], [1, 0]]),
         pair_target([[1.0, 1.0]], [[0, 0, 0, 0, 0, 0]]),
     ]
-    found = have_rows(tensors, *numbered_atoms(torch.tensor([1, 2]), 3))
+    found, numbered = have_rows(tensors, torch.tensor([1, 2]), 3, [])
+    assert found == [True, False, True, False, False, False, False]
+    found, again = have_rows(tensors, torch.tensor([1, 2]), 3, numbered)
+    assert [column.tolist() for column in again] == [[0, 1], [0, 1, 1], [0, 0, 1]]
     assert found == [True, False, True, False, False, False, False]
 
 
@@ -91,8 +104,11 @@ def test_rows_are_compared_by_their_width():
     ids=["samples", "gradients", "properties", "dtype", "gradient samples"],
 )
 def test_labels_that_differ(other):
-    assert same_labels(energy(), energy())
-    assert not same_labels(energy(), other)
+    assert have_labels([energy(), energy(), energy()], [energy(), other, energy()]) == [
+        True,
+        False,
+        True,
+    ]
 
 
 def test_a_layout_holds_what_it_was_read_from():
