@@ -158,8 +158,9 @@ def have_layouts(
 
 def _numbered_atoms(counts: Tensor, n_atoms: int) -> list[Tensor]:
     """Position of every atom's system, and its number there, int32 as Labels are."""
-    of_atoms = torch.repeat_interleave(counts.to(torch.int32), output_size=n_atoms)
-    first = (counts.cumsum(0) - counts).to(torch.int32)
+    counts = counts.to(torch.int32)
+    of_atoms = torch.repeat_interleave(counts, output_size=n_atoms)
+    first = counts.cumsum(0, dtype=torch.int32) - counts
     n = torch.arange(n_atoms, dtype=torch.int32, device=counts.device)
     return [of_atoms, n.sub_(first.index_select(0, of_atoms))]
 
