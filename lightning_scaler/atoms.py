@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from metatensor.torch import Labels, TensorMap
 
+from .comparisons import has_rows, have_rows
 from .tensormap import is_system
-from .torchscript import has_rows, have_rows, index_among, occurring, scripted
+from .torchscript import index_among, occurring, scripted
 
 
 class HasTypes(Protocol):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -36,13 +37,13 @@ class Conversion:
     per_atom: bool = False
     dtype: torch.dtype | None = None
 
-    @property
+    @cached_property
     def through_baseline(self) -> bool:
         """Whether the baseline comes off or on."""
         physical = (self.source == "physical") != (self.target == "physical")
         return self.baseline and physical
 
-    @property
+    @cached_property
     def scales(self) -> Which:
         """Which scale lies between the two spaces, which are not the same."""
         per_target, per_property = (
@@ -52,7 +53,7 @@ class Conversion:
             return "full" if per_property else "per_target"
         return "per_property"
 
-    @property
+    @cached_property
     def outwards(self) -> bool:
         """Whether it leads towards physical space, where scales multiply."""
         return sum(POWERS[self.target]) > sum(POWERS[self.source])

@@ -6,12 +6,12 @@ import torch
 from metatensor.torch import TensorMap
 
 from .atoms import Atoms, HasTypes, read_atoms
+from .comparisons import have_labels, have_one_dtype
 from .conversion import Conversion
 from .matching import matched, positioned
 from .scaler import Scaler
 from .system_labels import read_positions, read_system_labels
 from .tensormap import dtype_of, is_tensormap, mask_entries
-from .torchscript import have_labels, have_one_dtype
 
 
 def targets_to_loss(

@@ -4,9 +4,9 @@ import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
 
 from .atoms import Atoms
+from .comparisons import have_labels
 from .system_labels import Reading
 from .tensormap import block_with_samples, describe, map_blocks
-from .torchscript import have_labels
 
 
 def positioned(name: str, tensor: TensorMap, reading: Reading, atoms: Atoms) -> TensorMap:

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
 
+from .comparisons import have_layouts
 from .tensormap import check_gradients, describe, dtype_of
-from .torchscript import have_layouts
 
 Key = tuple[int, ...]
 SampleKind = Literal["structure", "atom", "pair"]

@@ -14,6 +14,7 @@ PACKAGE = Path(lightning_scaler.__file__).parent
 ORDER = [
     "torchscript",
     "rescaling",
+    "comparisons",
     "tensormap",
     "target",
     "settings",

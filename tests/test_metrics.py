@@ -20,6 +20,8 @@ from builders import (
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 
 from lightning_scaler import CompositionBaseline, PhysicalUnits, ScaleAccumulator
+from lightning_scaler.atoms import Atoms
+from lightning_scaler.metrics import physical_pairs
 
 NAN = float("nan")
 SYSTEMS = [system(8), system(1, 8, 1)]
@@ -229,6 +231,21 @@ def test_no_graph_is_kept():
     metric = PhysicalUnits(MeanAbsoluteError(), "forces")
     metric.update(scaler, SYSTEMS, grown, targets)
     assert not metric.compute().requires_grad
+
+
+def test_pairs_are_detached_and_lack_missing_entries():
+    scaler = fit(SYSTEMS, {"energy": structure_target([2.0, 2.0])})
+    values = torch.tensor([[1.0], [3.0]], requires_grad=True)
+    missing = structure_target([NAN, 4.0], dtype=torch.float32)
+    given = {"energy": structure_target(values)}, {"energy": missing}
+    (pair,) = physical_pairs(scaler, Atoms.from_systems(SYSTEMS), *given)["energy"]
+    assert (pair.key, pair.gradient) == ({"_": 0}, None)
+    sigma = float(scaler.targets["energy"].per_target[0])
+    assert pair.prediction.tolist() == [3.0 * sigma]
+    assert pair.target.tolist() == [4.0 * sigma]
+    for numbers in (pair.prediction, pair.target):
+        assert numbers.dtype == torch.float64
+        assert not numbers.requires_grad
 
 
 def test_inputs_are_not_written_to():

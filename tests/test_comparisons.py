@@ -1,0 +1,84 @@
+"""TensorMaps compared with layouts, with the atoms of a batch and with each other."""
+
+import pytest
+import torch
+from builders import (
+    atom_samples,
+    atom_target,
+    forces,
+    labels,
+    pair_target,
+    spherical,
+    structure_target,
+)
+
+from lightning_scaler.comparisons import have_labels, have_one_dtype, have_rows
+from lightning_scaler.target import TargetLayout
+
+POSITIONS = {"positions": [[[1, 2, 3]], []]}
+
+
+def energy(gradient=POSITIONS, systems=(5, 3)):
+    return structure_target([1.0, 2.0], systems, gradient=gradient)
+
+
+def test_one_dtype():
+    single = structure_target([1.0], dtype=torch.float32)
+    assert have_one_dtype([])
+    assert have_one_dtype([energy(), energy({})])
+    assert not have_one_dtype([energy(), single, energy()])
+
+
+def test_rows_are_compared_by_their_width():
+    tensors = [
+        structure_target([1.0, 2.0]),
+        structure_target([1.0, 2.0], [1, 0]),
+        forces([[0, 0, 0]] * 3, 1, 2),
+        atom_target([1.0], [[0, 0]]),
+        atom_target([1.0] * 3, [[0, 0], [1, 1], [1, 0]]),
+        atom_target([1.0] * 3, [[0, 0], [0, 1], [1, 0]]),
+        pair_target([[1.0, 1.0]], [[0, 0, 0, 0, 0, 0]]),
+    ]
+    found, numbered = have_rows(tensors, torch.tensor([1, 2]), 3, [])
+    assert found == [True, False, True, False, False, False, False]
+    found, again = have_rows(tensors, torch.tensor([1, 2]), 3, numbered)
+    assert [column.tolist() for column in again] == [[0, 1], [0, 1, 1], [0, 0, 1]]
+    assert found == [True, False, True, False, False, False, False]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        energy(systems=(5, 4)),
+        energy({}),
+        structure_target([1.0, 2.0], [5, 3], "dipole", POSITIONS),
+        structure_target([1.0, 2.0], [5, 3], gradient=POSITIONS, dtype=torch.float32),
+        structure_target([1.0, 2.0], [5, 3], gradient={"positions": [[], [[1, 2, 3]]]}),
+    ],
+    ids=["samples", "gradients", "properties", "dtype", "gradient samples"],
+)
+def test_labels_that_differ(other):
+    assert have_labels([energy(), energy(), energy()], [energy(), other, energy()]) == [
+        True,
+        False,
+        True,
+    ]
+
+
+def test_a_layout_holds_what_it_was_read_from():
+    samples = labels("system", [0, 1])
+    tensor = spherical({0: torch.ones(2, 1, 1), 2: torch.ones(2, 5, 3)}, samples)
+    layout = TargetLayout.of("t", tensor)
+    assert layout.holds(tensor)
+    assert layout.holds(
+        spherical({0: torch.zeros(0, 1, 1), 2: torch.zeros(0, 5, 3)}, labels("system", []))
+    )
+    for different in (
+        spherical({2: torch.ones(2, 5, 3), 0: torch.ones(2, 1, 1)}, samples),
+        spherical({0: torch.ones(2, 1, 1)}, samples),
+        spherical({0: torch.ones(2, 1, 1), 2: torch.ones(2, 5, 2)}, samples),
+        spherical({0: torch.ones(2, 1, 1), 2: torch.ones(2, 5, 3)}, atom_samples(2)),
+        spherical({0: torch.ones(2, 1, 1), 2: torch.ones(2, 5, 3)}, samples, dtype=torch.int32),
+    ):
+        assert not layout.holds(different)
+    assert not TargetLayout.of("e", energy({})).holds(energy())
