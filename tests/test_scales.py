@@ -104,7 +104,8 @@ def test_types_that_no_table_has():
     assert by_type(per_atom(), [1, 92]) is None
     assert by_type(per_atom(), [0]) is None
     ours = per_atom()
-    ours.given_types = torch.tensor([10**9])
+    ours.types, ours.given_types = torch.tensor([1, 4096]), torch.tensor([10**9])
+    assert by_type(ours, [4096]) is None
     assert by_type(ours, [10**9]) is None
     assert by_type(ours, [1]) is not None
 
