@@ -198,7 +198,6 @@ class ScaleAccumulator:
         if self.additive is not None:
             layouts = {name: statistics.layout for name, statistics in other._statistics.items()}
             self._contributed.check(other._contributed, self.additive.name, layouts)
-        self._read_waiting()
         other._read_waiting()
         self.system_labels = settled.pop() if settled else "auto"
         self._contributed.merge(other._contributed)

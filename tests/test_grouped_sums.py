@@ -60,6 +60,13 @@ def test_a_mean_is_told_beyond_its_rounding():
     assert float(exact - Fraction(means.mean.item())) == pytest.approx(means.rest.item(), rel=1e-3)
 
 
+def test_centred_squares_are_about_the_mean_that_is_not_rounded():
+    # The mean of 1 and 1 + 2 u is 1 + u, which rounds to 1: twice u squared.
+    values = double([[[1.0]], [[1.0 + 2.0**-52]]])
+    _, mean, rest, centred = group_means([values], None, 1)
+    assert (mean.item(), rest.item(), centred.item()) == (1.0, 2.0**-53, 2.0**-105)
+
+
 @pytest.mark.parametrize("entries_at_once", [1, 8, 1000])
 def test_parts_of_large_data_add_up(entries_at_once):
     """Blocks of two, one and three entries; missing ones late in two of them, NaN or masked."""

@@ -90,6 +90,24 @@ def test_waiting_changes_nothing(monkeypatch):
             torch.testing.assert_close(other, together, rtol=1e-13, atol=0.0)
 
 
+def test_what_waits_is_read_before_other_data_come():
+    """A dtype that is rounded otherwise, and a target that turns out to have another block."""
+    accumulator = ScaleAccumulator()
+    for dtype in (torch.float32, torch.float64):
+        accumulator.update([system(8)], {"e": energy(1.0, dtype=dtype)})
+    accumulator.state()
+    assert accumulator._statistics["e"].blocks[(0,)].epsilon == 2.0**-23
+    samples = labels("system", [0])
+    scalar = spherical({0: torch.ones(1, 1, 1)}, samples)
+    both = spherical({0: torch.ones(1, 1, 1), 2: torch.full((1, 5, 1), 3.0)}, samples)
+    for tensor in (scalar, both, both, scalar):
+        accumulator.update([system(8)], {"p": tensor})
+    # Four times 1, and ten times 9.
+    expected = (94 / 14) ** 0.5
+    found = accumulator.compute().per_target_scales["p"].block_by_id(0).values
+    assert found.item() == pytest.approx(expected, rel=1e-15)
+
+
 def test_what_waits_is_a_copy():
     accumulator, values = ScaleAccumulator(), (3.0, 4.0)
     for _ in range(2):
