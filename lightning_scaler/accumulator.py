@@ -1,6 +1,5 @@
 """One pass over the data gives the baseline and all scales."""
 
-import copy
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -9,10 +8,11 @@ import torch
 from metatensor.torch import TensorMap
 
 from .additive import FrozenModule, contributions, frozen
-from .atoms import Atoms, HasTypes, find_types
+from .atoms import Atoms, HasTypes
 from .baseline import CompositionBaseline
 from .contributed import Contributed
 from .fit import fit_target
+from .gathered import GatheredStatistics
 from .scaler import Scaler
 from .settings import (
     Numbers,
@@ -24,12 +24,10 @@ from .settings import (
     fixed_scales as plain_fixed_scales,
     list_of_names,
 )
-from .statistics import TargetStatistics
 from .system_labels import read_system_labels
-from .target import CPU, TargetLayout, did_you_mean, holding
+from .target import did_you_mean
 from .tensormap import entries_kept, is_tensormap
 from .torchscript import moved_to_cpu
-from .waiting import ENTRIES_AT_ONCE, WaitingBatches, copies_of_small
 
 
 class ScaleAccumulator:
@@ -95,8 +93,7 @@ class ScaleAccumulator:
         self._contributed = Contributed()
         self._passed_over: set[str] = set()
         self._masked: set[str] = set()
-        self._statistics: dict[str, TargetStatistics] = {}
-        self._waiting: dict[str, WaitingBatches] = {}
+        self._gathered = GatheredStatistics(self.intensive_targets, baseline is not None)
 
     def fresh(self) -> "ScaleAccumulator":
         """An empty accumulator with the same settings."""
@@ -130,12 +127,12 @@ class ScaleAccumulator:
                 if self.targets is None or name in self.targets
             }
         )
-        layouts = self._layouts(chosen)
+        layouts = self._gathered.layouts_of(chosen)
         # A target without any block is one that the batch lacks.
         chosen = {name: tensor for name, tensor in chosen.items() if layouts[name].blocks}
         kept = {
             name: entries_kept(name, chosen[name], mask)
-            for name, mask in _on_cpu(masks or {}).items()
+            for name, mask in _on_cpu(masks or {}, "mask of target").items()
             if name in chosen
         }
         atoms = Atoms.from_systems(systems).to("cpu")
@@ -148,37 +145,11 @@ class ScaleAccumulator:
             of_chosen = {name: layouts[name] for name in chosen}
             contributed = Contributed.of_batch(given, of_chosen, parts)
             self._contributed.check(contributed, self.additive.name, layouts)
-        usual = {
-            name: tensor
-            for name, tensor in chosen.items()
-            if name in reading.usual and name not in kept and name not in parts
-        }
-        waiting = self._copies(layouts, usual)
-        batch = {
-            name: TargetStatistics.of_batch(
-                layouts[name],
-                tensor,
-                atoms,
-                reading,
-                extensive=self._extensive(layouts[name]),
-                baseline=self.baseline is not None,
-                contributions=parts.get(name),
-                keep=kept.get(name),
-                types=self._types(name, atoms),
-            )
-            for name, tensor in chosen.items()
-            if name not in waiting
-        }
+        self._gathered.update(layouts, chosen, atoms, reading, kept, parts)
         self._contributed.merge(contributed)
         self.system_labels = reading.labels
         self._passed_over |= targets.keys() - chosen.keys()
         self._masked |= (masks or {}).keys()
-        for name in chosen:
-            if name not in self._statistics:
-                self._statistics[name] = TargetStatistics(layouts[name], atoms.kinds, {})
-        self._take(batch)
-        for name, values in waiting.items():
-            self._wait(layouts[name], atoms, values)
 
     def merge(self, other: "ScaleAccumulator") -> None:
         """Take over all that another accumulator has seen; the other stays as it is.
@@ -193,17 +164,16 @@ class ScaleAccumulator:
                 f"{self._settings()} with system_labels={self.system_labels!r} and "
                 f"{other._settings()} with system_labels={other.system_labels!r}"
             )
-        for name in self._statistics.keys() & other._statistics.keys():
-            self._statistics[name].layout.united(other._statistics[name].layout)
+        ours, theirs = self._gathered.layouts, other._gathered.layouts
+        for name in ours.keys() & theirs.keys():
+            ours[name].united(theirs[name])
         if self.additive is not None:
-            layouts = {name: statistics.layout for name, statistics in other._statistics.items()}
-            self._contributed.check(other._contributed, self.additive.name, layouts)
-        other._read_waiting()
+            self._contributed.check(other._contributed, self.additive.name, theirs)
         self.system_labels = settled.pop() if settled else "auto"
         self._contributed.merge(other._contributed)
         self._passed_over |= other._passed_over
         self._masked |= other._masked
-        self._take(copy.deepcopy(other._statistics))
+        self._gathered.merge(other._gathered)
 
     def all_fixed(self, fixed_scales: Numbers | None) -> bool:
         """Whether the targets seen so far need no more data, all their numbers being given.
@@ -212,7 +182,7 @@ class ScaleAccumulator:
         property and a fixed scale, its baseline being none or fixed.
         """
         fixed = plain_fixed_scales(fixed_scales)
-        layouts = {name: statistics.layout for name, statistics in self._statistics.items()}
+        layouts = self._gathered.layouts
         if self.targets is None or not {*self.targets} <= layouts.keys():
             return False
         return all(
@@ -246,24 +216,24 @@ class ScaleAccumulator:
                 or settings that name unknown targets or do not suit them.
         """
         check_choice("unseen_types", unseen_types, UnseenTypes)
-        self._read_waiting()
+        gathered = self._gathered.statistics
         fixed = plain_fixed_scales(fixed_scales)
         for name in self.targets or ():
-            if name not in self._statistics:
-                seen = {*self._statistics, *self._passed_over}
+            if name not in gathered:
+                seen = {*gathered, *self._passed_over}
                 raise ValueError(
                     f"the target '{name}' is to be fitted and was never seen in the data; "
                     f"{did_you_mean(name, seen)}"
                 )
-        if not self._statistics:
+        if not gathered:
             raise ValueError("no target was seen in the data, so there is nothing to fit")
-        check_names("a mask", sorted(self._masked), {*self._statistics, *self._passed_over})
-        check_names("intensive_targets", sorted(self.intensive_targets), self._statistics)
-        check_names("fixed_scales", fixed, self._statistics)
+        check_names("a mask", sorted(self._masked), {*gathered, *self._passed_over})
+        check_names("intensive_targets", sorted(self.intensive_targets), gathered)
+        check_names("fixed_scales", fixed, gathered)
         if self.baseline is not None:
-            check_names("fixed_baseline", self.baseline.fixed, self._statistics)
+            check_names("fixed_baseline", self.baseline.fixed, gathered)
         if self.additive is not None:
-            self._contributed.check_used(self.additive.name, self._statistics)
+            self._contributed.check_used(self.additive.name, gathered)
             for name, parameter in sorted(self._contributed.lacking):
                 warnings.warn(
                     f"additive module {self.additive.name}: it gives no gradient '{parameter}' of "
@@ -272,8 +242,8 @@ class ScaleAccumulator:
                     stacklevel=2,
                 )
         scales, vanishing = {}, []
-        for name, statistics in self._statistics.items():
-            extensive = self._extensive(statistics.layout)
+        for name, statistics in gathered.items():
+            extensive = self._gathered.is_extensive(statistics.layout)
             scales[name], words = fit_target(
                 statistics,
                 extensive,
@@ -300,13 +270,12 @@ class ScaleAccumulator:
 
     def state(self) -> dict[str, Any]:
         """All that was gathered, as plain Python objects and tensors, for :meth:`merge_state`."""
-        self._read_waiting()
         return {
             "system_labels": self.system_labels,
             "contributed": self._contributed.state(),
             "passed_over": sorted(self._passed_over),
             "masked": sorted(self._masked),
-            "statistics": {name: s.state() for name, s in self._statistics.items()},
+            "statistics": self._gathered.state(),
         }
 
     def merge_state(self, state: dict[str, Any]) -> None:
@@ -316,72 +285,8 @@ class ScaleAccumulator:
         other._contributed = Contributed.from_state(state["contributed"])
         other._passed_over = set(state["passed_over"])
         other._masked = set(state["masked"])
-        for name, statistics in state["statistics"].items():
-            other._statistics[name] = TargetStatistics.from_state(name, statistics)
+        other._gathered.take_state(state["statistics"])
         self.merge(other)
-
-    def _layouts(self, tensors: Mapping[str, TensorMap]) -> dict[str, TargetLayout]:
-        known = {name: statistics.layout for name, statistics in self._statistics.items()}
-        held = holding(known, tensors, CPU)
-        layouts = {}
-        for name, tensor in tensors.items():
-            layouts[name] = known[name] if name in held else TargetLayout.of(name, tensor)
-            if name in known and name not in held and layouts[name].blocks:
-                known[name].united(layouts[name])
-        return layouts
-
-    def _copies(
-        self, layouts: Mapping[str, TargetLayout], usual: Mapping[str, TensorMap]
-    ) -> dict[str, list[torch.Tensor]]:
-        """Copies of the values, by block, of targets with usual rows that may wait for others."""
-        seen = {name: self._statistics[name].layout for name in usual if name in self._statistics}
-        # Others than those seen have blocks that a batch lacked, or have more of them.
-        names = [name for name in usual if seen.get(name, layouts[name]) is layouts[name]]
-        copies = copies_of_small([usual[name] for name in names], ENTRIES_AT_ONCE)
-        return {name: values for name, values in zip(names, copies, strict=True) if values}
-
-    def _wait(self, layout: TargetLayout, atoms: Atoms, values: list[torch.Tensor]) -> None:
-        name = layout.name
-        if name in self._waiting and not self._waiting[name].suits(layout, values):
-            self._read_waiting([name])
-        waiting = self._waiting.setdefault(name, WaitingBatches(layout))
-        if waiting.add(atoms, values):
-            self._read_waiting([name])
-
-    def _read_waiting(self, names: Sequence[str] | None = None) -> None:
-        for name in list(self._waiting) if names is None else names:
-            waiting = self._waiting.pop(name)
-            atoms, values = waiting.joined()
-            statistics = TargetStatistics.of_values(
-                waiting.layout,
-                values,
-                None,
-                atoms,
-                extensive=self._extensive(waiting.layout),
-                baseline=self.baseline is not None,
-                types=self._types(name, atoms),
-            )
-            self._take({name: statistics})
-
-    def _types(self, name: str, atoms: Atoms) -> torch.Tensor:
-        """The types seen with a target, those of this batch among them."""
-        if name not in self._statistics:
-            return atoms.kinds
-        seen = self._statistics[name].types
-        if torch.equal(seen, atoms.kinds) or bool(find_types(atoms.kinds, seen)[1].all()):
-            return seen
-        types: torch.Tensor = torch.cat([seen, atoms.kinds]).unique()
-        return types
-
-    def _take(self, statistics: dict[str, TargetStatistics]) -> None:
-        for name, new in statistics.items():
-            if name in self._statistics:
-                self._statistics[name].merge(new)
-            else:
-                self._statistics[name] = new
-
-    def _extensive(self, layout: TargetLayout) -> bool:
-        return layout.kind == "structure" and layout.name not in self.intensive_targets
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -392,10 +297,10 @@ class ScaleAccumulator:
         }
 
 
-def _on_cpu(tensors: Mapping[str, TensorMap]) -> dict[str, TensorMap]:
+def _on_cpu(tensors: Mapping[str, TensorMap], what: str = "target") -> dict[str, TensorMap]:
     for name, tensor in tensors.items():
         if not is_tensormap(tensor):
-            raise TypeError(f"target '{name}': expected a TensorMap, got {type(tensor)}")
+            raise TypeError(f"{what} '{name}': expected a TensorMap, got {type(tensor)}")
     if not tensors:
         return {}
     return dict(zip(tensors, moved_to_cpu(list(tensors.values())), strict=True))

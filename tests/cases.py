@@ -201,7 +201,7 @@ class Case:
         total = self.accumulator()
         with pytest.MonkeyPatch.context() as patch:
             if self.gathered_by == "one by one":
-                patch.setattr("lightning_scaler.accumulator.ENTRIES_AT_ONCE", 0)
+                patch.setattr("lightning_scaler.gathered.ENTRIES_AT_ONCE", 0)
             for k in range(len(self.batches)):
                 part = total.fresh() if self.gathered_by in ("merge", "state") else total
                 part.update(*self.batch(k))

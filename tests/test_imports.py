@@ -38,6 +38,7 @@ ORDER = [
     "metatrain",
     "scaler",
     "waiting",
+    "gathered",
     "accumulator",
     "loss_space",
     "metrics",

@@ -25,7 +25,7 @@ def energy(*values, **options):
 
 def waiting_entries(accumulator):
     """The most that waits of any target: systems, and atoms or entries of a block."""
-    waiting = accumulator._waiting.values()
+    waiting = accumulator._gathered._waiting.values()
     return max((w.n_systems for w in waiting), default=0), max(
         (w.n_entries for w in waiting), default=0
     )
@@ -77,12 +77,12 @@ def test_waiting_changes_nothing(monkeypatch):
     ]
     scalers = []
     for at_once in (ENTRIES_AT_ONCE, 5, 1):
-        monkeypatch.setattr("lightning_scaler.accumulator.ENTRIES_AT_ONCE", at_once)
+        monkeypatch.setattr("lightning_scaler.gathered.ENTRIES_AT_ONCE", at_once)
         monkeypatch.setattr("lightning_scaler.waiting.ENTRIES_AT_ONCE", at_once)
         accumulator = ScaleAccumulator(baseline=CompositionBaseline())
         for systems, e, f in batches:
             accumulator.update(systems, {"e": e, "f": f})
-        assert bool(accumulator._waiting) == (at_once > 1)
+        assert bool(accumulator._gathered._waiting) == (at_once > 1)
         scalers.append(accumulator.compute())
     for name in ("e", "f"):
         together, *others = (torch.tensor(scale(scaler, name)) for scaler in scalers)
@@ -95,8 +95,7 @@ def test_what_waits_is_read_before_other_data_come():
     accumulator = ScaleAccumulator()
     for dtype in (torch.float32, torch.float64):
         accumulator.update([system(8)], {"e": energy(1.0, dtype=dtype)})
-    accumulator.state()
-    assert accumulator._statistics["e"].blocks[(0,)].epsilon == 2.0**-23
+    assert accumulator._gathered.statistics["e"].blocks[(0,)].epsilon == 2.0**-23
     samples = labels("system", [0])
     scalar = spherical({0: torch.ones(1, 1, 1)}, samples)
     both = spherical({0: torch.ones(1, 1, 1), 2: torch.full((1, 5, 1), 3.0)}, samples)
@@ -106,6 +105,15 @@ def test_what_waits_is_read_before_other_data_come():
     expected = (94 / 14) ** 0.5
     found = accumulator.compute().per_target_scales["p"].block_by_id(0).values
     assert found.item() == pytest.approx(expected, rel=1e-15)
+
+
+def test_a_layout_of_waiting_data_is_kept_to():
+    accumulator, samples = ScaleAccumulator(), labels("system", [0])
+    scalar, tensor = torch.ones(1, 1, 1), torch.ones(1, 5, 1)
+    for blocks in ({0: scalar}, {0: scalar, 2: tensor}):
+        accumulator.update([system(8)], {"p": spherical(blocks, samples)})
+    with pytest.raises(ValueError, match=r"(?s)target 'p', block \(o3_lambda=2.*as before"):
+        accumulator.update([system(8)], {"p": spherical({2: torch.ones(1, 5, 3)}, samples)})
 
 
 def test_what_waits_is_a_copy():
@@ -142,7 +150,7 @@ def test_all_that_looks_inside_reads_what_waits():
     def waiting():
         accumulator = ScaleAccumulator()
         accumulator.update([system(8)], {"e": energy(2.0)})
-        assert accumulator._waiting
+        assert accumulator._gathered._waiting
         return accumulator
 
     merged = ScaleAccumulator()
