@@ -64,6 +64,21 @@ def test_the_composition_is_fitted_to_what_the_module_leaves():
     np.testing.assert_allclose(values.ravel(), (left - counts @ wanted) / sigma, atol=1e-12)
 
 
+def test_the_share_explained_of_a_per_atom_target_is_that_of_what_the_data_store():
+    left = [0.3 * atom for atom in range(len(TYPES))]
+    stored = [0.1 * z + x for z, x in zip(TYPES, left, strict=True)]
+    rows = [[i, atom] for i, s in enumerate(SYSTEMS) for atom in range(len(s))]
+    target = {"charges": atom_target(stored, rows)}
+    scaler = fit(SYSTEMS, target, additive=Springs(), baseline=CompositionBaseline())
+    of_type = [
+        np.array([x for x, z in zip(left, TYPES, strict=True) if z == one]) for one in (1, 8)
+    ]
+    remaining = sum(((numbers - numbers.mean()) ** 2).sum() for numbers in of_type)
+    variance = ((np.array(stored) - np.mean(stored)) ** 2).sum()
+    expected = 1.0 - remaining / variance
+    assert scaler.targets["charges"].explained == pytest.approx(expected, rel=1e-12)
+
+
 def test_per_atom_targets_in_any_rows():
     rows = [[2, 5], [0, 0], [1, 1], [2, 0]]
     types = [SYSTEMS[i].types[atom].item() for i, atom in rows]
