@@ -27,7 +27,6 @@ from .settings import (
 from .system_labels import read_system_labels
 from .target import did_you_mean
 from .tensormap import entries_kept, is_tensormap
-from .torchscript import moved_to_cpu
 
 
 class ScaleAccumulator:
@@ -120,21 +119,21 @@ class ScaleAccumulator:
             ValueError: for infinite entries, an unknown kind of samples, samples that are not in
                 the batch, or a layout other than before.
         """
-        chosen = _on_cpu(
-            {
-                name: tensor
-                for name, tensor in targets.items()
-                if self.targets is None or name in self.targets
-            }
-        )
-        layouts = self._gathered.layouts_of(chosen)
+        chosen = {
+            name: tensor
+            for name, tensor in targets.items()
+            if self.targets is None or name in self.targets
+        }
+        for name, tensor in chosen.items():
+            _check_tensormap(f"target '{name}'", tensor)
+        chosen, layouts = self._gathered.recognised(chosen)
         # A target without any block is one that the batch lacks.
         chosen = {name: tensor for name, tensor in chosen.items() if layouts[name].blocks}
-        kept = {
-            name: entries_kept(name, chosen[name], mask)
-            for name, mask in _on_cpu(masks or {}, "mask of target").items()
-            if name in chosen
-        }
+        kept = {}
+        for name, mask in (masks or {}).items():
+            if name in chosen:
+                _check_tensormap(f"mask of target '{name}'", mask)
+                kept[name] = entries_kept(name, chosen[name], mask.to(device="cpu"))
         atoms = Atoms.from_systems(systems).to("cpu")
         reading = read_system_labels(atoms, chosen, self.system_labels)
         # Asked for all targets: one that is not fitted here tells of a module that knows targets.
@@ -297,10 +296,6 @@ class ScaleAccumulator:
         }
 
 
-def _on_cpu(tensors: Mapping[str, TensorMap], what: str = "target") -> dict[str, TensorMap]:
-    for name, tensor in tensors.items():
-        if not is_tensormap(tensor):
-            raise TypeError(f"{what} '{name}': expected a TensorMap, got {type(tensor)}")
-    if not tensors:
-        return {}
-    return dict(zip(tensors, moved_to_cpu(list(tensors.values())), strict=True))
+def _check_tensormap(what: str, value: Any) -> None:
+    if not is_tensormap(value):
+        raise TypeError(f"{what}: expected a TensorMap, got {type(value)}")

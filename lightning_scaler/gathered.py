@@ -12,7 +12,10 @@ from .atoms import Atoms, find_types
 from .statistics import TargetStatistics
 from .system_labels import Reading
 from .target import CPU, TargetLayout, holding
-from .waiting import ENTRIES_AT_ONCE, WaitingBatches, copies_of_small
+from .waiting import ENTRIES_AT_ONCE, Values, WaitingBatches, copies_of_small
+
+# Batches of so many different sets of targets wait at a time, which bounds their memory.
+SETS_OF_TARGETS = 8
 
 
 class GatheredStatistics:
@@ -28,7 +31,7 @@ class GatheredStatistics:
         self._intensive_targets = intensive_targets
         self._baseline = baseline
         self._read: dict[str, TargetStatistics] = {}
-        self._waiting: dict[str, WaitingBatches] = {}
+        self._waiting: dict[tuple[str, ...], WaitingBatches] = {}
 
     @property
     def layouts(self) -> dict[str, TargetLayout]:
@@ -38,28 +41,37 @@ class GatheredStatistics:
     @property
     def statistics(self) -> dict[str, TargetStatistics]:
         """The statistics of every target seen."""
-        for name in list(self._waiting):
-            self._read_waiting(name)
+        self._read_waiting()
         return self._read
 
     def is_extensive(self, layout: TargetLayout) -> bool:
         """Whether a target is divided by the number of atoms first."""
         return layout.kind == "structure" and layout.name not in self._intensive_targets
 
-    def layouts_of(self, tensors: Mapping[str, TensorMap]) -> dict[str, TargetLayout]:
-        """The layouts of a batch's targets, on the CPU; those seen before are the same objects.
+    def recognised(
+        self, tensors: Mapping[str, TensorMap]
+    ) -> tuple[dict[str, TensorMap], dict[str, TargetLayout]]:
+        """The targets of a batch on the CPU, and their layouts.
 
         Raises:
             ValueError: if one does not go with that of earlier batches.
         """
         known = self.layouts
+        # What is held is on the CPU, so that no other tensor has to be asked where it is.
         held = holding(known, tensors, CPU)
+        moved = {
+            name: tensor.to(device="cpu")
+            for name, tensor in tensors.items()
+            if name not in held and tensor.device != CPU
+        }
+        held |= holding(known, moved, CPU)
+        tensors = {**tensors, **moved}
         layouts = {}
         for name, tensor in tensors.items():
             layouts[name] = known[name] if name in held else TargetLayout.of(name, tensor)
             if name in known and name not in held and layouts[name].blocks:
                 known[name].united(layouts[name])
-        return layouts
+        return tensors, layouts
 
     def update(
         self,
@@ -73,8 +85,8 @@ class GatheredStatistics:
         """Take in one batch; an error leaves everything as it was.
 
         Args:
-            layouts: of :meth:`layouts_of`.
-            tensors: by target name, each with some block.
+            layouts: of :meth:`recognised`.
+            tensors: likewise, each with some block.
             atoms: of the batch.
             reading: of the ``system`` labels.
             keep: by target name, for each block ``False`` where an entry is missing.
@@ -114,8 +126,8 @@ class GatheredStatistics:
                 self._read[name] = TargetStatistics(layouts[name], atoms.kinds, {})
             if name in batch:
                 self._read[name].merge(batch[name])
-            else:
-                self._wait(layouts[name], atoms, small[name])
+        if small:
+            self._wait(layouts, atoms, small)
 
     def merge(self, other: "GatheredStatistics") -> None:
         """Take over all that another has, whose layouts go with these; it stays as it is."""
@@ -134,27 +146,38 @@ class GatheredStatistics:
         for name, statistics in state.items():
             self._read[name] = TargetStatistics.from_state(name, statistics)
 
-    def _wait(self, layout: TargetLayout, atoms: Atoms, values: list[torch.Tensor]) -> None:
-        name = layout.name
-        if name in self._waiting and not self._waiting[name].suits(layout, values):
-            self._read_waiting(name)
-        waiting = self._waiting.setdefault(name, WaitingBatches(layout))
+    def _wait(self, layouts: Mapping[str, TargetLayout], atoms: Atoms, values: Values) -> None:
+        names = tuple(values)
+        if names in self._waiting:
+            if not self._waiting[names].suits(layouts, values):
+                self._read_waiting(names)
+        elif len(self._waiting) == SETS_OF_TARGETS:
+            self._read_waiting()
+        of_names = {name: layouts[name] for name in names}
+        waiting = self._waiting.setdefault(names, WaitingBatches(of_names))
         if waiting.add(atoms, values):
-            self._read_waiting(name)
+            self._read_waiting(names)
 
-    def _read_waiting(self, name: str) -> None:
-        waiting = self._waiting.pop(name)
-        atoms, values = waiting.joined()
-        statistics = TargetStatistics.of_values(
-            waiting.layout,
-            values,
-            None,
-            atoms,
-            extensive=self.is_extensive(waiting.layout),
-            baseline=self._baseline,
-            types=self._types(name, atoms),
-        )
-        self._read[name].merge(statistics)
+    def _read_waiting(self, *sets_of_names: tuple[str, ...]) -> None:
+        """Read what waits of some sets of targets, of all of them unless they are given."""
+        for names in sets_of_names or tuple(self._waiting):
+            atoms, values = self._waiting[names].joined()
+            read = {
+                name: TargetStatistics.of_values(
+                    layout,
+                    values[name],
+                    None,
+                    atoms,
+                    extensive=self.is_extensive(layout),
+                    baseline=self._baseline,
+                    types=self._types(name, atoms),
+                )
+                for name, layout in self._waiting[names].layouts.items()
+            }
+            # What could not be read, since sums overflow, is not forgotten.
+            del self._waiting[names]
+            for name, statistics in read.items():
+                self._read[name].merge(statistics)
 
     def _types(self, name: str, atoms: Atoms) -> torch.Tensor:
         """The types seen with a target, those of this batch among them."""

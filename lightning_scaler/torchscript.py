@@ -116,13 +116,6 @@ def rebuilt(tensor: TensorMap, values: list[Tensor], gradients: list[Tensor]) ->
 with_values = scripted(rebuilt)
 
 
-@scripted
-def moved_to_cpu(tensors: list[TensorMap]) -> list[TensorMap]:
-    """The same, and those of other devices on the CPU."""
-    # Python takes several microseconds to tell the device of one.
-    return [t if t.device.type == "cpu" else t.to(device="cpu") for t in tensors]
-
-
 def occurring(types: Tensor, tabled: int = TABLED) -> tuple[Tensor, int]:
     """The types that occur, sorted, ``(n_kinds,)`` int64, and the smallest; none if negative."""
     if types.numel() == 0 or types.is_meta:

@@ -1,6 +1,7 @@
-"""Small batches of a target wait here until there are enough of them to be worth the reading."""
+"""Small batches wait here until there are enough of them to be worth the reading."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -14,47 +15,61 @@ from .torchscript import scripted_arithmetic
 ENTRIES_AT_ONCE = 2**14
 SYSTEMS_AT_ONCE = 512
 
+# By target name, for every block.
+Values = dict[str, list[torch.Tensor]]
+
 
 @dataclass
 class WaitingBatches:
-    """Batches of one target, each with a row for every system, or every atom, in order.
+    """Batches of the same targets, each with a row for every system, or every atom, in order.
 
     They are few: no more than :data:`ENTRIES_AT_ONCE` atoms or entries of a block, or
     :data:`SYSTEMS_AT_ONCE` systems, and the batch that was one too many.
 
     Attributes:
-        layout: of the target.
+        layouts: of the targets, by name.
         types: atomic types of every batch, each ``(n_atoms,)``.
         counts: numbers of atoms of its systems, each ``(n_systems,)``.
-        values: of every batch, by block.
+        values: of every batch, by target name, of every block.
         n_entries: the most that one block has, or the number of atoms.
         n_systems: in all batches.
     """
 
-    layout: TargetLayout
+    layouts: dict[str, TargetLayout]
     types: list[torch.Tensor] = field(default_factory=list)
     counts: list[torch.Tensor] = field(default_factory=list)
-    values: list[list[torch.Tensor]] = field(default_factory=list)
+    values: list[Values] = field(default_factory=list)
     n_entries: int = 0
     n_systems: int = 0
 
-    def suits(self, layout: TargetLayout, values: list[torch.Tensor]) -> bool:
-        """Whether a batch can be joined with those that wait."""
-        return self.layout is layout and self.values[-1][0].dtype == values[0].dtype
+    def suits(self, layouts: Mapping[str, TargetLayout], values: Values) -> bool:
+        """Whether a batch of these targets can be joined with those that wait."""
+        last = self.values[-1]
+        return all(
+            layouts[name] is layout and values[name][0].dtype == last[name][0].dtype
+            for name, layout in self.layouts.items()
+        )
 
-    def add(self, atoms: Atoms, values: list[torch.Tensor]) -> bool:
+    def add(self, atoms: Atoms, values: Values) -> bool:
         """Take in one batch, its values being copies; whether there are enough of them now."""
         self.types.append(atoms.types)
         self.counts.append(atoms.counts)
         self.values.append(values)
         self.n_systems += len(atoms)
-        self.n_entries += max(atoms.types.numel(), *map(torch.numel, values))
+        sizes = (of_block.numel() for blocks in values.values() for of_block in blocks)
+        self.n_entries += max(atoms.types.numel(), *sizes)
         return self.n_systems >= SYSTEMS_AT_ONCE or self.n_entries >= ENTRIES_AT_ONCE
 
-    def joined(self) -> tuple[Atoms, list[torch.Tensor]]:
-        """All of them as one batch: its atoms, and the values of every block."""
+    def joined(self) -> tuple[Atoms, Values]:
+        """All of them as one batch: its atoms, and by target name the values of every block."""
         atoms = Atoms(torch.cat(self.types), torch.cat(self.counts))
-        return atoms, [torch.cat(blocks) for blocks in zip(*self.values, strict=True)]
+        return atoms, {
+            name: [
+                torch.cat(blocks)
+                for blocks in zip(*(values[name] for values in self.values), strict=True)
+            ]
+            for name in self.layouts
+        }
 
 
 @scripted_arithmetic

@@ -8,6 +8,7 @@ from builders import forces, labels, scale, spherical, structure_target, system
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
 from lightning_scaler.atoms import Atoms
+from lightning_scaler.gathered import SETS_OF_TARGETS
 from lightning_scaler.target import TargetLayout
 from lightning_scaler.waiting import (
     ENTRIES_AT_ONCE,
@@ -33,13 +34,14 @@ def waiting_entries(accumulator):
 
 def test_batches_are_joined():
     first, second = energy(1.0, 2.0), energy(3.0)
-    waiting = WaitingBatches(TargetLayout.of("e", first))
+    waiting = WaitingBatches({"e": TargetLayout.of("e", first)})
     for systems, tensor in (([system(8), system(1, 8)], first), ([system(6)], second)):
-        assert not waiting.add(Atoms.from_systems(systems), copies_of_small([tensor], 100)[0])
+        copies = {"e": copies_of_small([tensor], 100)[0]}
+        assert not waiting.add(Atoms.from_systems(systems), copies)
     atoms, values = waiting.joined()
     assert atoms.types.tolist() == [8, 1, 8, 6]
     assert atoms.counts.tolist() == [1, 2, 1]
-    assert [of_block.tolist() for of_block in values] == [[[1.0], [2.0], [3.0]]]
+    assert [of_block.tolist() for of_block in values["e"]] == [[[1.0], [2.0], [3.0]]]
 
 
 @pytest.mark.parametrize(
@@ -48,8 +50,8 @@ def test_batches_are_joined():
     ids=["atoms", "systems"],
 )
 def test_few_are_enough(types, n_batches):
-    waiting = WaitingBatches(TargetLayout.of("e", energy(1.0)))
-    atoms, values = Atoms.from_systems([system(*types)]), [torch.ones(1, 1)]
+    waiting = WaitingBatches({"e": TargetLayout.of("e", energy(1.0))})
+    atoms, values = Atoms.from_systems([system(*types)]), {"e": [torch.ones(1, 1)]}
     assert [waiting.add(atoms, values) for _ in range(n_batches)].index(True) == n_batches - 1
 
 
@@ -136,6 +138,19 @@ def test_what_waits_is_bounded():
         most = max(most, waiting_entries(accumulator))
     assert SYSTEMS_AT_ONCE - 2 <= most[0] < SYSTEMS_AT_ONCE
     assert scale(accumulator.compute(), "q") == [[3**0.5], [3**0.5]]
+
+
+def test_batches_of_many_sets_of_targets():
+    accumulator, names = ScaleAccumulator(), "abcde"
+    sets = [[n for i, n in enumerate(names) if 2**i & chosen] for chosen in range(1, 32)]
+    for chosen in sets:
+        accumulator.update([system(8)], {name: energy(float(len(chosen))) for name in chosen})
+        assert len(accumulator._gathered._waiting) <= SETS_OF_TARGETS
+    # Each is in as many sets of 1, 2, 3, 4 and 5 targets: 1, 4, 6, 4 and 1.
+    squares = [1 * 1, 4 * 4, 6 * 9, 4 * 16, 1 * 25]
+    scaler = accumulator.compute()
+    for name in names:
+        assert scale(scaler, name)[0][0] == pytest.approx((sum(squares) / 16) ** 0.5, rel=1e-15)
 
 
 def test_an_infinite_value_is_told_with_its_batch():
