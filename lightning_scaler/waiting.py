@@ -13,7 +13,7 @@ from .torchscript import scripted_arithmetic
 
 # Reading so many entries or atoms at once costs more than the calls for it.
 ENTRIES_AT_ONCE = 2**14
-SYSTEMS_AT_ONCE = 512
+SYSTEMS_AT_ONCE = 1024
 
 # By target name, for every block.
 Values = dict[str, list[torch.Tensor]]
