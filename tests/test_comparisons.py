@@ -5,9 +5,11 @@ import torch
 from builders import (
     atom_samples,
     atom_target,
+    block,
     forces,
     labels,
     pair_target,
+    single,
     spherical,
     structure_target,
 )
@@ -44,6 +46,14 @@ def test_rows_are_compared_by_their_width():
     found, again = have_rows(tensors, torch.tensor([1, 2]), 3, numbered)
     assert [column.tolist() for column in again] == [[0, 1], [0, 1, 1], [0, 0, 1]]
     assert found == [True, False, True, False, False, False, False]
+
+
+def test_rows_that_targets_share():
+    """What is known of the rows of one target is known of another with the same labels."""
+    for systems, usual in (([0, 1], True), ([1, 0], False)):
+        samples = labels("system", systems)
+        tensors = [single(block([[1.0], [2.0]], samples)) for _ in range(3)]
+        assert have_rows(tensors, torch.tensor([1, 2]), 3, [])[0] == [usual] * 3
 
 
 @pytest.mark.parametrize(
