@@ -12,9 +12,9 @@ from .additive import Contribution
 from .atoms import Atoms
 from .offsets import offset_of_rows
 from .rescaling import rescaled
-from .scales import Key, TargetScales, Which, on_device
+from .scales import TargetScales, Which, on_device
 from .system_labels import Reading
-from .target import TargetLayout, holding
+from .target import Key, TargetLayout, holding
 from .torchscript import names_of_gradients, values_and_gradients
 
 # How far each space is from loss space: powers of the per-target and the per-property scale.

@@ -5,10 +5,10 @@ import torch
 from .baseline import CompositionBaseline
 from .block_statistics import BlockStatistics
 from .moments import Fitted, fit_scales
-from .scales import Key, TargetScales
+from .scales import TargetScales
 from .settings import FixedScale
 from .statistics import TargetStatistics
-from .target import TargetLayout
+from .target import Key, TargetLayout
 
 # Residuals carry a few roundings of the fit, which is in float64.
 ROUNDINGS_OF_THE_FIT = 16.0 * torch.finfo(torch.float64).eps

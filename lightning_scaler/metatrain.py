@@ -14,9 +14,9 @@ from .metatrain_checkpoint import (
     read_baseline,
     read_checkpoint,
 )
-from .scales import Key, TargetScales
+from .scales import TargetScales
 from .settings import check_names, fixed_baseline, fixed_scales, list_of_names
-from .target import TargetLayout
+from .target import Key, TargetLayout
 
 # metatrain writes the largest double where a sum of squares was infinite.
 LARGEST_SCALE = 1e300

@@ -3,7 +3,8 @@
 import torch
 
 from .atoms import Atoms, find_types
-from .scales import Key, TargetScales
+from .scales import TargetScales
+from .target import Key
 
 
 def offset_of_rows(

@@ -10,11 +10,10 @@ from metatensor.torch import Labels, TensorBlock, TensorMap
 
 from .atoms import find_types
 from .settings import FixedScale
-from .target import TargetLayout
+from .target import Key, TargetLayout
 from .torchscript import TABLED
 
 Which = Literal["per_target", "per_property", "full"]
-Key = tuple[int, ...]
 
 
 @dataclass
