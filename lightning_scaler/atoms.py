@@ -10,9 +10,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from metatensor.torch import Labels, TensorMap
 
+from .atomic_types import find_types, index_among, occurring
 from .comparisons import has_rows, have_rows
 from .tensormap import is_system
-from .torchscript import index_among, occurring, scripted
+from .torchscript import scripted
 
 
 class HasTypes(Protocol):
@@ -324,14 +325,3 @@ def _reader_of_systems() -> Callable[
         return joined, torch.tensor(counts, device=joined.device), kinds, smallest
 
     return scripted(read)
-
-
-def find_types(types: torch.Tensor, among: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Index of every type in the sorted tensor ``among``, and whether it is there at all."""
-    if types.shape == among.shape and types.device == among.device and torch.equal(types, among):
-        index = torch.arange(len(types), device=types.device)
-        return index, torch.ones_like(index, dtype=torch.bool)
-    if among.numel() == 0:
-        return torch.zeros_like(types), torch.zeros_like(types, dtype=torch.bool)
-    index = torch.searchsorted(among, types).clamp(max=among.numel() - 1)
-    return index, among[index] == types

@@ -156,8 +156,7 @@ def statistics_of_structures(
     for key, of_block in statistics.items():
         if totals[key].invariance:
             total, average = totals[key].invariant(), averages[key].invariant()
-            columns = average.stored.double().reshape(-1, average.stored.shape[2])
-            of_block.spread = [column_means(columns)]
+            of_block.spread = [column_means(average.stored.double().flatten(0, 1))]
             of_block.totals = read_problems(composition, total.left.double(), types)
             if extensive:
                 of_block.averages = read_problems(per_atom, average.left, types)
@@ -177,7 +176,7 @@ def _sums(
     stored = [block.stored for block in blocks.values()]
     squares, counts = square_sums(stored, groups, n_groups, _masks(blocks.values()))
     if not math.isfinite(float(squares.sum())):
-        _refuse_infinite(layout, given)
+        _refuse_what_is_not_finite(layout, given)
     statistics = {}
     by_block = zip(blocks, _by_block(counts, stored), _by_block(squares, stored), strict=True)
     for key, number, of_block in by_block:
@@ -206,7 +205,7 @@ def _by_block(columns: torch.Tensor, entries: list[torch.Tensor]) -> tuple[torch
     return tuple(columns.split([of_block.shape[2] for of_block in entries], 1))
 
 
-def _refuse_infinite(layout: TargetLayout, blocks: dict[Key, Entries]) -> None:
+def _refuse_what_is_not_finite(layout: TargetLayout, blocks: dict[Key, Entries]) -> None:
     for key, block in blocks.items():
         stored = block.without_mask().stored
         infinite = torch.isinf(stored)

@@ -208,8 +208,6 @@ def factors_of_rows(
 
 
 def _keys_of_blocks(layout: TargetLayout, tensor: TensorMap) -> list[Key]:
-    if layout.holds(tensor):
-        return list(layout.blocks)
     given = TargetLayout.of(layout.name, tensor)
     if not given.blocks:
         return []

@@ -8,7 +8,8 @@ import torch
 from metatensor.torch import TensorMap
 
 from .additive import Contribution
-from .atoms import Atoms, find_types
+from .atomic_types import find_types
+from .atoms import Atoms
 from .statistics import TargetStatistics
 from .system_labels import Reading
 from .target import CPU, TargetLayout, holding
@@ -174,7 +175,6 @@ class GatheredStatistics:
                 )
                 for name, layout in self._waiting[names].layouts.items()
             }
-            # What could not be read, since sums overflow, is not forgotten.
             del self._waiting[names]
             for name, statistics in read.items():
                 self._read[name].merge(statistics)

@@ -134,10 +134,10 @@ def read_problems(matrix: torch.Tensor, entries: torch.Tensor, types: torch.Tens
     Returns:
         Properties and their problem.
     """
-    n_entries, n_properties = entries.shape[1:]
+    n_samples, n_entries, n_properties = entries.shape
     if n_entries != 1:
         matrix = matrix.repeat_interleave(n_entries, dim=0)
-    values = entries.reshape(-1, n_properties)
+    values = entries.reshape(n_samples * n_entries, n_properties)
     present = ~torch.isnan(values)
     complete = present.all(0).tolist()
     problems = []

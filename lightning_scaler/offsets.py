@@ -2,7 +2,8 @@
 
 import torch
 
-from .atoms import Atoms, find_types
+from .atomic_types import find_types
+from .atoms import Atoms
 from .scales import TargetScales
 from .target import Key
 

@@ -8,10 +8,9 @@ from typing import Any, Literal
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
 
-from .atoms import find_types
+from .atomic_types import TABLED, find_types
 from .settings import FixedScale
 from .target import Key, TargetLayout
-from .torchscript import TABLED
 
 Which = Literal["per_target", "per_property", "full"]
 

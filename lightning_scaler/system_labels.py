@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from metatensor.torch import Labels, TensorMap
 
-from .atoms import Atoms, find_types
+from .atomic_types import find_types
+from .atoms import Atoms
 from .settings import SystemLabels, check_choice
 from .tensormap import describe
 

@@ -195,7 +195,7 @@ class TargetLayout:
         ``o3_lambda_2``; ``None``: no part of it (Cartesian blocks share the key ``_``).
         """
         block, values = self.blocks[key], dict(zip(self.key_names, key, strict=True))
-        if self.kind == "pair":
+        if self.kind == "pair" or block.n_properties == 0:
             return None
         if self.key_names == ("_",):
             return "scalar" if not block.components else None

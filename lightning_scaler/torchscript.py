@@ -16,9 +16,6 @@ from torch.jit import optimized_execution  # type: ignore[attr-defined]
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-# Types below are found in tables, which is several times faster, those above by sorting.
-TABLED = 4096
-
 
 def scripted(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """The same function, compiled when it is first called: importing it costs nothing."""
@@ -38,12 +35,16 @@ def scripted_arithmetic(function: Callable[Arguments, Result]) -> Callable[Argum
     """As :func:`scripted`, for functions that compute with values and not with labels alone.
 
     They are run as they are written: nothing profiles them, no fuser compiles them again for every
-    shape, and autograd sees the same operations as without TorchScript.
+    shape, and autograd sees the same operations as without TorchScript. Where saved tensors have
+    hooks they run in Python: activation checkpointing ends by an exception of such a hook, which
+    TorchScript would turn into another one.
     """
     compiled = scripted(function)
 
     @functools.wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+            return function(*args, **kwargs)
         with optimized_execution(False):
             return compiled(*args, **kwargs)
 
@@ -114,26 +115,3 @@ def rebuilt(tensor: TensorMap, values: list[Tensor], gradients: list[Tensor]) ->
 
 
 with_values = scripted(rebuilt)
-
-
-def occurring(types: Tensor, tabled: int = TABLED) -> tuple[Tensor, int]:
-    """The types that occur, sorted, ``(n_kinds,)`` int64, and the smallest; none if negative."""
-    if types.numel() == 0 or types.is_meta:
-        return types[:0], 0
-    smallest, largest = torch.aminmax(types)
-    if int(smallest) < 0:
-        return types[:0], int(smallest)
-    if int(largest) < tabled:
-        return torch.bincount(types).nonzero()[:, 0], int(smallest)
-    return torch.unique(types), int(smallest)
-
-
-@scripted
-def index_among(types: Tensor, kinds: Tensor, tabled: int = TABLED) -> Tensor:
-    """Index of every type among the sorted ``kinds``, which hold all that occur, int64."""
-    largest = int(kinds[-1]) if kinds.numel() > 0 else 0
-    if largest >= tabled:
-        return torch.searchsorted(kinds, types)
-    table = torch.zeros([largest + 1], dtype=torch.int64, device=types.device)
-    table[kinds] = torch.arange(kinds.numel(), device=types.device)
-    return table.index_select(0, types)

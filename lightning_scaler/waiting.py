@@ -1,6 +1,5 @@
 """Small batches wait here until there are enough of them to be worth the reading."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -32,7 +31,7 @@ class WaitingBatches:
         counts: numbers of atoms of its systems, each ``(n_systems,)``.
         values: of every batch, by target name, of every block.
         n_entries: the most that one block has, or the number of atoms.
-        n_systems: in all batches.
+        n_systems: in all batches, an empty one counting as one.
     """
 
     layouts: dict[str, TargetLayout]
@@ -55,7 +54,7 @@ class WaitingBatches:
         self.types.append(atoms.types)
         self.counts.append(atoms.counts)
         self.values.append(values)
-        self.n_systems += len(atoms)
+        self.n_systems += max(1, len(atoms))
         sizes = (of_block.numel() for blocks in values.values() for of_block in blocks)
         self.n_entries += max(atoms.types.numel(), *sizes)
         return self.n_systems >= SYSTEMS_AT_ONCE or self.n_entries >= ENTRIES_AT_ONCE
@@ -76,8 +75,8 @@ class WaitingBatches:
 def copies_of_small(tensors: list[TensorMap], entries_at_once: int) -> list[list[torch.Tensor]]:
     """Copies of the values of every tensor, by block, that may wait.
 
-    There are none of one with so many entries in a block, with infinite entries, or entries whose
-    squares overflow.
+    There are none of one with so many entries in a block, or with entries so large, or infinite,
+    that the squares of all that waits might overflow: what waits can be read without an error.
     """
     copies: list[list[torch.Tensor]] = []
     for tensor in tensors:
@@ -88,10 +87,8 @@ def copies_of_small(tensors: list[TensorMap], entries_at_once: int) -> list[list
         if may_wait:
             for block in tensor.blocks():
                 of_block = block.values.detach().clone()
-                norm = float(torch.linalg.vector_norm(of_block, dtype=torch.float64))
-                if math.isnan(norm):
-                    norm = float(of_block.to(torch.float64).square().nansum())
-                may_wait = may_wait and math.isfinite(norm)
+                squares = float(of_block.to(torch.float64).square().nansum())
+                may_wait = may_wait and squares < 1e290
                 of_tensor.append(of_block)
         copies.append(of_tensor if may_wait else of_tensor[:0])
     return copies

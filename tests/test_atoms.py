@@ -9,7 +9,8 @@ from builders import (
     system,
 )
 
-from lightning_scaler.atoms import Atoms, IdentifiedSystems, find_types
+from lightning_scaler.atomic_types import find_types
+from lightning_scaler.atoms import Atoms, IdentifiedSystems
 
 # O, H2O (oxygen in the middle) and CO: other sizes, other types, other orders.
 BATCH = [system(8), system(1, 8, 1), system(6, 8)]

@@ -5,6 +5,7 @@ import math
 import mpmath
 import numpy as np
 import pytest
+import torch
 from builders import (
     atom_samples,
     atom_target,
@@ -397,3 +398,13 @@ def test_a_baseline_of_data_without_atoms_has_no_weight_for_any_type():
     scaler = fit([system()], {"t": target}, baseline=FITTED, unseen_types="pooled")
     with pytest.raises(ValueError, match=r"no baseline for the atomic types \[1\]"):
         scaler.convert([system(1)], {"t": atom_target([1.0], atom_samples(1))})
+
+
+def test_a_block_without_properties_has_no_baseline():
+    samples = labels("system", [0, 1])
+    blocks = {0: torch.ones(2, 1, 0), 1: torch.full((2, 3, 2), 2.0)}
+    accumulator = ScaleAccumulator(baseline=CompositionBaseline())
+    accumulator.update([system(8), system(1)], {"t": spherical(blocks, samples)})
+    scales = accumulator.compute().scales["t"]
+    assert scales.block({"o3_lambda": 0}).values.shape == (1, 0)
+    assert scales.block({"o3_lambda": 1}).values.tolist() == [[2.0, 2.0]]

@@ -25,6 +25,7 @@ from builders import (
     water_family,
 )
 from metatensor.torch import TensorBlock, TensorMap
+from torch.utils.checkpoint import checkpoint
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
 
@@ -579,3 +580,19 @@ def test_inputs_are_not_written_to():
             scaler.convert(SYSTEMS, {name: tensor}, source, space)
         for ours, theirs in zip(tensor.blocks(), before, strict=True):
             assert torch.equal(ours.values.view(torch.int64), theirs.view(torch.int64))
+
+
+def test_activation_checkpointing_may_end_in_a_conversion():
+    scaler = fit([system(8)], {"e": structure_target([4.0])})
+
+    def physical(numbers):
+        (old,) = structure_target([0.0]).blocks()
+        target = single(TensorBlock(numbers[:, None], old.samples, [], old.properties))
+        converted = scaler.convert([system(8)], {"e": target}, "model", "physical")
+        return converted["e"].block().values
+
+    numbers = torch.tensor([3.0], dtype=torch.float64, requires_grad=True)
+    checkpoint(
+        lambda given: physical(given.square()), numbers, use_reentrant=False
+    ).sum().backward()
+    assert numbers.grad.tolist() == [2 * 3.0 * 4.0]

@@ -18,6 +18,7 @@ ORDER = [
     "tensormap",
     "target",
     "settings",
+    "atomic_types",
     "atoms",
     "system_labels",
     "matching",

@@ -151,6 +151,8 @@ def computed(case: Case, some_vanish: bool, unseen_types: str = "error") -> Scal
     accumulator = case.accumulated()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        # torch, about TorchScript, which may be compiled here first.
+        warnings.simplefilter("ignore", DeprecationWarning)
         scaler = accumulator.compute(fixed, unseen_types)
     assert [str(one.message)[:21] for one in caught] == ["these data are zero, "] * some_vanish
     return scaler

@@ -161,6 +161,32 @@ def test_an_infinite_value_is_told_with_its_batch():
     assert scale(accumulator.compute(), "e") == [[2.0]]
 
 
+@pytest.mark.parametrize("values", [[1e200], [1.2e154], [1e153] * 3])
+def test_what_might_overflow_does_not_wait(values):
+    """Else it would be read late, together with good data."""
+    accumulator = ScaleAccumulator()
+    systems = [system(8)] * len(values)
+    if values == [1e200]:
+        with pytest.raises(ValueError, match=r"target 'e', .* sum of squares overflows"):
+            accumulator.update(systems, {"e": energy(*values)})
+    else:
+        accumulator.update(systems, {"e": energy(*values)})
+    assert not accumulator._gathered._waiting
+    accumulator.update([system(8)], {"q": energy(2.0)})
+    if values == [1e200]:
+        assert list(accumulator.compute().targets) == ["q"]
+
+
+def test_empty_batches_do_not_pile_up():
+    accumulator, nothing = ScaleAccumulator(), energy(1.0)
+    accumulator.update([system(8)], {"e": nothing})
+    empty = structure_target(torch.zeros(0, 1), [])
+    for _ in range(SYSTEMS_AT_ONCE):
+        accumulator.update([], {"e": empty})
+    (waiting,) = accumulator._gathered._waiting.values()
+    assert len(waiting.values) < 10
+
+
 def test_all_that_looks_inside_reads_what_waits():
     def waiting():
         accumulator = ScaleAccumulator()
