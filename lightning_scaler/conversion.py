@@ -204,6 +204,7 @@ def factors_of_rows(
             of_kinds, kinds = scales.rows(atoms.kinds, unseen_types), [atoms.kind_of_atom]
             factors = [factor[of_kinds] for factor in factors]
         factors = [on_device(factor, device) for factor in factors]
+    # One table serves all blocks, but each has its own rows in it.
     return factors * (len(kinds) if len(factors) < len(kinds) else 1), kinds
 
 

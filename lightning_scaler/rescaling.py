@@ -49,7 +49,10 @@ def _rescaled_target(
     double: bool,
     dtype: torch.dtype | None,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Values and gradients of one target; see :func:`rescaled`."""
+    """Values and gradients of one target; see :func:`rescaled`.
+
+    ``double`` computes in float64, and leaves the result in it towards physical space.
+    """
     values: list[Tensor] = []
     gradients: list[Tensor] = []
     blocks = tensor.blocks()

@@ -192,7 +192,10 @@ class Tables:
         self._made: dict[tuple[Which, torch.device], dict[Key, torch.Tensor]] = {}
 
     def are_of(self, scales: TargetScales) -> bool:
-        """Whether the scales are still those that the tables were made from."""
+        """Whether the scales are still those that the tables were made from.
+
+        Changes in place are seen unless they go around autograd (``.data``, ``.numpy()``).
+        """
         sources = _sources(scales)
         return (
             len(sources) == len(self._sources)
