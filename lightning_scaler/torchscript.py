@@ -31,19 +31,25 @@ def scripted(function: Callable[Arguments, Result]) -> Callable[Arguments, Resul
     return call
 
 
+def _saved_tensors_have_hooks() -> bool:
+    # Nothing public tells, and torch before 2.8 has no such function.
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is not None and top(False) is not None
+
+
 def scripted_arithmetic(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """As :func:`scripted`, for functions that compute with values and not with labels alone.
 
     They are run as they are written: nothing profiles them, no fuser compiles them again for every
     shape, and autograd sees the same operations as without TorchScript. Where saved tensors have
-    hooks they run in Python: activation checkpointing ends by an exception of such a hook, which
-    TorchScript would turn into another one.
+    hooks they run in Python (from torch 2.8 on): activation checkpointing ends by an exception of
+    such a hook, which TorchScript would turn into another one.
     """
     compiled = scripted(function)
 
     @functools.wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        if _saved_tensors_have_hooks():
             return function(*args, **kwargs)
         with optimized_execution(False):
             return compiled(*args, **kwargs)
