@@ -13,7 +13,7 @@ from .atoms import Atoms
 from .offsets import offset_of_rows
 from .rescaling import rescaled
 from .scales import TargetScales, Which, on_device
-from .system_labels import Reading
+from .system_labels import Reading, rows_of_blocks
 from .target import Key, TargetLayout, holding
 from .torchscript import names_of_gradients, values_and_gradients
 
@@ -221,13 +221,3 @@ def _keys_of_blocks(layout: TargetLayout, tensor: TensorMap) -> list[Key]:
             f"{[layout.describe(key) for key in layout.blocks]}"
         )
     return list(given.blocks)
-
-
-def rows_of_blocks(
-    layout: TargetLayout, tensor: TensorMap, atoms: Atoms, reading: Reading
-) -> list[torch.Tensor]:
-    """For each block the index of every row's atom or system; none for all of them in order."""
-    if layout.name in reading.usual:
-        return []
-    find = reading.atom_rows if layout.kind == "atom" else reading.positions
-    return [find(layout.name, block.samples, atoms) for block in tensor.blocks()]

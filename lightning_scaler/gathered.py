@@ -11,8 +11,9 @@ from .additive import Contribution
 from .atomic_types import find_types
 from .atoms import Atoms
 from .statistics import TargetStatistics
-from .system_labels import Reading
+from .system_labels import Reading, rows_of_blocks
 from .target import CPU, TargetLayout, holding
+from .torchscript import values_and_gradients
 from .waiting import ENTRIES_AT_ONCE, Values, WaitingBatches, copies_of_small
 
 # Batches of so many different sets of targets wait at a time, which bounds their memory.
@@ -110,9 +111,9 @@ class GatheredStatistics:
         batch = {
             name: TargetStatistics.of_batch(
                 layouts[name],
-                tensor,
+                values_and_gradients(tensor)[0],
+                rows_of_blocks(layouts[name], tensor, atoms, reading),
                 atoms,
-                reading,
                 extensive=self.is_extensive(layouts[name]),
                 baseline=self._baseline,
                 contributions=contributions.get(name),
@@ -164,10 +165,10 @@ class GatheredStatistics:
         for names in sets_of_names or tuple(self._waiting):
             atoms, values = self._waiting[names].joined()
             read = {
-                name: TargetStatistics.of_values(
+                name: TargetStatistics.of_batch(
                     layout,
                     values[name],
-                    None,
+                    [],
                     atoms,
                     extensive=self.is_extensive(layout),
                     baseline=self._baseline,

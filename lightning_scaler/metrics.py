@@ -10,11 +10,11 @@ from torchmetrics.wrappers.abstract import WrapperMetric
 from typing_extensions import override
 
 from .atoms import Atoms, HasTypes, read_atoms
-from .conversion import factors_of_rows, rows_of_blocks
+from .conversion import factors_of_rows
 from .matching import averaged, matched, positioned
 from .rescaling import physical_entries
 from .scaler import Scaler
-from .system_labels import read_positions, read_system_labels
+from .system_labels import read_positions, read_system_labels, rows_of_blocks
 from .torchscript import keys_and_gradients
 
 

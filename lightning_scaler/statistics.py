@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from metatensor.torch import TensorMap
 
 from .additive import Contribution
 from .atoms import Atoms
@@ -12,9 +11,7 @@ from .batch_statistics import Entries, statistics_of_atoms, statistics_of_struct
 from .block_statistics import BlockStatistics, block_state, merged, regrouped
 from .least_squares import LeastSquares
 from .moments import Means
-from .system_labels import Reading
 from .target import Key, TargetLayout
-from .torchscript import values_and_gradients
 
 
 class TargetStatistics:
@@ -40,9 +37,9 @@ class TargetStatistics:
     def of_batch(
         cls,
         layout: TargetLayout,
-        tensor: TensorMap,
+        values: list[torch.Tensor],
+        rows: list[torch.Tensor],
         atoms: Atoms,
-        reading: Reading,
         extensive: bool,
         baseline: bool,
         contributions: Sequence[Contribution | None] | None = None,
@@ -52,10 +49,10 @@ class TargetStatistics:
         """Read one batch of a target.
 
         Args:
-            layout: of this very tensor.
-            tensor: the values, NaN where missing.
+            layout: of the target in this batch.
+            values: of every block, NaN where missing.
+            rows: of :func:`system_labels.rows_of_blocks`.
             atoms: of the batch.
-            reading: of the ``system`` labels.
             extensive: per-structure values are divided by the number of atoms first.
             baseline: whether the invariant parts are to be kept apart for one.
             contributions: of an additive module to every block; they come off first.
@@ -64,42 +61,6 @@ class TargetStatistics:
 
         Raises:
             ValueError: for infinite entries, and for squares that overflow, naming the block.
-        """
-        rows = None
-        if layout.name not in reading.usual and layout.kind != "pair":
-            find = reading.atom_rows if layout.kind == "atom" else reading.positions
-            rows = [find(layout.name, block.samples, atoms) for block in tensor.blocks()]
-        values = values_and_gradients(tensor)[0]
-        return cls.of_values(
-            layout, values, rows, atoms, extensive, baseline, contributions, keep, types
-        )
-
-    @classmethod
-    def of_values(
-        cls,
-        layout: TargetLayout,
-        values: list[torch.Tensor],
-        rows: list[torch.Tensor] | None,
-        atoms: Atoms,
-        extensive: bool,
-        baseline: bool,
-        contributions: Sequence[Contribution | None] | None = None,
-        keep: list[torch.Tensor] | None = None,
-        types: torch.Tensor | None = None,
-    ) -> "TargetStatistics":
-        """As :meth:`of_batch`, from the values of every block.
-
-        Args:
-            layout: as there, like all others but two.
-            values: of every block.
-            rows: for each block the index of every sample's atom or system; ``None``: all of them
-                in order.
-            atoms: of the batch.
-            extensive: see there.
-            baseline: see there.
-            contributions: see there.
-            keep: see there.
-            types: see there.
         """
         types = atoms.kinds if types is None else types
         if layout.kind == "pair":
@@ -115,7 +76,7 @@ class TargetStatistics:
             )
         # Blocks with the same samples are read together.
         together: list[tuple[dict[Key, Entries], torch.Tensor | None]] = [(entries, None)]
-        if rows is not None:
+        if rows:
             together = [({key: entries[key]}, rows[i]) for i, key in enumerate(entries)]
         blocks: dict[Key, BlockStatistics] = {}
         for chosen, of_samples in together:

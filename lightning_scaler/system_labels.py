@@ -9,6 +9,7 @@ from metatensor.torch import Labels, TensorMap
 from .atomic_types import find_types
 from .atoms import Atoms
 from .settings import SystemLabels, check_choice
+from .target import TargetLayout
 from .tensormap import describe
 
 
@@ -64,6 +65,19 @@ class Reading:
         systems = self.positions(name, samples, atoms)
         atom: torch.Tensor = samples.values[:, 1].long()
         return atoms.offsets[systems] + atom
+
+
+def rows_of_blocks(
+    layout: TargetLayout, tensor: TensorMap, atoms: Atoms, reading: Reading
+) -> list[torch.Tensor]:
+    """For each block the index of every row's atom or system; none for all of them in order.
+
+    There are none of atom pairs either.
+    """
+    if layout.kind == "pair" or layout.name in reading.usual:
+        return []
+    find = reading.atom_rows if layout.kind == "atom" else reading.positions
+    return [find(layout.name, block.samples, atoms) for block in tensor.blocks()]
 
 
 def read_positions(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> Reading:

@@ -22,8 +22,9 @@ from metatensor.torch import TensorMap
 
 from lightning_scaler.atoms import Atoms
 from lightning_scaler.statistics import TargetStatistics
-from lightning_scaler.system_labels import read_system_labels
+from lightning_scaler.system_labels import read_system_labels, rows_of_blocks
 from lightning_scaler.target import TargetLayout
+from lightning_scaler.torchscript import values_and_gradients
 
 NAN, INF = float("nan"), float("inf")
 KEY = (0,)
@@ -33,7 +34,8 @@ def read(systems, tensor, extensive=False, baseline=False, labels_are="auto"):
     atoms = Atoms.from_systems(systems)
     reading = read_system_labels(atoms, {"t": tensor}, labels_are)
     layout = TargetLayout.of("t", tensor)
-    return TargetStatistics.of_batch(layout, tensor, atoms, reading, extensive, baseline)
+    values, rows = values_and_gradients(tensor)[0], rows_of_blocks(layout, tensor, atoms, reading)
+    return TargetStatistics.of_batch(layout, values, rows, atoms, extensive, baseline)
 
 
 def merged(*parts):
