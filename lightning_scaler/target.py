@@ -112,10 +112,6 @@ class TargetLayout:
             layout.blocks[tuple(key)] = BlockLayout.of(tensor.block_by_id(row))
         return layout
 
-    def holds(self, tensor: TensorMap) -> bool:
-        """Whether a tensor has just these blocks, in this order, and nothing to complain about."""
-        return bool(holding({self.name: self}, {self.name: tensor}))
-
     def without_rows(self, device: torch.device) -> TensorMap:
         """A TensorMap of this layout without any sample."""
         if device not in self._without_rows:

@@ -15,7 +15,7 @@ from builders import (
 )
 
 from lightning_scaler.comparisons import have_labels, have_one_dtype, have_rows
-from lightning_scaler.target import TargetLayout
+from lightning_scaler.target import TargetLayout, holding
 
 POSITIONS = {"positions": [[[1, 2, 3]], []]}
 
@@ -77,18 +77,19 @@ def test_labels_that_differ(other):
 
 def test_a_layout_holds_what_it_was_read_from():
     samples = labels("system", [0, 1])
-    tensor = spherical({0: torch.ones(2, 1, 1), 2: torch.ones(2, 5, 3)}, samples)
-    layout = TargetLayout.of("t", tensor)
-    assert layout.holds(tensor)
-    assert layout.holds(
-        spherical({0: torch.zeros(0, 1, 1), 2: torch.zeros(0, 5, 3)}, labels("system", []))
-    )
-    for different in (
-        spherical({2: torch.ones(2, 5, 3), 0: torch.ones(2, 1, 1)}, samples),
-        spherical({0: torch.ones(2, 1, 1)}, samples),
-        spherical({0: torch.ones(2, 1, 1), 2: torch.ones(2, 5, 2)}, samples),
-        spherical({0: torch.ones(2, 1, 1), 2: torch.ones(2, 5, 3)}, atom_samples(2)),
-        spherical({0: torch.ones(2, 1, 1), 2: torch.ones(2, 5, 3)}, samples, dtype=torch.int32),
-    ):
-        assert not layout.holds(different)
-    assert not TargetLayout.of("e", energy({})).holds(energy())
+    scalar, matrix = torch.ones(2, 1, 1), torch.ones(2, 5, 3)
+    tensor = spherical({0: scalar, 2: matrix}, samples)
+    tensors = {
+        "same": tensor,
+        "no rows": spherical({0: scalar[:0], 2: matrix[:0]}, labels("system", [])),
+        "other order": spherical({2: matrix, 0: scalar}, samples),
+        "no block": spherical({0: scalar}, samples),
+        "other properties": spherical({0: scalar, 2: matrix[..., :2]}, samples),
+        "other samples": spherical({0: scalar, 2: matrix}, atom_samples(2)),
+        "integers": spherical({0: scalar, 2: matrix}, samples, dtype=torch.int32),
+    }
+    layouts = dict.fromkeys(tensors, TargetLayout.of("t", tensor))
+    assert holding(layouts, {**tensors, "unknown": tensor}) == {"same", "no rows"}
+    without_gradient = {"e": TargetLayout.of("e", energy({}))}
+    assert holding(without_gradient, {"e": energy({})}) == {"e"}
+    assert not holding(without_gradient, {"e": energy()})
