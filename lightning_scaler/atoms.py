@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from itertools import compress
 from operator import is_
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from metatensor.torch import Labels, TensorMap
@@ -14,6 +14,8 @@ from .atomic_types import find_types, index_among, occurring
 from .comparisons import has_rows, have_rows
 from .tensormap import is_system
 from .torchscript import scripted
+
+Name = TypeVar("Name", str, int)
 
 
 class HasTypes(Protocol):
@@ -236,7 +238,7 @@ class Atoms:
         )
         return usual
 
-    def usual(self, tensors: Mapping[str, TensorMap]) -> frozenset[str]:
+    def usual(self, tensors: Mapping[Name, TensorMap]) -> frozenset[Name]:
         """Names of the tensors all blocks of which have usual rows, see :meth:`usual_rows`."""
         found = {}
         if self.moved:

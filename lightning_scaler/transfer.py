@@ -54,10 +54,8 @@ def move_to_device(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
     moved = recurse(batch)
     for atoms, systems in lists:
-        usual = atoms.usual({str(i): before for i, (before, _) in enumerate(tensors)})
-        read = tuple(
-            Moved(after, before, str(i) in usual) for i, (before, after) in enumerate(tensors)
-        )
+        usual = atoms.usual({i: before for i, (before, _) in enumerate(tensors)})
+        read = tuple(Moved(after, before, i in usual) for i, (before, after) in enumerate(tensors))
         systems.take(atoms.changed(moved=read).to(device))
     return moved
 
