@@ -10,7 +10,7 @@ from .atoms import Atoms
 from .block_statistics import BlockStatistics
 from .grouped_sums import group_means, square_sums
 from .least_squares import read_problems
-from .moments import Means, column_means
+from .moments import Means
 from .target import Invariance, Key, TargetLayout
 
 
@@ -116,7 +116,7 @@ def statistics_of_atoms(
     for key, block in invariant.items():
         if block.left is not block.stored:
             spread = group_means([block.stored], None, 1, _masks([block]))
-            statistics[key].spread = [Means(*spread)]
+            statistics[key].spread = Means(*spread)
     return statistics
 
 
@@ -156,7 +156,7 @@ def statistics_of_structures(
     for key, of_block in statistics.items():
         if totals[key].invariance:
             total, average = totals[key].invariant(), averages[key].invariant()
-            of_block.spread = [column_means(average.stored.double().flatten(0, 1))]
+            of_block.spread = Means(*group_means([average.stored], None, 1))
             of_block.totals = read_problems(composition, total.left.double(), types)
             if extensive:
                 of_block.averages = read_problems(per_atom, average.left, types)

@@ -8,9 +8,6 @@ import torch
 from .least_squares import Problems, merge_problems
 from .moments import Means, merge_means, pooled_means, squares_about
 
-# Merging so many means costs as much as merging two.
-PARTS_AT_ONCE = 64
-
 
 @dataclass
 class BlockStatistics:
@@ -25,8 +22,8 @@ class BlockStatistics:
         totals: rows as they are, for per-structure targets with a baseline; several problems once
             some properties had missing values, each with the properties it is for.
         averages: the same rows divided by the number of atoms, for extensive targets.
-        spread: parts of the means of entries that have a baseline, as the data store them; only
-            where they are not those of :attr:`means`.
+        spread: means over all groups of the entries that have a baseline, as the data store them;
+            only where they do not follow from :attr:`means`.
         noise: sums of squares of the roundings of contributions, ``(n_groups, n_properties)``.
     """
 
@@ -37,7 +34,7 @@ class BlockStatistics:
     means: Means | None = None
     totals: Problems = field(default_factory=list)
     averages: Problems = field(default_factory=list)
-    spread: list[Means] = field(default_factory=list)
+    spread: Means | None = None
     noise: torch.Tensor | None = None
 
     def residual(self, weights: torch.Tensor | None) -> torch.Tensor:
@@ -53,10 +50,10 @@ class BlockStatistics:
 
     def variance(self) -> float:
         """Sum of squares about the mean of what could have a baseline, and about 0 of the rest."""
-        parts = self.spread or ([] if self.means is None else [self.means])
-        if not parts:
+        spread = pooled_means(self.means) if self.spread is None and self.means else self.spread
+        if spread is None:
             return float(self.stored.sum())
-        return float(_pooled(parts).centred.sum() + self.squares.sum())
+        return float(spread.centred.sum() + self.squares.sum())
 
     def contributions(self, weights: torch.Tensor | None) -> torch.Tensor:
         """Sums of squares of what a baseline adds up, ``(n_groups, n_properties)``.
@@ -74,27 +71,23 @@ class BlockStatistics:
 
 def merged(first: BlockStatistics, second: BlockStatistics) -> BlockStatistics:
     """The statistics of both; their least-squares problems are merged into those of the first."""
-    means = first.means
-    if first.means is not None and second.means is not None:
-        means = merge_means(first.means, second.means)
-    spread = first.spread + second.spread
-    if len(spread) > PARTS_AT_ONCE:
-        spread = [_pooled(spread)]
     return BlockStatistics(
         counts=first.counts + second.counts,
         stored=first.stored + second.stored,
         squares=first.squares + second.squares,
         epsilon=max(first.epsilon, second.epsilon),
-        means=means,
+        means=_together(first.means, second.means),
         totals=merge_problems(first.totals, second.totals),
         averages=merge_problems(first.averages, second.averages),
-        spread=spread,
+        spread=_together(first.spread, second.spread),
         noise=second.noise if first.noise is None else _plus(first.noise, second.noise),
     )
 
 
-def _pooled(parts: list[Means]) -> Means:
-    return pooled_means(Means(*(torch.cat(numbers) for numbers in zip(*parts, strict=True))))
+def _together(first: Means | None, second: Means | None) -> Means | None:
+    if first is None or second is None:
+        return first or second
+    return merge_means(first, second)
 
 
 def _plus(first: torch.Tensor, second: torch.Tensor | None) -> torch.Tensor:
@@ -127,6 +120,6 @@ def block_state(key: tuple[int, ...], block: BlockStatistics) -> dict[str, Any]:
         "means": None if block.means is None else list(block.means),
         "totals": [(properties, problem.state()) for properties, problem in block.totals],
         "averages": [(properties, problem.state()) for properties, problem in block.averages],
-        "spread": [list(part) for part in block.spread],
+        "spread": None if block.spread is None else list(block.spread),
         "noise": block.noise,
     }

@@ -114,11 +114,11 @@ class GatheredStatistics:
                 values_and_gradients(tensor)[0],
                 rows_of_blocks(layouts[name], tensor, atoms, reading),
                 atoms,
+                self._types(name, atoms),
                 extensive=self.is_extensive(layouts[name]),
                 baseline=self._baseline,
                 contributions=contributions.get(name),
                 keep=keep.get(name),
-                types=self._types(name, atoms),
             )
             for name, tensor in tensors.items()
             if name not in small
@@ -170,9 +170,9 @@ class GatheredStatistics:
                     values[name],
                     [],
                     atoms,
+                    self._types(name, atoms),
                     extensive=self.is_extensive(layout),
                     baseline=self._baseline,
-                    types=self._types(name, atoms),
                 )
                 for name, layout in self._waiting[names].layouts.items()
             }

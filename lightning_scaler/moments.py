@@ -58,15 +58,6 @@ class Fitted(NamedTuple):
     vanishing: list[torch.Tensor]
 
 
-def column_means(values: torch.Tensor) -> Means:
-    """Means and centred sums of squares of every column of ``(n_rows, n_properties)`` float64."""
-    number = (~torch.isnan(values)).sum(0, keepdim=True).double()
-    mean = values.nansum(0, keepdim=True) / number.clamp(min=1.0)
-    difference = values - mean
-    rest = difference.nansum(0, keepdim=True) / number.clamp(min=1.0)
-    return Means(number, mean, rest, (difference - rest).square().nansum(0, keepdim=True))
-
-
 def pooled_means(means: Means) -> Means:
     """The means over all groups, ``(1, n_properties)``."""
     number = means.number.sum(0, keepdim=True)

@@ -40,11 +40,11 @@ class TargetStatistics:
         values: list[torch.Tensor],
         rows: list[torch.Tensor],
         atoms: Atoms,
+        types: torch.Tensor,
         extensive: bool,
         baseline: bool,
         contributions: Sequence[Contribution | None] | None = None,
         keep: list[torch.Tensor] | None = None,
-        types: torch.Tensor | None = None,
     ) -> "TargetStatistics":
         """Read one batch of a target.
 
@@ -53,16 +53,15 @@ class TargetStatistics:
             values: of every block, NaN where missing.
             rows: of :func:`system_labels.rows_of_blocks`.
             atoms: of the batch.
+            types: sorted atomic types, among them all that occur.
             extensive: per-structure values are divided by the number of atoms first.
             baseline: whether the invariant parts are to be kept apart for one.
             contributions: of an additive module to every block; they come off first.
             keep: for each block ``False`` where an entry is missing, in the shape of its values.
-            types: sorted atomic types, among them all that occur; by default just those.
 
         Raises:
             ValueError: for infinite entries, and for squares that overflow, naming the block.
         """
-        types = atoms.kinds if types is None else types
         if layout.kind == "pair":
             return cls(layout, types, {})
         entries = {}
@@ -132,8 +131,8 @@ class TargetStatistics:
         for entry in state["blocks"]:
             entry = dict(entry)
             key = tuple(entry.pop("key"))
-            entry["means"] = None if entry["means"] is None else Means(*entry["means"])
-            entry["spread"] = [Means(*part) for part in entry["spread"]]
+            for means in ("means", "spread"):
+                entry[means] = None if entry[means] is None else Means(*entry[means])
             for rows in ("totals", "averages"):
                 entry[rows] = [(list(p), LeastSquares.from_state(s)) for p, s in entry[rows]]
             blocks[key] = BlockStatistics(**entry)

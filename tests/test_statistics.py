@@ -35,7 +35,7 @@ def read(systems, tensor, extensive=False, baseline=False, labels_are="auto"):
     reading = read_system_labels(atoms, {"t": tensor}, labels_are)
     layout = TargetLayout.of("t", tensor)
     values, rows = values_and_gradients(tensor)[0], rows_of_blocks(layout, tensor, atoms, reading)
-    return TargetStatistics.of_batch(layout, values, rows, atoms, extensive, baseline)
+    return TargetStatistics.of_batch(layout, values, rows, atoms, atoms.kinds, extensive, baseline)
 
 
 def merged(*parts):
