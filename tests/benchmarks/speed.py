@@ -22,14 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from embedded import WARM_UP, fit_pass, training_step
 from metatensor.torch import Labels, TensorBlock, TensorMap
 from torch.profiler import ProfilerActivity, profile
 from workloads import WORKLOADS, Workload, workload
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
-
-# The first calls of a TorchScript function profile and optimise it.
-WARM_UP = 4
 
 
 def medians(variants: dict[str, Callable[[], Callable[[], Any]]], times: int) -> dict[str, float]:
@@ -262,11 +260,9 @@ def print_baseline(times: int) -> None:
 
 def print_embedded(times: int) -> None:
     """The fit pass over the embedded molecules, and the conversions of a training step."""
-    from embedded import fit_pass, training_step
-
     n_batches, variants = fit_pass()
     taken = {name: ms / n_batches for name, ms in medians(variants, times).items()}
-    step = medians(training_step(), times)
+    step = training_step(times)
     over = taken["fit pass"] - taken["bare iteration"]
     print("\nembedded molecules, ms per batch of 32")
     for name, ms in {**taken, "fit pass over bare iteration": over, **step}.items():
