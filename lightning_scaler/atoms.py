@@ -3,15 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from itertools import compress
-from operator import is_
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from metatensor.torch import Labels, TensorMap
 
 from .atomic_types import find_types, index_among, occurring
 from .comparisons import has_rows, have_rows
+from .known_tensors import Known, KnownTensors
 from .tensormap import is_system
 from .torchscript import scripted
 
@@ -29,75 +28,6 @@ class HasTypes(Protocol):
         """Return the number of atoms."""
 
 
-class Moved(NamedTuple):
-    """A TensorMap on a device, what it was before, and whether that was :meth:`Atoms.usual`."""
-
-    tensor: TensorMap
-    original: TensorMap
-    usual: bool
-
-
-class ReadSystems(list[Any]):
-    """The systems of a batch on a device, their atoms having been read before they were moved.
-
-    Args:
-        systems: on the device.
-    """
-
-    def __init__(self, systems: Sequence[HasTypes] = ()) -> None:
-        super().__init__(systems)
-        self._as_read = tuple(systems)
-        self._atoms: Atoms | None = None
-
-    def take(self, atoms: "Atoms | None") -> None:
-        """Keep what was read, on the device too."""
-        self._atoms = atoms
-
-    @property
-    def unchanged(self) -> bool:
-        """Whether these are still the systems that were read."""
-        return len(self) == len(self._as_read) and all(map(is_, self, self._as_read))
-
-    @property
-    def atoms(self) -> "Atoms | None":
-        """What was read; ``None`` for copies that others make, and once the list has changed."""
-        return self._atoms if self.unchanged else None
-
-
-class IdentifiedSystems(ReadSystems):
-    """The systems of a batch that says which of the data set they are.
-
-    Args:
-        systems: of the batch.
-        sample_id: the id of each, an integer.
-    """
-
-    def __init__(self, systems: Sequence[HasTypes], sample_id: Sequence[int]) -> None:
-        if len(systems) != len(sample_id):
-            raise ValueError(
-                f"expected a sample_id for each of the {len(systems)} systems of the batch, got "
-                f"{len(sample_id)}"
-            )
-        super().__init__(systems)
-        self.take(getattr(systems, "atoms", None))
-        self._sample_id = tuple(sample_id)
-
-    @property
-    def sample_id(self) -> tuple[int, ...]:
-        """The id of each system.
-
-        Raises:
-            ValueError: once the list has changed.
-        """
-        if not self.unchanged:
-            raise ValueError(
-                "expected the systems of the batch as they came with their sample_id, got a list "
-                "that has changed since; give a new list, with the sample_id left out or as "
-                "IdentifiedSystems(systems, sample_id)"
-            )
-        return self._sample_id
-
-
 @dataclass(frozen=True)
 class Atoms:
     """The atoms of a batch of systems, one after the other.
@@ -109,14 +39,12 @@ class Atoms:
         counts: number of atoms of every system, ``(n_systems,)`` int64.
         sample_id: the id of every system in the data set, ``(n_systems,)``, where the batch says.
         systems: the systems themselves, wherever they are.
-        moved: TensorMaps of the batch whose labels have been read before they came to a device.
     """
 
     types: torch.Tensor
     counts: torch.Tensor
     sample_id: torch.Tensor | None = None
     systems: Sequence[HasTypes] = field(default=(), repr=False)
-    moved: tuple[Moved, ...] = field(default=(), repr=False)
 
     @classmethod
     def from_systems(cls, systems: Sequence[HasTypes]) -> "Atoms":
@@ -173,8 +101,8 @@ class Atoms:
             self.counts.to(device, non_blocking=True),
             None if ids is None else ids.to(device, non_blocking=True),
             self.systems,
-            self.moved,
         )
+        vars(moved).update(known=self.known, host=self.host)
         if self.types.device.type == "cpu":
             # Found here, so that nobody waits for the other device.
             vars(moved)["kinds"] = self.kinds
@@ -240,32 +168,34 @@ class Atoms:
 
     def usual(self, tensors: Mapping[Name, TensorMap]) -> frozenset[Name]:
         """Names of the tensors all blocks of which have usual rows, see :meth:`usual_rows`."""
-        found = {}
-        if self.moved:
-            moved = {name: self._moved(tensor) for name, tensor in tensors.items()}
-            found = {name: known.usual for name, known in moved.items() if known is not None}
-        unknown = [name for name in tensors if name not in found]
+        unknown = [tensor for tensor in tensors.values() if self.known.get(tensor) is None]
         if unknown:
-            rows_are_usual, self._numbered[:] = have_rows(
-                [tensors[name] for name in unknown],
-                self.counts,
-                self.types.numel(),
-                self._numbered,
+            found, self._numbered[:] = have_rows(
+                unknown, self.counts, self.types.numel(), self._numbered
             )
-            found.update(zip(unknown, rows_are_usual, strict=True))
-        return frozenset(compress(found, found.values()))
+            for tensor, usual in zip(unknown, found, strict=True):
+                self.known.learn(tensor, Known(usual))
+        known = ((name, self.known.get(tensor)) for name, tensor in tensors.items())
+        return frozenset(name for name, found in known if found and found.usual)
+
+    @cached_property
+    def known(self) -> KnownTensors:
+        """What has been found out about TensorMaps of the batch."""
+        return KnownTensors()
+
+    @cached_property
+    def host(self) -> torch.device:
+        """Where the systems were read."""
+        return self.types.device
 
     @cached_property
     def _numbered(self) -> list[torch.Tensor]:
         return []
 
     def on_host(self, tensor: TensorMap) -> TensorMap:
-        """A TensorMap with the same labels, on the CPU if it came from there, else the same one."""
-        known = self._moved(tensor)
-        return tensor if known is None else known.original
-
-    def _moved(self, tensor: TensorMap) -> Moved | None:
-        return next((known for known in self.moved if known.tensor is tensor), None)
+        """A TensorMap with the same labels where the systems were read, as far as one is known."""
+        known = self.known.get(tensor)
+        return tensor if known is None or known.original is None else known.original
 
     @cached_property
     def kinds_in_systems(self) -> torch.Tensor:

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 from metatensor.torch import TensorMap
 
-from .atoms import HasTypes, IdentifiedSystems
+from .atoms import HasTypes
+from .systems import IdentifiedSystems
 from .tensormap import is_tensormap
 
 MASK = "_mask"

@@ -111,18 +111,23 @@ def have_rows(
 
 
 def _has_labels(tensor: TensorMap, like: TensorMap) -> bool:
-    if tensor.keys != like.keys:
+    if tensor.device != like.device or tensor.keys != like.keys:
         return False
     blocks, others = tensor.blocks(), like.blocks()
+    if len(blocks) > 0 and not blocks[0].values.is_floating_point():
+        return False
     for i in range(len(blocks)):
         block, other = blocks[i], others[i]
         parameters = block.gradients_list()
         same_gradients = parameters == other.gradients_list()  # in the same order too
-        if not same_gradients or block.values.dtype != other.values.dtype:
+        if not same_gradients:  # TorchScript has no != of these
             return False
         pairs = [(block, other)]
         for parameter in parameters:
-            pairs.append((block.gradient(parameter), other.gradient(parameter)))
+            gradient = block.gradient(parameter)
+            if len(gradient.gradients_list()) > 0:
+                return False
+            pairs.append((gradient, other.gradient(parameter)))
         for one, expected in pairs:
             if one.samples != expected.samples or one.properties != expected.properties:
                 return False
@@ -131,15 +136,7 @@ def _has_labels(tensor: TensorMap, like: TensorMap) -> bool:
     return True
 
 
-@scripted
-def have_labels(tensors: list[TensorMap], likes: list[TensorMap]) -> list[bool]:
-    """For each tensor whether all labels are the same, those of gradients too, and the dtype."""
-    return [_has_labels(tensors[i], likes[i]) for i in range(len(tensors))]
-
-
-@scripted
-def have_one_dtype(tensors: list[TensorMap]) -> bool:
-    """Whether the values of all tensors have the same dtype."""
+def _have_one_dtype(tensors: list[TensorMap]) -> bool:
     first: torch.dtype | None = None
     for tensor in tensors:
         for block in tensor.blocks()[:1]:
@@ -148,3 +145,16 @@ def have_one_dtype(tensors: list[TensorMap]) -> bool:
                 return False
             first = block.values.dtype
     return True
+
+
+@scripted
+def have_labels(tensors: list[TensorMap], likes: list[TensorMap]) -> tuple[list[bool], bool]:
+    """For each tensor whether device and all labels are the same, those of gradients too.
+
+    Values that are no real floats, and gradients of gradients, are not the same as others.
+
+    Returns:
+        What was found, and whether the values of all ``likes`` have one dtype.
+    """
+    found = [_has_labels(tensors[i], likes[i]) for i in range(len(tensors))]
+    return found, _have_one_dtype(likes)

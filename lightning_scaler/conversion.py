@@ -15,7 +15,7 @@ from .rescaling import rescaled
 from .scales import TargetScales, Which, on_device
 from .system_labels import Reading, rows_of_blocks
 from .target import Key, TargetLayout, holding
-from .torchscript import names_of_gradients, values_and_gradients
+from .torchscript import names_of_gradients
 
 # How far each space is from loss space: powers of the per-target and the per-property scale.
 POWERS = {"physical": (1, 0), "loss": (0, 0), "model": (0, -1)}
@@ -90,16 +90,14 @@ def convert_targets(
             tensor.
     """
     layouts = {name: targets[name].layout for name in tensors}
-    # The labels of a batch that has been moved are compared where they came from.
-    if atoms.moved:
-        on_host = {name: atoms.on_host(tensor) for name, tensor in tensors.items()}
-        held = holding(layouts, on_host)
-    else:
-        on_host, held = dict(tensors), holding(layouts, tensors, atoms.types.device)
+    held = _holding(layouts, tensors, atoms)
     operands: dict[str, Operands] = {}
     for name, tensor in tensors.items():
         layout = layouts[name]
-        keys = list(layout.blocks) if name in held else _keys_of_blocks(layout, on_host[name])
+        # The labels of a batch that has been moved are looked at where they came from.
+        keys = list(layout.blocks)
+        if name not in held:
+            keys = _keys_of_blocks(layout, atoms.on_host(tensor))
         if keys and layout.kind != "pair":
             parts = contributions.get(name)
             operands[name] = _operands(
@@ -118,7 +116,33 @@ def convert_targets(
         conversion.outwards,
         conversion.dtype,
     )
+    for one, tensor in zip(each, converted, strict=True):
+        atoms.known.learn_same(tensor, one.tensor)
     return {**tensors, **dict(zip(operands, converted, strict=True))}
+
+
+def _holding(
+    layouts: Mapping[str, TargetLayout], tensors: Mapping[str, TensorMap], atoms: Atoms
+) -> set[str]:
+    """As :func:`holding`, for tensors of a batch, of which some may be known already.
+
+    The labels of tensors that have been moved are compared where they came from.
+    """
+    known = {name: atoms.known.get(tensor) for name, tensor in tensors.items()}
+    held = {name for name, found in known.items() if found and found.layout is layouts[name]}
+    here, moved = {}, {}
+    for name in tensors.keys() - held:
+        found = known[name]
+        if found is None or found.original is None:
+            here[name] = tensors[name]
+        else:
+            moved[name] = found.original
+    for name in holding(layouts, here, atoms.types.device) | holding(layouts, moved, atoms.host):
+        held.add(name)
+        found = known[name]
+        if found is not None:
+            atoms.known.learn(tensors[name], found._replace(layout=layouts[name]))
+    return held
 
 
 def _operands(
@@ -150,12 +174,11 @@ def _operands(
         operands.divisors.extend(divisors)
     if conversion.through_baseline and (scales.weights or parts is not None):
         missing = conversion.source == "physical"
-        values = values_and_gradients(tensor)[0]
         for i, key in enumerate(keys):
             offset, part = None, parts[i] if parts else None
             if key in scales.weights:
-                row = rows[i] if rows else None
-                offset = offset_of_rows(scales, key, atoms, row, values[i], missing)
+                of_block = rows[i] if rows else None
+                offset = offset_of_rows(scales, key, atoms, of_block, tensor, i, missing)
             if part is not None:
                 offset = part.values if offset is None else offset + part.values
             operands.offsets.append(offset)

@@ -6,7 +6,7 @@ import torch
 from metatensor.torch import TensorMap
 
 from .atoms import Atoms, HasTypes, read_atoms
-from .comparisons import have_labels, have_one_dtype
+from .comparisons import have_labels
 from .conversion import Conversion
 from .matching import matched, positioned
 from .scaler import Scaler
@@ -95,15 +95,19 @@ def predictions_to_loss(
             )
         if name in predictions and is_tensormap(target):
             chosen[name] = predictions[name]
+    atoms = read_atoms(systems)
     wanted = [targets[name] for name in chosen]
-    dtype = dtype_of(wanted[0]) if wanted and have_one_dtype(wanted) else None
+    same, one_dtype = have_labels(list(chosen.values()), wanted)
+    for (name, tensor), same_labels in zip(chosen.items(), same, strict=True):
+        if same_labels:
+            atoms.known.learn_same(tensor, targets[name])
+    dtype = dtype_of(wanted[0]) if wanted and one_dtype else None
     unseen_types = scaler.settings.unseen_types
     conversion = Conversion("model", "loss", True, unseen_types, per_atom=True, dtype=dtype)
-    in_loss = _between_positions(scaler, read_atoms(systems), chosen, conversion)
-    same = have_labels(list(in_loss.values()), wanted)
+    in_loss = _between_positions(scaler, atoms, chosen, conversion)
     return {
-        name: tensor if as_wanted else matched(name, tensor, targets[name])
-        for (name, tensor), as_wanted in zip(in_loss.items(), same, strict=True)
+        name: tensor if one_dtype and same_labels else matched(name, tensor, targets[name])
+        for (name, tensor), same_labels in zip(in_loss.items(), same, strict=True)
     }
 
 

@@ -6,7 +6,7 @@ from metatensor.torch import Labels, TensorBlock, TensorMap
 from .atoms import Atoms
 from .comparisons import have_labels
 from .system_labels import Reading
-from .tensormap import block_with_samples, describe, map_blocks
+from .tensormap import block_with_samples, describe, dtype_of, map_blocks
 
 
 def positioned(name: str, tensor: TensorMap, reading: Reading, atoms: Atoms) -> TensorMap:
@@ -69,7 +69,8 @@ def matched(name: str, prediction: TensorMap, target: TensorMap) -> TensorMap:
         ValueError: for a block, row or gradient of the target without a prediction, or other
             components or properties.
     """
-    if have_labels([prediction], [target])[0]:
+    same_labels = have_labels([prediction], [target])[0][0]
+    if same_labels and dtype_of(prediction) == dtype_of(target):
         return prediction
     if prediction.keys.names != target.keys.names:
         raise ValueError(

@@ -15,7 +15,6 @@ from .matching import averaged, matched, positioned
 from .rescaling import physical_entries
 from .scaler import Scaler
 from .system_labels import read_positions, read_system_labels, rows_of_blocks
-from .torchscript import keys_and_gradients
 
 
 class PhysicalUnits(WrapperMetric):
@@ -138,6 +137,8 @@ class PhysicalUnits(WrapperMetric):
 def leave_inference_mode(metrics: Iterable[Metric]) -> None:
     """Make metrics writable outside of inference mode, under which Lightning resets them."""
     for metric in metrics:
+        if metric.update_called:  # since it was reset
+            continue
         for name, state in metric.metric_state.items():
             if isinstance(state, torch.Tensor) and state.is_inference():
                 setattr(metric, name, state.clone())
@@ -182,13 +183,12 @@ def physical_pairs(
     factors, kinds = _factors(scaler, atoms, {name: targets[name] for name in names})
     entries = physical_entries([predictions[name] for name in names], given, factors, kinds)
     pairs: dict[str, list[PhysicalPair]] = {}
-    parts = keys_and_gradients(given)
-    for name, (keys, (blocks, parameters)), numbers in zip(names, parts, entries, strict=True):
+    for name, of_target in zip(names, entries, strict=True):
         key_names = scaler.targets[name].layout.key_names
-        named = [dict(zip(key_names, key, strict=True)) for key in keys]
-        of_pairs = [*named, *(named[block] for block in blocks)]
-        gradients = [None] * len(named) + parameters
-        pairs[name] = list(map(PhysicalPair, of_pairs, gradients, *numbers))
+        pairs[name] = [
+            PhysicalPair(dict(zip(key_names, key, strict=True)), gradient or None, *numbers)
+            for (key, gradient), *numbers in zip(*of_target, strict=True)
+        ]
     return pairs
 
 

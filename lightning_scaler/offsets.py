@@ -1,6 +1,7 @@
 """The fitted baseline of every row of a block."""
 
 import torch
+from metatensor.torch import TensorMap
 
 from .atomic_types import find_types
 from .atoms import Atoms
@@ -13,17 +14,19 @@ def offset_of_rows(
     key: Key,
     atoms: Atoms,
     rows: torch.Tensor | None,
-    values: torch.Tensor,
+    tensor: TensorMap,
+    row: int,
     missing: bool,
 ) -> torch.Tensor:
-    """The baseline of every row, in a shape that expands to that of the values.
+    """The baseline of every row of a block, in a shape that expands to that of its values.
 
     Args:
         scales: of the target, with weights for this block.
         key: of the block.
         atoms: of the batch.
         rows: index of every row's atom or system; ``None`` for all of them in order.
-        values: of the block, ``(n_samples, *components, n_properties)``.
+        tensor: that the block is of.
+        row: of its key among those of the tensor.
         missing: whether NaN values are missing ones, which need no weight.
 
     Raises:
@@ -32,14 +35,15 @@ def offset_of_rows(
     offset, complete = _baseline(scales, key, atoms)
     if rows is not None:
         offset = offset[rows]
-    offset = offset.reshape(offset.shape[0], *[1] * (values.dim() - 2), offset.shape[-1])
-    if scales.layout.invariance(key) == "trace":
-        diagonal = torch.eye(values.shape[1], dtype=torch.bool, device=values.device)[..., None]
+    components = scales.layout.blocks[key].components
+    offset = offset.reshape(offset.shape[0], *[1] * len(components), offset.shape[-1])
+    if len(components) == 2 and scales.layout.invariance(key) == "trace":
+        diagonal = torch.eye(len(components[0]), dtype=torch.bool, device=offset.device)[..., None]
         offset = torch.where(diagonal, offset, 0.0)
     if not complete:
         lacking = offset.isnan()
         if missing:
-            lacking = lacking & ~values.isnan()
+            lacking = lacking & ~tensor.block_by_id(row).values.isnan()
         if bool(lacking.any()):
             found = lacking.flatten(1).any(1)
             found = found.nonzero()[:, 0] if rows is None else rows[found]

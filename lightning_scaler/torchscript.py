@@ -69,7 +69,9 @@ def values_and_gradients(tensor: TensorMap) -> tuple[list[Tensor], list[Tensor]]
     return values, gradients
 
 
-def _names_of_gradients(tensor: TensorMap) -> tuple[list[int], list[str]]:
+@scripted
+def names_of_gradients(tensor: TensorMap) -> tuple[list[int], list[str]]:
+    """Index of the block of each gradient, and its name, as :func:`values_and_gradients`."""
     blocks: list[int] = []
     names: list[str] = []
     for i, block in enumerate(tensor.blocks()):
@@ -77,24 +79,6 @@ def _names_of_gradients(tensor: TensorMap) -> tuple[list[int], list[str]]:
             blocks.append(i)
             names.append(parameter)
     return blocks, names
-
-
-@scripted
-def names_of_gradients(tensor: TensorMap) -> tuple[list[int], list[str]]:
-    """Index of the block of each gradient, and its name, as :func:`values_and_gradients`."""
-    return _names_of_gradients(tensor)
-
-
-@scripted
-def keys_and_gradients(
-    tensors: list[TensorMap],
-) -> list[tuple[list[list[int]], tuple[list[int], list[str]]]]:
-    """For each tensor the keys of its blocks, and :func:`names_of_gradients`."""
-    found: list[tuple[list[list[int]], tuple[list[int], list[str]]]] = []
-    for tensor in tensors:
-        keys: list[list[int]] = tensor.keys.values.to(torch.int64).tolist()
-        found.append((keys, _names_of_gradients(tensor)))
-    return found
 
 
 def rebuilt(tensor: TensorMap, values: list[Tensor], gradients: list[Tensor]) -> TensorMap:

@@ -7,7 +7,9 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from metatensor.torch import Labels, TensorBlock, TensorMap
 from metatomic.torch import System
 
-from .atoms import Atoms, Moved, ReadSystems
+from .atoms import Atoms
+from .known_tensors import Known
+from .systems import ReadSystems
 from .tensormap import is_system, is_tensormap
 
 
@@ -55,8 +57,9 @@ def move_to_device(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
     moved = recurse(batch)
     for atoms, systems in lists:
         usual = atoms.usual({i: before for i, (before, _) in enumerate(tensors)})
-        read = tuple(Moved(after, before, i in usual) for i, (before, after) in enumerate(tensors))
-        systems.take(atoms.changed(moved=read).to(device))
+        for i, (before, after) in enumerate(tensors):
+            atoms.known.learn(after, Known(i in usual, original=before))
+        systems.take(atoms.to(device))
     return moved
 
 

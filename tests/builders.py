@@ -93,6 +93,22 @@ def structure_target(
     return single(result)
 
 
+def with_nested_gradient(values: Any) -> TensorMap:
+    """A per-structure target whose gradient ``"strain"`` has a gradient ``"positions"``."""
+    result = block(values, labels("system", range(len(values))), property_name="energy")
+    each = labels("sample", range(len(values)))
+    strain = block(torch.ones(len(values), 3, 3, 1), each, cartesian(2), "energy")
+    inner = TensorBlock(
+        torch.ones(1, 3, 3, 3, 1, dtype=torch.float64),
+        labels(["sample", "atom"], [[0, 0]]),
+        [labels("xyz", [0, 1, 2]), *cartesian(2)],
+        strain.properties,
+    )
+    strain.add_gradient("positions", inner)
+    result.add_gradient("strain", strain)
+    return single(result)
+
+
 def atom_samples(*counts: int) -> Labels:
     """The usual samples of a per-atom target: all atoms of systems of these sizes."""
     rows = [[i, atom] for i, count in enumerate(counts) for atom in range(count)]

@@ -10,7 +10,8 @@ from builders import (
 )
 
 from lightning_scaler.atomic_types import find_types
-from lightning_scaler.atoms import Atoms, IdentifiedSystems
+from lightning_scaler.atoms import Atoms
+from lightning_scaler.systems import IdentifiedSystems
 
 # O, H2O (oxygen in the middle) and CO: other sizes, other types, other orders.
 BATCH = [system(8), system(1, 8, 1), system(6, 8)]

@@ -23,11 +23,13 @@ from builders import (
     structure_target,
     system,
     water_family,
+    with_nested_gradient,
 )
 from metatensor.torch import TensorBlock, TensorMap
 from torch.utils.checkpoint import checkpoint
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
+from lightning_scaler.atoms import Atoms
 
 NAN = float("nan")
 FITTED = CompositionBaseline()
@@ -183,18 +185,8 @@ def test_gradients_see_no_baseline():
 
 def test_gradients_of_gradients_are_refused():
     scaler = fit([system(8)], {"e": structure_target([1.0])})
-    value = block([1.0], labels("system", [0]), property_name="energy")
-    outer = block(np.ones((1, 3, 3, 1)), labels("sample", [0]), cartesian(2), "energy")
-    inner = TensorBlock(
-        torch.ones(1, 3, 3, 3, 1).double(),
-        labels(["sample", "atom"], [[0, 0]]),
-        [labels("xyz", [0, 1, 2]), *cartesian(2)],
-        outer.properties,
-    )
-    outer.add_gradient("positions", inner)
-    value.add_gradient("strain", outer)
     with pytest.raises(NotImplementedError, match=r"target 'e', block .*gradients of gradients"):
-        scaler.convert([system(8)], {"e": single(value)})
+        scaler.convert([system(8)], {"e": with_nested_gradient([1.0])})
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -596,3 +588,30 @@ def test_activation_checkpointing_may_end_in_a_conversion():
         lambda given: physical(given.square()), numbers, use_reentrant=False
     ).sum().backward()
     assert numbers.grad.tolist() == [2 * 3.0 * 4.0]
+
+
+def test_missing_values_of_a_new_type_in_the_second_block():
+    """Blocks of a target may come in another order than that of the invariant one."""
+    samples, rng = labels("system", [0, 1, 2, 3]), np.random.default_rng(0)
+    tensor = spherical({2: rng.normal(size=(4, 5, 1)), 0: rng.normal(size=(4, 1, 1))}, samples)
+    scaler = fit([*SYSTEMS, system(8)], {"alpha": tensor}, baseline=FITTED)
+    known = tensor.block_by_id(1).values.clone()
+    known[3] = NAN
+    unknown = spherical({2: tensor.block_by_id(0).values, 0: known}, samples)
+    new = [*SYSTEMS, system(9, 8)]
+    found = scaler.convert(new, {"alpha": unknown})["alpha"].block_by_id(1).values
+    assert found.isnan().flatten().tolist() == [False, False, False, True]
+    with pytest.raises(ValueError, match=r"no baseline for the atomic types \[9\]"):
+        scaler.convert(new, {"alpha": tensor})
+
+
+def test_two_scalers_and_one_batch():
+    """What is known of a tensor is known for the layout that it was compared with."""
+    atoms, charges = Atoms.from_systems(SYSTEMS), targets()["charges"]
+    scaler = fit(SYSTEMS, {"charges": charges})
+    single = atom_target(np.ones((6, 1)), atom_samples(1, 3, 2))
+    other = fit(SYSTEMS, {"charges": single})
+    scaler.convert(atoms, {"charges": charges})
+    with pytest.raises(ValueError, match=r"'charges', block .*: expected components"):
+        other.convert(atoms, {"charges": charges})
+    assert list(scaler.convert(atoms, {"charges": charges})) == ["charges"]

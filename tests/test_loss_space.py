@@ -2,9 +2,18 @@
 
 import pytest
 import torch
-from builders import atom_samples, atom_target, mask_of, structure_target, system
+from builders import (
+    atom_samples,
+    atom_target,
+    labels,
+    mask_of,
+    structure_target,
+    system,
+    with_nested_gradient,
+)
 
 from lightning_scaler import ScaleAccumulator
+from lightning_scaler.atoms import Atoms
 from lightning_scaler.loss_space import predictions_to_loss, targets_to_loss
 
 SYSTEMS = [system(8), system(1, 1, 8)]
@@ -86,3 +95,43 @@ def test_tensors_without_scales_pass_untouched(scaler):
 def test_predictions_that_are_no_mapping(scaler):
     with pytest.raises(TypeError, match=r"expected forward to give a dict .*, got list"):
         predictions_to_loss(scaler, SYSTEMS, [], {})
+
+
+def test_what_is_known_of_targets_holds_for_predictions_like_them(scaler):
+    charges, prediction = (atom_target([1.0] * 4, atom_samples(1, 3)) for _ in range(2))
+    atoms = Atoms.from_systems(SYSTEMS)
+    in_loss = targets_to_loss(scaler, atoms, {"charges": charges})
+    predictions_to_loss(scaler, atoms, {"charges": prediction}, in_loss)
+    known = atoms.known.get(prediction)
+    assert known.usual
+    assert known.layout is scaler.targets["charges"].layout
+    # Other rows are another matter.
+    swapped = labels(["system", "atom"], [[1, 0], [1, 1], [1, 2], [0, 0]])
+    prediction = atom_target([1.0, 7.0, 2.0, 2.0], swapped)
+    result = predictions_to_loss(scaler, atoms, {"charges": prediction}, in_loss)
+    assert not atoms.known.get(prediction).usual
+    assert result["charges"].block().values[:, 0].tolist() == [2.0, 1.0, 7.0, 2.0]
+
+
+def test_predictions_like_their_targets_that_cannot_be_converted(scaler):
+    given = structure_target([-6.0, 15.0])
+    targets = targets_to_loss(scaler, SYSTEMS, {"energy": given}, dtype=torch.float64)
+    whole = structure_target([1, 2], dtype=torch.int64)
+    with pytest.raises(ValueError, match="'energy': expected real floating point values"):
+        predictions_to_loss(scaler, SYSTEMS, {"energy": whole}, targets)
+    strain = structure_target([-6.0, 15.0], gradient={"strain": torch.ones(2, 3, 3)})
+    targets = targets_to_loss(scaler, SYSTEMS, {"energy": strain}, dtype=torch.float64)
+    nested = with_nested_gradient([-6.0, 15.0])
+    with pytest.raises(NotImplementedError, match="gradients of gradients"):
+        predictions_to_loss(scaler, SYSTEMS, {"energy": nested}, targets)
+
+
+def test_predictions_take_the_dtype_of_their_own_target(scaler):
+    charges = atom_target([2.0, 1.0, 7.0, 2.0], atom_samples(1, 3))
+    single = atom_target([2.0, 1.0, 7.0, 2.0], atom_samples(1, 3), dtype=torch.float32)
+    energy = structure_target([3.0, 12.0])
+    for targets in ({"energy": energy, "charges": single}, {"charges": single, "energy": energy}):
+        predictions = {"energy": structure_target([1.0, 2.0]), "charges": charges}
+        found = predictions_to_loss(scaler, SYSTEMS, predictions, targets)
+        dtypes = {name: tensor.block().values.dtype for name, tensor in found.items()}
+        assert dtypes == {"energy": torch.float64, "charges": torch.float32}

@@ -17,6 +17,7 @@ from builders import (
     structure_target,
     system,
 )
+from metatensor.torch import TensorBlock, TensorMap
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 
 from lightning_scaler import CompositionBaseline, PhysicalUnits, ScaleAccumulator
@@ -246,6 +247,29 @@ def test_pairs_are_detached_and_lack_missing_entries():
     for numbers in (pair.prediction, pair.target):
         assert numbers.dtype == torch.float64
         assert not numbers.requires_grad
+
+
+def test_pairs_of_several_targets_and_blocks():
+    """Each lacks its own missing entries; gradients go by the key of their own block."""
+    samples = labels("system", [0, 1])
+    scalar, vector = torch.ones(2, 1, 1), torch.ones(2, 3, 1)
+    mu = spherical({0: scalar, 1: vector}, samples)
+    scaler = fit(SYSTEMS, {"energy": structure_target([2.0, 2.0]), "mu": mu})
+    vector = vector.clone()
+    vector[1, 2] = NAN
+    blocks = [of_key.copy() for of_key in spherical({0: scalar, 1: vector}, samples).blocks()]
+    for of_key in blocks:
+        each = labels("sample", [0, 1])
+        strain = torch.ones_like(of_key.values)
+        strain = TensorBlock(strain, each, of_key.components, of_key.properties)
+        of_key.add_gradient("strain", strain)
+    given = {"energy": structure_target([2.0, 2.0]), "mu": TensorMap(mu.keys, blocks)}
+    pairs = physical_pairs(scaler, Atoms.from_systems(SYSTEMS), given, given)
+    assert [len(pair.target) for pair in pairs["energy"]] == [2]
+    assert [
+        (pair.key["o3_lambda"], pair.gradient, len(pair.prediction), len(pair.target))
+        for pair in pairs["mu"]
+    ] == [(0, None, 2, 2), (1, None, 5, 5), (0, "strain", 2, 2), (1, "strain", 6, 6)]
 
 
 def test_inputs_are_not_written_to():

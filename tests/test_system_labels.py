@@ -10,8 +10,9 @@ from builders import (
     system,
 )
 
-from lightning_scaler.atoms import Atoms, IdentifiedSystems
+from lightning_scaler.atoms import Atoms
 from lightning_scaler.system_labels import Reading, read_system_labels
+from lightning_scaler.systems import IdentifiedSystems
 
 # O, H2O (oxygen in the middle) and CO: other sizes, other types, other orders.
 BATCH = [system(8), system(1, 8, 1), system(6, 8)]

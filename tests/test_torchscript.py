@@ -1,11 +1,10 @@
 """TensorMaps as lists of tensors and back, in TorchScript."""
 
 import torch
-from builders import labels, spherical, structure_target
+from builders import structure_target
 
 from lightning_scaler.comparisons import have_labels
 from lightning_scaler.torchscript import (
-    keys_and_gradients,
     names_of_gradients,
     scripted,
     values_and_gradients,
@@ -31,7 +30,7 @@ def test_other_numbers_under_the_same_labels():
     old = energy()
     values, gradients = values_and_gradients(old)
     new = with_values(old, [10 * v for v in values], [100 * g for g in gradients])
-    assert have_labels([new], [old]) == [True]
+    assert have_labels([new], [old]) == ([True], True)
     assert new.block().values.tolist() == [[10.0], [20.0]]
     assert new.block().gradient("positions").values.flatten().tolist() == [100, 200, 300]
     assert old.block().values.tolist() == [[1.0], [2.0]]
@@ -48,9 +47,3 @@ def test_names_of_gradients():
     strain = {"positions": [[[1, 2, 3]], [[4, 5, 6]]], "strain": torch.ones(2, 3, 3)}
     blocks, names = names_of_gradients(energy(strain))
     assert (blocks, sorted(names)) == ([0, 0], ["positions", "strain"])
-
-
-def test_keys_and_gradients():
-    tensor = spherical({0: torch.ones(1, 1, 1), 2: torch.ones(1, 5, 1)}, labels("system", [0]))
-    found = keys_and_gradients([tensor, energy()])
-    assert found == [([[0, 1], [2, 1]], ([], [])), ([[0]], ([0], ["positions"]))]

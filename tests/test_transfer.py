@@ -10,9 +10,10 @@ from metatensor.torch import TensorBlock
 from metatomic.torch import NeighborListOptions
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
-from lightning_scaler.atoms import Atoms, IdentifiedSystems, read_atoms
+from lightning_scaler.atoms import Atoms, read_atoms
 from lightning_scaler.batches import unpack
 from lightning_scaler.loss_space import targets_to_loss
+from lightning_scaler.systems import IdentifiedSystems
 from lightning_scaler.transfer import move_to_device
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -133,7 +134,8 @@ def test_types_and_labels_are_read_before_the_move():
     assert atoms.kinds.tolist() == [1, 6, 8]
     assert atoms.systems is systems
     assert atoms.types is systems.atoms.types
-    assert [moved.usual for moved in atoms.moved] == [True, False, True]
+    assert [atoms.known.get(targets[name]).usual for name in "esq"] == [True, False, True]
+    assert [atoms.on_host(targets[name]) for name in "eq"] == [usual, charges]
     # On a device without numbers, what would have to ask it cannot be answered.
     systems, targets = move_to_device(batch, META, torch.float32)
     atoms = read_atoms(systems)

@@ -1,0 +1,58 @@
+"""What has been found out about the TensorMaps of a batch, so that nobody looks twice."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from metatensor.torch import TensorMap
+
+from .target import TargetLayout
+
+
+class Known(NamedTuple):
+    """What has been found out about one TensorMap.
+
+    Attributes:
+        usual: whether each block has a row for every system, or every atom, in order.
+        layout: just the blocks of which it has, with nothing to complain of, if one is known.
+        original: a TensorMap with the same labels where the systems were read, if it is elsewhere.
+    """
+
+    usual: bool
+    layout: TargetLayout | None = None
+    original: "TensorMap | None" = None
+
+
+class KnownTensors:
+    """What is known of TensorMaps, for as long as these live; they are told apart by identity.
+
+    Their labels cannot change, so that what was found out about them stays true. (TensorMaps are
+    neither hashed nor compared, as a ``WeakKeyDictionary`` would do.)
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[int, tuple[weakref.ref[TensorMap], Known]] = {}
+
+    def get(self, tensor: TensorMap) -> Known | None:
+        """What is known of a TensorMap; ``None`` of a new one."""
+        entry = self._entries.get(id(tensor))
+        return entry[1] if entry is not None and entry[0]() is tensor else None
+
+    def learn(self, tensor: TensorMap, known: Known) -> None:
+        """Keep what has been found out, instead of what was known before."""
+        number = id(tensor)
+        self._entries[number] = weakref.ref(tensor, _forget(self._entries, number)), known
+
+    def learn_same(self, tensor: TensorMap, other: TensorMap) -> None:
+        """Keep for a TensorMap what is known of another one with the same labels."""
+        known = self.get(other)
+        if known is not None:
+            self.learn(tensor, known)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy is of other TensorMaps.
+        return KnownTensors, ()
+
+
+def _forget(entries: dict[int, Any], number: int) -> Callable[[Any], None]:
+    return lambda _: entries.pop(number, None) and None
