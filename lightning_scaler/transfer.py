@@ -11,6 +11,7 @@ from .atoms import Atoms
 from .known_tensors import Known
 from .systems import ReadSystems
 from .tensormap import is_system, is_tensormap
+from .torchscript import scripted, scripted_arithmetic
 
 
 def move_to_device(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
@@ -37,18 +38,22 @@ def move_to_device(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
             tensors.append((member, moved))
             return moved
         if is_system(member):
-            moved = member.to(dtype=dtype, device=device)
-            return _copied_system(moved) if moved.types.is_inference() else moved
+            return move_systems([member])[0]
         if isinstance(member, (list, tuple)):
             return move_members(member)
         return member
 
+    def move_systems(members: Any) -> list[Any]:
+        moved, are_inference = _moved_systems(list(members), device, dtype)
+        each = zip(moved, are_inference, strict=True)
+        return [_copied_system(system) if inference else system for system, inference in each]
+
     def move_members(members: Any) -> Any:
-        parts = [recurse(member) for member in members]
-        if parts and all(map(is_system, parts)):
+        if members and all(map(is_system, members)):
             atoms = Atoms.from_systems(members)
-            lists.append((atoms, ReadSystems(parts)))
+            lists.append((atoms, ReadSystems(move_systems(members))))
             return lists[-1][1]
+        parts = [recurse(member) for member in members]
         return type(members)(*parts) if hasattr(members, "_fields") else type(members)(parts)
 
     def recurse(part: Any) -> Any:
@@ -63,11 +68,21 @@ def move_to_device(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
     return moved
 
 
+@scripted_arithmetic
+def _moved_systems(
+    systems: list[System], device: torch.device, dtype: torch.dtype
+) -> tuple[list[System], list[bool]]:
+    """The systems on a device, and whether each was made under ``torch.inference_mode``."""
+    moved = [system.to(dtype, device) for system in systems]
+    return moved, [system.types.is_inference() for system in moved]
+
+
+@scripted
 def _is_inference(tensor: TensorMap) -> bool:
-    return any(
-        block.values.is_inference() or block.samples.values.is_inference()
-        for block in tensor.blocks()
-    )
+    for block in tensor.blocks():
+        if block.values.is_inference() or block.samples.values.is_inference():
+            return True
+    return False
 
 
 def _copied(tensor: TensorMap) -> TensorMap:
