@@ -9,6 +9,9 @@ from .torchscript import scripted
 # given as a default of arguments, since TorchScript knows no variables of a module.)
 TABLED = 4096
 
+# So many atoms are not worth a table.
+FEW = 1024
+
 
 def occurring(types: Tensor, tabled: int = TABLED) -> tuple[Tensor, int]:
     """The types that occur, sorted, ``(n_kinds,)`` int64, and the smallest; none if negative."""
@@ -22,9 +25,13 @@ def occurring(types: Tensor, tabled: int = TABLED) -> tuple[Tensor, int]:
     return torch.unique(types), int(smallest)
 
 
-@scripted
-def index_among(types: Tensor, kinds: Tensor, tabled: int = TABLED) -> Tensor:
+def index_among(types: Tensor, kinds: Tensor) -> Tensor:
     """Index of every type among the sorted ``kinds``, which hold all that occur, int64."""
+    return torch.searchsorted(kinds, types) if types.numel() < FEW else _tabled(types, kinds)
+
+
+@scripted
+def _tabled(types: Tensor, kinds: Tensor, tabled: int = TABLED) -> Tensor:
     largest = int(kinds[-1]) if kinds.numel() > 0 else 0
     if largest >= tabled:
         return torch.searchsorted(kinds, types)

@@ -124,8 +124,7 @@ class Atoms:
     @cached_property
     def system_of_atom(self) -> torch.Tensor:
         """Position in the batch of every atom's system, ``(n_atoms,)`` int64."""
-        positions = torch.arange(len(self), device=self.types.device)
-        return positions.repeat_interleave(self.counts, output_size=self.types.numel())
+        return torch.repeat_interleave(self.counts, output_size=self.types.numel())
 
     @cached_property
     def kinds(self) -> torch.Tensor:

@@ -88,3 +88,14 @@ def test_usual_rows():
 def test_ids_that_are_no_match_for_the_systems():
     with pytest.raises(ValueError, match=r"sample_id for each of the 3 systems .*, got 2"):
         IdentifiedSystems(BATCH, sample_id=[1, 2])
+
+
+@pytest.mark.parametrize("types", [[1, 6, 8], [1, 8, 5000]], ids=["small", "large"])
+@pytest.mark.parametrize("n_atoms", [7, 3000], ids=["few", "many"])
+def test_kinds_of_atoms(types, n_atoms):
+    of_atoms = [types[(i + i // 5) % 3] for i in range(n_atoms)]
+    atoms = atoms_of([system(*of_atoms[:3]), system(*of_atoms[3:])])
+    seen = sorted(set(of_atoms))
+    assert atoms.kinds.tolist() == seen
+    assert atoms.kind_of_atom.tolist() == [seen.index(z) for z in of_atoms]
+    assert atoms.system_of_atom.tolist() == [0] * 3 + [1] * (n_atoms - 3)
