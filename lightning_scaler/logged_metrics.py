@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule
 from torchmetrics import Metric, MetricCollection
 from typing_extensions import override
 
-from .metrics import PhysicalPair, PhysicalUnits, leave_inference_mode
+from .metrics import PhysicalPair, entries_of, leave_inference_mode
 from .target import TargetLayout
 
 
@@ -48,8 +48,10 @@ def parts_of_target(layout: TargetLayout, extensive: bool, per_block: Sequence[s
     return parts
 
 
-def physical_metric(metrics: MetricCollection, target: str, part: Part) -> PhysicalUnits:
-    """Copies of the metrics for one part of one target, in physical units.
+def copies(metrics: MetricCollection) -> torch.nn.ModuleDict:
+    """The metrics anew, for one part of one target, in float64.
+
+    Their states are their own: Lightning logs and resets each metric by itself.
 
     Raises:
         TypeError: for anything but a ``MetricCollection``.
@@ -59,11 +61,9 @@ def physical_metric(metrics: MetricCollection, target: str, part: Part) -> Physi
             "configure_metrics: expected a torchmetrics MetricCollection (its names are those that "
             f"are logged), got {type(metrics).__name__}"
         )
-    # States of their own, in no group: Lightning logs and resets each metric by itself.
-    copies: dict[str, Metric | MetricCollection]
-    copies = {name: metric.clone() for name, metric in metrics.items()}
-    collection = MetricCollection(copies, compute_groups=False)
-    return PhysicalUnits(collection, target, part.gradient, part.block).train()
+    own = {name: metric.clone().set_dtype(torch.float64) for name, metric in metrics.items()}
+    # Those given may be part of a module in evaluation mode.
+    return torch.nn.ModuleDict(own).train()
 
 
 class WeightedMean(Metric):
@@ -116,7 +116,6 @@ class LoggedMetrics(torch.nn.ModuleDict):
         module: LightningModule,
         stage: str,
         dataloader_idx: int,
-        target: str,
         part: Part,
         pairs: Sequence[PhysicalPair],
         batch_size: int,
@@ -124,11 +123,14 @@ class LoggedMetrics(torch.nn.ModuleDict):
         """Take a batch into the metrics of one part of a target, and log them."""
         key = f"{stage}/{dataloader_idx}/{part.path}".replace(".", "_")
         if key not in self:
-            made = physical_metric(cast(Any, module).configure_metrics(), target, part)
-            self[key] = made.to(module.device)
-        wrapper = cast(PhysicalUnits, self[key])
-        wrapper.update_physical(pairs)
-        for name, metric in cast(MetricCollection, wrapper.metric).items():
+            self[key] = copies(cast(Any, module).configure_metrics()).to(module.device)
+        metrics = cast(dict[str, Metric], self[key])
+        entries = entries_of(pairs, part.gradient, part.block)
+        if entries is not None:
+            leave_inference_mode(metrics.values())
+            for metric in metrics.values():
+                metric.update(*entries)
+        for name, metric in metrics.items():
             # Processes reduce their metrics together, so all log the same ones, whatever targets
             # their batches have.
             if metric.update_called or module.trainer.world_size > 1:
@@ -138,7 +140,7 @@ class LoggedMetrics(torch.nn.ModuleDict):
                     on_step=False,
                     on_epoch=True,
                     batch_size=batch_size,
-                    metric_attribute=f"{self._attribute}.{key}.metric.{name}",
+                    metric_attribute=f"{self._attribute}.{key}.{name}",
                 )
 
     def log_loss(

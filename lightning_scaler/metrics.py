@@ -80,12 +80,10 @@ class PhysicalUnits(WrapperMetric):
         Raises:
             ValueError: without scales or predictions of the target, or for rows without one.
         """
-        if self.target in targets:
-            self.update_physical(_matched_pairs(self.target, scaler, systems, predictions, targets))
-
-    def update_physical(self, pairs: Sequence["PhysicalPair"]) -> None:
-        """Take in one batch in physical units already, as :func:`physical_pairs` gives it."""
-        entries = self._entries(pairs)
+        if self.target not in targets:
+            return
+        pairs = _matched_pairs(self.target, scaler, systems, predictions, targets)
+        entries = entries_of(pairs, self.gradient, self.block)
         if entries is not None:
             metrics = [self.metric] if isinstance(self.metric, Metric) else self.metric.values()
             leave_inference_mode(metrics)
@@ -98,7 +96,7 @@ class PhysicalUnits(WrapperMetric):
         named.update(kwargs)
         if self.target not in named["targets"]:
             return None
-        entries = self._entries(_matched_pairs(self.target, **named))
+        entries = entries_of(_matched_pairs(self.target, **named), self.gradient, self.block)
         return None if entries is None else self.metric(*entries)
 
     @override
@@ -116,22 +114,6 @@ class PhysicalUnits(WrapperMetric):
         """Name the target."""
         parts = {"target": self.target, "gradient": self.gradient, "block": self.block}
         return ", ".join(f"{name}={value!r}" for name, value in parts.items() if value)
-
-    def _entries(self, pairs: Sequence["PhysicalPair"]) -> tuple[torch.Tensor, torch.Tensor] | None:
-        chosen = [
-            pair
-            for pair in pairs
-            if pair.gradient == self.gradient
-            and all(pair.key[name] == value for name, value in self.block.items())
-        ]
-        if sum(pair.target.numel() for pair in chosen) == 0:
-            return None
-        if len(chosen) == 1:
-            return chosen[0].prediction, chosen[0].target
-        return (
-            torch.cat([pair.prediction for pair in chosen]),
-            torch.cat([pair.target for pair in chosen]),
-        )
 
 
 def leave_inference_mode(metrics: Iterable[Metric]) -> None:
@@ -158,6 +140,32 @@ class PhysicalPair(NamedTuple):
     gradient: str | None
     prediction: torch.Tensor
     target: torch.Tensor
+
+
+def entries_of(
+    pairs: Sequence[PhysicalPair], gradient: str | None, block: Mapping[str, int] | None
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """All numbers that a metric looks at, predictions and targets; ``None`` if there are none.
+
+    Args:
+        pairs: of one target.
+        gradient: the name of one, instead of the values.
+        block: key of the only block to look at; default all.
+    """
+    chosen = [
+        pair
+        for pair in pairs
+        if pair.gradient == gradient
+        and all(pair.key[name] == value for name, value in (block or {}).items())
+    ]
+    if sum(pair.target.numel() for pair in chosen) == 0:
+        return None
+    if len(chosen) == 1:
+        return chosen[0].prediction, chosen[0].target
+    return (
+        torch.cat([pair.prediction for pair in chosen]),
+        torch.cat([pair.target for pair in chosen]),
+    )
 
 
 def physical_pairs(

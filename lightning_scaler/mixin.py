@@ -173,7 +173,7 @@ class TargetScalingMixin(_Module):
         for name, scales in self.scaler.targets.items():
             for part in parts_of_target(scales.layout, scales.extensive, self.metrics_per_block):
                 self._scaling_metrics.log_part(
-                    self, stage, dataloader_idx, name, part, pairs.get(name, []), len(atoms)
+                    self, stage, dataloader_idx, part, pairs.get(name, []), len(atoms)
                 )
 
     # What Lightning calls.
