@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
+from workloads import WARM_UP
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
 from lightning_scaler.molecules.dataset import MoleculesDataset, collate
@@ -15,9 +16,6 @@ from lightning_scaler.molecules.model import MoleculesModel
 
 INTENSIVE = ("dipole", "polarizability")
 CONVERSIONS = ("targets_to_loss", "predictions_to_loss", "update_metrics")
-
-# The first calls of a TorchScript function profile and optimise it.
-WARM_UP = 4
 
 
 class SilentModel(MoleculesModel):

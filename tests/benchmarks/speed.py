@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from embedded import WARM_UP, fit_pass, training_step
+from bare import bare
 from metatensor.torch import Labels, TensorBlock, TensorMap
 from torch.profiler import ProfilerActivity, profile
-from workloads import WORKLOADS, Workload, workload
+from workloads import WARM_UP, WORKLOADS, Workload, workload
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
 
@@ -122,7 +122,16 @@ def _without_rows(tensor: TensorMap) -> TensorMap:
     return TensorMap(tensor.keys, blocks)
 
 
-COLUMNS = ("floor", "ours", "metatrain", "metatrain/ours", "ours/floor", "with baseline")
+COLUMNS = (
+    "floor",
+    "bare",
+    "ours",
+    "metatrain",
+    "metatrain/ours",
+    "metatrain/bare",
+    "ours/floor",
+    "with baseline",
+)
 
 
 def print_table(chosen: list[str], with_metatrain: bool, times: int) -> None:
@@ -131,6 +140,7 @@ def print_table(chosen: list[str], with_metatrain: bool, times: int) -> None:
     for item in chosen:
         work = WORKLOADS[item]()
         variants = ours(work)
+        variants |= bare(work, batches_at_once(work))
         if with_metatrain:
             variants |= metatrain(work)
         taken = medians(variants, times)
@@ -138,21 +148,28 @@ def print_table(chosen: list[str], with_metatrain: bool, times: int) -> None:
             if name.startswith("fit"):
                 taken[name] /= batches_at_once(work)
         for part in ("fit", "apply"):
-            floor, own, theirs, baseline = (
+            floor, least, own, theirs, baseline = (
                 taken.get(f"{part}{suffix}")
-                for suffix in (" floor", "", " metatrain", ", baseline")
+                for suffix in (" floor", " bare", "", " metatrain", ", baseline")
             )
-            ratio = "" if theirs is None else f"{theirs / own:.1f}"
             numbers = (
-                f"{floor:.3f}",
-                f"{own:.3f}",
-                "" if theirs is None else f"{theirs:.3f}",
-                ratio,
-                f"{own / floor:.1f}",
-                f"{baseline:.3f}",
+                _words(floor),
+                _words(least),
+                _words(own),
+                _words(theirs),
+                _words(theirs, own),
+                _words(theirs, least),
+                _words(own, floor),
+                _words(baseline),
             )
             row = "".join(f"{number:>15s}" for number in numbers)
             print(f"{item if part == 'fit' else '':22s}{part:6s}{row}", flush=True)
+
+
+def _words(ms: float | None, divided_by: float | None = 1.0) -> str:
+    if ms is None or divided_by is None:
+        return ""
+    return f"{ms:.3f}" if divided_by == 1.0 else f"{ms / divided_by:.1f}"
 
 
 def curves(times: int) -> dict[str, tuple[list[int], dict[str, list[float]]]]:
@@ -260,6 +277,8 @@ def print_baseline(times: int) -> None:
 
 def print_embedded(times: int) -> None:
     """The fit pass over the embedded molecules, and the conversions of a training step."""
+    from embedded import fit_pass, training_step
+
     n_batches, variants = fit_pass()
     taken = {name: ms / n_batches for name, ms in medians(variants, times).items()}
     step = training_step(times)

@@ -7,6 +7,9 @@ import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
 from metatomic.torch import System
 
+# The first calls of a TorchScript function profile and optimise it.
+WARM_UP = 4
+
 
 class Workload(NamedTuple):
     """One batch, and whether it is large enough that memory traffic should rule."""
