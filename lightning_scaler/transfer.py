@@ -28,44 +28,51 @@ def move_to_device(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
         device: where to.
         dtype: of positions, cells and neighbour vectors.
     """
-    tensors: list[tuple[TensorMap, TensorMap]] = []
-    lists: list[tuple[Atoms, ReadSystems]] = []
-
-    def move(member: Any) -> Any:
-        if is_tensormap(member):
-            moved = member.to(device=device)
-            moved = _copied(moved) if _is_inference(moved) else moved
-            tensors.append((member, moved))
-            return moved
-        if is_system(member):
-            return move_systems([member])[0]
-        if isinstance(member, (list, tuple)):
-            return move_members(member)
-        return member
-
-    def move_systems(members: Any) -> list[Any]:
-        moved, are_inference = _moved_systems(list(members), device, dtype)
-        each = zip(moved, are_inference, strict=True)
-        return [_copied_system(system) if inference else system for system, inference in each]
-
-    def move_members(members: Any) -> Any:
-        if members and all(map(is_system, members)):
-            atoms = Atoms.from_systems(members)
-            lists.append((atoms, ReadSystems(move_systems(members))))
-            return lists[-1][1]
-        parts = [recurse(member) for member in members]
-        return type(members)(*parts) if hasattr(members, "_fields") else type(members)(parts)
-
-    def recurse(part: Any) -> Any:
-        return apply_to_collection(part, (torch.ScriptObject, list, tuple), move)
-
-    moved = recurse(batch)
-    for atoms, systems in lists:
-        usual = atoms.usual({i: before for i, (before, _) in enumerate(tensors)})
-        for i, (before, after) in enumerate(tensors):
-            atoms.known.learn(after, Known(i in usual, original=before))
+    move = _Move(device, dtype)
+    moved = move(batch)
+    for atoms, systems in move.lists:
+        usual = atoms.usual({i: before for i, (before, _) in enumerate(move.tensors)})
+        for i, (before, after) in enumerate(move.tensors):
+            atoms.known.learn(after, Known(i in usual, original=atoms.on_host(before)))
         systems.take(atoms.to(device))
     return moved
+
+
+class _Move:
+    # Not functions that call each other by name, which only the garbage collector would free, and
+    # with them the batch on the device.
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
+        self.dtype = dtype
+        self.tensors: list[tuple[TensorMap, TensorMap]] = []
+        self.lists: list[tuple[Atoms, ReadSystems]] = []
+
+    def __call__(self, part: Any) -> Any:
+        return apply_to_collection(part, (torch.ScriptObject, list, tuple), self._member)
+
+    def _member(self, member: Any) -> Any:
+        if is_tensormap(member):
+            moved = member.to(device=self.device)
+            moved = _copied(moved) if _is_inference(moved) else moved
+            self.tensors.append((member, moved))
+            return moved
+        if is_system(member):
+            return self._systems([member])[0]
+        return self._members(member) if isinstance(member, (list, tuple)) else member
+
+    def _members(self, members: Any) -> Any:
+        if members and all(map(is_system, members)):
+            read = Atoms.from_systems(members), ReadSystems(self._systems(members))
+            self.lists.append(read)
+            return read[1]
+        parts = map(self, members)
+        return type(members)(*parts) if hasattr(members, "_fields") else type(members)(parts)
+
+    def _systems(self, members: Any) -> list[Any]:
+        moved, are_inference = _moved_systems(list(members), self.device, self.dtype)
+        each = zip(moved, are_inference, strict=True)
+        return [_copied_system(system) if inference else system for system, inference in each]
 
 
 @scripted_arithmetic

@@ -1,6 +1,8 @@
 """Systems and TensorMaps of a batch on their way to a device."""
 
+import gc
 import warnings
+import weakref
 from collections import namedtuple
 
 import pytest
@@ -146,6 +148,30 @@ def test_types_and_labels_are_read_before_the_move():
     again = IdentifiedSystems(systems, [4, 7])
     assert not Atoms.from_systems(again).usual_ids
     assert Atoms.from_systems(again).kinds.tolist() == [1, 6, 8]
+
+
+def test_moved_twice():
+    energy = structure_target([1.0, 2.0])
+    once = move_to_device(([system(8, 1), system(6)], {"e": energy}), CPU, torch.float32)
+    systems, targets = move_to_device(once, META, torch.float64)
+    atoms = read_atoms(systems)
+    assert atoms.host == CPU
+    assert atoms.on_host(targets["e"]) is energy
+    assert atoms.usual(targets) == {"e"}
+
+
+def test_a_batch_that_is_dropped_is_freed_at_once():
+    """A device has no memory to spare until the garbage collector comes by."""
+    batch = {"system": [system(8), system(1)], "energy": structure_target([1.0, 2.0])}
+    gc.disable()
+    try:
+        moved = move_to_device(batch, CPU, torch.float32)
+        left = [weakref.ref(moved["energy"]), weakref.ref(moved["system"][0])]
+        assert all(reference() is not None for reference in left)
+        del moved
+        assert all(reference() is None for reference in left)
+    finally:
+        gc.enable()
 
 
 def test_a_list_that_has_changed_is_read_again():
