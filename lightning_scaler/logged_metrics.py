@@ -1,6 +1,6 @@
-"""Which metrics the mixin logs of a target, and under what names."""
+"""The metrics that the mixin logs of each target, and under what names."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -48,7 +48,7 @@ def parts_of_target(layout: TargetLayout, extensive: bool, per_block: Sequence[s
     return parts
 
 
-def copies(metrics: MetricCollection) -> torch.nn.ModuleDict:
+def metrics_of_part(metrics: MetricCollection) -> torch.nn.ModuleDict:
     """The metrics anew, for one part of one target, in float64.
 
     Their states are their own: Lightning logs and resets each metric by itself.
@@ -123,8 +123,8 @@ class LoggedMetrics(torch.nn.ModuleDict):
         """Take a batch into the metrics of one part of a target, and log them."""
         key = f"{stage}/{dataloader_idx}/{part.path}".replace(".", "_")
         if key not in self:
-            self[key] = copies(cast(Any, module).configure_metrics()).to(module.device)
-        metrics = cast(dict[str, Metric], self[key])
+            self[key] = metrics_of_part(cast(Any, module).configure_metrics()).to(module.device)
+        metrics = cast(Mapping[str, Metric], self[key])
         entries = entries_of(pairs, part.gradient, part.block)
         if entries is not None:
             leave_inference_mode(metrics.values())
@@ -132,8 +132,9 @@ class LoggedMetrics(torch.nn.ModuleDict):
                 metric.update(*entries)
         for name, metric in metrics.items():
             # Processes reduce their metrics together, so all log the same ones, whatever targets
-            # their batches have.
-            if metric.update_called or module.trainer.world_size > 1:
+            # their batches have. Wrappers of torchmetrics do not know whether they were updated.
+            updated = entries is not None or metric.update_called
+            if updated or module.trainer.world_size > 1:
                 module.log(
                     f"{stage}/{part.name(name)}",
                     metric,

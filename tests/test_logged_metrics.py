@@ -5,7 +5,7 @@ import torch
 from builders import atom_samples, spherical, structure_target
 from torchmetrics import MeanAbsoluteError, MetricCollection
 
-from lightning_scaler.logged_metrics import WeightedMean, copies, parts_of_target
+from lightning_scaler.logged_metrics import WeightedMean, metrics_of_part, parts_of_target
 from lightning_scaler.target import TargetLayout
 
 
@@ -31,13 +31,13 @@ def test_blocks_are_named_by_what_tells_them_apart():
 
 def test_metrics_are_copied_and_a_single_one_is_refused():
     metrics = MetricCollection({"mae": MeanAbsoluteError()})
-    first, second = (copies(metrics)["mae"] for _ in range(2))
+    first, second = (metrics_of_part(metrics)["mae"] for _ in range(2))
     assert first is not second
     first.update(torch.zeros(1, dtype=torch.float64), torch.full((1,), 1e-9, dtype=torch.float64))
     assert first.compute() == torch.tensor(1e-9, dtype=torch.float64)
     assert not second.update_called
     with pytest.raises(TypeError, match=r"expected a torchmetrics MetricCollection.*MeanAbsolute"):
-        copies(MeanAbsoluteError())
+        metrics_of_part(MeanAbsoluteError())
 
 
 def test_a_mean_weighs_and_keeps_nan():

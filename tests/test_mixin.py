@@ -8,6 +8,7 @@ from builders import system
 from lightning.pytorch import LightningModule
 from metatensor.torch import TensorBlock, TensorMap
 from torchmetrics import MeanAbsoluteError, MetricCollection
+from torchmetrics.wrappers import LambdaInputTransformer
 from training import (
     PlainNet,
     SmallData,
@@ -332,6 +333,21 @@ def test_metrics_given_once_are_copied_for_every_target(tmp_path):
     reference.fit(SmallNet(), SmallData())
     for name, value in trainer.callback_metrics.items():
         assert value == reference.callback_metrics[name], name
+
+
+def test_wrappers_of_torchmetrics_are_logged_too(tmp_path):
+    class Own(SmallNet):
+        def configure_metrics(self):
+            in_milli = LambdaInputTransformer(
+                MeanAbsoluteError(), lambda x: 1000 * x, lambda x: 1000 * x
+            )
+            return MetricCollection({"mae": MeanAbsoluteError(), "milli": in_milli})
+
+    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()])
+    trainer.fit(Own(), SmallData())
+    found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    for name in ("train/dipole", "val/dipole", "val/charges"):
+        assert found[f"{name}/milli"] == pytest.approx(1000 * found[f"{name}/mae"], rel=1e-6)
 
 
 def test_common_private_names_are_the_users(tmp_path):
