@@ -136,7 +136,18 @@ def _has_labels(tensor: TensorMap, like: TensorMap) -> bool:
     return True
 
 
-def _have_one_dtype(tensors: list[TensorMap]) -> bool:
+@scripted
+def have_labels(tensors: list[TensorMap], likes: list[TensorMap]) -> list[bool]:
+    """For each tensor whether device and all labels are the same, those of gradients too.
+
+    Values that are no real floats, and gradients of gradients, are not the same as others.
+    """
+    return [_has_labels(tensors[i], likes[i]) for i in range(len(tensors))]
+
+
+@scripted
+def have_one_dtype(tensors: list[TensorMap]) -> bool:
+    """Whether the values of all tensors have the same dtype; those without blocks have none."""
     first: torch.dtype | None = None
     for tensor in tensors:
         for block in tensor.blocks()[:1]:
@@ -145,16 +156,3 @@ def _have_one_dtype(tensors: list[TensorMap]) -> bool:
                 return False
             first = block.values.dtype
     return True
-
-
-@scripted
-def have_labels(tensors: list[TensorMap], likes: list[TensorMap]) -> tuple[list[bool], bool]:
-    """For each tensor whether device and all labels are the same, those of gradients too.
-
-    Values that are no real floats, and gradients of gradients, are not the same as others.
-
-    Returns:
-        What was found, and whether the values of all ``likes`` have one dtype.
-    """
-    found = [_has_labels(tensors[i], likes[i]) for i in range(len(tensors))]
-    return found, _have_one_dtype(likes)

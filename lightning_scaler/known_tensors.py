@@ -1,7 +1,6 @@
 """What has been found out about the TensorMaps of a batch, so that nobody looks twice."""
 
 import weakref
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from metatensor.torch import TensorMap
@@ -26,7 +25,7 @@ class Known(NamedTuple):
 class KnownTensors:
     """What is known of TensorMaps, for as long as these live; they are told apart by identity.
 
-    Their labels cannot change, so that what was found out about them stays true. (TensorMaps are
+    What was found out about their labels stays true, as nobody writes into these. (TensorMaps are
     neither hashed nor compared, as a ``WeakKeyDictionary`` would do.)
     """
 
@@ -40,8 +39,14 @@ class KnownTensors:
 
     def learn(self, tensor: TensorMap, known: Known) -> None:
         """Keep what has been found out, instead of what was known before."""
-        number = id(tensor)
-        self._entries[number] = weakref.ref(tensor, _forget(self._entries, number)), known
+        number, this = id(tensor), weakref.ref(self)
+
+        def forget(_: object) -> None:
+            tensors = this()
+            if tensors is not None:
+                tensors._entries.pop(number, None)
+
+        self._entries[number] = weakref.ref(tensor, forget), known
 
     def learn_same(self, tensor: TensorMap, other: TensorMap) -> None:
         """Keep for a TensorMap what is known of another one with the same labels."""
@@ -52,7 +57,3 @@ class KnownTensors:
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy is of other TensorMaps.
         return KnownTensors, ()
-
-
-def _forget(entries: dict[int, Any], number: int) -> Callable[[Any], None]:
-    return lambda _: entries.pop(number, None) and None

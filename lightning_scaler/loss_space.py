@@ -1,12 +1,13 @@
 """A batch's targets and predictions brought to loss space together, ready to be compared."""
 
 from collections.abc import Mapping, Sequence
+from itertools import compress
 
 import torch
 from metatensor.torch import TensorMap
 
 from .atoms import Atoms, HasTypes, read_atoms
-from .comparisons import have_labels
+from .comparisons import have_labels, have_one_dtype
 from .conversion import Conversion
 from .matching import matched, positioned
 from .scaler import Scaler
@@ -37,10 +38,11 @@ def targets_to_loss(
     known = {name: tensor for name, tensor in targets.items() if name in scaler.targets}
     if not known:
         return dict(targets)
+    atoms = read_atoms(systems).to(next(iter(known.values())).device)
     for name, mask in (masks or {}).items():
         if name in known:
             known[name] = mask_entries(name, known[name], mask)
-    atoms = read_atoms(systems).to(next(iter(known.values())).device)
+            atoms.known.learn_same(known[name], targets[name])
     reading = read_system_labels(atoms, known, scaler.settings.system_labels, exact=True)
     if reading.ids is not None:
         known = {name: positioned(name, tensor, reading, atoms) for name, tensor in known.items()}
@@ -97,17 +99,19 @@ def predictions_to_loss(
             chosen[name] = predictions[name]
     atoms = read_atoms(systems)
     wanted = [targets[name] for name in chosen]
-    same, one_dtype = have_labels(list(chosen.values()), wanted)
-    for (name, tensor), same_labels in zip(chosen.items(), same, strict=True):
-        if same_labels:
-            atoms.known.learn_same(tensor, targets[name])
-    dtype = dtype_of(wanted[0]) if wanted and one_dtype else None
+    same = set(compress(chosen, have_labels(list(chosen.values()), wanted)))
+    for name in same:
+        atoms.known.learn_same(chosen[name], targets[name])
+    filled = next((target for target in wanted if len(target.keys)), None)
+    dtype = dtype_of(filled) if filled is not None and have_one_dtype(wanted) else None
     unseen_types = scaler.settings.unseen_types
     conversion = Conversion("model", "loss", True, unseen_types, per_atom=True, dtype=dtype)
     in_loss = _between_positions(scaler, atoms, chosen, conversion)
+    # Atom pairs are not converted, so they have their own dtype yet.
+    converted = {name for name in same if scaler.targets[name].layout.kind != "pair"}
     return {
-        name: tensor if one_dtype and same_labels else matched(name, tensor, targets[name])
-        for (name, tensor), same_labels in zip(in_loss.items(), same, strict=True)
+        name: tensor if dtype and name in converted else matched(name, tensor, targets[name])
+        for name, tensor in in_loss.items()
     }
 
 

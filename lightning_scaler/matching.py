@@ -69,7 +69,7 @@ def matched(name: str, prediction: TensorMap, target: TensorMap) -> TensorMap:
         ValueError: for a block, row or gradient of the target without a prediction, or other
             components or properties.
     """
-    same_labels = have_labels([prediction], [target])[0][0]
+    same_labels = have_labels([prediction], [target])[0]
     if same_labels and dtype_of(prediction) == dtype_of(target):
         return prediction
     if prediction.keys.names != target.keys.names:

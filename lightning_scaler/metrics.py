@@ -119,8 +119,6 @@ class PhysicalUnits(WrapperMetric):
 def leave_inference_mode(metrics: Iterable[Metric]) -> None:
     """Make metrics writable outside of inference mode, under which Lightning resets them."""
     for metric in metrics:
-        if metric.update_called:  # since it was reset
-            continue
         for name, state in metric.metric_state.items():
             if isinstance(state, torch.Tensor) and state.is_inference():
                 setattr(metric, name, state.clone())
@@ -191,12 +189,15 @@ def physical_pairs(
     factors, kinds = _factors(scaler, atoms, {name: targets[name] for name in names})
     entries = physical_entries([predictions[name] for name in names], given, factors, kinds)
     pairs: dict[str, list[PhysicalPair]] = {}
-    for name, of_target in zip(names, entries, strict=True):
-        key_names = scaler.targets[name].layout.key_names
-        pairs[name] = [
-            PhysicalPair(dict(zip(key_names, key, strict=True)), gradient or None, *numbers)
-            for (key, gradient), *numbers in zip(*of_target, strict=True)
-        ]
+    for name, (blocks, parameters, *numbers) in zip(names, entries, strict=True):
+        layout = scaler.targets[name].layout
+        known = atoms.known.get(targets[name])
+        held = known is not None and known.layout is layout
+        values = layout.blocks if held else atoms.on_host(targets[name]).keys.values.tolist()
+        keys = [dict(zip(layout.key_names, key, strict=True)) for key in values]
+        of_pairs = [*keys, *(keys[block] for block in blocks)]
+        gradients = [None] * len(keys) + parameters
+        pairs[name] = list(map(PhysicalPair, of_pairs, gradients, *numbers))
     return pairs
 
 

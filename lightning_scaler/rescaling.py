@@ -4,7 +4,7 @@ import torch
 from metatensor.torch import TensorMap
 from torch import Tensor
 
-from .torchscript import rebuilt, scripted_arithmetic
+from .torchscript import gradients_of_blocks, rebuilt, scripted_arithmetic
 
 
 def _cast(numbers: Tensor, dtype: torch.dtype) -> Tensor:
@@ -150,24 +150,13 @@ def _physical(tensor: TensorMap, factors: list[Tensor], kinds: list[Tensor]) -> 
     return [numbers.reshape(-1) for numbers in values + gradients]
 
 
-def _parts(tensor: TensorMap) -> list[tuple[list[int], str]]:
-    """The keys of all blocks, and then the key of the block and the name of every gradient."""
-    keys: list[list[int]] = tensor.keys.values.to(torch.int64).tolist()
-    values = [(key, "") for key in keys]
-    gradients: list[tuple[list[int], str]] = []
-    for i, block in enumerate(tensor.blocks()):
-        for name in block.gradients_list():
-            gradients.append((keys[i], name))
-    return values + gradients
-
-
 @scripted_arithmetic
 def physical_entries(
     predictions: list[TensorMap],
     targets: list[TensorMap],
     factors: list[list[Tensor]],
     kinds: list[list[Tensor]],
-) -> list[tuple[list[tuple[list[int], str]], list[Tensor], list[Tensor]]]:
+) -> list[tuple[list[int], list[str], list[Tensor], list[Tensor]]]:
     """The numbers of predictions and targets times their factors, where the target is not missing.
 
     Args:
@@ -177,22 +166,23 @@ def physical_entries(
         kinds: likewise.
 
     Returns:
-        For each target the numbers of the prediction and its own; of each block, and then of each
-        gradient in the order of :func:`values_and_gradients`; float64 ``(n_entries,)``, detached.
-        Before them the key of the block, and the name of the gradient, of each.
+        For each target the index of the block of each gradient, and its name; then the numbers of
+        the prediction, and those of the target, of each block and after them of each gradient;
+        float64 ``(n_entries,)``, detached.
     """
-    found: list[tuple[list[tuple[list[int], str]], list[Tensor], list[Tensor]]] = []
+    found: list[tuple[list[int], list[str], list[Tensor], list[Tensor]]] = []
     sums: list[Tensor] = []
     with torch.no_grad():
         for i in range(len(targets)):
             predicted = _physical(predictions[i], factors[i], kinds[i])
             given = _physical(targets[i], factors[i], kinds[i])
-            found.append((_parts(targets[i]), predicted, given))
+            blocks, names = gradients_of_blocks(targets[i])
+            found.append((blocks, names, predicted, given))
             sums.extend([numbers.sum() for numbers in given])
         # Asked for all together: the host waits for a GPU once.
         lacking: list[bool] = torch.stack(sums).isnan().tolist() if len(sums) > 0 else []
         n = 0
-        for _, predicted, given in found:
+        for _, _, predicted, given in found:
             for j in range(len(given)):
                 if lacking[n]:
                     present = ~given[j].isnan()

@@ -69,8 +69,7 @@ def values_and_gradients(tensor: TensorMap) -> tuple[list[Tensor], list[Tensor]]
     return values, gradients
 
 
-@scripted
-def names_of_gradients(tensor: TensorMap) -> tuple[list[int], list[str]]:
+def gradients_of_blocks(tensor: TensorMap) -> tuple[list[int], list[str]]:
     """Index of the block of each gradient, and its name, as :func:`values_and_gradients`."""
     blocks: list[int] = []
     names: list[str] = []
@@ -79,6 +78,9 @@ def names_of_gradients(tensor: TensorMap) -> tuple[list[int], list[str]]:
             blocks.append(i)
             names.append(parameter)
     return blocks, names
+
+
+names_of_gradients = scripted(gradients_of_blocks)
 
 
 def rebuilt(tensor: TensorMap, values: list[Tensor], gradients: list[Tensor]) -> TensorMap:

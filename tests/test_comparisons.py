@@ -15,7 +15,7 @@ from builders import (
     with_nested_gradient,
 )
 
-from lightning_scaler.comparisons import have_labels, have_rows
+from lightning_scaler.comparisons import have_labels, have_one_dtype, have_rows
 from lightning_scaler.target import TargetLayout, holding
 
 POSITIONS = {"positions": [[[1, 2, 3]], []]}
@@ -27,8 +27,9 @@ def energy(gradient=POSITIONS, systems=(5, 3)):
 
 def test_one_dtype():
     single = structure_target([1.0], dtype=torch.float32)
-    for tensors, same in (([], True), ([energy(), energy({})], True), ([energy(), single], False)):
-        assert have_labels(tensors, tensors) == ([True] * len(tensors), same)
+    assert have_one_dtype([])
+    assert have_one_dtype([energy(), energy({})])
+    assert not have_one_dtype([energy(), single, energy()])
 
 
 def test_rows_are_compared_by_their_width():
@@ -67,22 +68,22 @@ def test_rows_that_targets_share():
     ids=["samples", "gradients", "properties", "gradient samples"],
 )
 def test_labels_that_differ(other):
-    found, _ = have_labels([energy(), energy(), energy()], [energy(), other, energy()])
+    found = have_labels([energy(), energy(), energy()], [energy(), other, energy()])
     assert found == [True, False, True]
 
 
 def test_labels_are_the_same_whatever_the_dtype_of_real_floats():
     tensors = [structure_target([1.0, 2.0], dtype=d) for d in (torch.float32, torch.int64)]
-    assert have_labels(tensors, [structure_target([1.0, 2.0])] * 2) == ([True, False], True)
+    assert have_labels(tensors, [structure_target([1.0, 2.0])] * 2) == [True, False]
 
 
 def test_labels_elsewhere_are_not_the_same():
-    assert have_labels([energy().to(device="meta")], [energy()]) == ([False], True)
+    assert have_labels([energy().to(device="meta")], [energy()]) == [False]
 
 
 def test_gradients_of_gradients_are_not_the_same():
     tensor = with_nested_gradient([1.0, 2.0])
-    assert have_labels([tensor], [tensor]) == ([False], True)
+    assert have_labels([tensor], [tensor]) == [False]
 
 
 def test_a_layout_holds_what_it_was_read_from():

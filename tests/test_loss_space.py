@@ -5,16 +5,20 @@ import torch
 from builders import (
     atom_samples,
     atom_target,
+    fit,
     labels,
     mask_of,
+    pair_target,
     structure_target,
     system,
     with_nested_gradient,
 )
+from metatensor.torch import Labels, TensorMap
 
 from lightning_scaler import ScaleAccumulator
 from lightning_scaler.atoms import Atoms
 from lightning_scaler.loss_space import predictions_to_loss, targets_to_loss
+from lightning_scaler.transfer import move_to_device
 
 SYSTEMS = [system(8), system(1, 1, 8)]
 
@@ -135,3 +139,40 @@ def test_predictions_take_the_dtype_of_their_own_target(scaler):
         found = predictions_to_loss(scaler, SYSTEMS, predictions, targets)
         dtypes = {name: tensor.block().values.dtype for name, tensor in found.items()}
         assert dtypes == {"energy": torch.float64, "charges": torch.float32}
+
+
+def test_targets_without_blocks_have_no_dtype():
+    """The first of the batch is not the one to say what the others are."""
+    given = {"dipole": structure_target([1.0, 2.0]), "energy": structure_target([3.0, 12.0])}
+    scaler = fit(SYSTEMS, given)
+    nothing = TensorMap(Labels("_", torch.empty((0, 1), dtype=torch.int64)), [])
+    targets = targets_to_loss(scaler, SYSTEMS, {"dipole": nothing, "energy": given["energy"]})
+    predictions = {"dipole": nothing, "energy": structure_target([1.0, 2.0])}
+    found = predictions_to_loss(scaler, SYSTEMS, predictions, targets)
+    assert found["energy"].block().values.dtype == torch.float32
+    assert len(found["dipole"].keys) == 0
+
+
+def test_predictions_of_pairs_take_the_dtype_of_their_target():
+    rows = [[0, 0, 0, 0, 0, 0]]
+    scaler = fit(SYSTEMS, {"hopping": pair_target([[1.0, 2.0]], rows)})
+    targets = targets_to_loss(scaler, SYSTEMS, {"hopping": pair_target([[3.0, 4.0]], rows)})
+    prediction = pair_target([[5.0, 6.0]], rows).to(torch.float32)
+    found = predictions_to_loss(scaler, SYSTEMS, {"hopping": prediction}, targets)
+    values = found["hopping"].block().values
+    assert values.dtype == targets["hopping"].block().values.dtype == torch.float64
+    assert values.tolist() == [[5.0, 6.0]]
+
+
+def test_what_is_known_of_targets_holds_for_masked_ones(scaler):
+    """A device need not be asked for the labels again."""
+    charges = atom_target([1.0] * 4, atom_samples(1, 3))
+    mask = mask_of(charges, [[True, False, True, True]])
+    batch = {"system": SYSTEMS, "charges": charges, "charges_mask": mask}
+    moved = move_to_device(batch, torch.device("cpu"), torch.float64)
+    atoms = Atoms.from_systems(moved["system"])
+    masks = {"charges": moved["charges_mask"]}
+    in_loss = targets_to_loss(scaler, atoms, {"charges": moved["charges"]}, masks)
+    assert atoms.on_host(in_loss["charges"]) is charges
+    missing = in_loss["charges"].block().values.isnan()
+    assert missing.flatten().tolist() == [False, True, False, False]

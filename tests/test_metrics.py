@@ -213,6 +213,22 @@ def test_state_is_float64():
     assert metric.metric.sum_abs_error.dtype == torch.float64
 
 
+def test_updates_inside_and_outside_of_inference_mode():
+    scaler, predictions, targets = scaler_and_loss_space()
+    metric = PhysicalUnits(rmse(), "forces")
+    for inside in (True, False, True, False):
+        with torch.inference_mode(inside):
+            metric.update(scaler, SYSTEMS, predictions, targets)
+    once = PhysicalUnits(rmse(), "forces")
+    once.update(scaler, SYSTEMS, predictions, targets)
+    assert metric.compute() == once.compute()
+    with torch.inference_mode():
+        metric.reset()
+        metric.update(scaler, SYSTEMS, predictions, targets)
+    metric.update(scaler, SYSTEMS, predictions, targets)
+    assert metric.compute() == once.compute()
+
+
 def test_clones_are_independent():
     scaler, predictions, targets = scaler_and_loss_space()
     metric = PhysicalUnits(MeanAbsoluteError(), "energy")

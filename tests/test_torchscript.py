@@ -30,7 +30,7 @@ def test_other_numbers_under_the_same_labels():
     old = energy()
     values, gradients = values_and_gradients(old)
     new = with_values(old, [10 * v for v in values], [100 * g for g in gradients])
-    assert have_labels([new], [old]) == ([True], True)
+    assert have_labels([new], [old]) == [True]
     assert new.block().values.tolist() == [[10.0], [20.0]]
     assert new.block().gradient("positions").values.flatten().tolist() == [100, 200, 300]
     assert old.block().values.tolist() == [[1.0], [2.0]]
