@@ -39,12 +39,14 @@ class Atoms:
         counts: number of atoms of every system, ``(n_systems,)`` int64.
         sample_id: the id of every system in the data set, ``(n_systems,)``, where the batch says.
         systems: the systems themselves, wherever they are.
+        known: what has been found out about TensorMaps of the batch.
     """
 
     types: torch.Tensor
     counts: torch.Tensor
     sample_id: torch.Tensor | None = None
     systems: Sequence[HasTypes] = field(default=(), repr=False)
+    known: KnownTensors = field(default_factory=KnownTensors, repr=False, compare=False)
 
     @classmethod
     def from_systems(cls, systems: Sequence[HasTypes]) -> "Atoms":
@@ -101,8 +103,9 @@ class Atoms:
             self.counts.to(device, non_blocking=True),
             None if ids is None else ids.to(device, non_blocking=True),
             self.systems,
+            self.known,
         )
-        vars(moved).update(known=self.known, host=self.host)
+        vars(moved)["host"] = self.host
         if self.types.device.type == "cpu":
             # Found here, so that nobody waits for the other device.
             vars(moved)["kinds"] = self.kinds
@@ -167,20 +170,22 @@ class Atoms:
 
     def usual(self, tensors: Mapping[Name, TensorMap]) -> frozenset[Name]:
         """Names of the tensors all blocks of which have usual rows, see :meth:`usual_rows`."""
-        unknown = [tensor for tensor in tensors.values() if self.known.get(tensor) is None]
+        usual, unknown = set(), {}
+        for name, tensor in tensors.items():
+            known = self.known.get(tensor)
+            if known is None:
+                unknown[name] = tensor
+            elif known.usual:
+                usual.add(name)
         if unknown:
             found, self._numbered[:] = have_rows(
-                unknown, self.counts, self.types.numel(), self._numbered
+                list(unknown.values()), self.counts, self.types.numel(), self._numbered
             )
-            for tensor, usual in zip(unknown, found, strict=True):
-                self.known.learn(tensor, Known(usual))
-        known = ((name, self.known.get(tensor)) for name, tensor in tensors.items())
-        return frozenset(name for name, found in known if found and found.usual)
-
-    @cached_property
-    def known(self) -> KnownTensors:
-        """What has been found out about TensorMaps of the batch."""
-        return KnownTensors()
+            for (name, tensor), is_usual in zip(unknown.items(), found, strict=True):
+                self.known.learn(tensor, Known(is_usual))
+                if is_usual:
+                    usual.add(name)
+        return frozenset(usual)
 
     @cached_property
     def host(self) -> torch.device:

@@ -10,6 +10,7 @@ from metatensor.torch import TensorMap
 
 from .additive import Contribution
 from .atoms import Atoms
+from .known_tensors import Known
 from .offsets import offset_of_rows
 from .rescaling import rescaled
 from .scales import TargetScales, Which, on_device
@@ -90,7 +91,7 @@ def convert_targets(
             tensor.
     """
     layouts = {name: targets[name].layout for name in tensors}
-    held = _holding(layouts, tensors, atoms)
+    held = _names_held(layouts, tensors, atoms)
     operands: dict[str, Operands] = {}
     for name, tensor in tensors.items():
         layout = layouts[name]
@@ -121,28 +122,31 @@ def convert_targets(
     return {**tensors, **dict(zip(operands, converted, strict=True))}
 
 
-def _holding(
+def _names_held(
     layouts: Mapping[str, TargetLayout], tensors: Mapping[str, TensorMap], atoms: Atoms
 ) -> set[str]:
     """As :func:`holding`, for tensors of a batch, of which some may be known already.
 
     The labels of tensors that have been moved are compared where they came from.
     """
-    known = {name: atoms.known.get(tensor) for name, tensor in tensors.items()}
-    held = {name for name, found in known.items() if found and found.layout is layouts[name]}
-    here, moved = {}, {}
-    for name in tensors.keys() - held:
-        found = known[name]
-        if found is None or found.original is None:
-            here[name] = tensors[name]
+    held, here, moved = set(), {}, {}
+    for name, tensor in tensors.items():
+        known = atoms.known.get(tensor)
+        if known is not None and known.layout is layouts[name]:
+            held.add(name)
+        elif known is None or known.original is None:
+            here[name] = tensor
         else:
-            moved[name] = found.original
-    for name in holding(layouts, here, atoms.types.device) | holding(layouts, moved, atoms.host):
-        held.add(name)
-        found = known[name]
-        if found is not None:
-            atoms.known.learn(tensors[name], found._replace(layout=layouts[name]))
-    return held
+            moved[name] = known.original
+    found = holding(layouts, here, atoms.types.device) if here else frozenset()
+    if moved:
+        found |= holding(layouts, moved, atoms.host)
+    for name in found:
+        known = atoms.known.get(tensors[name])
+        if known is not None:
+            now = Known(known.usual, layouts[name], known.original)
+            atoms.known.learn(tensors[name], now)
+    return held | found
 
 
 def _operands(

@@ -7,6 +7,9 @@ from metatensor.torch import TensorMap
 
 from .target import TargetLayout
 
+# Those that are gone may be so many.
+ROOM = 64
+
 
 class Known(NamedTuple):
     """What has been found out about one TensorMap.
@@ -31,6 +34,7 @@ class KnownTensors:
 
     def __init__(self) -> None:
         self._entries: dict[int, tuple[weakref.ref[TensorMap], Known]] = {}
+        self._room = ROOM
 
     def get(self, tensor: TensorMap) -> Known | None:
         """What is known of a TensorMap; ``None`` of a new one."""
@@ -39,14 +43,11 @@ class KnownTensors:
 
     def learn(self, tensor: TensorMap, known: Known) -> None:
         """Keep what has been found out, instead of what was known before."""
-        number, this = id(tensor), weakref.ref(self)
-
-        def forget(_: object) -> None:
-            tensors = this()
-            if tensors is not None:
-                tensors._entries.pop(number, None)
-
-        self._entries[number] = weakref.ref(tensor, forget), known
+        if len(self._entries) >= self._room:
+            # Cheaper than to be called by each that goes.
+            living = {n: entry for n, entry in self._entries.items() if entry[0]() is not None}
+            self._entries, self._room = living, ROOM + 2 * len(living)
+        self._entries[id(tensor)] = weakref.ref(tensor), known
 
     def learn_same(self, tensor: TensorMap, other: TensorMap) -> None:
         """Keep for a TensorMap what is known of another one with the same labels."""

@@ -1,12 +1,11 @@
 """What has been found out about the TensorMaps of a batch."""
 
 import copy
-import gc
 import pickle
 
 from builders import structure_target
 
-from lightning_scaler.known_tensors import Known, KnownTensors
+from lightning_scaler.known_tensors import ROOM, Known, KnownTensors
 
 
 def test_tensors_are_told_apart_by_identity():
@@ -25,13 +24,19 @@ def test_what_is_gone_is_forgotten():
     tensors, tensor, other = KnownTensors(), structure_target([1.0]), structure_target([1.0])
     tensors.learn(tensor, Known(True))
     # Another TensorMap may come to lie where the first one was.
-    tensors._entries[id(other)] = tensors._entries.pop(id(tensor))
+    tensors._entries[id(other)] = tensors._entries[id(tensor)]
     assert tensors.get(other) is None
-    tensors.learn(tensor, Known(True))
-    tensors.learn(other, Known(True))
-    del tensor
-    gc.collect()
-    assert list(tensors._entries) == [id(other)]
+    for _ in range(3 * ROOM):
+        tensors.learn(structure_target([1.0]), Known(False))
+        assert len(tensors._entries) < 2 * ROOM
+    assert tensors.get(tensor) == Known(True)
+
+
+def test_what_lives_is_kept_however_much_it_is():
+    tensors, living = KnownTensors(), [structure_target([1.0]) for _ in range(3 * ROOM)]
+    for tensor in living:
+        tensors.learn(tensor, Known(True))
+    assert all(tensors.get(tensor) == Known(True) for tensor in living)
 
 
 def test_copies_know_nothing():
