@@ -204,12 +204,7 @@ class Atoms:
     @cached_property
     def kinds_in_systems(self) -> torch.Tensor:
         """Atoms of each kind in every system, float64 ``(n_systems, n_kinds)``."""
-        n_kinds = self.kinds.numel()
-        cell = self.system_of_atom * n_kinds + self.kind_of_atom
-        # Not bincount, which waits for a GPU.
-        number = torch.zeros(len(self) * n_kinds, dtype=torch.float64, device=cell.device)
-        number.index_add_(0, cell, number.new_ones(()).expand(len(cell)))
-        return number.reshape(len(self), n_kinds)
+        return _kinds_in_systems(self.kind_of_atom, self.counts, self.kinds.numel())
 
     def composition(self, types: torch.Tensor) -> torch.Tensor:
         """Atoms of each of ``types`` in every system, float64 ``(n_systems, n_types)``."""
@@ -226,6 +221,15 @@ class Atoms:
 def read_atoms(systems: Sequence[HasTypes] | Atoms) -> Atoms:
     """The atoms of the systems, unless these have been read already."""
     return systems if isinstance(systems, Atoms) else Atoms.from_systems(systems)
+
+
+@scripted
+def _kinds_in_systems(kind_of_atom: torch.Tensor, counts: torch.Tensor, n: int) -> torch.Tensor:
+    systems = torch.repeat_interleave(counts, output_size=kind_of_atom.numel())
+    # Not bincount, which waits for a GPU.
+    number = torch.zeros([counts.numel() * n], dtype=torch.float64, device=counts.device)
+    ones = torch.ones([1], dtype=torch.float64, device=counts.device).expand(systems.numel())
+    return number.index_add_(0, systems * n + kind_of_atom, ones).reshape([counts.numel(), n])
 
 
 def _read(

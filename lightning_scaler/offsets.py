@@ -1,5 +1,7 @@
 """The fitted baseline of every row of a block."""
 
+import math
+
 import torch
 from metatensor.torch import TensorMap
 
@@ -62,15 +64,15 @@ def _baseline(scales: TargetScales, key: Key, atoms: Atoms) -> tuple[torch.Tenso
         index, known = find_types(atoms.kinds, scales.composition_types)
         of_kinds = of_kinds.new_full((len(index), of_kinds.shape[1]), torch.nan)
         of_kinds[known] = scales.weights[key][index[known]]
-    complete = not bool(of_kinds.isnan().any())
+    complete = math.isfinite(float(of_kinds.sum()))
     of_kinds = of_kinds.to(atoms.types.device, non_blocking=True)
     if scales.layout.kind == "atom":
         return atoms.of_kinds(of_kinds), complete
+    if complete:
+        return atoms.kinds_in_systems @ of_kinds, True
+    lacking = atoms.kinds_in_systems @ of_kinds.isnan().to(of_kinds.dtype)
     offset = atoms.kinds_in_systems @ of_kinds.nan_to_num()
-    if not complete:
-        lacking = atoms.kinds_in_systems @ of_kinds.isnan().to(offset.dtype)
-        offset = torch.where(lacking > 0, torch.nan, offset)
-    return offset, complete
+    return torch.where(lacking > 0, torch.nan, offset), False
 
 
 def _refuse_types_without_weight(
