@@ -12,7 +12,7 @@ from .atomic_types import find_types, index_among, occurring
 from .comparisons import has_rows, have_rows
 from .known_tensors import Known, KnownTensors
 from .tensormap import is_system
-from .torchscript import scripted
+from .torchscript import scripted, scripted_arithmetic
 
 Name = TypeVar("Name", str, int)
 
@@ -223,7 +223,7 @@ def read_atoms(systems: Sequence[HasTypes] | Atoms) -> Atoms:
     return systems if isinstance(systems, Atoms) else Atoms.from_systems(systems)
 
 
-@scripted
+@scripted_arithmetic
 def _kinds_in_systems(kind_of_atom: torch.Tensor, counts: torch.Tensor, n: int) -> torch.Tensor:
     systems = torch.repeat_interleave(counts, output_size=kind_of_atom.numel())
     # Not bincount, which waits for a GPU.

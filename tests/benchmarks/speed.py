@@ -153,23 +153,22 @@ def print_table(chosen: list[str], with_metatrain: bool, times: int) -> None:
                 for suffix in (" floor", " bare", "", " metatrain", ", baseline")
             )
             numbers = (
-                _words(floor),
-                _words(least),
-                _words(own),
-                _words(theirs),
-                _words(theirs, own),
-                _words(theirs, least),
-                _words(own, floor),
-                _words(baseline),
+                *map(_milliseconds, (floor, least, own, theirs)),
+                _ratio(theirs, own),
+                _ratio(theirs, least),
+                _ratio(own, floor),
+                _milliseconds(baseline),
             )
             row = "".join(f"{number:>15s}" for number in numbers)
             print(f"{item if part == 'fit' else '':22s}{part:6s}{row}", flush=True)
 
 
-def _words(ms: float | None, divided_by: float | None = 1.0) -> str:
-    if ms is None or divided_by is None:
-        return ""
-    return f"{ms:.3f}" if divided_by == 1.0 else f"{ms / divided_by:.1f}"
+def _milliseconds(ms: float | None) -> str:
+    return "" if ms is None else f"{ms:.3f}"
+
+
+def _ratio(one: float | None, other: float | None) -> str:
+    return "" if one is None or other is None else f"{one / other:.1f}"
 
 
 def curves(times: int) -> dict[str, tuple[list[int], dict[str, list[float]]]]:
