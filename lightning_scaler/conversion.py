@@ -93,33 +93,37 @@ def convert_targets(
     layouts = {name: targets[name].layout for name in tensors}
     held = _names_held(layouts, tensors, atoms)
     operands: dict[str, Operands] = {}
+    found: dict[str, TensorMap] = {}
     for name, tensor in tensors.items():
         layout = layouts[name]
         # The labels of a batch that has been moved are looked at where they came from.
         keys = list(layout.blocks)
         if name not in held:
             keys = _keys_of_blocks(layout, atoms.on_host(tensor))
-        if keys and layout.kind != "pair":
+        if layout.kind == "pair":
+            # Nothing to scale, but the loss has one dtype.
+            found[name] = tensor.to(dtype=conversion.dtype) if conversion.dtype else tensor
+        elif keys:
             parts = contributions.get(name)
             operands[name] = _operands(
                 targets[name], tensor, keys, atoms, reading, conversion, parts
             )
-    if not operands:
-        return dict(tensors)
-    each = operands.values()
-    converted = rescaled(
-        [one.tensor for one in each],
-        [one.factors for one in each],
-        [one.kinds for one in each],
-        [one.divisors for one in each],
-        [one.offsets for one in each],
-        [one.gradient_offsets for one in each],
-        conversion.outwards,
-        conversion.dtype,
-    )
-    for one, tensor in zip(each, converted, strict=True):
-        atoms.known.learn_same(tensor, one.tensor)
-    return {**tensors, **dict(zip(operands, converted, strict=True))}
+    if operands:
+        each = operands.values()
+        converted = rescaled(
+            [one.tensor for one in each],
+            [one.factors for one in each],
+            [one.kinds for one in each],
+            [one.divisors for one in each],
+            [one.offsets for one in each],
+            [one.gradient_offsets for one in each],
+            conversion.outwards,
+            conversion.dtype,
+        )
+        found.update(zip(operands, converted, strict=True))
+    for name, tensor in found.items():
+        atoms.known.learn_same(tensor, tensors[name])
+    return {**tensors, **found}
 
 
 def _names_held(

@@ -107,10 +107,8 @@ def predictions_to_loss(
     unseen_types = scaler.settings.unseen_types
     conversion = Conversion("model", "loss", True, unseen_types, per_atom=True, dtype=dtype)
     in_loss = _between_positions(scaler, atoms, chosen, conversion)
-    # Atom pairs are not converted, so they have their own dtype yet.
-    converted = {name for name in same if scaler.targets[name].layout.kind != "pair"}
     return {
-        name: tensor if dtype and name in converted else matched(name, tensor, targets[name])
+        name: tensor if dtype and name in same else matched(name, tensor, targets[name])
         for name, tensor in in_loss.items()
     }
 

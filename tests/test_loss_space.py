@@ -153,15 +153,34 @@ def test_targets_without_blocks_have_no_dtype():
     assert len(found["dipole"].keys) == 0
 
 
-def test_predictions_of_pairs_take_the_dtype_of_their_target():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("predicted", [torch.bfloat16, torch.float32, torch.float64])
+def test_pairs_have_the_dtype_of_the_loss_and_are_not_scaled(dtype, predicted):
     rows = [[0, 0, 0, 0, 0, 0]]
-    scaler = fit(SYSTEMS, {"hopping": pair_target([[1.0, 2.0]], rows)})
-    targets = targets_to_loss(scaler, SYSTEMS, {"hopping": pair_target([[3.0, 4.0]], rows)})
-    prediction = pair_target([[5.0, 6.0]], rows).to(torch.float32)
-    found = predictions_to_loss(scaler, SYSTEMS, {"hopping": prediction}, targets)
-    values = found["hopping"].block().values
-    assert values.dtype == targets["hopping"].block().values.dtype == torch.float64
-    assert values.tolist() == [[5.0, 6.0]]
+    given = {"hopping": pair_target([[3.0, 4.0]], rows), "energy": structure_target([3.0, 12.0])}
+    scaler = fit(SYSTEMS, given)
+    targets = targets_to_loss(scaler, SYSTEMS, given, dtype=dtype)
+    predictions = {
+        "hopping": pair_target([[5.0, 6.0]], rows).to(predicted),
+        "energy": structure_target([1.0, 2.0], dtype=predicted),
+    }
+    found = predictions_to_loss(scaler, SYSTEMS, predictions, targets)
+    for tensors in (targets, found):
+        assert {tensor.block().values.dtype for tensor in tensors.values()} == {dtype}
+    assert targets["hopping"].block().values.tolist() == [[3.0, 4.0]]
+    assert found["hopping"].block().values.tolist() == [[5.0, 6.0]]
+
+
+def test_predictions_of_pairs_take_the_dtype_of_a_target_that_has_another():
+    """As of all others: the targets of a user's own may have several."""
+    rows = [[0, 0, 0, 0, 0, 0]]
+    given = {"hopping": pair_target([[3.0, 4.0]], rows), "energy": structure_target([3.0, 12.0])}
+    scaler = fit(SYSTEMS, given)
+    targets = {**given, "energy": given["energy"].to(torch.float32)}
+    predictions = {name: tensor.to(torch.float32) for name, tensor in given.items()}
+    found = predictions_to_loss(scaler, SYSTEMS, predictions, targets)
+    assert found["hopping"].block().values.dtype == torch.float64
+    assert found["energy"].block().values.dtype == torch.float32
 
 
 def test_what_is_known_of_targets_holds_for_masked_ones(scaler):
