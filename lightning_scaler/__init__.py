@@ -4,14 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .accumulator import ScaleAccumulator
-    from .baseline import CompositionBaseline
-    from .callback import TargetScaler
-    from .metrics import PhysicalUnits
-    from .mixin import TargetScalingMixin
-    from .relative_error import RelativeRootMeanSquaredError
-    from .scaler import Scaler
-    from .zbl import ZBL
+    from .baselines import ZBL, CompositionBaseline
+    from .metrics import PhysicalUnits, RelativeRootMeanSquaredError
+    from .scaling import ScaleAccumulator, Scaler
+    from .training import TargetScaler, TargetScalingMixin
 
 __all__ = [
     "ZBL",
@@ -25,14 +21,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CompositionBaseline": "baseline",
+    "CompositionBaseline": "baselines",
     "PhysicalUnits": "metrics",
-    "RelativeRootMeanSquaredError": "relative_error",
-    "ScaleAccumulator": "accumulator",
-    "Scaler": "scaler",
-    "TargetScaler": "callback",
-    "TargetScalingMixin": "mixin",
-    "ZBL": "zbl",
+    "RelativeRootMeanSquaredError": "metrics",
+    "ScaleAccumulator": "scaling",
+    "Scaler": "scaling",
+    "TargetScaler": "training",
+    "TargetScalingMixin": "training",
+    "ZBL": "baselines",
 }
 
 

@@ -3,9 +3,8 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal, TypeAlias, get_args
-
-from .target import did_you_mean
 
 UnseenTypes = Literal["error", "pooled", "identity"]
 SystemLabels = Literal["auto", "position", "id"]
@@ -26,6 +25,13 @@ class Settings:
     enabled: bool = True
     baseline: Literal["composition", "none"] = "none"
     provisional: bool = False
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The known names in words, the nearest one first if there is a near one."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=1)
+    return (f"did you mean '{near[0]}'? " if near else "") + f"known: {names}"
 
 
 def check_choice(setting: str, value: Any, choices: Any) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from typing_extensions import override
 
-from ..mixin import TargetScalingMixin
+from ..training import TargetScalingMixin
 from .dataset import neighbor_pairs
 from .interaction import HARMONICS, Interaction, sum_by_owner
 from .targets import TARGETS, tensor_maps

@@ -16,8 +16,8 @@ from torch import Tensor
 from workloads import Workload
 
 from lightning_scaler import ScaleAccumulator
-from lightning_scaler.scales import TargetScales
-from lightning_scaler.target import CPU
+from lightning_scaler.scaling.target_scales import TargetScales
+from lightning_scaler.tensors.layout import CPU
 
 
 def _types_and_counts(systems: list[System]) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Make tests/metatrain_fixture: checkpoints of metatrain, and numbers that it converts with them.
+"""Make tests/interop/metatrain_fixture: checkpoints of metatrain, and what it converts to.
 
 Run in the environment of the extra ``parity``: ``python tests/parity/make_fixture.py``.
 """
@@ -13,7 +13,7 @@ TARGETS = ["energy", "forces", "orbitals"]
 
 def main() -> None:
     """Fit, save, and convert random numbers."""
-    sys.path.insert(0, str(TESTS))
+    sys.path.insert(0, str(TESTS / "support"))
     import test_checkpoints as fits
     from data import KINDS, random_numbers
     from metatrain.composition import CompositionModel
@@ -21,7 +21,7 @@ def main() -> None:
 
     # A few systems are enough, and make a small file.
     fits.SYSTEMS = fits.SYSTEMS[:5]
-    folder = TESTS / "metatrain_fixture"
+    folder = TESTS / "interop" / "metatrain_fixture"
     folder.mkdir(exist_ok=True)
     data, info, _ = fits.dataset(TARGETS)
     composition = CompositionModel.from_valid_targets(info, fits.TYPES)

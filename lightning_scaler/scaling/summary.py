@@ -1,0 +1,63 @@
+"""The numbers of a Scaler that its tables show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from .target_scales import TargetScales
+
+if TYPE_CHECKING:
+    from ..reports import BaselineOfTarget, ScalesOfTarget
+
+SAMPLES = {"structure": "system", "atom": "atom", "pair": "pair"}
+
+
+def summarize_scales(targets: Mapping[str, TargetScales]) -> list[ScalesOfTarget]:
+    """The scales of every target, one entry per atomic type."""
+    from ..reports import ScalesOfTarget
+
+    return [
+        ScalesOfTarget(
+            name,
+            SAMPLES[scales.layout.kind] + ("/atom" if scales.extensive else ""),
+            scales.rms_before,
+            scales.rms_after if scales.weights or scales.additive else None,
+            [
+                (
+                    "all" if atomic_type == -1 else str(atomic_type),
+                    float(scales.per_target[row]),
+                    [values[row].tolist() for values in scales.per_property.values()],
+                )
+                for row, atomic_type in enumerate(scales.types.tolist())
+            ],
+        )
+        for name, scales in targets.items()
+    ]
+
+
+def summarize_baselines(
+    targets: Mapping[str, TargetScales], module: str | None
+) -> list[BaselineOfTarget]:
+    """The baseline of every target.
+
+    Args:
+        targets: scales by target name.
+        module: class name of the additive module, if there is one.
+    """
+    from ..reports import BaselineOfTarget
+
+    return [
+        BaselineOfTarget(
+            name,
+            scales.explained,
+            module if scales.additive else None,
+            [
+                (str(z), [values[row].tolist() for values in scales.weights.values()])
+                for row, z in enumerate(scales.composition_types.tolist())
+            ]
+            if scales.weights
+            else [],
+        )
+        for name, scales in targets.items()
+    ]

@@ -1,0 +1,128 @@
+"""The repulsion of nuclei against the published formula, and its gradients."""
+
+import mpmath
+import pytest
+import torch
+from ase.data import covalent_radii
+from builders import system
+from metatomic.torch import System
+
+from lightning_scaler import ZBL
+from lightning_scaler.baselines.zbl import COVALENT_RADII
+
+
+def pair_energy(z_i, z_j, r):
+    """Ziegler, Biersack and Littmark, and the envelope, once more and in 30 digits."""
+    mpmath.mp.dps = 30
+    z_i, z_j, r = mpmath.mpf(z_i), mpmath.mpf(z_j), mpmath.mpf(r)
+    cutoff = mpmath.mpf(float(covalent_radii[int(z_i)] + covalent_radii[int(z_j)]))
+    if r >= cutoff:
+        return mpmath.mpf(0)
+    x = r * (z_i ** mpmath.mpf("0.23") + z_j ** mpmath.mpf("0.23")) / mpmath.mpf("0.4685")
+    terms = [
+        ("0.18175", "3.1998"),
+        ("0.50986", "0.94229"),
+        ("0.28022", "0.4029"),
+        ("0.02817", "0.20162"),
+    ]
+    screening = sum(mpmath.mpf(c) * mpmath.exp(-mpmath.mpf(k) * x) for c, k in terms)
+    d, p = r / cutoff, 6
+    envelope = (
+        1
+        - mpmath.mpf((p + 1) * (p + 2)) / 2 * d**p
+        + p * (p + 2) * d ** (p + 1)
+        - mpmath.mpf(p * (p + 1)) / 2 * d ** (p + 2)
+    )
+    return mpmath.mpf("14.399645") * z_i * z_j / r * screening * envelope
+
+
+def energy_of(systems, **options):
+    return ZBL(**options)(systems, ["energy"])["energy"].block()
+
+
+def at(*positions):
+    return torch.tensor(positions, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("distance", [0.05, 0.3, 0.8, 0.9699, 0.98, 3.0])
+def test_a_pair_against_the_formula(distance):
+    pair = system(1, 8, positions=at((0, 0, 0), (0, 0, distance)))
+    expected = float(pair_energy(1, 8, distance))
+    assert energy_of([pair]).values.item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    in_kcal = energy_of([pair], energy_unit=0.0433641).values.item()
+    assert in_kcal == pytest.approx(expected / 0.0433641, rel=1e-12, abs=1e-12)
+
+
+def test_radii_are_the_published_ones():
+    assert list(COVALENT_RADII) == pytest.approx(covalent_radii[1:97], abs=1e-12)
+
+
+def test_a_batch_is_the_sum_over_the_pairs_of_each_system():
+    generator = torch.Generator().manual_seed(0)
+    types = [[8], [1, 6, 8, 1], [], [9, 7, 1]]
+    positions = [torch.rand(len(t), 3, generator=generator).double() for t in types]
+    systems = [system(*t, positions=r) for t, r in zip(types, positions, strict=True)]
+    for values, t, r in zip(energy_of(systems).values, types, positions, strict=True):
+        expected = sum(
+            pair_energy(t[i], t[j], float((r[i] - r[j]).norm()))
+            for i in range(len(t))
+            for j in range(i)
+        )
+        assert values.item() == pytest.approx(float(expected), rel=1e-12)
+
+
+def crystal(positions, strain=None):
+    cell = torch.tensor([[1.9, 0.1, 0.0], [0.0, 1.7, 0.2], [0.3, 0.0, 1.6]]).double()
+    if strain is not None:
+        positions, cell = positions @ strain, cell @ strain
+    return System(torch.tensor([14, 6]), positions, cell, torch.tensor([True] * 3))
+
+
+POSITIONS = at((0.1, 0.2, 0.3), (0.9, 0.8, 0.6))
+
+
+def test_periodic_images_count_once():
+    system_ = crystal(POSITIONS)
+    shifts = torch.cartesian_prod(*[torch.arange(-3, 4).double()] * 3) @ system_.cell
+    types, expected = system_.types.tolist(), 0.0
+    for i in range(2):
+        for j in range(2):
+            for shift in shifts:
+                distance = float((POSITIONS[j] + shift - POSITIONS[i]).norm())
+                if distance > 0.0:
+                    expected += 0.5 * pair_energy(types[i], types[j], distance)
+    assert energy_of([system_]).values.item() == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_gradients_are_those_of_the_energy():
+    block, step = energy_of([crystal(POSITIONS)]), 1e-5
+    for parameter, rows in (("positions", 2), ("strain", 3)):
+        gradient = block.gradient(parameter).values[..., 0].reshape(rows, 3)
+        for row in range(rows):
+            for axis in range(3):
+                either = []
+                for sign in (1, -1):
+                    if parameter == "positions":
+                        moved = POSITIONS.clone()
+                        moved[row, axis] += sign * step
+                        either.append(energy_of([crystal(moved)]).values.item())
+                    else:
+                        strain = torch.eye(3).double()
+                        strain[row, axis] += sign * step
+                        either.append(energy_of([crystal(POSITIONS, strain)]).values.item())
+                slope = (either[0] - either[1]) / (2 * step)
+                assert gradient[row, axis].item() == pytest.approx(slope, rel=1e-6, abs=1e-6)
+
+
+def test_other_targets_are_left_alone():
+    assert ZBL()([system(1)], ["charges"]) == {}
+    assert list(ZBL(target="U")([system(1)], ["U", "charges"])) == ["U"]
+
+
+def test_types_that_are_no_atomic_numbers():
+    with pytest.raises(ValueError, match=r"ZBL: expected atomic numbers from 1 to 96.*\[0, 97\]"):
+        ZBL()([system(0, 1, 97)], ["energy"])
+
+
+def test_a_batch_without_systems():
+    assert energy_of([]).values.shape == (0, 1)

@@ -1,0 +1,344 @@
+"""Torchmetrics in the units of the data set."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from builders import (
+    atom_samples,
+    atom_target,
+    cartesian,
+    fit,
+    forces,
+    labels,
+    spherical,
+    structure_target,
+    system,
+)
+from metatensor.torch import TensorBlock, TensorMap
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
+
+from lightning_scaler import CompositionBaseline, PhysicalUnits, ScaleAccumulator
+from lightning_scaler.batches.atoms import Atoms
+from lightning_scaler.metrics.physical_units import physical_pairs
+
+NAN = float("nan")
+SYSTEMS = [system(8), system(1, 8, 1)]
+BASELINE = CompositionBaseline({"energy": {1: -5.0e4, 8: -1.0e5}})
+
+# In physical units. Energies per atom differ by 0.5 and 6 / 3, strain gradients likewise.
+TARGETS = {
+    "energy": structure_target(
+        [-1e5 + 1.0, -2e5 - 7.0],
+        gradient={"strain": np.zeros((2, 3, 3)), "positions": [[[1, 2, 3]], [[4, 5, 6]] * 3]},
+    ),
+    "forces": forces([[1, 2, 3], [4, 5, 6], [7, 8, 9], [1, 1, 1]], 1, 3),
+}
+PREDICTIONS = {
+    "energy": structure_target(
+        [-1e5 + 1.5, -2e5 - 1.0],
+        gradient={"strain": np.full((2, 3, 3), 6.0), "positions": [[[1, 2, 4]], [[4, 5, 6]] * 3]},
+    ),
+    "forces": forces([[1, 2, 3.5], [4, 5, 6], [7, 10, 9], [1, 1, 1]], 1, 3),
+}
+
+
+def scaler_and_loss_space():
+    scaler = fit(SYSTEMS, TARGETS, baseline=BASELINE)
+    both = [scaler.convert(SYSTEMS, tensors) for tensors in (PREDICTIONS, TARGETS)]
+    return scaler, *both
+
+
+def measured(metric, target, **options):
+    scaler, predictions, targets = scaler_and_loss_space()
+    wrapped = PhysicalUnits(metric, target, **options)
+    wrapped.update(scaler, SYSTEMS, predictions, targets)
+    return wrapped.compute()
+
+
+def rmse():
+    return MeanSquaredError(squared=False)
+
+
+def test_energies_per_atom():
+    assert measured(MeanAbsoluteError(), "energy").item() == pytest.approx((0.5 + 2) / 2, rel=1e-9)
+    assert measured(rmse(), "energy").item() == pytest.approx(math.sqrt((0.25 + 4) / 2), rel=1e-9)
+
+
+def test_energies_as_they_are():
+    options = {"baseline": BASELINE, "intensive_targets": ["energy"]}
+    targets, predictions = {"energy": TARGETS["energy"]}, {"energy": PREDICTIONS["energy"]}
+    scaler = fit(SYSTEMS, targets, **options)
+    metric = PhysicalUnits(MeanAbsoluteError(), "energy")
+    in_loss = [scaler.convert(SYSTEMS, tensors) for tensors in (predictions, targets)]
+    metric.update(scaler, SYSTEMS, *in_loss)
+    assert metric.compute().item() == pytest.approx((0.5 + 6) / 2, rel=1e-9)
+
+
+def test_forces_of_each_type_in_their_own_units():
+    # Twelve components, two of which differ, by 0.5 and 2.
+    assert measured(MeanAbsoluteError(), "forces").item() == pytest.approx(2.5 / 12, rel=1e-12)
+    assert measured(rmse(), "forces").item() == pytest.approx(math.sqrt(4.25 / 12), rel=1e-12)
+
+
+def test_gradients():
+    # Strain: 9 components of 6 / 1 and 9 of 6 / 3. Positions: one of twelve components by 1.
+    strain = measured(MeanAbsoluteError(), "energy", gradient="strain")
+    assert strain.item() == pytest.approx((6 + 2) / 2, rel=1e-12)
+    positions = measured(MeanAbsoluteError(), "energy", gradient="positions")
+    assert positions.item() == pytest.approx(1 / 12, rel=1e-9)
+
+
+def test_one_block():
+    rows = labels("system", [0, 1])
+    target = spherical({0: [[[1.0]], [[2.0]]], 2: np.zeros((2, 5, 1))}, rows)
+    prediction = spherical({0: [[[2.0]], [[2.0]]], 2: np.full((2, 5, 1), 3.0)}, rows)
+    scaler = fit(SYSTEMS, {"t": prediction}, intensive_targets=["t"])
+    in_loss = [scaler.convert(SYSTEMS, {"t": t}) for t in (prediction, target)]
+    for block, expected in [({"o3_lambda": 0}, 0.5), ({"o3_lambda": 2}, 3.0), (None, 31 / 12)]:
+        metric = PhysicalUnits(MeanAbsoluteError(), "t", block=block)
+        metric.update(scaler, SYSTEMS, *in_loss)
+        assert metric.compute().item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_missing_entries_are_left_out():
+    target = atom_target([1.0, NAN, 3.0, NAN], atom_samples(1, 3))
+    prediction = atom_target([2.0, 50.0, 3.0, 60.0], atom_samples(1, 3))
+    scaler = fit(SYSTEMS, {"q": prediction})
+    metric = PhysicalUnits(MeanAbsoluteError(), "q")
+    in_loss = [scaler.convert(SYSTEMS, {"q": t}) for t in (prediction, target)]
+    metric.update(scaler, SYSTEMS, *in_loss)
+    assert metric.compute().item() == pytest.approx(0.5, rel=1e-13)
+
+
+def test_batches_without_entries_or_without_the_target():
+    target = atom_target([NAN, NAN], [[0, 0], [1, 0]])
+    prediction = atom_target([1.0, 2.0], [[0, 0], [1, 0]])
+    scaler = fit(SYSTEMS, {"q": prediction})
+    metric = PhysicalUnits(MeanAbsoluteError(), "q")
+    assert metric(scaler, SYSTEMS, {"q": prediction}, {"q": target}) is None
+    assert metric(scaler, SYSTEMS, {}, {}) is None
+    metric.update(scaler, SYSTEMS, {"q": prediction}, {"q": target})
+    metric.update(scaler, SYSTEMS, {}, {})
+    assert not metric.metric.update_called
+
+
+def test_predictions_in_other_rows():
+    scaler, predictions, targets = scaler_and_loss_space()
+    rows = [[1, 2], [0, 0], [1, 0], [1, 1]]
+    values = predictions["forces"].block().values[[3, 0, 1, 2]]
+    shuffled = {"forces": atom_target(values, rows, "forces", cartesian())}
+    metric = PhysicalUnits(MeanAbsoluteError(), "forces")
+    metric.update(scaler, SYSTEMS, shuffled, targets)
+    assert metric.compute().item() == pytest.approx(2.5 / 12, rel=1e-12)
+
+
+def test_targets_by_id():
+    fixed = CompositionBaseline({"e": {1: -1.0, 8: -10.0}})
+    accumulator = ScaleAccumulator(baseline=fixed, system_labels="id")
+    target = structure_target([-11.0, -15.0], [1, 0])
+    accumulator.update(SYSTEMS, {"e": target})
+    scaler = accumulator.compute()
+    in_loss = scaler.convert(SYSTEMS, {"e": target})
+    # A perfect prediction, in the order of the batch.
+    prediction = structure_target(in_loss["e"].block().values)
+    metric = PhysicalUnits(MeanAbsoluteError(), "e")
+    metric.update(scaler, SYSTEMS, {"e": prediction}, in_loss)
+    assert metric.compute().item() == 0
+
+
+def test_batches_weigh_by_their_entries():
+    systems = [system(8), system(8), system(8)]
+    target = {"q": atom_target([0.0, 0.0, 0.0], atom_samples(1, 1, 1))}
+    scaler = fit(systems, {"q": atom_target([1.0, 2.0, 6.0], atom_samples(1, 1, 1))})
+    physical = [1.0, 2.0, 6.0]
+    metric = PhysicalUnits(rmse(), "q")
+    for chosen in ([0, 1], [2]):
+        rows = atom_samples(*[1] * len(chosen))
+        batch = [
+            {"q": atom_target([numbers[i] for i in chosen], rows)}
+            for numbers in (physical, [0.0] * 3)
+        ]
+        in_loss = [scaler.convert(systems[: len(chosen)], tensors) for tensors in batch]
+        metric.update(scaler, systems[: len(chosen)], *in_loss)
+    assert metric.compute().item() == pytest.approx(math.sqrt(41 / 3), rel=1e-13)
+    metric.reset()
+    metric.update(scaler, systems, scaler.convert(systems, target), scaler.convert(systems, target))
+    assert metric.compute().item() == 0
+
+
+def test_forward_gives_the_batch_and_keeps_the_sum():
+    scaler, predictions, targets = scaler_and_loss_space()
+    metric = PhysicalUnits(MeanAbsoluteError(), "energy")
+    assert metric(scaler, SYSTEMS, targets, targets).item() == 0
+    batch = metric(scaler, systems=SYSTEMS, predictions=predictions, targets=targets)
+    assert batch.item() == pytest.approx(1.25, rel=1e-9)
+    assert metric.compute().item() == pytest.approx(0.625, rel=1e-9)
+
+
+def test_collections():
+    found = measured(MetricCollection({"mae": MeanAbsoluteError(), "rmse": rmse()}), "forces")
+    assert set(found) == {"mae", "rmse"}
+    assert found["mae"].item() == pytest.approx(2.5 / 12, rel=1e-12)
+    assert found["rmse"].item() == pytest.approx(math.sqrt(4.25 / 12), rel=1e-12)
+
+
+def test_collection_over_several_batches():
+    scaler, predictions, targets = scaler_and_loss_space()
+    metric = PhysicalUnits(MetricCollection({"mae": MeanAbsoluteError(), "rmse": rmse()}), "forces")
+    for _ in range(3):
+        metric.update(scaler, SYSTEMS, predictions, targets)
+    assert metric.compute()["rmse"].item() == pytest.approx(math.sqrt(4.25 / 12), rel=1e-12)
+
+
+def test_large_totals_in_float32():
+    # Loss space is float32; the totals of 1e5 would leave 0.008 of a difference of 1e-4.
+    scaler = fit(SYSTEMS, {"energy": TARGETS["energy"]}, baseline=BASELINE)
+    target = structure_target([-1e5 + 1.0, -2e5 - 7.0])
+    prediction = structure_target([-1e5 + 1.0001, -2e5 - 7.0003])
+    in_loss = [
+        {"energy": scaler.convert(SYSTEMS, {"energy": t})["energy"].to(dtype=torch.float32)}
+        for t in (prediction, target)
+    ]
+    metric = PhysicalUnits(MeanAbsoluteError(), "energy")
+    metric.update(scaler, SYSTEMS, *in_loss)
+    assert metric.compute().dtype == torch.float64
+    assert metric.compute().item() == pytest.approx(1e-4, rel=3e-3)
+
+
+def test_state_is_float64():
+    metric = PhysicalUnits(MeanAbsoluteError(), "energy")
+    assert metric.metric.sum_abs_error.dtype == torch.float64
+
+
+def test_updates_inside_and_outside_of_inference_mode():
+    scaler, predictions, targets = scaler_and_loss_space()
+    metric = PhysicalUnits(rmse(), "forces")
+    for inside in (True, False, True, False):
+        with torch.inference_mode(inside):
+            metric.update(scaler, SYSTEMS, predictions, targets)
+    once = PhysicalUnits(rmse(), "forces")
+    once.update(scaler, SYSTEMS, predictions, targets)
+    assert metric.compute() == once.compute()
+    with torch.inference_mode():
+        metric.reset()
+        metric.update(scaler, SYSTEMS, predictions, targets)
+    metric.update(scaler, SYSTEMS, predictions, targets)
+    assert metric.compute() == once.compute()
+
+
+def test_clones_are_independent():
+    scaler, predictions, targets = scaler_and_loss_space()
+    metric = PhysicalUnits(MeanAbsoluteError(), "energy")
+    metric.update(scaler, SYSTEMS, predictions, targets)
+    for other in (metric.clone(), copy.deepcopy(metric)):
+        assert other.compute().item() == pytest.approx(1.25, rel=1e-9)
+        other.update(scaler, SYSTEMS, targets, targets)
+        assert other.compute().item() == pytest.approx(0.625, rel=1e-9)
+    assert metric.compute().item() == pytest.approx(1.25, rel=1e-9)
+    assert not any("scaler" in name for name in vars(metric))
+
+
+def test_no_graph_is_kept():
+    scaler, predictions, targets = scaler_and_loss_space()
+    values = predictions["forces"].block().values.clone().requires_grad_()
+    grown = {"forces": forces(values, 1, 3)}
+    metric = PhysicalUnits(MeanAbsoluteError(), "forces")
+    metric.update(scaler, SYSTEMS, grown, targets)
+    assert not metric.compute().requires_grad
+
+
+def test_pairs_are_detached_and_lack_missing_entries():
+    scaler = fit(SYSTEMS, {"energy": structure_target([2.0, 2.0])})
+    values = torch.tensor([[1.0], [3.0]], requires_grad=True)
+    missing = structure_target([NAN, 4.0], dtype=torch.float32)
+    given = {"energy": structure_target(values)}, {"energy": missing}
+    (pair,) = physical_pairs(scaler, Atoms.from_systems(SYSTEMS), *given)["energy"]
+    assert (pair.key, pair.gradient) == ({"_": 0}, None)
+    sigma = float(scaler.targets["energy"].per_target[0])
+    assert pair.prediction.tolist() == [3.0 * sigma]
+    assert pair.target.tolist() == [4.0 * sigma]
+    for numbers in (pair.prediction, pair.target):
+        assert numbers.dtype == torch.float64
+        assert not numbers.requires_grad
+
+
+def test_pairs_of_several_targets_and_blocks():
+    """Each lacks its own missing entries; gradients go by the key of their own block."""
+    samples = labels("system", [0, 1])
+    scalar, vector = torch.ones(2, 1, 1), torch.ones(2, 3, 1)
+    mu = spherical({0: scalar, 1: vector}, samples)
+    scaler = fit(SYSTEMS, {"energy": structure_target([2.0, 2.0]), "mu": mu})
+    vector = vector.clone()
+    vector[1, 2] = NAN
+    blocks = [of_key.copy() for of_key in spherical({0: scalar, 1: vector}, samples).blocks()]
+    for of_key in blocks:
+        each = labels("sample", [0, 1])
+        strain = torch.ones_like(of_key.values)
+        strain = TensorBlock(strain, each, of_key.components, of_key.properties)
+        of_key.add_gradient("strain", strain)
+    given = {"energy": structure_target([2.0, 2.0]), "mu": TensorMap(mu.keys, blocks)}
+    pairs = physical_pairs(scaler, Atoms.from_systems(SYSTEMS), given, given)
+    assert [len(pair.target) for pair in pairs["energy"]] == [2]
+    assert [
+        (pair.key["o3_lambda"], pair.gradient, len(pair.prediction), len(pair.target))
+        for pair in pairs["mu"]
+    ] == [(0, None, 2, 2), (1, None, 5, 5), (0, "strain", 2, 2), (1, "strain", 6, 6)]
+
+
+def test_inputs_are_not_written_to():
+    scaler, predictions, targets = scaler_and_loss_space()
+    tensors = [predictions["energy"], targets["energy"], predictions["forces"], targets["forces"]]
+    before = [tensor.block().values.clone() for tensor in tensors]
+    for name in ("energy", "forces"):
+        PhysicalUnits(rmse(), name).update(scaler, SYSTEMS, predictions, targets)
+    assert all(torch.equal(t.block().values, b) for t, b in zip(tensors, before, strict=True))
+
+
+def test_refusals():
+    scaler, predictions, targets = scaler_and_loss_space()
+    with pytest.raises(
+        TypeError, match="expected a torchmetrics Metric or MetricCollection, got st"
+    ):
+        PhysicalUnits("mae", "energy")
+    with pytest.raises(ValueError, match=r"no prediction for the target 'energy', only for \['fo"):
+        PhysicalUnits(rmse(), "energy").update(
+            scaler, SYSTEMS, {"forces": predictions["forces"]}, targets
+        )
+    with pytest.raises(
+        ValueError, match=r"no scales for the target 'gap', only for \['energy', 'fo"
+    ):
+        PhysicalUnits(rmse(), "gap").update(
+            scaler, SYSTEMS, predictions, {"gap": targets["energy"]}
+        )
+    part = {"energy": structure_target([1.0])}
+    with pytest.raises(ValueError, match="no prediction for 1 rows"):
+        PhysicalUnits(rmse(), "energy").update(
+            scaler, SYSTEMS, part, {"energy": structure_target([1.0, 2.0])}
+        )
+
+
+def test_words():
+    metric = PhysicalUnits(rmse(), "t", block={"o3_lambda": 2})
+    assert "target='t', block={'o3_lambda': 2}" in repr(metric)
+
+
+def test_gradients_go_by_their_names_whatever_their_order():
+    # Three waters: as many entries in the forces as in the strain.
+    waters = [system(8, 1, 1)] * 3
+    rng = np.random.default_rng(0)
+    numbers = {name: rng.normal(size=(3, 3, 3)).tolist() for name in ("positions", "strain")}
+    zero = {name: np.zeros((3, 3, 3)).tolist() for name in numbers}
+    target = structure_target([1.0, 2.0, 3.0], gradient=zero)
+    swapped = {name: numbers[name] for name in ("strain", "positions")}
+    prediction = structure_target([1.0, 2.0, 3.0], gradient=swapped)
+    assert prediction.block().gradients_list() != target.block().gradients_list()
+    scaler = fit(waters, {"energy": target}, fixed_scales={"energy": 1.0})
+    for parameter, expected in numbers.items():
+        divisor = 3.0 if parameter == "strain" else 1.0  # per atom
+        wrapped = PhysicalUnits(MeanAbsoluteError(), "energy", gradient=parameter)
+        wrapped.update(scaler, waters, {"energy": prediction}, {"energy": target})
+        error = float(np.abs(expected).mean()) / divisor
+        assert wrapped.compute().item() == pytest.approx(error, rel=1e-12)

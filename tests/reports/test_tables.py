@@ -1,0 +1,130 @@
+import io
+import math
+
+import pytest
+import torch
+from builders import atom_samples, atom_target, cartesian, structure_target, system
+from rich.console import Console
+
+from lightning_scaler import ZBL, CompositionBaseline, ScaleAccumulator
+from lightning_scaler.reports.tables import errors_table
+
+
+def text_of(table):
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+def test_scales_are_told_per_type_with_the_rms_before_and_after():
+    # Energies per atom 3 and 5, of O and H2O: RMS sqrt(17) = 4.123; charges 3 for both O, and
+    # -1, 2 for H: RMS of O 3, of H sqrt(5/2) = 1.581.
+    accumulator = ScaleAccumulator()
+    systems = [system(8), system(1, 1, 8)]
+    charges = atom_target([3.0, -1.0, 2.0, 3.0], atom_samples(1, 3))
+    accumulator.update(systems, {"energy": structure_target([3.0, 15.0]), "charges": charges})
+    lines = [line.split() for line in text_of(accumulator.compute().table()).splitlines()]
+    words = [[word for word in line if word != "│"] for line in lines]
+    assert ["energy", "system/atom", "4.123", "–", "all", "4.123", "1"] in words
+    assert ["charges", "atom", "2.398", "–", "1", "1.581", "1"] in words
+    assert ["8", "3", "1"] in words
+
+
+def test_many_types_are_cut_short():
+    types = list(range(1, 31))
+    accumulator = ScaleAccumulator(baseline=CompositionBaseline())
+    values = torch.tensor([float(i) for i in range(60)]).double()
+    samples = atom_samples(30, 30)
+    accumulator.update([system(*types), system(*types)], {"q": atom_target(values, samples)})
+    text = text_of(accumulator.compute().table())
+    assert "… 18 more types" in text
+    assert len(text.splitlines()) < 25
+
+
+def test_baselines_are_told_per_type_with_what_they_explain():
+    # O and H2O: O -2000 and H -15.25 leave nothing. Charges: H 0.4 and 0.2, O 0.2 and -0.6; about
+    # the means 0.3 and -0.2 the squares are 0.02 + 0.32, about the common mean 0.05 they are 0.59.
+    accumulator = ScaleAccumulator(baseline=CompositionBaseline())
+    systems = [system(8), system(1, 1, 8)]
+    charges = atom_target([0.2, 0.4, 0.2, -0.6], atom_samples(1, 3))
+    energy = structure_target([-2000.0, -2030.5])
+    dipoles = structure_target([[[1.0], [2.0], [3.0]]] * 2, components=cartesian())
+    accumulator.update(systems, {"energy": energy, "charges": charges, "dipole": dipoles})
+    with pytest.warns(UserWarning, match="below their rounding noise"):
+        scaler = accumulator.compute()
+    text = text_of(scaler.baselines_table())
+    words = [line.split() for line in text.splitlines()]
+    assert ["energy", "100.0", "%", "1", "-15.25"] in words
+    assert ["8", "-2000"] in words
+    assert ["charges", "42.4", "%", "1", "0.3"] in words
+    assert "dipole" not in text
+    accumulator = ScaleAccumulator()
+    accumulator.update(systems, {"energy": structure_target([-2000.0, -2030.5])})
+    assert accumulator.compute().baselines_table() is None
+
+
+def test_batches_explain_what_the_whole_does():
+    accumulator = ScaleAccumulator(baseline=CompositionBaseline())
+    # As above; the first batch has no H.
+    for one, values in ((system(8), [0.2]), (system(1, 1, 8), [0.4, 0.2, -0.6])):
+        accumulator.update([one], {"charges": atom_target(values, atom_samples(len(values)))})
+    explained = accumulator.compute().targets["charges"].explained
+    assert explained == pytest.approx(1 - 0.34 / 0.59)
+
+
+def test_batches_of_structures_explain_what_the_whole_does():
+    # H: (1 + 2 + 6 + 7 + 2 * 9) / (4 + 4) by least squares of the totals; the mean per atom is 4.1.
+    numbers, sizes = [1.0, 2.0, 6.0, 7.0, 9.0], [1, 1, 1, 1, 2]
+    systems = [system(*[1] * size) for size in sizes]
+    whole = ScaleAccumulator(baseline=CompositionBaseline())
+    whole.update(systems, {"t": structure_target(numbers)})
+    parts = ScaleAccumulator(baseline=CompositionBaseline())
+    for one, number in zip(systems * 40, numbers * 40, strict=True):
+        parts.update([one], {"t": structure_target([number])})
+    weight = (16 + 18) / 8
+    per_atom = [1.0, 2.0, 6.0, 7.0, 4.5]
+    left = sum((x - weight) ** 2 for x in per_atom)
+    about_mean = sum((x - 4.1) ** 2 for x in per_atom)
+    for accumulator in (whole, parts):
+        explained = accumulator.compute().targets["t"].explained
+        assert explained == pytest.approx(1 - left / about_mean)
+
+
+def test_large_totals_of_one_composition_explain_nothing():
+    noise = [1e-3 * math.sin(7.0 * i) for i in range(30)]
+    accumulator = ScaleAccumulator(baseline=CompositionBaseline())
+    energy = structure_target([3 * (x - 1e5) for x in noise])
+    accumulator.update([system(1, 1, 8)] * 30, {"energy": energy})
+    assert accumulator.compute().targets["energy"].explained == pytest.approx(0.0, abs=1e-6)
+
+
+def test_an_additive_module_is_named():
+    accumulator = ScaleAccumulator(additive=ZBL(target="t"))
+    near = system(1, 1, positions=[[0, 0, 0], [0, 0, 0.4]])
+    accumulator.update([near, system(8)], {"t": structure_target([3.0, 5.0])})
+    text = text_of(accumulator.compute().baselines_table())
+    assert "ZBL" in text
+
+
+def test_shares_near_one_have_digits_that_tell():
+    accumulator = ScaleAccumulator(baseline=CompositionBaseline(fixed={"t": {1: 1000.0, 8: 0.0}}))
+    accumulator.update([system(1), system(8)], {"t": structure_target([1000.5, 0.5])})
+    # 2 * 0.25 of 2 * 500^2.
+    text = text_of(accumulator.compute().baselines_table())
+    assert "99.99990 %" in text
+
+
+def test_errors_are_told_in_units_and_relative_to_the_spread():
+    metrics = {
+        "test/loss/dataloader_idx_1": 0.3,
+        "test/energy/mae_per_atom/dataloader_idx_1": 0.0123,
+        "test/energy/rmse_per_atom/dataloader_idx_1": 0.0456,
+        "test/energy/relative_rmse_per_atom/dataloader_idx_1": 0.25,
+        "test/energy/positions/rmse/dataloader_idx_1": 1.5,
+    }
+    text = text_of(errors_table("Errors", metrics, {"energy": "eV", "energy/positions": "eV/Å"}))
+    lines = [line.split() for line in text.splitlines()]
+    words = [[word for word in line if word != "│"] for line in lines]
+    assert ["energy", "eV", "/", "atom", "0.0123", "0.0456", "25.0", "%"] in words
+    assert ["energy/positions", "eV/Å", "1.5"] in words
+    assert "loss" not in text

@@ -1,0 +1,197 @@
+"""Targets and predictions brought to loss space together."""
+
+import pytest
+import torch
+from builders import (
+    atom_samples,
+    atom_target,
+    fit,
+    labels,
+    mask_of,
+    pair_target,
+    structure_target,
+    system,
+    with_nested_gradient,
+)
+from metatensor.torch import Labels, TensorMap
+
+from lightning_scaler import ScaleAccumulator
+from lightning_scaler.batches.atoms import Atoms
+from lightning_scaler.batches.device import move_to_device
+from lightning_scaler.scaling.loss_space import predictions_to_loss, targets_to_loss
+
+SYSTEMS = [system(8), system(1, 1, 8)]
+
+
+@pytest.fixture
+def scaler():
+    """Energies per atom 3 and 4: RMS sqrt(25/2). Charges: H 1 and 7, RMS 5; O 2 and 2, RMS 2."""
+    accumulator = ScaleAccumulator()
+    accumulator.update(
+        SYSTEMS,
+        {
+            "energy": structure_target([3.0, 12.0]),
+            "charges": atom_target([2.0, 1.0, 7.0, 2.0], atom_samples(1, 3)),
+        },
+    )
+    return accumulator.compute()
+
+
+def test_targets_are_scaled_averaged_masked_and_cast(scaler):
+    charges = atom_target([2.0, 1.0, 7.0, 2.0], atom_samples(1, 3))
+    targets = {"energy": structure_target([-6.0, 15.0]), "charges": charges}
+    mask = mask_of(charges, [[True, False, True, True]])
+    result = targets_to_loss(scaler, SYSTEMS, targets, {"charges": mask})
+    energy = result["energy"].block().values
+    assert energy.dtype == torch.float32
+    sigma = (25 / 2) ** 0.5
+    # Per atom: -6 / 1 and 15 / 3.
+    torch.testing.assert_close(energy, torch.tensor([[-6.0 / sigma], [5.0 / sigma]]))
+    expected = torch.tensor([[1.0], [torch.nan], [7 / 5], [1.0]])
+    torch.testing.assert_close(result["charges"].block().values, expected, equal_nan=True)
+    assert charges.block().values[1, 0] == 1.0
+
+
+def test_strain_gradients_are_averaged_and_forces_are_not(scaler):
+    gradients = {
+        "positions": [[[1.0, 2.0, 3.0]], [[4.0, 5.0, 6.0]] * 3],
+        "strain": [[[6.0] * 3] * 3, [[9.0] * 3] * 3],
+    }
+    sigma = (25 / 2) ** 0.5
+    targets = {"energy": structure_target([-6.0, 15.0], gradient=gradients)}
+    targets = targets_to_loss(scaler, SYSTEMS, targets, dtype=torch.float64)
+    predictions = {"energy": structure_target([-6.0, 15.0], gradient=gradients)}
+    # Model space is loss space here: no scale, the same averages.
+    in_loss = predictions_to_loss(scaler, SYSTEMS, predictions, targets)
+    for tensors, factor in ((targets, sigma), (in_loss, 1.0)):
+        block = tensors["energy"].block()
+        forces = block.gradient("positions").values[:, :, 0]
+        expected = torch.tensor([[1.0, 2, 3]] + [[4.0, 5, 6]] * 3).double() / factor
+        torch.testing.assert_close(forces, expected)
+        strain = block.gradient("strain").values[:, 0, 0, 0]
+        torch.testing.assert_close(strain, torch.tensor([6.0, 3.0]).double() / factor)
+
+
+def test_ids_become_positions_and_predictions_follow_the_rows(scaler):
+    targets = {"charges": atom_target([7.0, 2.0], [[40, 1], [40, 2]])}
+    systems = targets_to_loss(
+        scaler,
+        SYSTEMS,
+        {**targets, "energy": structure_target([3.0, 12.0], systems=[30, 40])},
+        dtype=torch.float64,
+    )
+    assert systems["charges"].block().samples.values.tolist() == [[1, 1], [1, 2]]
+    predictions = {
+        "charges": atom_target([10.0, 20, 30, 40], atom_samples(1, 3)),
+        "energy": structure_target([1.0, 6.0]),
+    }
+    result = predictions_to_loss(scaler, SYSTEMS, predictions, systems)
+    assert result["charges"].block().values.reshape(-1).tolist() == [30.0, 40.0]
+    # Model space is loss space for a single property; then per atom.
+    assert result["energy"].block().values.reshape(-1).tolist() == [1.0, 2.0]
+
+
+def test_tensors_without_scales_pass_untouched(scaler):
+    other = structure_target([1.0, 2.0])
+    assert targets_to_loss(scaler, SYSTEMS, {"other": other})["other"] is other
+
+
+def test_predictions_that_are_no_mapping(scaler):
+    with pytest.raises(TypeError, match=r"expected forward to give a dict .*, got list"):
+        predictions_to_loss(scaler, SYSTEMS, [], {})
+
+
+def test_what_is_known_of_targets_holds_for_predictions_like_them(scaler):
+    charges, prediction = (atom_target([1.0] * 4, atom_samples(1, 3)) for _ in range(2))
+    atoms = Atoms.from_systems(SYSTEMS)
+    in_loss = targets_to_loss(scaler, atoms, {"charges": charges})
+    predictions_to_loss(scaler, atoms, {"charges": prediction}, in_loss)
+    known = atoms.known.get(prediction)
+    assert known.usual
+    assert known.layout is scaler.targets["charges"].layout
+    # Other rows are another matter.
+    swapped = labels(["system", "atom"], [[1, 0], [1, 1], [1, 2], [0, 0]])
+    prediction = atom_target([1.0, 7.0, 2.0, 2.0], swapped)
+    result = predictions_to_loss(scaler, atoms, {"charges": prediction}, in_loss)
+    assert not atoms.known.get(prediction).usual
+    assert result["charges"].block().values[:, 0].tolist() == [2.0, 1.0, 7.0, 2.0]
+
+
+def test_predictions_like_their_targets_that_cannot_be_converted(scaler):
+    given = structure_target([-6.0, 15.0])
+    targets = targets_to_loss(scaler, SYSTEMS, {"energy": given}, dtype=torch.float64)
+    whole = structure_target([1, 2], dtype=torch.int64)
+    with pytest.raises(ValueError, match="'energy': expected real floating point values"):
+        predictions_to_loss(scaler, SYSTEMS, {"energy": whole}, targets)
+    strain = structure_target([-6.0, 15.0], gradient={"strain": torch.ones(2, 3, 3)})
+    targets = targets_to_loss(scaler, SYSTEMS, {"energy": strain}, dtype=torch.float64)
+    nested = with_nested_gradient([-6.0, 15.0])
+    with pytest.raises(NotImplementedError, match="gradients of gradients"):
+        predictions_to_loss(scaler, SYSTEMS, {"energy": nested}, targets)
+
+
+def test_predictions_take_the_dtype_of_their_own_target(scaler):
+    charges = atom_target([2.0, 1.0, 7.0, 2.0], atom_samples(1, 3))
+    single = atom_target([2.0, 1.0, 7.0, 2.0], atom_samples(1, 3), dtype=torch.float32)
+    energy = structure_target([3.0, 12.0])
+    for targets in ({"energy": energy, "charges": single}, {"charges": single, "energy": energy}):
+        predictions = {"energy": structure_target([1.0, 2.0]), "charges": charges}
+        found = predictions_to_loss(scaler, SYSTEMS, predictions, targets)
+        dtypes = {name: tensor.block().values.dtype for name, tensor in found.items()}
+        assert dtypes == {"energy": torch.float64, "charges": torch.float32}
+
+
+def test_targets_without_blocks_have_no_dtype():
+    """The first of the batch is not the one to say what the others are."""
+    given = {"dipole": structure_target([1.0, 2.0]), "energy": structure_target([3.0, 12.0])}
+    scaler = fit(SYSTEMS, given)
+    nothing = TensorMap(Labels("_", torch.empty((0, 1), dtype=torch.int64)), [])
+    targets = targets_to_loss(scaler, SYSTEMS, {"dipole": nothing, "energy": given["energy"]})
+    predictions = {"dipole": nothing, "energy": structure_target([1.0, 2.0])}
+    found = predictions_to_loss(scaler, SYSTEMS, predictions, targets)
+    assert found["energy"].block().values.dtype == torch.float32
+    assert len(found["dipole"].keys) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("predicted", [torch.bfloat16, torch.float32, torch.float64])
+def test_pairs_have_the_dtype_of_the_loss_and_are_not_scaled(dtype, predicted):
+    rows = [[0, 0, 0, 0, 0, 0]]
+    given = {"hopping": pair_target([[3.0, 4.0]], rows), "energy": structure_target([3.0, 12.0])}
+    scaler = fit(SYSTEMS, given)
+    targets = targets_to_loss(scaler, SYSTEMS, given, dtype=dtype)
+    predictions = {
+        "hopping": pair_target([[5.0, 6.0]], rows).to(predicted),
+        "energy": structure_target([1.0, 2.0], dtype=predicted),
+    }
+    found = predictions_to_loss(scaler, SYSTEMS, predictions, targets)
+    for tensors in (targets, found):
+        assert {tensor.block().values.dtype for tensor in tensors.values()} == {dtype}
+    assert targets["hopping"].block().values.tolist() == [[3.0, 4.0]]
+    assert found["hopping"].block().values.tolist() == [[5.0, 6.0]]
+
+
+def test_predictions_of_pairs_take_the_dtype_of_a_target_that_has_another():
+    """As of all others: the targets of a user's own may have several."""
+    rows = [[0, 0, 0, 0, 0, 0]]
+    given = {"hopping": pair_target([[3.0, 4.0]], rows), "energy": structure_target([3.0, 12.0])}
+    scaler = fit(SYSTEMS, given)
+    targets = {**given, "energy": given["energy"].to(torch.float32)}
+    predictions = {name: tensor.to(torch.float32) for name, tensor in given.items()}
+    found = predictions_to_loss(scaler, SYSTEMS, predictions, targets)
+    assert found["hopping"].block().values.dtype == torch.float64
+    assert found["energy"].block().values.dtype == torch.float32
+
+
+def test_what_is_known_of_targets_holds_for_masked_ones(scaler):
+    """A device need not be asked for the labels again."""
+    charges = atom_target([1.0] * 4, atom_samples(1, 3))
+    mask = mask_of(charges, [[True, False, True, True]])
+    batch = {"system": SYSTEMS, "charges": charges, "charges_mask": mask}
+    moved = move_to_device(batch, torch.device("cpu"), torch.float64)
+    atoms = Atoms.from_systems(moved["system"])
+    masks = {"charges": moved["charges_mask"]}
+    in_loss = targets_to_loss(scaler, atoms, {"charges": moved["charges"]}, masks)
+    assert atoms.on_host(in_loss["charges"]) is charges
+    missing = in_loss["charges"].block().values.isnan()
+    assert missing.flatten().tolist() == [False, True, False, False]

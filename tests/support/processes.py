@@ -1,0 +1,444 @@
+"""What several real processes do together, in one process group, for test_processes.py."""
+
+import os
+import socket
+import time
+import warnings
+from pathlib import Path
+
+import torch
+import torch.multiprocessing
+from builders import labels
+from lightning.pytorch.strategies import ModelParallelStrategy
+from metatensor.torch import TensorBlock, TensorMap
+from small_training import (
+    SmallData,
+    SmallDataset,
+    SmallNet,
+    collate,
+    quiet_trainer,
+    scaler_callback,
+)
+from torch.distributed.fsdp import fully_shard
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    WeightedRandomSampler,
+)
+
+BATCH_SIZES = (1, 4, 30)
+
+
+def rank_of_this_process():
+    return int(os.environ.get("RANK", "0"))
+
+
+def trainer_of(folder, world_size, **options):
+    if world_size > 1:
+        options = {"devices": world_size, "strategy": "ddp", **options}
+    return quiet_trainer(folder, **options)
+
+
+# The scales of every kind of loader.
+
+
+class Stream(IterableDataset):
+    """Its own part of the data for every process."""
+
+    def __init__(self, items, world_size):
+        self.items, self.world_size = items, world_size
+
+    def __iter__(self):
+        return iter(self.items[rank_of_this_process() :: self.world_size])
+
+
+class Sampled(SmallData):
+    """The training data through a loader of some kind."""
+
+    def __init__(self, kind, batch_size, world_size, size=22):
+        super().__init__(size, batch_size)
+        self.kind, self.world_size = kind, world_size
+
+    def train_dataloader(self):
+        data, size = self.train, self.batch_size
+        if self.kind == "stream":
+            return DataLoader(Stream(data.items, self.world_size), size, collate_fn=collate)
+        if self.kind == "batches":
+            batches = [[i, (3 * i) % 22] for i in range(0, 22, 1 + size % 3)]
+            return DataLoader(data, batch_sampler=batches, collate_fn=collate)
+        options = {
+            "sequential": {"drop_last": True},
+            "random": {"shuffle": True},
+            "distributed": {
+                "sampler": DistributedSampler(
+                    data, self.world_size, rank_of_this_process(), shuffle=True, seed=3
+                )
+            },
+            "weighted": {
+                "sampler": WeightedRandomSampler(
+                    [1.0 + i % 3 for i in range(22)],
+                    30,
+                    generator=torch.Generator().manual_seed(size),
+                )
+            },
+        }
+        return DataLoader(data, size, collate_fn=collate, **options[self.kind])
+
+
+KINDS = ("sequential", "random", "distributed", "weighted", "batches", "stream")
+
+
+def fitted(folder, world_size, data, **options):
+    """The network after the pass alone."""
+    net = SmallNet()
+    trainer = trainer_of(
+        folder,
+        world_size,
+        callbacks=[scaler_callback(**options)],
+        max_epochs=0,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(net, data)
+    return net
+
+
+def scales_of_loaders(folder, world_size):
+    answers = {}
+    for kind in KINDS:
+        for batch_size in BATCH_SIZES:
+            data = Sampled(kind, batch_size, world_size)
+            net = fitted(folder, world_size, data)
+            answers[kind, batch_size] = (net.scaler.get_extra_state(), data.train.reads)
+    for size in (1, 2):  # fewer samples than processes
+        data = SmallData(size, 1)
+        net = fitted(folder, world_size, data, unseen_types="pooled")
+        answers["few", size] = (net.scaler.get_extra_state(), data.train.reads)
+    return answers
+
+
+# Collectives, as the profiler sees them in the backend.
+
+
+def collectives(folder, world_size):
+    answers = {}
+    counted = {
+        "random": {},
+        "weighted": {},
+        "all numbers fixed": {
+            "targets": ["dipole", "charges"],
+            "intensive_targets": ["dipole"],
+            "fixed_scales": {"dipole": 2.0, "charges": 3.0},
+            "baseline": "none",
+        },
+    }
+    for name, options in counted.items():
+        kind = name if name in KINDS else "random"
+        data, net = Sampled(kind, 4, world_size), SmallNet()
+        callback = scaler_callback(**options)
+        answers[name] = counts_of_fit_start(folder, world_size, callback, net, data)
+        if name == "random":
+            # The scales are there already: no pass.
+            again = Sampled(kind, 4, world_size)
+            answers["second fit"] = counts_of_fit_start(
+                folder, world_size, scaler_callback(), net, again
+            )
+    return answers
+
+
+def counts_of_fit_start(folder, world_size, callback, net, data):
+    counts = {}
+    start = callback.on_fit_start
+
+    def profiled(trainer, module):
+        with torch.profiler.profile() as profile:
+            start(trainer, module)
+        for event in profile.key_averages():
+            if event.key.startswith("gloo:"):
+                counts[event.key] = event.count
+
+    callback.on_fit_start = profiled
+    options = {"max_epochs": 0, "limit_val_batches": 0, "use_distributed_sampler": False}
+    trainer_of(folder, world_size, callbacks=[callback], **options).fit(net, data)
+    return {"collectives": counts, "reads": len(data.train.reads)}
+
+
+# Faults.
+
+
+class FaultyDataset(SmallDataset):
+    """Calls fault(index, number) before a structure is read."""
+
+    fault = staticmethod(lambda index, number: None)
+
+    def __getitem__(self, index):
+        self.fault(index, len(self.reads))
+        return super().__getitem__(index)
+
+
+class Raised(list):
+    """When a fault was raised in this process."""
+
+    def __call__(self, error):
+        self.append(time.time())
+        raise error
+
+
+class FaultySampler(WeightedRandomSampler):
+    """Fails on the rank that draws."""
+
+    raised = None
+
+    def __iter__(self):
+        self.raised(ValueError("weights file not found"))
+
+
+def renamed(items):
+    """The charges with another property."""
+    batch = collate(items)
+    charges = batch["charges"].block()
+    other = TensorBlock(
+        charges.values, charges.samples, charges.components, labels("property", [7])
+    )
+    return {**batch, "charges": TensorMap(batch["charges"].keys, [other])}
+
+
+class FaultyData(SmallData):
+    def __init__(self, fault, world_size, raised):
+        super().__init__(size=1 if fault == "empty shard" else 22, batch_size=1)
+        self.train.__class__ = FaultyDataset
+        self.fault, self.raised, self.rank = fault, raised, rank_of_this_process()
+        self.last = self.rank == world_size - 1
+        if fault == "infinite target":
+            self.train.items[7][1]["dipole"][0, 1] = torch.inf
+        if fault == "other layout" and self.rank == 1:
+            self.collate_fn = renamed
+        of_reads = {
+            "corrupt file": (self.rank == 1, 3, "structure 7 is truncated"),
+            "empty shard": (self.rank == 0, 0, "structure 0 is truncated"),
+            "at the very end": (self.last, 6, "structure 20 is truncated"),
+            "at once, the others busy": (self.rank == 0, 0, "structure 0 is truncated"),
+        }
+
+        def read(index, number):
+            here, when, message = of_reads[fault]
+            if here and number == when:
+                if fault == "at the very end":
+                    time.sleep(2.5)
+                raised(OSError(message))
+            if fault == "at once, the others busy":
+                time.sleep(0.5)
+
+        if fault in of_reads:
+            self.train.fault = read
+
+    def train_dataloader(self):
+        if self.fault == "before the sampler":
+            if self.rank == 1:
+                self.raised(FileNotFoundError("train.db"))
+            sampler = WeightedRandomSampler([1.0] * 22, 22)
+            return DataLoader(self.train, 1, sampler=sampler, collate_fn=collate)
+        if self.fault == "custom sampler":
+            sampler = FaultySampler([1.0] * 22, 22)
+            sampler.raised = self.raised
+            return DataLoader(self.train, 1, sampler=sampler, collate_fn=collate)
+        return DataLoader(self.train, 1, collate_fn=self.collate_fn)
+
+
+# Which rank, and what every rank says.
+FAULTS = {
+    "corrupt file": "failed on rank 1: OSError: structure 7 is truncated",
+    "infinite target": r"failed on rank 1: ValueError: target 'dipole', block \(_=0\).*1 infinite",
+    "other layout": r"data of rank 1 do not go with .*: target 'charges', block \(_=0\).*expected",
+    "custom sampler": "failed on rank 0: ValueError: weights file not found",
+    "before the sampler": "failed on rank 1: FileNotFoundError: train.db",
+    "at the very end": "failed on rank {last}: OSError: structure 20 is truncated",
+    "at once, the others busy": "failed on rank 0: OSError: structure 0 is truncated",
+    "empty shard": "failed on rank 0: OSError: structure 0 is truncated",
+    "other settings": "limit_batches is None on rank 0 and 4 on rank 1; give all processes",
+    "scales on one rank": "what is to be fitted is 'nothing' on rank 0 and 'all targets' on rank 1",
+    "another last bit": r"the hash of the scales is '\w+' on rank 0 and '\w+' on rank 1; give",
+}
+
+
+def faults(folder, world_size):
+    answers = {}
+    fitted_before = fitted(folder, world_size, SmallData())
+    for fault in FAULTS:
+        raised = Raised()
+        data, net = FaultyData(fault, world_size, raised), SmallNet()
+        rank, options = rank_of_this_process(), {}
+        if fault == "other settings" and rank == 1:
+            options["limit_batches"] = 4
+        if fault == "another last bit" or (fault == "scales on one rank" and rank == 0):
+            net.scaler.set_extra_state(fitted_before.scaler.get_extra_state())
+            if rank == 1:
+                net.scaler.targets["dipole"].per_target *= 1 + 2.0**-52
+        torch.distributed.barrier()
+        start = time.time()
+        try:
+            trainer = trainer_of(folder, world_size, callbacks=[scaler_callback(**options)])
+            trainer.fit(net, data)
+            message = "none"
+        except RuntimeError as error:
+            message = str(error)
+        answers[fault] = {
+            "message": message,
+            "start": start,
+            "raised": list(raised),
+            "stopped": time.time(),
+            "reads": len(data.train.reads),
+        }
+    # The same process group goes on, and hears nothing of all that.
+    answers["afterwards"] = fitted(folder, world_size, SmallData()).scaler.get_extra_state()
+    return answers
+
+
+# Evaluation.
+
+
+class HeldOut(SmallData):
+    def __init__(self, length, batch_size):
+        super().__init__(size=8, batch_size=batch_size)
+        self.held_out = SmallDataset(length, 1)
+
+
+def without_charges_in_large_systems(items):
+    """Batches of one; those of three and more atoms lack a target, or have another order."""
+    batch = collate(items)
+    charges = batch.pop("charges")
+    return batch if len(items[0][0]) > 2 else {"charges": charges, **batch}
+
+
+class MultiTask(SmallData):
+    """Processes meet targets in another order, or not at all."""
+
+    def __init__(self):
+        super().__init__(batch_size=1, collate_fn=without_charges_in_large_systems)
+        # With two ranks, rank 0 has all systems of one and two atoms.
+        sizes = sorted(self.held_out.items, key=lambda item: len(item[0]) > 2)
+        half = sum(len(item[0]) <= 2 for item in sizes)
+        small, large = sizes[:half], sizes[half : 2 * half]
+        self.held_out.items = [item for pair in zip(small, large, strict=True) for item in pair]
+
+
+LENGTHS = (1, 7, 10)
+
+
+def evaluation(folder, world_size):
+    net = SmallNet.load_from_checkpoint(f"{folder}/net.ckpt", weights_only=True).double()
+    trainer = trainer_of(folder, world_size, precision="64-true")
+    answers = {}
+    for length in LENGTHS:
+        for batch_size in (1, 4):
+            data = HeldOut(length, batch_size)
+            answers["val", length, batch_size] = trainer.validate(net, data, verbose=False)[0]
+    answers["multi-task", 0, 1] = trainer.validate(net, MultiTask(), verbose=False)[0]
+    answers["test", 7, 4] = trainer.test(net, HeldOut(7, 4), verbose=False)[0]
+    still = SmallNet(lr=0.0)
+    still.load_state_dict(net.state_dict())
+    trainer = trainer_of(folder, world_size, precision="64-true")
+    trainer.fit(still, HeldOut(7, 4))
+    errors = trainer.callback_metrics.items()
+    answers["fit", 7, 4] = {k: float(v) for k, v in errors if k.startswith("val")}
+    return answers
+
+
+# Starting.
+
+
+class LateData(SmallData):
+    """Made in every process, since systems cannot be handed over to spawned ones.
+
+    metatomic makes a short-lived tensor of each, and torch passes on the file behind it.
+    """
+
+    def __init__(self):
+        super().__init__(size=0)
+        self.held_out = SmallDataset(0)
+
+    def setup(self, stage):
+        self.train, self.held_out = SmallDataset(22), SmallDataset(9, 1)
+
+
+# Resuming.
+
+
+class Parallel(SmallNet):
+    """Its weights are spread over the processes."""
+
+    def configure_model(self):
+        fully_shard(self, mesh=self.device_mesh["data_parallel"])
+
+    def configure_optimizers(self):
+        # Lightning cannot restore an optimizer without state here.
+        return torch.optim.SGD(self.parameters(), lr=self.hparams["lr"], momentum=0.9)
+
+
+def resumed(folder, world_size, kind="ddp"):
+    """Losses of two epochs, of one, and of the one that follows after a restart."""
+    answers = {}
+    runs = {"whole": (2, None), "first": (1, None), "second": (2, f"{folder}/{kind}.ckpt")}
+    for name, (epochs, path) in runs.items():
+        net = (Parallel if kind == "model-parallel" else SmallNet)()
+        data = Sampled("sequential", 4, world_size)
+        strategy = "ddp"
+        if kind == "model-parallel":
+            strategy = ModelParallelStrategy(
+                data_parallel_size=world_size,
+                tensor_parallel_size=1,
+                save_distributed_checkpoint=False,
+            )
+        options = {"strategy": strategy, "max_epochs": epochs}
+        trainer = trainer_of(folder, world_size, callbacks=[scaler_callback()], **options)
+        trainer.fit(net, data, ckpt_path=path, weights_only=True)
+        if name == "first":
+            trainer.save_checkpoint(f"{folder}/{kind}.ckpt")
+        answers[name] = {
+            "losses": net.losses,
+            "reads": len(data.train.reads),
+            "state": net.scaler.get_extra_state(),
+        }
+    return answers
+
+
+def run(folder, world_size):
+    """All of it."""
+    answers = {
+        "scales": scales_of_loaders(folder, world_size),
+        "evaluation": evaluation(folder, world_size),
+    }
+    if world_size > 1:
+        answers["collectives"] = collectives(folder, world_size)
+        answers["faults"] = faults(folder, world_size)
+        answers["ddp"] = resumed(folder, world_size)
+        answers["model-parallel"] = resumed(folder, world_size, "model-parallel")
+    return answers
+
+
+def spawned(rank, folder, world_size):
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=port(folder),
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+    )
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    torch.save(run(folder, world_size), f"{folder}/{rank}.pt")
+
+
+def port(folder):
+    """A free port that all processes agree on."""
+    file = Path(folder) / "port"
+    try:
+        with file.open("x") as new, socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            new.write(str(free.getsockname()[1]))
+    except FileExistsError:
+        pass
+    while not file.read_text():
+        pass
+    return file.read_text()

@@ -1,0 +1,50 @@
+"""States of plain Python objects and tensors: taken apart, put together, compared."""
+
+import copy
+
+import pytest
+import torch
+
+from lightning_scaler.tensors.state import digest, with_numbers, without_numbers
+
+STATE = {
+    "name": "energy",
+    "types": torch.tensor([1, 8]),
+    "sums": [torch.arange(6).double().reshape(2, 3), None],
+    "empty": torch.zeros(0, 4).double(),
+    "nested": [([0, 1], {"rest": torch.tensor([0.5, torch.nan]).double()})],
+}
+
+
+def test_numbers_are_taken_out_and_put_back():
+    skeleton, numbers = without_numbers(STATE)
+    assert numbers.tolist()[:7] == [0, 1, 2, 3, 4, 5, 0.5]
+    assert len(numbers) == 8
+    assert not any(torch.is_tensor(part) for part in (skeleton["sums"][0], skeleton["empty"]))
+    padded = torch.cat([numbers, torch.full((5,), 7.0).double()])
+    assert digest(with_numbers(skeleton, padded)) == digest(STATE)
+
+
+def test_what_is_put_back_shares_no_memory():
+    skeleton, numbers = without_numbers(STATE)
+    again = with_numbers(skeleton, numbers)
+    again["sums"][0][0, 0] = 9.0
+    assert numbers[0] == 0.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s["sums"][0].mul_(1 + 2.0**-52),
+        lambda s: s.update(types=torch.tensor([1, 6])),
+        lambda s: s.update(types=torch.tensor([1, 8]).int()),
+        lambda s: s.update(name="energie"),
+        lambda s: s.update(empty=torch.zeros(0, 5).double()),
+        lambda s: s["sums"].append(None),
+    ],
+)
+def test_any_difference_changes_the_digest(change):
+    other = copy.deepcopy(STATE)
+    assert digest(other) == digest(STATE)
+    change(other)
+    assert digest(other) != digest(STATE)
