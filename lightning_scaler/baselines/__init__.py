@@ -7,7 +7,7 @@ it needs the extra ``zbl``.
 from typing import TYPE_CHECKING, Any
 
 from .composition import CompositionBaseline
-from .contributions import Contributed
+from .contributions import AdditiveCoverage
 from .frozen_module import Contribution, FrozenModule, class_name, contributions, frozen
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ZBL",
+    "AdditiveCoverage",
     "CompositionBaseline",
-    "Contributed",
     "Contribution",
     "FrozenModule",
     "class_name",

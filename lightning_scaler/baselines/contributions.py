@@ -11,7 +11,7 @@ BlockOfTarget = tuple[str, tuple[int, ...]]
 
 
 @dataclass
-class Contributed:
+class AdditiveCoverage:
     """What an additive module has given so far.
 
     Attributes:
@@ -30,7 +30,7 @@ class Contributed:
         given: Iterable[str],
         layouts: Mapping[str, TargetLayout],
         parts: Mapping[str, Sequence[Contribution | None]],
-    ) -> "Contributed":
+    ) -> "AdditiveCoverage":
         """Read one batch.
 
         Args:
@@ -47,7 +47,9 @@ class Contributed:
                     seen.lacking |= {(name, parameter) for parameter in part.lacking}
         return seen
 
-    def check(self, other: "Contributed", module: str, layouts: Mapping[str, TargetLayout]) -> None:
+    def check(
+        self, other: "AdditiveCoverage", module: str, layouts: Mapping[str, TargetLayout]
+    ) -> None:
         """Refuse data of which the module gave something to other blocks than here.
 
         Raises:
@@ -63,7 +65,7 @@ class Contributed:
                     f"{'none after some' if had else 'some after none'}"
                 )
 
-    def merge(self, other: "Contributed") -> None:
+    def merge(self, other: "AdditiveCoverage") -> None:
         """Take over what has been given elsewhere; see :meth:`check`."""
         self.given |= other.given
         self.blocks.update(other.blocks)
@@ -101,7 +103,7 @@ class Contributed:
         }
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "Contributed":
+    def from_state(cls, state: Mapping[str, Any]) -> "AdditiveCoverage":
         """The inverse of :meth:`state`."""
         blocks = {(name, tuple(key)): has for name, key, has in state["blocks"]}
         return cls(set(state["given"]), blocks, {(n, p) for n, p in state["lacking"]})

@@ -9,7 +9,14 @@ from typing import Any, NamedTuple, cast
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap, detach
 
-from ..batches import Atoms, Reading, find_gradient_rows, find_rows, positioned, selected
+from ..batches import (
+    Atoms,
+    SystemIndexing,
+    find_gradient_rows,
+    find_rows,
+    relabel_by_position,
+    selected,
+)
 from ..tensors import describe, is_system, is_tensormap
 
 
@@ -17,7 +24,8 @@ class FrozenModule:
     """A frozen copy of a module that gives an additive part of some targets.
 
     Not a ``torch.nn.Module`` itself: its weights are not for optimizers, precision plugins or DDP.
-    It follows the device alone. Made :meth:`from_state`, it has no code until :meth:`take_code`.
+    It follows the device alone. Made by :meth:`from_state`, it has no code until
+    :meth:`attach_module`.
 
     Args:
         module: maps a list of systems and a list of target names to a dict of TensorMaps with
@@ -30,9 +38,9 @@ class FrozenModule:
         self.name = class_name(module)
         self.module: torch.nn.Module | None = None
         self._weights: Mapping[str, Any] | None = None
-        self.take_code(module)
+        self.attach_module(module)
 
-    def take_code(self, module: torch.nn.Module) -> None:
+    def attach_module(self, module: torch.nn.Module) -> None:
         """Take the code from a module of the same class; weights that are here already stay."""
         with torch.no_grad():  # else copies of TorchScript parameters are no leaves
             taken = copy.deepcopy(module).eval()
@@ -95,7 +103,7 @@ class FrozenModule:
             _check_finite(f"additive module {self.name}, target '{name}'", tensor)
         return {name: detach(tensor) for name, tensor in known.items()}
 
-    def awaits(self, module: torch.nn.Module | None) -> bool:
+    def needs_module(self, module: torch.nn.Module | None) -> bool:
         """Whether this is the module's code that is lacking here."""
         return self.module is None and module is not None and self.name == class_name(module)
 
@@ -180,7 +188,10 @@ class Contribution(NamedTuple):
 
 
 def contributions(
-    given: Mapping[str, TensorMap], tensors: Mapping[str, TensorMap], atoms: Atoms, reading: Reading
+    given: Mapping[str, TensorMap],
+    tensors: Mapping[str, TensorMap],
+    atoms: Atoms,
+    reading: SystemIndexing,
 ) -> dict[str, list[Contribution | None]]:
     """What an additive module gave, in the blocks and rows of some tensors.
 
@@ -194,7 +205,7 @@ def contributions(
         By target name, for each block; ``None`` for a block without contributions.
     """
     return {
-        name: aligned(name, given[name], positioned(name, tensor, reading, atoms))
+        name: aligned(name, given[name], relabel_by_position(name, tensor, reading, atoms))
         for name, tensor in tensors.items()
         if name in given
     }

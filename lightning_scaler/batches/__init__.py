@@ -8,8 +8,15 @@ from .atomic_types import TABLED, find_types
 from .atoms import Atoms, HasTypes, read_atoms
 from .device import move_to_device
 from .known_tensors import Known
-from .matching import averaged, find_gradient_rows, find_rows, matched, positioned, selected
-from .system_labels import Reading, read_positions, read_system_labels, rows_of_blocks
+from .matching import (
+    align_prediction,
+    find_gradient_rows,
+    find_rows,
+    per_atom,
+    relabel_by_position,
+    selected,
+)
+from .system_labels import SystemIndexing, index_by_position, infer_system_indexing, rows_of_blocks
 from .unpack import unpack
 
 __all__ = [
@@ -17,17 +24,17 @@ __all__ = [
     "Atoms",
     "HasTypes",
     "Known",
-    "Reading",
-    "averaged",
+    "SystemIndexing",
+    "align_prediction",
     "find_gradient_rows",
     "find_rows",
     "find_types",
-    "matched",
+    "index_by_position",
+    "infer_system_indexing",
     "move_to_device",
-    "positioned",
+    "per_atom",
     "read_atoms",
-    "read_positions",
-    "read_system_labels",
+    "relabel_by_position",
     "rows_of_blocks",
     "selected",
     "unpack",

@@ -1,4 +1,4 @@
-"""Which atomic types there are, and where each is among others."""
+"""ScaleKind atomic types there are, and where each is among others."""
 
 import torch
 from torch import Tensor

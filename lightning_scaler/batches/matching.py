@@ -5,10 +5,12 @@ from metatensor.torch import Labels, TensorBlock, TensorMap
 
 from ..tensors import block_with_samples, describe, dtype_of, have_labels, map_blocks
 from .atoms import Atoms
-from .system_labels import Reading
+from .system_labels import SystemIndexing
 
 
-def positioned(name: str, tensor: TensorMap, reading: Reading, atoms: Atoms) -> TensorMap:
+def relabel_by_position(
+    name: str, tensor: TensorMap, reading: SystemIndexing, atoms: Atoms
+) -> TensorMap:
     """The same tensor, its ``system`` labels (and those of its gradients) being positions."""
     if reading.ids is None:
         return tensor
@@ -29,7 +31,7 @@ def positioned(name: str, tensor: TensorMap, reading: Reading, atoms: Atoms) -> 
     return map_blocks(tensor, relabelled)
 
 
-def averaged(tensor: TensorMap, atoms: Atoms) -> TensorMap:
+def per_atom(tensor: TensorMap, atoms: Atoms) -> TensorMap:
     """An extensive per-structure tensor divided by the number of atoms.
 
     Gradients with respect to the whole structure (strain) are divided too, those of single atoms
@@ -56,7 +58,7 @@ def averaged(tensor: TensorMap, atoms: Atoms) -> TensorMap:
     return map_blocks(tensor, divided)
 
 
-def matched(name: str, prediction: TensorMap, target: TensorMap) -> TensorMap:
+def align_prediction(name: str, prediction: TensorMap, target: TensorMap) -> TensorMap:
     """The prediction in the keys, rows, order, gradients and dtype of the target.
 
     Args:

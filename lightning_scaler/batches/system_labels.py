@@ -13,7 +13,7 @@ from .atoms import Atoms
 
 
 @dataclass(frozen=True)
-class Reading:
+class SystemIndexing:
     """How the ``system`` label of a batch's targets is to be read.
 
     Attributes:
@@ -67,7 +67,7 @@ class Reading:
 
 
 def rows_of_blocks(
-    layout: TargetLayout, tensor: TensorMap, atoms: Atoms, reading: Reading
+    layout: TargetLayout, tensor: TensorMap, atoms: Atoms, reading: SystemIndexing
 ) -> list[torch.Tensor]:
     """For each block the index of every row's atom or system; none for all of them in order.
 
@@ -79,14 +79,14 @@ def rows_of_blocks(
     return [find(layout.name, block.samples, atoms) for block in tensor.blocks()]
 
 
-def read_positions(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> Reading:
+def index_by_position(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> SystemIndexing:
     """The reading of tensors whose ``system`` label is the position in the batch."""
-    return Reading("position", usual=atoms.usual(tensors))
+    return SystemIndexing("position", usual=atoms.usual(tensors))
 
 
-def read_system_labels(
+def infer_system_indexing(
     atoms: Atoms, tensors: Mapping[str, TensorMap], setting: SystemLabels, exact: bool = False
-) -> Reading:
+) -> SystemIndexing:
     """Settle how the ``system`` labels of a batch are read (SPEC rule 11 in words).
 
     Rows in the usual order read the same both ways. Else ``"position"`` fits if every label is a
@@ -105,7 +105,7 @@ def read_system_labels(
     """
     check_choice("system_labels", setting, SystemLabels)
     usual = atoms.usual(tensors)
-    position = Reading("position", usual=usual)
+    position = SystemIndexing("position", usual=usual)
     if setting == "position":
         return position
     blocks = [
@@ -120,12 +120,12 @@ def read_system_labels(
     if setting == "id":
         return _only_order(orders, atoms, needed=bool(blocks))
     if not blocks:
-        return Reading("auto", usual=usual)
-    by_id = Reading("id", orders[0]) if len(orders) == 1 else None
+        return SystemIndexing("auto", usual=usual)
+    by_id = SystemIndexing("id", orders[0]) if len(orders) == 1 else None
     fits = [reading for reading in (position, by_id) if reading and _fits(reading, blocks, atoms)]
     if len(fits) == 2:
         if all(_agree(fits, name, samples, atoms, exact) for name, samples in blocks):
-            return Reading("auto", usual=usual)
+            return SystemIndexing("auto", usual=usual)
         raise ValueError(
             "the system labels of the targets can be read as positions in the batch and as ids of "
             f"the data set, with different results (target '{blocks[0][0]}', first labels "
@@ -141,11 +141,11 @@ def read_system_labels(
     return fits[0]
 
 
-def _only_order(orders: list[torch.Tensor], atoms: Atoms, needed: bool) -> Reading:
+def _only_order(orders: list[torch.Tensor], atoms: Atoms, needed: bool) -> SystemIndexing:
     if len(orders) == 1:
-        return Reading("id", orders[0])
+        return SystemIndexing("id", orders[0])
     if not orders and not needed:
-        return Reading("id", torch.arange(len(atoms), device=atoms.types.device))
+        return SystemIndexing("id", torch.arange(len(atoms), device=atoms.types.device))
     found = f"they come in the orders {[order[:8].tolist() for order in orders]}"
     raise ValueError(
         "system_labels='id': expected a block of the targets that has a row for each of the "
@@ -174,7 +174,7 @@ def _orders_of_ids(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> list[torch
     return orders
 
 
-def _fits(reading: Reading, blocks: list[tuple[str, Labels]], atoms: Atoms) -> bool:
+def _fits(reading: SystemIndexing, blocks: list[tuple[str, Labels]], atoms: Atoms) -> bool:
     try:
         for name, samples in blocks:
             reading.positions(name, samples, atoms)
@@ -183,7 +183,9 @@ def _fits(reading: Reading, blocks: list[tuple[str, Labels]], atoms: Atoms) -> b
     return True
 
 
-def _agree(readings: list[Reading], name: str, samples: Labels, atoms: Atoms, exact: bool) -> bool:
+def _agree(
+    readings: list[SystemIndexing], name: str, samples: Labels, atoms: Atoms, exact: bool
+) -> bool:
     first, second = (reading.positions(name, samples, atoms) for reading in readings)
     if torch.equal(first, second):
         return True

@@ -175,7 +175,7 @@ def _add_weights(
         return
     types = weights.block_by_id(0).samples.column("center_type").tolist()
     in_order = torch.tensor(types).argsort()
-    scales.composition_types = torch.tensor(types)[in_order].long()
+    scales.baseline_types = torch.tensor(types)[in_order].long()
     for key in layout.blocks:
         if key not in invariant:
             block = _find(layout, key, weights)
@@ -227,7 +227,7 @@ def _find(layout: TargetLayout, key: Key, stored: TensorMap) -> "TensorBlock | N
 
 
 def _types_of_block(layout: TargetLayout, key: Key, types: list[int]) -> torch.Tensor:
-    """Which of the types a block is about: one if it is of an atomic basis, else all."""
+    """ScaleKind of the types a block is about: one if it is of an atomic basis, else all."""
     of_key = dict(zip(layout.key_names, key, strict=True)).get("atom_type")
     return torch.tensor([of_key in (None, one) for one in types])
 

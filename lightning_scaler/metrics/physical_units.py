@@ -12,12 +12,12 @@ from typing_extensions import override
 from ..batches import (
     Atoms,
     HasTypes,
-    averaged,
-    matched,
-    positioned,
+    align_prediction,
+    index_by_position,
+    infer_system_indexing,
+    per_atom,
     read_atoms,
-    read_positions,
-    read_system_labels,
+    relabel_by_position,
     rows_of_blocks,
 )
 from ..scaling import Scaler, factors_of_rows, physical_entries
@@ -213,7 +213,7 @@ def _factors(
     """The per-target scales of the rows of each target; see :func:`rescaling.rescaled`."""
     layouts = {name: scaler.targets[name].layout for name in targets}
     of_atoms = {name: tensor for name, tensor in targets.items() if layouts[name].kind == "atom"}
-    reading = read_positions(atoms, of_atoms)
+    reading = index_by_position(atoms, of_atoms)
     factors, kinds = [], []
     for name, tensor in targets.items():
         scales, layout = scaler.targets[name], layouts[name]
@@ -243,9 +243,9 @@ def _matched_pairs(
     target, prediction = targets[name], predictions[name]
     atoms = read_atoms(systems).to(target.device)
     setting = scaler.settings.system_labels
-    reading = read_system_labels(atoms, {name: target}, setting, exact=True)
-    target = positioned(name, target, reading, atoms)
-    prediction = matched(name, prediction, target)
+    reading = infer_system_indexing(atoms, {name: target}, setting, exact=True)
+    target = relabel_by_position(name, target, reading, atoms)
+    prediction = align_prediction(name, prediction, target)
     if scaler.targets[name].extensive:
-        prediction, target = averaged(prediction, atoms), averaged(target, atoms)
+        prediction, target = per_atom(prediction, atoms), per_atom(target, atoms)
     return physical_pairs(scaler, atoms, {name: prediction}, {name: target})[name]

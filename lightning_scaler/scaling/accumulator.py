@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from metatensor.torch import TensorMap
 
-from ..baselines import CompositionBaseline, Contributed, FrozenModule, contributions, frozen
-from ..batches import Atoms, HasTypes, read_system_labels
+from ..baselines import AdditiveCoverage, CompositionBaseline, FrozenModule, contributions, frozen
+from ..batches import Atoms, HasTypes, infer_system_indexing
 from ..settings import (
     Numbers,
     Settings,
@@ -20,7 +20,7 @@ from ..settings import (
     fixed_scales as plain_fixed_scales,
     list_of_names,
 )
-from ..tensors import entries_kept, is_tensormap
+from ..tensors import is_tensormap, mask_values
 from .fit import fit_target
 from .gathered import GatheredStatistics
 from .scaler import Scaler
@@ -86,7 +86,7 @@ class ScaleAccumulator:
         self.baseline = baseline
         self.system_labels: SystemLabels = system_labels
         self.additive = frozen(additive)
-        self._contributed = Contributed()
+        self._contributed = AdditiveCoverage()
         self._passed_over: set[str] = set()
         self._masked: set[str] = set()
         self._gathered = GatheredStatistics(self.intensive_targets, baseline is not None)
@@ -130,16 +130,16 @@ class ScaleAccumulator:
         for name, mask in (masks or {}).items():
             if name in chosen:
                 _check_tensormap(f"mask of target '{name}'", mask)
-                kept[name] = entries_kept(name, chosen[name], mask.to(device="cpu"))
+                kept[name] = mask_values(name, chosen[name], mask.to(device="cpu"))
         atoms = Atoms.from_systems(systems).to("cpu")
-        reading = read_system_labels(atoms, chosen, self.system_labels)
+        reading = infer_system_indexing(atoms, chosen, self.system_labels)
         # Asked for all targets: one that is not fitted here tells of a module that knows targets.
         given = {} if self.additive is None else self.additive(atoms, targets)
         parts = contributions(given, chosen, atoms, reading)
-        contributed = Contributed()
+        contributed = AdditiveCoverage()
         if self.additive is not None and len(atoms):
             of_chosen = {name: layouts[name] for name in chosen}
-            contributed = Contributed.of_batch(given, of_chosen, parts)
+            contributed = AdditiveCoverage.of_batch(given, of_chosen, parts)
             self._contributed.check(contributed, self.additive.name, layouts)
         self._gathered.update(layouts, chosen, atoms, reading, kept, parts)
         self._contributed.merge(contributed)
@@ -162,7 +162,7 @@ class ScaleAccumulator:
             )
         ours, theirs = self._gathered.layouts, other._gathered.layouts
         for name in ours.keys() & theirs.keys():
-            ours[name].united(theirs[name])
+            ours[name].union(theirs[name])
         if self.additive is not None:
             self._contributed.check(other._contributed, self.additive.name, theirs)
         self.system_labels = settled.pop() if settled else "auto"
@@ -278,7 +278,7 @@ class ScaleAccumulator:
         """Merge the :meth:`state` of an accumulator of the same settings in another process."""
         other = self.fresh()
         other.system_labels = state["system_labels"]
-        other._contributed = Contributed.from_state(state["contributed"])
+        other._contributed = AdditiveCoverage.from_state(state["contributed"])
         other._passed_over = set(state["passed_over"])
         other._masked = set(state["masked"])
         other._gathered.take_state(state["statistics"])

@@ -4,7 +4,7 @@ import torch
 from metatensor.torch import TensorMap
 from torch import Tensor
 
-from ..tensors import gradients_of_blocks, rebuilt, scripted_arithmetic
+from ..tensors import gradients_of_blocks, rebuild, scripted_arithmetic
 
 
 def _cast(numbers: Tensor, dtype: torch.dtype) -> Tensor:
@@ -21,13 +21,17 @@ def _in_shape(of_rows: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _rescaled_numbers(
-    numbers: Tensor, factor: Tensor, offset: Tensor | None, divisor: Tensor | None, outwards: bool
+    numbers: Tensor,
+    factor: Tensor,
+    offset: Tensor | None,
+    divisor: Tensor | None,
+    to_physical: bool,
 ) -> Tensor:
-    if offset is not None and not outwards:
+    if offset is not None and not to_physical:
         numbers = numbers - offset
     factor = _in_shape(factor, numbers)
-    numbers = numbers * factor if outwards else numbers / factor
-    if offset is not None and outwards:
+    numbers = numbers * factor if to_physical else numbers / factor
+    if offset is not None and to_physical:
         numbers = numbers + offset
     if divisor is not None:
         numbers = numbers / _in_shape(divisor, numbers)
@@ -45,7 +49,7 @@ def _rescaled_target(
     divisors: list[Tensor],
     offsets: list[Tensor | None],
     gradient_offsets: list[Tensor | None],
-    outwards: bool,
+    to_physical: bool,
     double: bool,
     dtype: torch.dtype | None,
 ) -> tuple[list[Tensor], list[Tensor]]:
@@ -61,7 +65,7 @@ def _rescaled_target(
     stored = blocks[0].values.dtype
     # A scale may underflow in half precision.
     working = torch.float64 if double or stored == torch.float64 else torch.float32
-    wanted = working if double and outwards else stored
+    wanted = working if double and to_physical else stored
     if dtype is not None:
         wanted = dtype
     factor = factors[0]
@@ -74,7 +78,9 @@ def _rescaled_target(
         if len(divisors) > 0:
             divisor = _cast(_of_block(divisors, i), working)
         offset = offsets[i] if len(offsets) > 0 else None
-        numbers = _rescaled_numbers(_cast(block.values, working), factor, offset, divisor, outwards)
+        numbers = _rescaled_numbers(
+            _cast(block.values, working), factor, offset, divisor, to_physical
+        )
         values.append(_cast(numbers, wanted))
         for name in block.gradients_list():
             gradient = block.gradient(name)
@@ -88,7 +94,7 @@ def _rescaled_target(
                 own_divisor = None if of_atoms else divisor.index_select(0, of_rows)
             offset = gradient_offsets[len(gradients)] if len(gradient_offsets) > 0 else None
             numbers = _rescaled_numbers(
-                _cast(gradient.values, working), own_factor, offset, own_divisor, outwards
+                _cast(gradient.values, working), own_factor, offset, own_divisor, to_physical
             )
             gradients.append(_cast(numbers, wanted))
     return values, gradients
@@ -102,7 +108,7 @@ def rescaled(
     divisors: list[list[Tensor]],
     offsets: list[list[Tensor | None]],
     gradient_offsets: list[list[Tensor | None]],
-    outwards: bool,
+    to_physical: bool,
     dtype: torch.dtype | None,
 ) -> list[TensorMap]:
     """Each tensor with all its labels and other numbers, which autograd can follow.
@@ -122,7 +128,7 @@ def rescaled(
             blocks without. Tensors that have some are computed in float64, and stay it in physical
             space.
         gradient_offsets: likewise of every gradient, in the order of :func:`values_and_gradients`.
-        outwards: whether it goes towards physical space.
+        to_physical: whether it goes towards physical space.
         dtype: of the result, if it is to be another one.
     """
     found: list[TensorMap] = []
@@ -134,11 +140,11 @@ def rescaled(
             divisors[i],
             offsets[i],
             gradient_offsets[i],
-            outwards,
+            to_physical,
             len(offsets[i]) > 0,
             dtype,
         )
-        found.append(rebuilt(tensor, values, gradients))
+        found.append(rebuild(tensor, values, gradients))
     return found
 
 

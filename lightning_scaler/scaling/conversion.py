@@ -9,14 +9,14 @@ import torch
 from metatensor.torch import TensorMap
 
 from ..baselines import Contribution
-from ..batches import Atoms, Known, Reading, rows_of_blocks
-from ..tensors import Key, TargetLayout, holding, names_of_gradients
+from ..batches import Atoms, Known, SystemIndexing, rows_of_blocks
+from ..tensors import Key, TargetLayout, names_of_gradients, names_with_layout
 from .arithmetic import rescaled
 from .offsets import offset_of_rows
-from .target_scales import TargetScales, Which, on_device
+from .target_scales import ScaleKind, TargetScales, on_device
 
 # How far each space is from loss space: powers of the per-target and the per-property scale.
-POWERS = {"physical": (1, 0), "loss": (0, 0), "model": (0, -1)}
+SCALE_EXPONENTS = {"physical": (1, 0), "loss": (0, 0), "model": (0, -1)}
 
 
 @dataclass(frozen=True)
@@ -36,25 +36,26 @@ class Conversion:
     dtype: torch.dtype | None = None
 
     @cached_property
-    def through_baseline(self) -> bool:
+    def applies_baseline(self) -> bool:
         """Whether the baseline comes off or on."""
         physical = (self.source == "physical") != (self.target == "physical")
         return self.baseline and physical
 
     @cached_property
-    def scales(self) -> Which:
-        """Which scale lies between the two spaces, which are not the same."""
+    def scales(self) -> ScaleKind:
+        """The scale that lies between the two spaces, which are not the same."""
         per_target, per_property = (
-            a != b for a, b in zip(POWERS[self.source], POWERS[self.target], strict=True)
+            a != b
+            for a, b in zip(SCALE_EXPONENTS[self.source], SCALE_EXPONENTS[self.target], strict=True)
         )
         if per_target:
             return "full" if per_property else "per_target"
         return "per_property"
 
     @cached_property
-    def outwards(self) -> bool:
+    def to_physical(self) -> bool:
         """Whether it leads towards physical space, where scales multiply."""
-        return sum(POWERS[self.target]) > sum(POWERS[self.source])
+        return sum(SCALE_EXPONENTS[self.target]) > sum(SCALE_EXPONENTS[self.source])
 
 
 class Operands(NamedTuple):
@@ -72,7 +73,7 @@ def convert_targets(
     targets: Mapping[str, TargetScales],
     tensors: Mapping[str, TensorMap],
     atoms: Atoms,
-    reading: Reading,
+    reading: SystemIndexing,
     conversion: Conversion,
     contributions: Mapping[str, Sequence[Contribution | None]],
 ) -> dict[str, TensorMap]:
@@ -114,7 +115,7 @@ def convert_targets(
             [one.divisors for one in each],
             [one.offsets for one in each],
             [one.gradient_offsets for one in each],
-            conversion.outwards,
+            conversion.to_physical,
             conversion.dtype,
         )
         found.update(zip(operands, converted, strict=True))
@@ -126,7 +127,7 @@ def convert_targets(
 def _names_held(
     layouts: Mapping[str, TargetLayout], tensors: Mapping[str, TensorMap], atoms: Atoms
 ) -> set[str]:
-    """As :func:`holding`, for tensors of a batch, of which some may be known already.
+    """As :func:`names_with_layout`, for tensors of a batch, of which some may be known already.
 
     The labels of tensors that have been moved are compared where they came from.
     """
@@ -139,9 +140,9 @@ def _names_held(
             here[name] = tensor
         else:
             moved[name] = known.original
-    found = holding(layouts, here, atoms.types.device) if here else frozenset()
+    found = names_with_layout(layouts, here, atoms.types.device) if here else frozenset()
     if moved:
-        found |= holding(layouts, moved, atoms.host)
+        found |= names_with_layout(layouts, moved, atoms.host)
     for name in found:
         known = atoms.known.get(tensors[name])
         if known is not None:
@@ -155,7 +156,7 @@ def _operands(
     tensor: TensorMap,
     keys: list[Key],
     atoms: Atoms,
-    reading: Reading,
+    reading: SystemIndexing,
     conversion: Conversion,
     parts: Sequence[Contribution | None] | None,
 ) -> Operands:
@@ -177,7 +178,7 @@ def _operands(
     if conversion.per_atom and scales.extensive:
         divisors = [atoms.divisors[row] for row in rows] or [atoms.divisors]
         operands.divisors.extend(divisors)
-    if conversion.through_baseline and (scales.weights or parts is not None):
+    if conversion.applies_baseline and (scales.weights or parts is not None):
         missing = conversion.source == "physical"
         for i, key in enumerate(keys):
             offset, part = None, parts[i] if parts else None
@@ -196,7 +197,7 @@ def _operands(
 
 def factors_of_rows(
     scales: TargetScales,
-    which: Which,
+    which: ScaleKind,
     keys: Sequence[Key],
     rows: list[torch.Tensor],
     atoms: Atoms,
@@ -240,8 +241,8 @@ def _keys_of_blocks(layout: TargetLayout, tensor: TensorMap) -> list[Key]:
     given = TargetLayout.of(layout.name, tensor)
     if not given.blocks:
         return []
-    united = layout.united(given)
-    unknown = [key for key in united.blocks if key not in layout.blocks]
+    union = layout.union(given)
+    unknown = [key for key in union.blocks if key not in layout.blocks]
     if unknown:
         raise ValueError(
             f"target '{layout.name}': no scale for the block ({layout.describe(unknown[0])}), "

@@ -48,11 +48,11 @@ def fit_target(
     _check_finite(layout, squares)
     noise = [_noise(block, weights.get(key)) for key, block in blocks.items()]
     fixed_weights = None if baseline is None else baseline.fixed.get(layout.name)
-    composition_types = statistics.types
+    baseline_types = statistics.types
     if fixed_weights is not None:
         # Types that the data lack have a number too.
-        composition_types = torch.tensor(sorted(fixed_weights))
-        numbers = [[fixed_weights[z]] for z in composition_types.tolist()]
+        baseline_types = torch.tensor(sorted(fixed_weights))
+        numbers = [[fixed_weights[z]] for z in baseline_types.tolist()]
         weights = {key: torch.tensor(numbers, dtype=torch.float64) for key in weights}
     fitted = fit_scales(
         list(squares.values()),
@@ -77,20 +77,20 @@ def fit_target(
         per_target=torch.cat([fitted.per_target, stand_ins]),
         per_property=dict(zip(blocks, with_stand_ins, strict=True)),
         fixed=fixed,
-        composition_types=composition_types,
+        baseline_types=baseline_types,
         weights=weights,
         fixed_weights=fixed_weights,
         rms_before=_rms(sum(float(block.stored.sum()) for block in blocks.values()), entries),
         additive=additive,
         rms_after=_rms(squares_left, entries),
-        explained=1.0 - squares_left / variance if variance > 0.0 else 0.0,
+        explained_variance=1.0 - squares_left / variance if variance > 0.0 else 0.0,
     )
     words = _in_words(layout, list(blocks), types, fitted)
     if isinstance(fixed, dict) and layout.single_property:
         # Nothing but the number is needed of a type, so those that the data lack have theirs too.
         given = [z for z in sorted(fixed) if z not in types.tolist()]
         more = torch.tensor([fixed[z] for z in given], dtype=torch.float64)
-        scales.given_types = torch.tensor(given, dtype=torch.int64)
+        scales.fixed_only_types = torch.tensor(given, dtype=torch.int64)
         scales.per_target = torch.cat([scales.per_target, more])
         ones = torch.ones((len(scales.per_target), 1), dtype=torch.float64)
         scales.per_property = dict.fromkeys(blocks, ones)

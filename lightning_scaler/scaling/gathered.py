@@ -8,9 +8,9 @@ import torch
 from metatensor.torch import TensorMap
 
 from ..baselines import Contribution
-from ..batches import Atoms, Reading, find_types, rows_of_blocks
+from ..batches import Atoms, SystemIndexing, find_types, rows_of_blocks
 from ..statistics import ENTRIES_AT_ONCE, TargetStatistics, Values, WaitingBatches, copies_of_small
-from ..tensors import CPU, TargetLayout, holding, values_and_gradients
+from ..tensors import CPU, TargetLayout, names_with_layout, values_and_gradients
 
 # Batches of so many different sets of targets wait at a time, which bounds their memory.
 SETS_OF_TARGETS = 8
@@ -56,19 +56,19 @@ class GatheredStatistics:
         """
         known = self.layouts
         # What is held is on the CPU, so that no other tensor has to be asked where it is.
-        held = holding(known, tensors, CPU)
+        held = names_with_layout(known, tensors, CPU)
         moved = {
             name: tensor.to(device="cpu")
             for name, tensor in tensors.items()
             if name not in held and tensor.device != CPU
         }
-        held |= holding(known, moved, CPU)
+        held |= names_with_layout(known, moved, CPU)
         tensors = {**tensors, **moved}
         layouts = {}
         for name, tensor in tensors.items():
             layouts[name] = known[name] if name in held else TargetLayout.of(name, tensor)
             if name in known and name not in held and layouts[name].blocks:
-                known[name].united(layouts[name])
+                known[name].union(layouts[name])
         return tensors, layouts
 
     def update(
@@ -76,7 +76,7 @@ class GatheredStatistics:
         layouts: Mapping[str, TargetLayout],
         tensors: Mapping[str, TensorMap],
         atoms: Atoms,
-        reading: Reading,
+        reading: SystemIndexing,
         keep: Mapping[str, list[torch.Tensor]],
         contributions: Mapping[str, Sequence[Contribution | None]],
     ) -> None:

@@ -9,13 +9,13 @@ from metatensor.torch import TensorMap
 from ..batches import (
     Atoms,
     HasTypes,
-    matched,
-    positioned,
+    align_prediction,
+    index_by_position,
+    infer_system_indexing,
     read_atoms,
-    read_positions,
-    read_system_labels,
+    relabel_by_position,
 )
-from ..tensors import dtype_of, have_labels, have_one_dtype, is_tensormap, mask_entries
+from ..tensors import apply_mask, dtype_of, have_labels, have_one_dtype, is_tensormap
 from .conversion import Conversion
 from .scaler import Scaler
 
@@ -46,12 +46,15 @@ def targets_to_loss(
     atoms = read_atoms(systems).to(next(iter(known.values())).device)
     for name, mask in (masks or {}).items():
         if name in known:
-            known[name] = mask_entries(name, known[name], mask)
+            known[name] = apply_mask(name, known[name], mask)
             atoms.known.learn_same(known[name], targets[name])
-    reading = read_system_labels(atoms, known, scaler.settings.system_labels, exact=True)
+    reading = infer_system_indexing(atoms, known, scaler.settings.system_labels, exact=True)
     if reading.ids is not None:
-        known = {name: positioned(name, tensor, reading, atoms) for name, tensor in known.items()}
-        reading = read_positions(atoms, known)
+        known = {
+            name: relabel_by_position(name, tensor, reading, atoms)
+            for name, tensor in known.items()
+        }
+        reading = index_by_position(atoms, known)
     conversion = Conversion(
         "physical", "loss", True, scaler.settings.unseen_types, per_atom=True, dtype=dtype
     )
@@ -113,7 +116,7 @@ def predictions_to_loss(
     conversion = Conversion("model", "loss", True, unseen_types, per_atom=True, dtype=dtype)
     in_loss = _between_positions(scaler, atoms, chosen, conversion)
     return {
-        name: tensor if dtype and name in same else matched(name, tensor, targets[name])
+        name: tensor if dtype and name in same else align_prediction(name, tensor, targets[name])
         for name, tensor in in_loss.items()
     }
 
@@ -133,5 +136,5 @@ def _between_positions(
     if not known:
         return dict(tensors)
     atoms = atoms.to(next(iter(known.values())).device)
-    reading = read_positions(atoms, known)
+    reading = index_by_position(atoms, known)
     return {**tensors, **scaler.convert_known(known, atoms, reading, conversion)}

@@ -59,8 +59,8 @@ def _baseline(scales: TargetScales, key: Key, atoms: Atoms) -> tuple[torch.Tenso
     waits for another device.
     """
     of_kinds = scales.weights[key]
-    if not torch.equal(atoms.kinds, scales.composition_types):
-        index, known = find_types(atoms.kinds, scales.composition_types)
+    if not torch.equal(atoms.kinds, scales.baseline_types):
+        index, known = find_types(atoms.kinds, scales.baseline_types)
         of_kinds = of_kinds.new_full((len(index), of_kinds.shape[1]), torch.nan)
         of_kinds[known] = scales.weights[key][index[known]]
     complete = math.isfinite(float(of_kinds.sum()))
@@ -81,7 +81,7 @@ def _refuse_types_without_weight(
         types = atoms.types[rows]
     else:
         types = atoms.types[torch.isin(atoms.system_of_atom, rows)]
-    fitted = scales.composition_types[~scales.weights[key].isnan().any(1)].tolist()
+    fitted = scales.baseline_types[~scales.weights[key].isnan().any(1)].tolist()
     lacking = sorted(set(types.tolist()) - set(fitted))
     raise ValueError(
         f"target '{scales.layout.name}', block ({scales.layout.describe(key)}): no baseline for "

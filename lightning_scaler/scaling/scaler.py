@@ -10,11 +10,18 @@ from metatensor.torch import TensorMap
 from typing_extensions import override
 
 from ..baselines import FrozenModule, class_name, contributions, frozen
-from ..batches import Atoms, HasTypes, Reading, read_atoms, read_positions, read_system_labels
+from ..batches import (
+    Atoms,
+    HasTypes,
+    SystemIndexing,
+    index_by_position,
+    infer_system_indexing,
+    read_atoms,
+)
 from ..settings import Settings, check_choice
-from .conversion import POWERS, Conversion, convert_targets
+from .conversion import SCALE_EXPONENTS, Conversion, convert_targets
 from .summary import summarize_baselines, summarize_scales
-from .target_scales import TargetScales, Which
+from .target_scales import ScaleKind, TargetScales
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,7 +62,7 @@ class Scaler(torch.nn.Module):
         self.settings = settings or Settings()
         self._device = torch.device("cpu")
         self.additive = frozen(additive)
-        self.brought = self.additive if isinstance(additive, torch.nn.Module) else None
+        self.provided_module = self.additive if isinstance(additive, torch.nn.Module) else None
 
     @property
     def fitted(self) -> bool:
@@ -130,7 +137,7 @@ class Scaler(torch.nn.Module):
             >>> Scaler().convert([], {}, source="model", target="physical")
             {}
         """
-        if source not in POWERS or target not in POWERS:
+        if source not in SCALE_EXPONENTS or target not in SCALE_EXPONENTS:
             check_choice("source", source, Space)
             check_choice("target", target, Space)
         known = {name: tensor for name, tensor in tensors.items() if name in self.targets}
@@ -138,9 +145,9 @@ class Scaler(torch.nn.Module):
             return dict(tensors)
         atoms = read_atoms(systems).to(next(iter(known.values())).device)
         if source == "physical":
-            reading = read_system_labels(atoms, known, self.settings.system_labels)
+            reading = infer_system_indexing(atoms, known, self.settings.system_labels)
         else:
-            reading = read_positions(atoms, known)
+            reading = index_by_position(atoms, known)
         conversion = Conversion(source, target, baseline, self.settings.unseen_types)
         return {**tensors, **self.convert_known(known, atoms, reading, conversion)}
 
@@ -148,7 +155,7 @@ class Scaler(torch.nn.Module):
         self,
         tensors: Mapping[str, TensorMap],
         atoms: Atoms,
-        reading: Reading,
+        reading: SystemIndexing,
         conversion: Conversion,
     ) -> dict[str, TensorMap]:
         """As :meth:`convert`, for targets that have scales, of a batch that has been read.
@@ -161,7 +168,7 @@ class Scaler(torch.nn.Module):
         """
         names = [name for name in tensors if self.targets[name].additive]
         given: Mapping[str, TensorMap] = {}
-        if names and self.additive is not None and conversion.through_baseline:
+        if names and self.additive is not None and conversion.applies_baseline:
             given = self.additive(atoms, names)
             missing = [name for name in names if name not in given and len(atoms)]
             if missing:
@@ -185,9 +192,9 @@ class Scaler(torch.nn.Module):
             ValueError: if there are scales that were not fitted with a module of this class.
         """
         if not self.fitted:
-            self.additive = self.brought = FrozenModule(module)
+            self.additive = self.provided_module = FrozenModule(module)
         elif self.additive is not None and self.additive.name == class_name(module):
-            self.additive.take_code(module)
+            self.additive.attach_module(module)
         else:
             fitted_with = "none" if self.additive is None else self.additive.name
             raise ValueError(
@@ -295,11 +302,11 @@ class Scaler(torch.nn.Module):
         code = None if self.additive is None else self.additive.module
         if state is not None:
             self.additive = FrozenModule.from_state(state)
-            if code is not None and self.additive.awaits(code):
-                self.additive.take_code(code)
+            if code is not None and self.additive.needs_module(code):
+                self.additive.attach_module(code)
                 self.additive.to(self._device)
 
-    def _tensormaps(self, which: Which) -> dict[str, TensorMap]:
+    def _tensormaps(self, which: ScaleKind) -> dict[str, TensorMap]:
         # MPS has no float64.
         device = torch.device("cpu") if self._device.type == "mps" else self._device
         return {name: scales.as_tensormap(which, device) for name, scales in self.targets.items()}

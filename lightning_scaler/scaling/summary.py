@@ -50,11 +50,11 @@ def summarize_baselines(
     return [
         BaselineOfTarget(
             name,
-            scales.explained,
+            scales.explained_variance,
             module if scales.additive else None,
             [
                 (str(z), [values[row].tolist() for values in scales.weights.values()])
-                for row, z in enumerate(scales.composition_types.tolist())
+                for row, z in enumerate(scales.baseline_types.tolist())
             ]
             if scales.weights
             else [],

@@ -12,7 +12,14 @@ from ..batches import TABLED, find_types
 from ..settings import FixedScale
 from ..tensors import Key, TargetLayout
 
-Which = Literal["per_target", "per_property", "full"]
+ScaleKind = Literal["per_target", "per_property", "full"]
+
+# The names that states have had since version 0.1.0.
+_SAVED_NAMES = {
+    "fixed_only_types": "given_types",
+    "baseline_types": "composition_types",
+    "explained_variance": "explained",
+}
 
 
 @dataclass
@@ -21,7 +28,7 @@ class TargetScales:
 
     The tensors of scales have one row per type of :attr:`types`, then one of the RMS over all
     types (for ``unseen_types="pooled"``), one of ones (for ``"identity"``), and one per type of
-    :attr:`given_types`: ``n_rows`` in all.
+    :attr:`fixed_only_types`: ``n_rows`` in all.
 
     Attributes:
         layout: keys, components and properties of the target.
@@ -30,14 +37,14 @@ class TargetScales:
         per_target: ``(n_rows,)``.
         per_property: by key ``(n_rows, n_properties)``.
         fixed: the fixed per-target scale, if there is one.
-        given_types: sorted types that have a fixed scale and were not in the data.
-        composition_types: sorted types of the baseline's weights, ``(n_composition_types,)``.
+        fixed_only_types: sorted types that have a fixed scale and were not in the data.
+        baseline_types: sorted types of the baseline's weights, ``(n_composition_types,)``.
         weights: by key ``(n_composition_types, n_properties)``, for blocks with a baseline.
         fixed_weights: the fixed baseline of every type, if there is one.
         additive: whether contributions of an additive module come off before the baseline.
         rms_before: RMS over all entries, per atom if extensive, as the data store them.
         rms_after: the same once contributions and baseline are off.
-        explained: the share of the variance that contributions and baseline explain.
+        explained_variance: the fraction of the variance that contributions and baseline explain.
     """
 
     layout: TargetLayout
@@ -46,26 +53,26 @@ class TargetScales:
     per_target: torch.Tensor
     per_property: dict[Key, torch.Tensor]
     fixed: FixedScale | None = None
-    given_types: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    composition_types: torch.Tensor = field(
+    fixed_only_types: torch.Tensor = field(
         default_factory=lambda: torch.empty(0, dtype=torch.int64)
     )
+    baseline_types: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     weights: dict[Key, torch.Tensor] = field(default_factory=dict)
     fixed_weights: dict[int, float] | None = None
     additive: bool = False
     rms_before: float = 1.0
     rms_after: float = 1.0
-    explained: float = 0.0
+    explained_variance: float = 0.0
     _tables: "Tables | None" = field(default=None, init=False, repr=False, compare=False)
 
-    def values(self, which: Which, key: Key) -> torch.Tensor:
+    def values(self, which: ScaleKind, key: Key) -> torch.Tensor:
         """One kind of scale of a block, ``(n_rows, n_properties)``."""
         if which == "per_property":
             return self.per_property[key]
         per_target = self.per_target[:, None].expand_as(self.per_property[key])
         return per_target if which == "per_target" else per_target * self.per_property[key]
 
-    def factors(self, which: Which, key: Key) -> torch.Tensor:
+    def factors(self, which: ScaleKind, key: Key) -> torch.Tensor:
         """As :meth:`values`, or ``(n_rows,)`` where one number serves all properties.
 
         Single numbers are gathered five times faster than rows of one number.
@@ -75,7 +82,7 @@ class TargetScales:
         values = self.values(which, key)
         return values[:, 0] if values.shape[1] == 1 else values
 
-    def as_tensormap(self, which: Which, device: torch.device) -> TensorMap:
+    def as_tensormap(self, which: ScaleKind, device: torch.device) -> TensorMap:
         """One kind of scale as a TensorMap with samples ``["atomic_type"]`` and no components."""
         samples = Labels(["atomic_type"], self.types.reshape(-1, 1)).to(device)
         blocks = [
@@ -103,7 +110,7 @@ class TargetScales:
         n_types = self.types.numel()
         if isinstance(self.fixed, float) and self.layout.single_property:
             return torch.where(known, rows, n_types)
-        index, given = find_types(types, self.given_types.to(types.device))
+        index, given = find_types(types, self.fixed_only_types.to(types.device))
         rows = torch.where(given, n_types + 2 + index, rows)
         known = known | given
         if bool(known.all()):
@@ -119,7 +126,7 @@ class TargetScales:
         return torch.where(known, rows, stand_in)
 
     def by_type(
-        self, which: Which, kinds: Iterable[int], device: torch.device
+        self, which: ScaleKind, kinds: Iterable[int], device: torch.device
     ) -> Mapping[Key, torch.Tensor] | None:
         """One kind of scale of each block in a table that atomic types are looked up in.
 
@@ -148,6 +155,8 @@ class TargetScales:
         plain = dict(vars(self))
         plain.pop("_tables", None)
         plain["layout"] = self.layout.state()
+        for name, saved in _SAVED_NAMES.items():
+            plain[saved] = plain.pop(name)
         for name in ("per_property", "weights"):
             plain[name] = [(list(key), tensor) for key, tensor in plain[name].items()]
         return plain
@@ -157,6 +166,9 @@ class TargetScales:
         """The inverse of :meth:`state`."""
         plain = dict(state)
         plain["layout"] = TargetLayout.from_state(name, state["layout"])
+        for attribute, saved in _SAVED_NAMES.items():
+            if saved in plain:
+                plain[attribute] = plain.pop(saved)
         for field_name in ("per_property", "weights"):
             plain[field_name] = {tuple(key): tensor for key, tensor in state[field_name]}
         return cls(**plain)
@@ -184,12 +196,12 @@ class Tables:
         self._versions = _versions(self._sources)
         n_types = len(scales.types)
         rows = {z: row for row, z in enumerate(scales.types.tolist()) if 0 <= z < TABLED}
-        for row, z in enumerate(scales.given_types.tolist(), n_types + 2):
+        for row, z in enumerate(scales.fixed_only_types.tolist(), n_types + 2):
             if z < TABLED:
                 rows.setdefault(z, row)
         self.types = frozenset(rows)
         self._rows = rows
-        self._made: dict[tuple[Which, torch.device], dict[Key, torch.Tensor]] = {}
+        self._made: dict[tuple[ScaleKind, torch.device], dict[Key, torch.Tensor]] = {}
 
     def are_of(self, scales: TargetScales) -> bool:
         """Whether the scales are still those that the tables were made from.
@@ -204,7 +216,7 @@ class Tables:
         )
 
     def get(
-        self, scales: TargetScales, which: Which, device: torch.device
+        self, scales: TargetScales, which: ScaleKind, device: torch.device
     ) -> Mapping[Key, torch.Tensor]:
         """See :meth:`TargetScales.by_type`."""
         if (which, device) not in self._made:
@@ -225,7 +237,7 @@ class Tables:
 
 
 def _sources(scales: TargetScales) -> tuple[torch.Tensor, ...]:
-    return scales.types, scales.given_types, scales.per_target, *scales.per_property.values()
+    return scales.types, scales.fixed_only_types, scales.per_target, *scales.per_property.values()
 
 
 def _versions(tensors: Iterable[torch.Tensor]) -> list[int]:

@@ -9,7 +9,7 @@ from metatensor.torch import TensorMap
 from ..batches import Atoms
 from ..tensors import TargetLayout, scripted_arithmetic
 
-# Reading so many entries or atoms at once costs more than the calls for it.
+# SystemIndexing so many entries or atoms at once costs more than the calls for it.
 ENTRIES_AT_ONCE = 2**14
 SYSTEMS_AT_ONCE = 1024
 

@@ -90,7 +90,7 @@ class TargetStatistics:
     def merge(self, other: "TargetStatistics") -> None:
         """Take over the data of another, as if they had been read here."""
         if other.layout is not self.layout:
-            self.layout = self.layout.united(other.layout)
+            self.layout = self.layout.union(other.layout)
         types = self.types
         if not torch.equal(types, other.types):
             types = torch.cat([types, other.types]).unique()

@@ -125,7 +125,7 @@ class TargetLayout:
         ]
         return {CPU: TensorMap(self.keys(), blocks)}
 
-    def united(self, other: "TargetLayout") -> "TargetLayout":
+    def union(self, other: "TargetLayout") -> "TargetLayout":
         """The layout that holds the blocks of both.
 
         Raises:
@@ -176,7 +176,7 @@ class TargetLayout:
         )
 
     def invariance(self, key: tuple[int, ...]) -> Invariance:
-        """Which part of a block a baseline may be taken from.
+        """ScaleKind part of a block a baseline may be taken from.
 
         ``"scalar"``: the block itself does not change under rotation and inversion;
         ``"trace"``: the diagonal of a rank-2 spherical block with equal ``o3_lambda_1`` and
@@ -226,14 +226,14 @@ class TargetLayout:
         return cls(name, state["kind"], key_names, blocks, gradients)
 
 
-def holding(
+def names_with_layout(
     layouts: Mapping[str, TargetLayout],
     tensors: Mapping[str, TensorMap],
     device: torch.device | None = None,
 ) -> frozenset[str]:
     """Names of the tensors that have just the blocks of their layout, and nothing to complain of.
 
-    A hundred times faster than :meth:`TargetLayout.of` and :meth:`TargetLayout.united`, which say
+    A hundred times faster than :meth:`TargetLayout.of` and :meth:`TargetLayout.union`, which say
     what is different.
 
     Args:

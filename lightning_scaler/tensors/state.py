@@ -7,25 +7,25 @@ from typing import Any, NamedTuple
 import torch
 
 
-class Hole(NamedTuple):
+class TensorSlot(NamedTuple):
     """Where a float64 tensor of this shape was taken out of a state."""
 
     shape: tuple[int, ...]
 
 
-def without_numbers(state: Any) -> tuple[Any, torch.Tensor]:
+def flatten_state(state: Any) -> tuple[Any, torch.Tensor]:
     """Take all float64 tensors out of a state.
 
     Args:
         state: nested dicts, lists and tuples of tensors and anything else.
 
     Returns:
-        The skeleton, with a :class:`Hole` in the place of every float64 tensor; and the numbers of
-        all of them, one after the other, ``(n_numbers,)``.
+        The structure, with a :class:`TensorSlot` in the place of every float64 tensor; and the
+        numbers of all of them, one after the other, ``(n_numbers,)``.
 
     Example:
-        >>> without_numbers({"a": torch.ones(1, 2).double(), "b": "c"})
-        ({'a': Hole(shape=(1, 2)), 'b': 'c'}, tensor([1., 1.], dtype=torch.float64))
+        >>> flatten_state({"a": torch.ones(1, 2).double(), "b": "c"})
+        ({'a': TensorSlot(shape=(1, 2)), 'b': 'c'}, tensor([1., 1.], dtype=torch.float64))
     """
     parts = [torch.zeros(0, dtype=torch.float64)]
 
@@ -33,18 +33,18 @@ def without_numbers(state: Any) -> tuple[Any, torch.Tensor]:
         if not isinstance(leaf, torch.Tensor) or leaf.dtype != torch.float64:
             return leaf
         parts.append(leaf.detach().cpu().reshape(-1))
-        return Hole(tuple(leaf.shape))
+        return TensorSlot(tuple(leaf.shape))
 
     return _mapped(state, take), torch.cat(parts)
 
 
-def with_numbers(skeleton: Any, numbers: torch.Tensor) -> Any:
-    """The inverse of :func:`without_numbers`; numbers beyond the last hole are not used."""
+def unflatten_state(skeleton: Any, numbers: torch.Tensor) -> Any:
+    """The inverse of :func:`flatten_state`; numbers beyond the last hole are not used."""
     start = 0
 
     def fill(leaf: Any) -> Any:
         nonlocal start
-        if not isinstance(leaf, Hole):
+        if not isinstance(leaf, TensorSlot):
             return leaf
         length = torch.Size(leaf.shape).numel()
         start += length
@@ -64,7 +64,7 @@ def digest(state: Any) -> str:
 def _mapped(state: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(state, Mapping):
         return {name: _mapped(part, change) for name, part in state.items()}
-    if isinstance(state, (list, tuple)) and not isinstance(state, Hole):
+    if isinstance(state, (list, tuple)) and not isinstance(state, TensorSlot):
         return [_mapped(part, change) for part in state]
     return change(state)
 

@@ -51,10 +51,10 @@ def block_with_samples(
         gradients: the values of each gradient of ``block``, by parameter name.
         gradient_samples: of the gradients, by parameter name; by default those of ``block``.
     """
-    rebuilt = TensorBlock(values, samples, block.components, block.properties)
+    rebuild = TensorBlock(values, samples, block.components, block.properties)
     for name, values_of_gradient in gradients.items():
         gradient = block.gradient(name)
-        rebuilt.add_gradient(
+        rebuild.add_gradient(
             name,
             TensorBlock(
                 values_of_gradient,
@@ -63,7 +63,7 @@ def block_with_samples(
                 gradient.properties,
             ),
         )
-    return rebuilt
+    return rebuild
 
 
 def map_blocks(
@@ -93,7 +93,7 @@ def check_gradients(name: str, tensor: TensorMap) -> None:
                 )
 
 
-def entries_kept(name: str, tensor: TensorMap, mask: TensorMap) -> list[torch.Tensor]:
+def mask_values(name: str, tensor: TensorMap, mask: TensorMap) -> list[torch.Tensor]:
     """For every block ``False`` where the mask leaves an entry out, in the shape of the values.
 
     Args:
@@ -121,12 +121,12 @@ def entries_kept(name: str, tensor: TensorMap, mask: TensorMap) -> list[torch.Te
     return kept
 
 
-def mask_entries(name: str, tensor: TensorMap, mask: TensorMap) -> TensorMap:
+def apply_mask(name: str, tensor: TensorMap, mask: TensorMap) -> TensorMap:
     """A copy of ``tensor`` in which every entry that the mask leaves out is NaN (missing).
 
-    Gradients are kept as they are. Arguments and errors as of :func:`entries_kept`.
+    Gradients are kept as they are. Arguments and errors as of :func:`mask_values`.
     """
-    kept = entries_kept(name, tensor, mask)
+    kept = mask_values(name, tensor, mask)
     values, gradients = values_and_gradients(tensor)
     masked = [torch.where(k, v, torch.nan) for k, v in zip(kept, values, strict=True)]
     return with_values(tensor, masked, gradients)

@@ -83,7 +83,7 @@ def gradients_of_blocks(tensor: TensorMap) -> tuple[list[int], list[str]]:
 names_of_gradients = scripted(gradients_of_blocks)
 
 
-def rebuilt(tensor: TensorMap, values: list[Tensor], gradients: list[Tensor]) -> TensorMap:
+def rebuild(tensor: TensorMap, values: list[Tensor], gradients: list[Tensor]) -> TensorMap:
     """A new TensorMap with all labels of ``tensor`` and other numbers.
 
     Args:
@@ -106,4 +106,4 @@ def rebuilt(tensor: TensorMap, values: list[Tensor], gradients: list[Tensor]) ->
     return TensorMap(tensor.keys, blocks)
 
 
-with_values = scripted(rebuilt)
+with_values = scripted(rebuild)

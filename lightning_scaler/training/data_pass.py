@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from tqdm.auto import tqdm
 
 from ..scaling import ScaleAccumulator
-from ..tensors import TargetLayout, with_numbers, without_numbers
+from ..tensors import TargetLayout, flatten_state, unflatten_state
 from .mixin import TargetScalingMixin
 from .processes import Ranks, RanksDisagreeError
 from .samplers import flattened, global_randomness_kept, randomness_kept, shards
@@ -62,12 +62,12 @@ def read_training_data(
 
 def _merge_all(own: ScaleAccumulator, accumulator: ScaleAccumulator, ranks: Ranks) -> None:
     """Merge what all processes gathered into the accumulator, in rank order."""
-    skeleton, numbers = without_numbers(own.state())
+    skeleton, numbers = flatten_state(own.state())
     of_ranks = ranks.gather_objects((skeleton, numbers.numel()))
     skeletons, lengths = [list(parts) for parts in zip(*of_ranks, strict=True)]
     _check_skeletons(skeletons)
     for theirs, of_rank in zip(skeletons, ranks.gather_numbers(numbers, lengths), strict=True):
-        accumulator.merge_state(with_numbers(theirs, of_rank))
+        accumulator.merge_state(unflatten_state(theirs, of_rank))
 
 
 def _check_skeletons(skeletons: list[Any]) -> None:
@@ -78,7 +78,7 @@ def _check_skeletons(skeletons: list[Any]) -> None:
         for name, statistics in skeleton["statistics"].items():
             layout = TargetLayout.from_state(name, statistics["layout"])
             try:
-                layouts[name] = layouts.get(name, layout).united(layout)
+                layouts[name] = layouts.get(name, layout).union(layout)
             except ValueError as error:
                 raise RanksDisagreeError(
                     f"the data of rank {rank} do not go with those of the ranks before it: {error}"

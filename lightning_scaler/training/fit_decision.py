@@ -44,8 +44,8 @@ def check_restored(
     fitted_with = None
     if scaler.additive is not None and any(scales.additive for scales in scaler.targets.values()):
         fitted_with = scaler.additive.name
-        if additive is None and scaler.brought is not None:
-            additive = scaler.brought.name
+        if additive is None and scaler.provided_module is not None:
+            additive = scaler.provided_module.name
     pairs["additive module"] = (fitted_with, additive)
     intensive = set(intensive_targets)
     for name, scales in scaler.targets.items():

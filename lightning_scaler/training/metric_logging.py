@@ -36,8 +36,8 @@ def parts_of_target(layout: TargetLayout, extensive: bool, per_block: Sequence[s
     name = layout.name
     parts = [Part(name, per_atom=extensive)]
     for parameter in layout.gradients:
-        averaged = extensive and parameter != "positions"
-        parts.append(Part(f"{name}/{parameter}", gradient=parameter, per_atom=averaged))
+        per_atom = extensive and parameter != "positions"
+        parts.append(Part(f"{name}/{parameter}", gradient=parameter, per_atom=per_atom))
     if name in per_block:
         for key in layout.blocks:
             named = dict(zip(layout.key_names, key, strict=True))

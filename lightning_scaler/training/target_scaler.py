@@ -121,7 +121,7 @@ class TargetScaler(Callback):
                 "attribute another name"
             )
         scaler = pl_module.scaler
-        awaited = scaler.additive is not None and scaler.additive.awaits(self.additive)
+        awaited = scaler.additive is not None and scaler.additive.needs_module(self.additive)
         if self.additive is not None and awaited:
             scaler.set_additive(self.additive)
         elif self.additive is not None and not scaler.fitted:
@@ -200,7 +200,7 @@ class TargetScaler(Callback):
         )
         if to_fit == "nothing":
             return False
-        additive = scaler.additive if keep else scaler.brought
+        additive = scaler.additive if keep else scaler.provided_module
         if self.additive is not None and not keep:
             additive = FrozenModule(self.additive)
         fitted = self._fit(trainer, module, names, additive, ranks)

@@ -76,7 +76,7 @@ def test_the_share_explained_of_a_per_atom_target_is_that_of_what_the_data_store
     remaining = sum(((numbers - numbers.mean()) ** 2).sum() for numbers in of_type)
     variance = ((np.array(stored) - np.mean(stored)) ** 2).sum()
     expected = 1.0 - remaining / variance
-    assert scaler.targets["charges"].explained == pytest.approx(expected, rel=1e-12)
+    assert scaler.targets["charges"].explained_variance == pytest.approx(expected, rel=1e-12)
 
 
 def test_per_atom_targets_in_any_rows():

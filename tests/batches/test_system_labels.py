@@ -11,7 +11,7 @@ from builders import (
 )
 
 from lightning_scaler.batches.atoms import Atoms
-from lightning_scaler.batches.system_labels import Reading, read_system_labels
+from lightning_scaler.batches.system_labels import SystemIndexing, infer_system_indexing
 from lightning_scaler.batches.systems import IdentifiedSystems
 
 # O, H2O (oxygen in the middle) and CO: other sizes, other types, other orders.
@@ -23,13 +23,13 @@ def atoms_of(systems):
 
 
 def read(systems, setting="auto", exact=False, **targets):
-    return read_system_labels(atoms_of(systems), targets, setting, exact)
+    return infer_system_indexing(atoms_of(systems), targets, setting, exact)
 
 
 def test_rows_of_atoms_come_from_labels():
     rows = labels(["system", "atom"], [[2, 1], [0, 0], [1, 2], [2, 0]])
     # Offsets 0, 1, 4: atoms 5, 0, 3 and 4.
-    assert Reading("position").atom_rows("q", rows, atoms_of(BATCH)).tolist() == [5, 0, 3, 4]
+    assert SystemIndexing("position").atom_rows("q", rows, atoms_of(BATCH)).tolist() == [5, 0, 3, 4]
 
 
 @pytest.mark.parametrize("row", [[3, 0], [-1, 0], [0, 1], [2, 2], [1, -1]])
@@ -37,7 +37,7 @@ def test_rows_outside_the_batch(row):
     rows = labels(["system", "atom"], [[1, 1], row])
     words = rf"target 'q': the sample \(system={row[0]}, atom={row[1]}\) is not in the batch of 3"
     with pytest.raises(ValueError, match=words):
-        Reading("position").positions("q", rows, atoms_of(BATCH))
+        SystemIndexing("position").positions("q", rows, atoms_of(BATCH))
 
 
 def test_usual_order_reads_the_same_both_ways():

@@ -93,8 +93,8 @@ def metatrain(work: Workload) -> dict[str, Callable[[], Callable[[], Any]]]:
         for _ in range(batches_at_once(work)):
             scaler.accumulate(work.systems, average_by_num_atoms(targets, work.systems, []), masks)
             if scaler.multi_property_target_names:
-                averaged = average_by_num_atoms(targets, work.systems, [])
-                scaler.accumulate_per_property(work.systems, averaged, masks)
+                per_atom = average_by_num_atoms(targets, work.systems, [])
+                scaler.accumulate_per_property(work.systems, per_atom, masks)
 
     def apply() -> None:
         scaler(work.systems, work.targets, remove=True, use_per_target_scales=True)

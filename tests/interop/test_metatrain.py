@@ -203,7 +203,7 @@ def test_state_dict_of_a_whole_model():
     weights = composition("energy", ENERGY, [[[-13.5], [-2000.0]]], [1, 8])
     nested |= {f"model.additive_models.0.{name}": value for name, value in weights.items()}
     scaler = Scaler.from_metatrain(nested)
-    assert scaler.targets["energy"].composition_types.tolist() == [1, 8]
+    assert scaler.targets["energy"].baseline_types.tolist() == [1, 8]
     with pytest.raises(ValueError, match="holds the weights of its own"):
         Scaler.from_metatrain(nested, weights)
     nested["model.additive_models.1.dummy_buffer"] = torch.zeros(1)

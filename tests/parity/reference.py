@@ -10,7 +10,7 @@ from metatrain.utils.per_atom import average_by_num_atoms
 
 Batch = tuple[list[System], dict[str, TensorMap], dict[str, TensorMap]]
 
-# Which scales lie between two spaces, as (per-target, per-property).
+# ScaleKind scales lie between two spaces, as (per-target, per-property).
 BETWEEN = {
     frozenset(("physical", "loss")): (True, False),
     frozenset(("loss", "model")): (False, True),
@@ -53,8 +53,8 @@ def fit_metatrain(
         passes.append((scaler.accumulate_per_property, scaler.fit_per_property))
     for accumulate, finish in passes:
         for systems, targets, masks in batches:
-            averaged = average_by_num_atoms(copies(targets), systems, list(intensive_targets))
-            accumulate(systems, averaged, {f"{name}_mask": mask for name, mask in masks.items()})
+            per_atom = average_by_num_atoms(copies(targets), systems, list(intensive_targets))
+            accumulate(systems, per_atom, {f"{name}_mask": mask for name, mask in masks.items()})
         finish()
     return scaler
 

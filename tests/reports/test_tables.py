@@ -68,7 +68,7 @@ def test_batches_explain_what_the_whole_does():
     # As above; the first batch has no H.
     for one, values in ((system(8), [0.2]), (system(1, 1, 8), [0.4, 0.2, -0.6])):
         accumulator.update([one], {"charges": atom_target(values, atom_samples(len(values)))})
-    explained = accumulator.compute().targets["charges"].explained
+    explained = accumulator.compute().targets["charges"].explained_variance
     assert explained == pytest.approx(1 - 0.34 / 0.59)
 
 
@@ -86,7 +86,7 @@ def test_batches_of_structures_explain_what_the_whole_does():
     left = sum((x - weight) ** 2 for x in per_atom)
     about_mean = sum((x - 4.1) ** 2 for x in per_atom)
     for accumulator in (whole, parts):
-        explained = accumulator.compute().targets["t"].explained
+        explained = accumulator.compute().targets["t"].explained_variance
         assert explained == pytest.approx(1 - left / about_mean)
 
 
@@ -95,7 +95,9 @@ def test_large_totals_of_one_composition_explain_nothing():
     accumulator = ScaleAccumulator(baseline=CompositionBaseline())
     energy = structure_target([3 * (x - 1e5) for x in noise])
     accumulator.update([system(1, 1, 8)] * 30, {"energy": energy})
-    assert accumulator.compute().targets["energy"].explained == pytest.approx(0.0, abs=1e-6)
+    assert accumulator.compute().targets["energy"].explained_variance == pytest.approx(
+        0.0, abs=1e-6
+    )
 
 
 def test_an_additive_module_is_named():

@@ -79,7 +79,7 @@ def per_atom():
     tensor = spherical(
         {0: torch.ones(2, 1, 2), 1: torch.ones(2, 3, 1)}, atom_samples(2), dtype=torch.float64
     )
-    ours.layout, ours.given_types = TargetLayout.of("t", tensor), torch.tensor([6])
+    ours.layout, ours.fixed_only_types = TargetLayout.of("t", tensor), torch.tensor([6])
     ours.per_target = torch.cat([ours.per_target, torch.tensor([7.0]).double()])
     ours.per_property = {
         key: torch.cat([table, torch.full_like(table[:1], 10)])
@@ -104,7 +104,7 @@ def test_types_that_no_table_has():
     assert by_type(per_atom(), [1, 92]) is None
     assert by_type(per_atom(), [0]) is None
     ours = per_atom()
-    ours.types, ours.given_types = torch.tensor([1, 4096]), torch.tensor([10**9])
+    ours.types, ours.fixed_only_types = torch.tensor([1, 4096]), torch.tensor([10**9])
     assert by_type(ours, [4096]) is None
     assert by_type(ours, [10**9]) is None
     assert by_type(ours, [1]) is not None
@@ -155,7 +155,7 @@ def test_state_comes_back(tmp_path):
     assert torch.equal(again.per_property[1, 1], ours.per_property[1, 1])
     assert torch.equal(again.weights[0, 1], ours.weights[0, 1])
     assert (again.fixed, again.fixed_weights) == ({1: 2.0, 8: 3.0}, {1: -0.5})
-    assert again.layout.united(ours.layout) is again.layout
+    assert again.layout.union(ours.layout) is again.layout
 
 
 def test_no_baseline_to_begin_with():
@@ -167,4 +167,4 @@ def test_no_baseline_to_begin_with():
         {(0,): torch.ones(3, 1).double()},
     )
     assert ours.weights == {}
-    assert ours.composition_types.numel() == 0
+    assert ours.baseline_types.numel() == 0

@@ -21,7 +21,7 @@ from builders import (
 from metatensor.torch import TensorMap
 
 from lightning_scaler.batches.atoms import Atoms
-from lightning_scaler.batches.system_labels import read_system_labels, rows_of_blocks
+from lightning_scaler.batches.system_labels import infer_system_indexing, rows_of_blocks
 from lightning_scaler.statistics.target_statistics import TargetStatistics
 from lightning_scaler.tensors.layout import TargetLayout
 from lightning_scaler.tensors.torchscript import values_and_gradients
@@ -32,7 +32,7 @@ KEY = (0,)
 
 def read(systems, tensor, extensive=False, baseline=False, labels_are="auto"):
     atoms = Atoms.from_systems(systems)
-    reading = read_system_labels(atoms, {"t": tensor}, labels_are)
+    reading = infer_system_indexing(atoms, {"t": tensor}, labels_are)
     layout = TargetLayout.of("t", tensor)
     values, rows = values_and_gradients(tensor)[0], rows_of_blocks(layout, tensor, atoms, reading)
     return TargetStatistics.of_batch(layout, values, rows, atoms, atoms.kinds, extensive, baseline)

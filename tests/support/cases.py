@@ -118,8 +118,8 @@ class Case:
     @property
     def types(self) -> list[int]:
         """The types that are seen: those of the systems in batches that hold the target."""
-        holding = [batch for k, batch in enumerate(self.batches) if self.blocks_of(k)]
-        seen = {z for batch in holding for i in batch for z in self.compositions[i]}
+        names_with_layout = [batch for k, batch in enumerate(self.batches) if self.blocks_of(k)]
+        seen = {z for batch in names_with_layout for i in batch for z in self.compositions[i]}
         return sorted(seen) if self.per_atom else [-1]
 
     def entries(self) -> Iterator[Entry]:

@@ -246,7 +246,7 @@ class FaultyData(SmallData):
         return DataLoader(self.train, 1, collate_fn=self.collate_fn)
 
 
-# Which rank, and what every rank says.
+# ScaleKind rank, and what every rank says.
 FAULTS = {
     "corrupt file": "failed on rank 1: OSError: structure 7 is truncated",
     "infinite target": r"failed on rank 1: ValueError: target 'dipole', block \(_=0\).*1 infinite",

@@ -16,7 +16,7 @@ from builders import (
 )
 
 from lightning_scaler.tensors.labels import have_labels, have_one_dtype, have_rows
-from lightning_scaler.tensors.layout import TargetLayout, holding
+from lightning_scaler.tensors.layout import TargetLayout, names_with_layout
 
 POSITIONS = {"positions": [[[1, 2, 3]], []]}
 
@@ -100,7 +100,7 @@ def test_a_layout_holds_what_it_was_read_from():
         "integers": spherical({0: scalar, 2: matrix}, samples, dtype=torch.int32),
     }
     layouts = dict.fromkeys(tensors, TargetLayout.of("t", tensor))
-    assert holding(layouts, {**tensors, "unknown": tensor}) == {"same", "no rows"}
+    assert names_with_layout(layouts, {**tensors, "unknown": tensor}) == {"same", "no rows"}
     without_gradient = {"e": TargetLayout.of("e", energy({}))}
-    assert holding(without_gradient, {"e": energy({})}) == {"e"}
-    assert not holding(without_gradient, {"e": energy()})
+    assert names_with_layout(without_gradient, {"e": energy({})}) == {"e"}
+    assert not names_with_layout(without_gradient, {"e": energy()})

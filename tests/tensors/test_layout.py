@@ -127,35 +127,35 @@ def test_union_holds_the_blocks_of_both():
     zero = spherical({0: torch.ones(1, 1, 2)}, ONE)
     two = spherical({2: torch.ones(1, 5, 1)}, ONE)
     both = spherical({2: torch.ones(1, 5, 1), 0: torch.ones(1, 1, 2)}, ONE)
-    united = layout_of(zero).united(layout_of(two))
-    assert list(united.blocks) == [(0, 1), (2, 1)]
-    assert united.keys().values.tolist() == [[0, 1], [2, 1]]
-    assert not united.single_property
-    assert list(united.united(layout_of(both)).blocks) == [(0, 1), (2, 1)]
+    union = layout_of(zero).union(layout_of(two))
+    assert list(union.blocks) == [(0, 1), (2, 1)]
+    assert union.keys().values.tolist() == [[0, 1], [2, 1]]
+    assert not union.single_property
+    assert list(union.union(layout_of(both)).blocks) == [(0, 1), (2, 1)]
     # The first one is as it was.
     assert list(layout_of(zero).blocks) == [(0, 1)]
 
 
 def test_union_of_other_properties_is_refused():
     with pytest.raises(ValueError, match=r"target 't', block \(_=0\): expected components .*"):
-        layout_of(structure_target([1.0])).united(layout_of(structure_target([[1.0, 2.0]])))
+        layout_of(structure_target([1.0])).union(layout_of(structure_target([[1.0, 2.0]])))
     with pytest.raises(ValueError, match="as before"):
-        layout_of(structure_target([1.0])).united(layout_of(structure_target([1.0], name="gap")))
+        layout_of(structure_target([1.0])).union(layout_of(structure_target([1.0], name="gap")))
 
 
 def test_union_of_other_components_is_refused():
     vector = structure_target(torch.ones(1, 3), components=cartesian())
     matrix = structure_target(torch.ones(1, 3, 3), components=cartesian(2), name="energy")
     with pytest.raises(ValueError, match="expected components"):
-        layout_of(vector).united(layout_of(matrix))
+        layout_of(vector).union(layout_of(matrix))
 
 
 def test_union_of_other_samples_or_keys_is_refused():
     structure, atom = structure_target([1.0], name="q"), atom_target([1.0], atom_samples(1), "q")
     with pytest.raises(ValueError, match=r"expected structure samples .* got atom samples"):
-        layout_of(structure).united(layout_of(atom))
+        layout_of(structure).union(layout_of(atom))
     with pytest.raises(ValueError, match=r"keys named \['_'\] as before, .*'o3_lambda'"):
-        layout_of(structure).united(layout_of(spherical({0: torch.ones(1, 1, 1)}, ONE)))
+        layout_of(structure).union(layout_of(spherical({0: torch.ones(1, 1, 1)}, ONE)))
 
 
 def test_words_for_a_property():
@@ -175,7 +175,7 @@ def test_state_is_plain_and_comes_back():
     assert again.kind == "atom"
     assert again.key_names == layout.key_names
     assert list(again.blocks) == list(layout.blocks) == [(0, 1, 1), (1, 1, 8)]
-    assert again.united(layout) is again
+    assert again.union(layout) is again
 
 
 def test_did_you_mean():

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from lightning_scaler.tensors.state import digest, with_numbers, without_numbers
+from lightning_scaler.tensors.state import digest, flatten_state, unflatten_state
 
 STATE = {
     "name": "energy",
@@ -17,17 +17,17 @@ STATE = {
 
 
 def test_numbers_are_taken_out_and_put_back():
-    skeleton, numbers = without_numbers(STATE)
+    skeleton, numbers = flatten_state(STATE)
     assert numbers.tolist()[:7] == [0, 1, 2, 3, 4, 5, 0.5]
     assert len(numbers) == 8
     assert not any(torch.is_tensor(part) for part in (skeleton["sums"][0], skeleton["empty"]))
     padded = torch.cat([numbers, torch.full((5,), 7.0).double()])
-    assert digest(with_numbers(skeleton, padded)) == digest(STATE)
+    assert digest(unflatten_state(skeleton, padded)) == digest(STATE)
 
 
 def test_what_is_put_back_shares_no_memory():
-    skeleton, numbers = without_numbers(STATE)
-    again = with_numbers(skeleton, numbers)
+    skeleton, numbers = flatten_state(STATE)
+    again = unflatten_state(skeleton, numbers)
     again["sums"][0][0, 0] = 9.0
     assert numbers[0] == 0.0
 

@@ -1,4 +1,4 @@
-"""Reading and rebuilding TensorMaps."""
+"""SystemIndexing and rebuilding TensorMaps."""
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from builders import (
 from metatensor.torch import TensorBlock, TensorMap
 
 from lightning_scaler.tensors.tensormaps import (
+    apply_mask,
     block_with_samples,
     check_gradients,
     describe,
@@ -24,7 +25,6 @@ from lightning_scaler.tensors.tensormaps import (
     is_system,
     is_tensormap,
     map_blocks,
-    mask_entries,
 )
 
 NAN = float("nan")
@@ -93,7 +93,7 @@ def test_mask_makes_entries_missing_in_a_copy():
         [[1.0, 2.0], [NAN, 4.0], [5.0, 6.0]], dtype=torch.float32, systems=[4, 0, 2]
     )
     before = target.block().values.clone()
-    masked = mask_entries("t", target, mask_of(target, [[[1, 0], [1, 1], [0, 1]]]))
+    masked = apply_mask("t", target, mask_of(target, [[[1, 0], [1, 1], [0, 1]]]))
     values = masked.block().values
     assert values.dtype == torch.float32
     assert masked.block().samples == target.block().samples
@@ -104,7 +104,7 @@ def test_mask_makes_entries_missing_in_a_copy():
 
 def test_mask_keeps_the_gradients():
     target = structure_target([1.0, 2.0], gradient={"strain": torch.ones(2, 3, 3) * 7})
-    masked = mask_entries("energy", target, mask_of(target, [[False, True]]))
+    masked = apply_mask("energy", target, mask_of(target, [[False, True]]))
     assert masked.block().values[0].isnan()
     assert masked.block().gradient("strain").values.unique().tolist() == [7.0]
 
@@ -114,7 +114,7 @@ def test_mask_of_several_blocks_and_components():
         {0: torch.full((2, 1, 1), 3.0), 1: torch.arange(6.0).reshape(2, 3, 1)}, atom_samples(2)
     )
     keep = [[[True], [False]], [[1, 1, 0], [0, 1, 1]]]
-    masked = mask_entries("t", target, mask_of(target, keep))
+    masked = apply_mask("t", target, mask_of(target, keep))
     assert torch.equal(masked.block(0).values.isnan().flatten(), torch.tensor([False, True]))
     nans = masked.block(1).values.isnan().reshape(2, 3)
     assert nans.tolist() == [[False, False, True], [True, False, False]]
@@ -123,10 +123,10 @@ def test_mask_of_several_blocks_and_components():
 def test_mask_of_another_layout():
     target = forces(torch.zeros(3, 3), 1, 2)
     with pytest.raises(ValueError, match="mask of target 'forces': expected the keys"):
-        mask_entries("forces", target, spherical({0: torch.zeros(3, 1, 1)}, atom_samples(3)))
+        apply_mask("forces", target, spherical({0: torch.zeros(3, 1, 1)}, atom_samples(3)))
     other_rows = mask_of(forces(torch.zeros(3, 3), 2, 1), [torch.ones(3, 3)])
     with pytest.raises(ValueError, match=r"block \(_=0\): expected the samples and shape"):
-        mask_entries("forces", target, other_rows)
+        apply_mask("forces", target, other_rows)
     other_shape = mask_of(structure_target([1.0]), [[True]])
     with pytest.raises(ValueError, match=r"shape \(3, 3, 1\) of the target, got \(1, 1\)"):
-        mask_entries("forces", target, other_shape)
+        apply_mask("forces", target, other_shape)

@@ -67,9 +67,7 @@ def test_a_network_of_zeros_predicts_the_module_and_the_baseline(tmp_path):
     trainer.fit(net, data)
     predicted = trainer.predict(net, data)
     scales = net.scaler.targets["energy"]
-    weights = dict(
-        zip(scales.composition_types.tolist(), scales.weights[(0,)].ravel(), strict=True)
-    )
+    weights = dict(zip(scales.baseline_types.tolist(), scales.weights[(0,)].ravel(), strict=True))
     for value, (system, _) in zip(energies(predicted), data.held_out.items, strict=True):
         expected = 0.5 * system.positions.square().sum()
         expected = expected + sum(weights[z] for z in system.types.tolist())

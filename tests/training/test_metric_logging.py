@@ -1,4 +1,4 @@
-"""Which metrics are logged of a target, and under what names."""
+"""ScaleKind metrics are logged of a target, and under what names."""
 
 import pytest
 import torch

@@ -84,7 +84,7 @@ def test_the_loss_is_the_mean_over_terms_in_loss_space(fitted):
     loss = net.compute_loss(predictions, targets).item()
 
     energy = net.scaler.targets["energy"]
-    types = energy.composition_types.tolist()
+    types = energy.baseline_types.tolist()
     weights = dict(zip(types, energy.weights[(0,)][:, 0].tolist(), strict=True))
     sigma = energy.per_target[0].item()
     terms = []

@@ -430,8 +430,8 @@ def test_checkpoints_of_averaged_weights_hold_the_scales(tmp_path, kind):
     )
     trainer = quiet_trainer(tmp_path, callbacks=[averaging, scaler_callback()], max_epochs=2)
     trainer.fit(net, data)
-    trainer.save_checkpoint(tmp_path / "averaged.ckpt")
-    loaded = SmallNet.load_from_checkpoint(tmp_path / "averaged.ckpt", weights_only=True)
+    trainer.save_checkpoint(tmp_path / "per_atom.ckpt")
+    loaded = SmallNet.load_from_checkpoint(tmp_path / "per_atom.ckpt", weights_only=True)
     assert net.scaler.fitted
     assert_same_scales(loaded.scaler, net.scaler)
 
