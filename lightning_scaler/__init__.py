@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from .scaling import ScaleAccumulator, Scaler
     from .training import TargetScaler, TargetScalingMixin
 
+    __version__: str
+
 __all__ = [
     "ZBL",
     "CompositionBaseline",
@@ -20,7 +22,7 @@ __all__ = [
     "TargetScalingMixin",
 ]
 
-_HOMES = {
+_ROOMS = {
     "CompositionBaseline": "baselines",
     "PhysicalUnits": "metrics",
     "RelativeRootMeanSquaredError": "metrics",
@@ -33,7 +35,26 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Importing Lightning takes seconds; the core and the command line's help do without it.
-    if name not in _HOMES:
+    # Importing Lightning takes seconds; the core and the command's --help do not need it.
+    if name == "__version__":
+        return _read_version()
+    if name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(import_module(f".{_ROOMS[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
+def _read_version() -> str:
+    import re
+    from importlib.metadata import PackageNotFoundError, version
+    from pathlib import Path
+
+    try:
+        return version("lightning-scaler")
+    except PackageNotFoundError:  # a checkout on the path
+        project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+        versions: list[str] = re.findall(r'^version = "(.+)"$', project, re.MULTILINE)
+        return versions[0]

@@ -1,4 +1,4 @@
-"""Settings as users write them, in Python or YAML, brought to one plain form."""
+"""What users set, in Python or YAML: checked, and converted to plain Python types."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ Numbers: TypeAlias = Mapping[Any, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """What a Scaler was fitted with, beside its targets; see ``ScaleAccumulator``.
+    """The settings of a fit that apply to all targets; see ``ScaleAccumulator``.
 
     ``provisional`` scales come from a few batches of a ``fast_dev_run``: the next fit replaces
     them.
@@ -28,20 +28,25 @@ class Settings:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The known names in words, the nearest one first if there is a near one."""
+    """Suggest the most similar of the known names, if there is one, and list them all.
+
+    Example:
+        >>> did_you_mean("enrgy", ["forces", "energy"])
+        "did you mean 'energy'? known: ['energy', 'forces']"
+    """
     names = sorted(known)
-    near = get_close_matches(name, names, n=1)
-    return (f"did you mean '{near[0]}'? " if near else "") + f"known: {names}"
+    similar = get_close_matches(name, names, n=1)
+    return (f"did you mean '{similar[0]}'? " if similar else "") + f"known: {names}"
 
 
 def check_choice(setting: str, value: Any, choices: Any) -> None:
-    """Raise ``ValueError`` unless ``value`` is one of the strings of a ``Literal``."""
+    """Raise ``ValueError`` unless ``value`` is one of the ``choices``, a ``Literal``."""
     if value not in get_args(choices):
         raise ValueError(f"{setting}: expected one of {list(get_args(choices))}, got {value!r}")
 
 
 def check_names(setting: str, names: Iterable[str], known: Iterable[str]) -> None:
-    """Raise ``ValueError`` for the first of the names that is not a target of the data."""
+    """Raise ``ValueError`` for the first name that is not a target in the data."""
     known = list(known)
     for name in names:
         if name not in known:
@@ -52,14 +57,14 @@ def check_names(setting: str, names: Iterable[str], known: Iterable[str]) -> Non
 
 
 def list_of_names(setting: str, names: Iterable[str]) -> tuple[str, ...]:
-    """The names as a tuple; a single string is refused, since it would be read as letters."""
+    """The names as a tuple; ``TypeError`` for a string, whose letters would be taken as names."""
     if isinstance(names, str):
         raise TypeError(f"{setting}: expected a list of names, got the string {names!r}")
     return tuple(names)
 
 
 def number(where: str, value: Any) -> float:
-    """A finite number (ints count as floats), or ``ValueError``."""
+    """The value as a float; ``ValueError`` unless it is a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{where}: expected a number, got {value!r}")
     if not math.isfinite(value):
@@ -68,10 +73,10 @@ def number(where: str, value: Any) -> float:
 
 
 def numbers_by_type(where: str, numbers: Numbers) -> dict[int, float]:
-    """Numbers per atomic type with integer keys; YAML gives strings or ints, both work.
+    """Numbers per atomic type, with integer keys; YAML gives strings or integers.
 
     Raises:
-        ValueError: for a key that is no atomic type, the same type twice, or a value that is no
+        ValueError: If a key is not an atomic type, a type is given twice, or a value is not a
             finite number.
     """
     plain: dict[int, float] = {}
@@ -86,14 +91,14 @@ def numbers_by_type(where: str, numbers: Numbers) -> dict[int, float]:
     return plain
 
 
-def fixed_scales(settings: Numbers | None) -> dict[str, FixedScale]:
-    """``fixed_scales`` in plain form: a number, or a number per type, for each target.
+def parse_fixed_scales(settings: Numbers | None) -> dict[str, FixedScale]:
+    """Check ``fixed_scales``: a number, or a number per atomic type, for each target.
 
     Raises:
-        ValueError: for anything that is not a positive finite number.
+        ValueError: If a scale is not a finite positive number.
 
     Example:
-        >>> fixed_scales({"energy": 1, "forces": {"1": 0.2, 8: 1.1}})
+        >>> parse_fixed_scales({"energy": 1, "forces": {"1": 0.2, 8: 1.1}})
         {'energy': 1.0, 'forces': {1: 0.2, 8: 1.1}}
     """
     plain: dict[str, FixedScale] = {}
@@ -102,21 +107,21 @@ def fixed_scales(settings: Numbers | None) -> dict[str, FixedScale]:
         scale = (
             numbers_by_type(where, value) if isinstance(value, Mapping) else number(where, value)
         )
-        for one in scale.values() if isinstance(scale, dict) else (scale,):
-            if one <= 0:
-                raise ValueError(f"{where}: expected a positive number, got {one}")
+        for factor in scale.values() if isinstance(scale, dict) else (scale,):
+            if factor <= 0:
+                raise ValueError(f"{where}: expected a positive number, got {factor}")
         plain[name] = scale
     return plain
 
 
-def fixed_baseline(settings: Numbers | None) -> dict[str, dict[int, float]]:
-    """``fixed_baseline`` in plain form: a number per type, for each target.
+def parse_fixed_baseline(settings: Numbers | None) -> dict[str, dict[int, float]]:
+    """Check ``fixed_baseline``: a number per atomic type for each target.
 
     Raises:
-        ValueError: for anything that is not a finite number per atomic type.
+        ValueError: If a contribution is not a finite number, or not given per atomic type.
 
     Example:
-        >>> fixed_baseline({"energy": {"1": -13.6}})
+        >>> parse_fixed_baseline({"energy": {"1": -13.6}})
         {'energy': {1: -13.6}}
     """
     plain = {}

@@ -7,6 +7,8 @@ import torch
 
 # Run by hand: python tests/benchmarks/speed.py
 collect_ignore = ["benchmarks"]
+# Their modules have one name, so that only one of them could be searched for doctests.
+collect_ignore_glob = ["*conftest.py"]
 
 
 @pytest.fixture(autouse=True)

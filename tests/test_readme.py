@@ -1,4 +1,4 @@
-"""The README keeps its word."""
+"""The code and commands of README.md."""
 
 import inspect
 import re
@@ -12,6 +12,7 @@ from lightning_scaler import TargetScaler
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_first_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
@@ -20,23 +21,30 @@ def test_the_first_example_runs(tmp_path, monkeypatch):
     torch.manual_seed(0)
     names: dict = {}
     with pytest.warns(UserWarning, match="'populations'.*orbital=1.*, type 1"):
-        exec(shorter, names)  # hydrogen has no p electrons in this data set
+        exec(shorter, names)  # hydrogen has no p electrons in this dataset
     energy = names["predictions"][0][0]["energy"].block()
     assert energy.values.dtype == torch.float64
-    assert energy.values.max() < -25  # eV: the baseline is on
+    assert energy.values.max() < -25  # eV, with the baseline
 
 
-def test_set_up_is_one_line_each():
+def test_every_example_is_valid_python():
+    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(examples) == 5
+    for example in examples:
+        compile(example, "README.md", "exec")
+
+
+def test_set_up_and_tests_are_one_command_each():
     commands = [line for line in README.splitlines() if line.startswith("python3.11 -m venv")]
     assert len(commands) == 2
     assert commands[0].endswith("&& .venv/bin/lightning-scaler-train")
     assert commands[1].endswith("&& .venv/bin/pytest")
 
 
-def test_every_setting_of_the_callback_is_told():
+def test_every_setting_of_the_callback_is_documented():
     parameters = inspect.signature(TargetScaler.__init__).parameters.values()
     for parameter in parameters:
         if parameter.name != "self":
             default = parameter.default
             default = f'"{default}"' if isinstance(default, str) else default
-            assert f"`{parameter.name}={default}`" in README
+            assert f"| `{parameter.name}={default}` |" in README

@@ -1,6 +1,7 @@
 """Imports go one way, room by room, and never past the ``__init__`` of another room."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import lightning_scaler
 
 PACKAGE = Path(lightning_scaler.__file__).parent
 
-# From the lowest to the highest: a room imports only rooms that stand before it.
+# From the lowest to the highest: a room imports only rooms above it in this list.
 ROOMS = [
     "settings",
     "reports",
@@ -28,7 +29,7 @@ ROOMS = [
 ]
 CORE = ROOMS[ROOMS.index("tensors") : ROOMS.index("scaling") + 1]
 
-# Imports inside a function, for what is needed only when it is called.
+# Imports inside a function.
 ON_CALL = {("scaling", "interop")}
 
 LIGHTNING_AND_HYDRA = {
@@ -39,11 +40,11 @@ LIGHTNING_AND_HYDRA = {
     "pytorch_lightning",
     "torchmetrics",
 }
-# What the core may import beside torch and metatensor, and where.
+# What the core may import besides torch and metatensor, and where.
 EXCEPTIONS = {
     "batches/device.py": {"lightning_utilities", "metatomic"},
     "baselines/zbl.py": {"metatomic", "vesin"},
-    "scaling/scaler.py": {"rich"},  # for annotations, and when a table is asked for
+    "scaling/scaler.py": {"rich"},  # in annotations, and when a table is requested
 }
 ALLOWED = {"metatensor", "torch", "typing_extensions"}
 
@@ -54,7 +55,7 @@ def modules(room):
 
 
 def imports(file):
-    """Absolute module names that a file imports, with those of the package resolved."""
+    """Absolute names of the modules that a file imports."""
     package = file.relative_to(PACKAGE.parent).with_suffix("").parts[:-1]
     found = []
     for node in ast.walk(ast.parse(file.read_text())):
@@ -71,11 +72,17 @@ def imports(file):
 
 
 def imported_rooms(file):
-    """The rooms that a file imports, each with the path below it."""
+    """The rooms that a file imports, each with the rest of the module name."""
     for name in imports(file):
         root, *path = name.split(".")
         if root == "lightning_scaler" and path:
             yield path[0], path[1:]
+
+
+def test_contributing_lists_the_rooms_in_order():
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+    table = text.split("\n## Rooms\n")[1].split("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == ROOMS
 
 
 def test_every_folder_and_module_is_a_room():
@@ -108,6 +115,7 @@ def test_the_core_imports_neither_lightning_nor_hydra(room):
         assert roots - standard - {"lightning_scaler"} <= allowed, file.name
 
 
+@pytest.mark.slow
 def test_importing_the_core_loads_neither_lightning_nor_hydra(tmp_path):
     code = (
         "import sys; from lightning_scaler import ScaleAccumulator, Scaler, CompositionBaseline; "

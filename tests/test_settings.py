@@ -1,4 +1,4 @@
-"""Settings as users write them."""
+"""Settings from Python and YAML."""
 
 import re
 
@@ -8,15 +8,16 @@ from lightning_scaler.settings import (
     UnseenTypes,
     check_choice,
     check_names,
-    fixed_baseline,
-    fixed_scales,
+    did_you_mean,
     list_of_names,
+    parse_fixed_baseline,
+    parse_fixed_scales,
 )
 
 
-def test_keys_of_yaml_and_python_become_integers():
+def test_type_keys_from_yaml_and_python_become_integers():
     given = {"energy": 1, "forces": {"1": 2, 8: 1.1, " 6 ": 0.5}}
-    plain = fixed_scales(given)
+    plain = parse_fixed_scales(given)
     assert plain == {"energy": 1.0, "forces": {1: 2.0, 8: 1.1, 6: 0.5}}
     assert isinstance(plain["energy"], float)
     assert all(type(key) is int for key in plain["forces"])
@@ -24,9 +25,9 @@ def test_keys_of_yaml_and_python_become_integers():
 
 
 @pytest.mark.parametrize("nothing", [None, {}])
-def test_no_fixed_scales(nothing):
-    assert fixed_scales(nothing) == {}
-    assert fixed_baseline(nothing) == {}
+def test_no_fixed_scales_and_no_fixed_baseline(nothing):
+    assert parse_fixed_scales(nothing) == {}
+    assert parse_fixed_baseline(nothing) == {}
 
 
 @pytest.mark.parametrize(
@@ -50,40 +51,45 @@ def test_no_fixed_scales(nothing):
         ({8: float("inf")}, "type 8: expected a finite number, got inf"),
     ],
 )
-def test_bad_fixed_scales(value, message):
+def test_invalid_fixed_scales_are_refused(value, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        fixed_scales({"energy": value})
+        parse_fixed_scales({"energy": value})
 
 
 def test_fixed_baseline_may_be_negative_or_zero():
-    assert fixed_baseline({"energy": {"1": -13, 8: 0}}) == {"energy": {1: -13.0, 8: 0.0}}
+    assert parse_fixed_baseline({"energy": {"1": -13, 8: 0}}) == {"energy": {1: -13.0, 8: 0.0}}
 
 
 def test_fixed_baseline_is_per_type():
     with pytest.raises(ValueError, match=r"expected a number per atomic type, .* got -13.6"):
-        fixed_baseline({"energy": -13.6})
+        parse_fixed_baseline({"energy": -13.6})
 
 
 def test_fixed_baseline_must_be_finite():
     with pytest.raises(ValueError, match=r"fixed_baseline of target 'energy', type 1: .*finite"):
-        fixed_baseline({"energy": {1: float("nan")}})
+        parse_fixed_baseline({"energy": {1: float("nan")}})
 
 
-def test_a_string_is_no_list_of_names():
+def test_a_string_is_not_a_list_of_names():
     assert list_of_names("targets", ["energy"]) == ("energy",)
     with pytest.raises(TypeError, match="targets: expected a list of names, got the string 'ene"):
         list_of_names("targets", "energy")
 
 
-def test_choices():
+def test_unknown_choices_list_the_known_ones():
     check_choice("unseen_types", "pooled", UnseenTypes)
     with pytest.raises(ValueError, match=r"unseen_types: expected one of .*'pooled'.* got 'pool'"):
         check_choice("unseen_types", "pool", UnseenTypes)
 
 
-def test_unknown_names_suggest_the_nearest():
+def test_unknown_target_names_suggest_the_nearest():
     check_names("fixed_scales", ["energy"], ["energy", "forces"])
     with pytest.raises(ValueError, match=r"fixed_scales names the target 'enrgy'.*mean 'energy'"):
         check_names("fixed_scales", ["enrgy"], iter(["energy", "forces"]))
     with pytest.raises(ValueError, match=r"known: \['dipole'\]"):
         check_names("fixed_scales", ["xyz"], ["dipole"])
+
+
+def test_did_you_mean_suggests_the_closest_name_or_lists_all():
+    assert did_you_mean("engery", ["forces", "energy"]).startswith("did you mean 'energy'?")
+    assert did_you_mean("x", ["forces", "energy"]) == "known: ['energy', 'forces']"

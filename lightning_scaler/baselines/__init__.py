@@ -6,9 +6,14 @@ it needs the extra ``zbl``.
 
 from typing import TYPE_CHECKING, Any
 
-from .composition import CompositionBaseline
-from .contributions import AdditiveCoverage
-from .frozen_module import Contribution, FrozenModule, class_name, contributions, frozen
+from .composition import (
+    BlockWeights,
+    CompositionBaseline,
+    CompositionWeights,
+    baseline_of_rows,
+)
+from .contributions import AdditiveCoverage, Contribution, align_contributions
+from .frozen_module import FrozenModule, class_name, freeze
 
 if TYPE_CHECKING:
     from .zbl import ZBL
@@ -16,12 +21,15 @@ if TYPE_CHECKING:
 __all__ = [
     "ZBL",
     "AdditiveCoverage",
+    "BlockWeights",
     "CompositionBaseline",
+    "CompositionWeights",
     "Contribution",
     "FrozenModule",
+    "align_contributions",
+    "baseline_of_rows",
     "class_name",
-    "contributions",
-    "frozen",
+    "freeze",
 ]
 
 

@@ -1,109 +1,229 @@
-"""What an additive module has given to the targets of a fit, the same in every batch."""
+"""The contributions of an additive module, aligned with targets, and which targets have some."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..tensors import TargetLayout
-from .frozen_module import Contribution
+from metatensor.torch import Labels, TensorBlock, TensorMap
+from torch import Tensor
 
-BlockOfTarget = tuple[str, tuple[int, ...]]
+from ..batches import Atoms, SystemIndexing, relabel_by_position
+from ..tensors import (
+    Key,
+    TargetLayout,
+    describe,
+    find_gradient_rows,
+    find_rows,
+    take_rows,
+)
+
+
+class Contribution(NamedTuple):
+    """Contributions to one block of a target.
+
+    Attributes:
+        values: contributions to the values, in their shape.
+        gradients: contributions to the gradients, in their shapes, by parameter.
+        missing_gradients: parameters of the gradients without contributions.
+    """
+
+    values: Tensor
+    gradients: dict[str, Tensor]
+    missing_gradients: tuple[str, ...] = ()
+
+
+def align_contributions(
+    outputs: Mapping[str, TensorMap],
+    tensors: Mapping[str, TensorMap],
+    atoms: Atoms,
+    indexing: SystemIndexing,
+) -> dict[str, list[Contribution | None]]:
+    """The output of an additive module in the blocks and rows of some targets.
+
+    Args:
+        outputs: output of the module by target name.
+        tensors: targets, or predictions in physical units, by name.
+        atoms: atoms of the batch.
+        indexing: meaning of the ``system`` labels of the targets.
+
+    Returns:
+        By target name a list with one entry per block; ``None`` for a block without contributions.
+
+    Raises:
+        ValueError: for other key names, components or properties than those of the target, or rows
+            of the target without a contribution.
+    """
+    return {
+        name: align_target(name, outputs[name], relabel_by_position(name, tensor, indexing, atoms))
+        for name, tensor in tensors.items()
+        if name in outputs
+    }
+
+
+def align_target(name: str, output: TensorMap, target: TensorMap) -> list[Contribution | None]:
+    """Contributions in the blocks, rows and device of one target.
+
+    A single property matches a single property, whatever its label.
+
+    Args:
+        name: name of the target, for messages.
+        output: output of an additive module.
+        target: target with positions in the batch as ``system`` labels.
+    """
+    if output.keys.names != target.keys.names:
+        raise ValueError(
+            f"target '{name}': expected contributions with keys named {target.keys.names}, got "
+            f"{output.keys.names}"
+        )
+    output = output.to(device=target.device)
+    contributions: list[Contribution | None] = []
+    for index, block in enumerate(target.blocks()):
+        where = f"target '{name}', block ({describe(target.keys, index)})"
+        position = output.keys.position(target.keys.entry(index))
+        contributions.append(
+            None if position is None else _align_block(where, output.block_by_id(position), block)
+        )
+    return contributions
+
+
+def _align_block(where: str, output: TensorBlock, target: TensorBlock) -> Contribution:
+    same_properties = output.properties == target.properties or (
+        len(output.properties) == len(target.properties) == 1
+    )
+    if not same_properties or output.components != target.components:
+        raise ValueError(
+            f"{where}: expected contributions with components {target.components} and properties "
+            f"{target.properties}, got {output.components} and {output.properties}"
+        )
+    what = "contribution"
+    rows = find_rows(where, output.samples, target.samples, target.samples.values, what)
+    gradients, missing = {}, []
+    for parameter in target.gradients_list():
+        if parameter not in output.gradients_list():
+            missing.append(parameter)
+            continue
+        gradient, wanted = output.gradient(parameter), target.gradient(parameter)
+        where_gradient = f"{where}, gradient '{parameter}'"
+        if gradient.components != wanted.components:
+            raise ValueError(
+                f"{where_gradient}: expected contributions with components "
+                f"{wanted.components}, got {gradient.components}"
+            )
+        gradient_rows = find_gradient_rows(
+            where_gradient,
+            _without_system(gradient.samples),
+            _without_system(wanted.samples),
+            rows,
+            what,
+        )
+        gradients[parameter] = take_rows(gradient.values, gradient_rows)
+    return Contribution(take_rows(output.values, rows), gradients, tuple(missing))
+
+
+def _without_system(labels: Labels) -> Labels:
+    """Samples of a gradient without ``system``, which the row of its block implies."""
+    if "system" not in labels.names:
+        return labels
+    kept = [column for column, name in enumerate(labels.names) if name != "system"]
+    return Labels([labels.names[column] for column in kept], labels.values[:, kept])
 
 
 @dataclass
 class AdditiveCoverage:
-    """What an additive module has given so far.
+    """The targets and blocks that an additive module contributes to, over all batches.
 
     Attributes:
-        given: names of the targets that it gave something to, fitted or not.
-        blocks: whether it gave something to a block of a target that is fitted.
-        lacking: targets and gradients of theirs that it does not give.
+        outputs: names of the targets in the module's output, fitted or not.
+        blocks: for each target and block, whether the module contributes to it.
+        missing_gradients: targets and parameters of the gradients without contributions.
     """
 
-    given: set[str] = field(default_factory=set)
-    blocks: dict[BlockOfTarget, bool] = field(default_factory=dict)
-    lacking: set[tuple[str, str]] = field(default_factory=set)
+    outputs: set[str] = field(default_factory=set)
+    blocks: dict[tuple[str, Key], bool] = field(default_factory=dict)
+    missing_gradients: set[tuple[str, str]] = field(default_factory=set)
 
     @classmethod
     def of_batch(
         cls,
-        given: Iterable[str],
+        outputs: Iterable[str],
         layouts: Mapping[str, TargetLayout],
-        parts: Mapping[str, Sequence[Contribution | None]],
+        contributions: Mapping[str, Sequence[Contribution | None]],
     ) -> "AdditiveCoverage":
-        """Read one batch.
+        """The coverage of one batch.
 
         Args:
-            given: names of the targets that the module gave something to.
-            layouts: of the targets that are fitted and in the batch.
-            parts: for each of them, and each of its blocks, what the module gave.
+            outputs: names of the targets in the module's output.
+            layouts: layouts of the fitted targets of the batch.
+            contributions: contributions to each block of these targets.
         """
-        seen = cls(set(given))
+        coverage = cls(set(outputs))
         for name, layout in layouts.items():
-            of_blocks = parts.get(name) or [None] * len(layout.blocks)
-            for key, part in zip(layout.blocks, of_blocks, strict=True):
-                seen.blocks[name, key] = part is not None
-                if part is not None:
-                    seen.lacking |= {(name, parameter) for parameter in part.lacking}
-        return seen
+            of_blocks = contributions.get(name) or [None] * len(layout.blocks)
+            for key, contribution in zip(layout.blocks, of_blocks, strict=True):
+                coverage.blocks[name, key] = contribution is not None
+                if contribution is not None:
+                    missing = contribution.missing_gradients
+                    coverage.missing_gradients |= {(name, parameter) for parameter in missing}
+        return coverage
 
     def check(
         self, other: "AdditiveCoverage", module: str, layouts: Mapping[str, TargetLayout]
     ) -> None:
-        """Refuse data of which the module gave something to other blocks than here.
+        """Refuse a block that has contributions in one of the two coverages only.
 
         Raises:
             ValueError: naming the module, the target and the block.
         """
-        for (name, key), has in other.blocks.items():
-            had = self.blocks.get((name, key), has)
-            if had != has:
+        for (name, key), covered in other.blocks.items():
+            before = self.blocks.get((name, key), covered)
+            if before != covered:
                 raise ValueError(
                     f"additive module {module}, target '{name}', block "
                     f"({layouts[name].describe(key)}): expected contributions in every batch that "
                     f"has the block or in none, got "
-                    f"{'none after some' if had else 'some after none'}"
+                    f"{'none after some' if before else 'some after none'}"
                 )
 
     def merge(self, other: "AdditiveCoverage") -> None:
-        """Take over what has been given elsewhere; see :meth:`check`."""
-        self.given |= other.given
+        """Add another coverage, in place; see :meth:`check`."""
+        self.outputs |= other.outputs
         self.blocks.update(other.blocks)
-        self.lacking |= other.lacking
+        self.missing_gradients |= other.missing_gradients
 
-    def to(self, name: str) -> bool:
-        """Whether something was given to any block of a target."""
-        return any(has for (target, _), has in self.blocks.items() if target == name)
+    def covers(self, name: str) -> bool:
+        """Whether the module contributes to any block of a target."""
+        return any(covered for (target, _), covered in self.blocks.items() if target == name)
 
     def check_used(self, module: str, targets: Iterable[str]) -> None:
-        """Refuse a module of which nothing was used.
+        """Refuse a module whose output was never used.
 
         Raises:
-            ValueError: if it gave nothing to the targets, or only blocks that they do not have.
+            ValueError: if it contributes to no target, or only to blocks that are not in a target.
         """
         targets = sorted(targets)
         for name in targets:
-            if name in self.given and not self.to(name):
+            if name in self.outputs and not self.covers(name):
                 raise ValueError(
                     f"additive module {module}: expected contributions to blocks of the target "
                     f"'{name}', got blocks with other keys only"
                 )
-        if not self.given:
+        if not self.outputs:
             raise ValueError(
                 f"the additive module {module} gave no contribution to any of the targets "
                 f"{targets}; name its outputs as the targets are named"
             )
 
     def state(self) -> dict[str, Any]:
-        """Plain Python objects."""
+        """The coverage as plain Python objects."""
         return {
-            "given": sorted(self.given),
-            "blocks": [(name, list(key), has) for (name, key), has in self.blocks.items()],
-            "lacking": sorted(self.lacking),
+            "outputs": sorted(self.outputs),
+            "blocks": [(name, list(key), covered) for (name, key), covered in self.blocks.items()],
+            "missing_gradients": sorted(self.missing_gradients),
         }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "AdditiveCoverage":
         """The inverse of :meth:`state`."""
-        blocks = {(name, tuple(key)): has for name, key, has in state["blocks"]}
-        return cls(set(state["given"]), blocks, {(n, p) for n, p in state["lacking"]})
+        blocks = {(name, tuple(key)): covered for name, key, covered in state["blocks"]}
+        missing = {(name, parameter) for name, parameter in state["missing_gradients"]}
+        return cls(set(state["outputs"]), blocks, missing)

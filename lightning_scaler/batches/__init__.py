@@ -1,41 +1,37 @@
 """Batches: their systems and atoms, and how the rows of a target refer to them.
 
-Takes batches apart, moves them to a device, and settles once per target which atom or system each
-row belongs to. Imports ``tensors``.
+Takes batches apart, moves them to a device, and settles once per target which system or atom each
+row belongs to. Imports ``tensors`` and ``settings``.
 """
 
-from .atomic_types import TABLED, find_types
-from .atoms import Atoms, HasTypes, read_atoms
+from .atoms import LARGEST_IN_TABLE, Atoms, find_types, read_atoms
 from .device import move_to_device
-from .known_tensors import Known
-from .matching import (
-    align_prediction,
-    find_gradient_rows,
-    find_rows,
-    per_atom,
+from .indexed_target import (
+    IndexedBatch,
+    IndexedTarget,
+    index_batch,
+    index_targets,
+    read_layouts,
     relabel_by_position,
-    selected,
 )
-from .system_labels import SystemIndexing, index_by_position, infer_system_indexing, rows_of_blocks
+from .system_labels import SystemIndexing
+from .systems import HasTypes, is_system
 from .unpack import unpack
 
 __all__ = [
-    "TABLED",
+    "LARGEST_IN_TABLE",
     "Atoms",
     "HasTypes",
-    "Known",
+    "IndexedBatch",
+    "IndexedTarget",
     "SystemIndexing",
-    "align_prediction",
-    "find_gradient_rows",
-    "find_rows",
     "find_types",
-    "index_by_position",
-    "infer_system_indexing",
+    "index_batch",
+    "index_targets",
+    "is_system",
     "move_to_device",
-    "per_atom",
     "read_atoms",
+    "read_layouts",
     "relabel_by_position",
-    "rows_of_blocks",
-    "selected",
     "unpack",
 ]

@@ -1,265 +1,249 @@
-"""A batch's atoms: types, counts, and which atom each sample row belongs to."""
+"""The atoms of a batch: their types, and the system that each belongs to."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
-from metatensor.torch import Labels, TensorMap
+from metatensor.torch import TensorMap
+from torch import Tensor
 
-from ..tensors import has_rows, have_rows, is_system, scripted, scripted_arithmetic
-from .atomic_types import find_types, index_among, occurring
-from .known_tensors import Known, KnownTensors
+from ..tensors import scripted, scripted_arithmetic
+from .systems import HasTypes, IdentifiedSystems, ReadSystems, is_system
 
-Name = TypeVar("Name", str, int)
+# Largest type in a table indexed by atomic type, which is faster than sorting. (A default argument
+# below, since TorchScript cannot read module variables.)
+LARGEST_IN_TABLE = 4095
+
+# For fewer atoms a binary search is faster than a table.
+FEWEST_FOR_TABLE = 1024
 
 
-class HasTypes(Protocol):
-    """What is asked of a system: a length and a type per atom."""
+def unique_types(types: Tensor) -> tuple[Tensor, int]:
+    """The types that occur, sorted, ``(n_types,)`` int64, and the smallest of them.
 
-    @property
-    def types(self) -> Any:
-        """Atomic types, ``(n_atoms,)`` integers."""
+    Without types the smallest is 0. If it is negative, the list is empty.
+    """
+    if types.numel() == 0 or types.is_meta:
+        return types[:0], 0
+    smallest, largest = (int(bound) for bound in torch.aminmax(types))
+    if smallest < 0:
+        return types[:0], smallest
+    if largest <= LARGEST_IN_TABLE:
+        return torch.bincount(types).nonzero()[:, 0], smallest
+    return torch.unique(types), smallest
 
-    def __len__(self) -> int:
-        """Return the number of atoms."""
+
+def index_types(types: Tensor, among: Tensor) -> Tensor:
+    """Index of every type in the sorted tensor ``among``, which holds all of them, int64."""
+    if types.numel() < FEWEST_FOR_TABLE:
+        return torch.searchsorted(among, types)
+    return _index_by_table(types, among)
+
+
+@scripted
+def _index_by_table(
+    types: Tensor, among: Tensor, largest_in_table: int = LARGEST_IN_TABLE
+) -> Tensor:
+    largest = int(among[-1]) if among.numel() > 0 else 0
+    if largest > largest_in_table:
+        return torch.searchsorted(among, types)
+    table = torch.zeros([largest + 1], dtype=torch.int64, device=types.device)
+    table[among] = torch.arange(among.numel(), device=types.device)
+    return table.index_select(0, types)
+
+
+def find_types(types: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
+    """Index of every type in the sorted tensor ``among``, and whether it is there at all."""
+    if types.shape == among.shape and types.device == among.device and torch.equal(types, among):
+        index = torch.arange(len(types), device=types.device)
+        return index, torch.ones_like(index, dtype=torch.bool)
+    if among.numel() == 0:
+        return torch.zeros_like(types), torch.zeros_like(types, dtype=torch.bool)
+    index = torch.searchsorted(among, types).clamp(max=among.numel() - 1)
+    return index, among[index] == types
 
 
 @dataclass(frozen=True)
 class Atoms:
-    """The atoms of a batch of systems, one after the other.
-
-    What is worked out from them is kept, and serves all targets and all parts of a step.
+    """The atoms of a batch, system after system.
 
     Attributes:
-        types: atomic type of every atom, ``(n_atoms,)`` int64.
-        counts: number of atoms of every system, ``(n_systems,)`` int64.
-        sample_id: the id of every system in the data set, ``(n_systems,)``, where the batch says.
-        systems: the systems themselves, wherever they are.
-        known: what has been found out about TensorMaps of the batch.
+        types: atomic type of every atom, ``(n_all_atoms,)`` int64.
+        n_atoms: number of atoms of every system, ``(n_systems,)`` int64.
+        unique_types: the types that occur, sorted, ``(n_types,)`` int64, always on the CPU.
+        type_index: index of every atom's type in :attr:`unique_types`, ``(n_all_atoms,)`` int64.
+        sample_ids: id of every system in the data set, ``(n_systems,)``, if the batch has ids.
+        ids_are_positions: whether the ids, if there are any, number the systems from 0.
+        systems: the systems themselves; empty if only their atoms are known.
+        host: the same atoms where they were read, if they have been moved since.
+        moved: the TensorMaps that were moved to a device with the atoms, each with its original.
     """
 
-    types: torch.Tensor
-    counts: torch.Tensor
-    sample_id: torch.Tensor | None = None
+    types: Tensor
+    n_atoms: Tensor
+    unique_types: Tensor
+    type_index: Tensor
+    sample_ids: Tensor | None = None
+    ids_are_positions: bool = True
     systems: Sequence[HasTypes] = field(default=(), repr=False)
-    known: KnownTensors = field(default_factory=KnownTensors, repr=False, compare=False)
+    host: "Atoms | None" = field(default=None, repr=False)
+    moved: tuple[tuple[TensorMap, TensorMap], ...] = field(default=(), repr=False)
 
     @classmethod
     def from_systems(cls, systems: Sequence[HasTypes]) -> "Atoms":
-        """Read types and lengths, the only things asked of a system, unless they have been read."""
-        read: Atoms | None = getattr(systems, "atoms", None)
-        if read is not None:
-            return read._of(systems)
-        types, counts, kinds, smallest = _read(systems)
+        """Read types and lengths, unless they have been read before.
+
+        Raises:
+            ValueError: for negative types, and for systems on the meta device.
+        """
+        read = systems.atoms if isinstance(systems, ReadSystems) else None
+        atoms = cls.from_types(*_read(systems)) if read is None else read
+        if not isinstance(systems, IdentifiedSystems):
+            return replace(atoms, systems=systems)
+        ids = torch.tensor(systems.sample_id)
+        host = replace(
+            atoms.on_host,
+            sample_ids=ids.to(atoms.on_host.types.device),
+            ids_are_positions=torch.equal(ids, torch.arange(len(ids))),
+        )
+        if atoms.host is None:
+            return replace(host, systems=systems)
+        return replace(host.to(atoms.types.device, atoms.moved), systems=systems)
+
+    @classmethod
+    def from_types(cls, types: Tensor, n_atoms: Tensor) -> "Atoms":
+        """Atoms of these types, ``n_atoms`` of them in every system."""
         if types.device.type == "meta":
             raise ValueError("expected systems with data, got systems on the meta device")
+        found, smallest = unique_types(types)
         if smallest < 0:
             raise ValueError(f"expected non-negative atomic types, got {smallest} in the systems")
-        sample_id = getattr(systems, "sample_id", None)
-        atoms = cls(
-            types=types,
-            counts=counts,
-            sample_id=None if sample_id is None else torch.tensor(sample_id, device=types.device),
-            systems=systems,
-        )
-        vars(atoms)["kinds"] = kinds.cpu()
-        return atoms
+        return cls(types, n_atoms, found.cpu(), index_types(types, found))
 
-    def _of(self, systems: Sequence[HasTypes]) -> "Atoms":
-        """The same atoms, of these systems."""
-        sample_id = getattr(systems, "sample_id", None)
-        if sample_id is None:
-            return self.changed(systems=systems)
-        ids = torch.tensor(sample_id)
-        atoms = self.changed(
-            systems=systems, sample_id=ids.to(self.types.device, non_blocking=True)
-        )
-        # Compared here, so that nobody waits for another device.
-        vars(atoms)["usual_ids"] = torch.equal(ids, torch.arange(len(ids)))
-        return atoms
+    def to(
+        self,
+        device: torch.device | str,
+        moved: Sequence[tuple[TensorMap, TensorMap]] = (),
+    ) -> "Atoms":
+        """The same atoms on another device.
 
-    def changed(self, **attributes: Any) -> "Atoms":
-        """A copy with other attributes, for which all that has been worked out still holds."""
-        copy = replace(self, **attributes)
-        new = {name: value for name, value in vars(self).items() if name not in vars(copy)}
-        vars(copy).update(new)
-        return copy
-
-    def __len__(self) -> int:
-        """Return the number of systems."""
-        return self.counts.numel()
-
-    def to(self, device: torch.device | str) -> "Atoms":
-        """The same atoms on another device."""
-        if self.types.device == torch.device(device):
+        Args:
+            device: device of the result.
+            moved: TensorMaps of the batch on that device, each with its original.
+        """
+        if self.types.device == torch.device(device) and not moved:
             return self
-        ids = self.sample_id
-        moved = Atoms(
-            self.types.to(device, non_blocking=True),
-            self.counts.to(device, non_blocking=True),
-            None if ids is None else ids.to(device, non_blocking=True),
-            self.systems,
-            self.known,
+        ids = self.sample_ids
+        return replace(
+            self,
+            types=self.types.to(device, non_blocking=True),
+            n_atoms=self.n_atoms.to(device, non_blocking=True),
+            type_index=self.type_index.to(device, non_blocking=True),
+            sample_ids=None if ids is None else ids.to(device, non_blocking=True),
+            host=replace(self.on_host, systems=()),
+            moved=tuple(moved) or self.moved,
         )
-        vars(moved)["host"] = self.host
-        if self.types.device.type == "cpu":
-            # Found here, so that nobody waits for the other device.
-            vars(moved)["kinds"] = self.kinds
-            vars(moved)["kind_of_atom"] = self.kind_of_atom.to(device, non_blocking=True)
-            vars(moved)["usual_ids"] = self.usual_ids
-        return moved
+
+    @property
+    def on_host(self) -> "Atoms":
+        """The atoms where they were read; asking these waits for no other device."""
+        return self if self.host is None else self.host
+
+    def original(self, tensor: TensorMap) -> TensorMap:
+        """The TensorMap that ``tensor`` was moved from, which has the same labels; else itself."""
+        for after, before in self.moved:
+            if after is tensor:
+                return before
+        return tensor
+
+    @property
+    def n_systems(self) -> int:
+        """Number of systems."""
+        return self.n_atoms.numel()
 
     @cached_property
-    def offsets(self) -> torch.Tensor:
+    def first_atom(self) -> Tensor:
         """Index of the first atom of every system, ``(n_systems,)`` int64."""
-        return self.counts.cumsum(0) - self.counts
+        return self.n_atoms.cumsum(0) - self.n_atoms
 
     @cached_property
-    def divisors(self) -> torch.Tensor:
-        """Number of atoms of every system, float64 ``(n_systems,)``; NaN where there is none."""
-        counts = self.counts.double()
-        return torch.where(counts > 0, counts, torch.nan)
+    def n_atoms_or_nan(self) -> Tensor:
+        """Number of atoms of every system, ``(n_systems,)`` float64; NaN for a system without."""
+        n_atoms = self.n_atoms.double()
+        return torch.where(n_atoms > 0, n_atoms, torch.nan)
 
     @cached_property
-    def system_of_atom(self) -> torch.Tensor:
-        """Position in the batch of every atom's system, ``(n_atoms,)`` int64."""
-        return torch.repeat_interleave(self.counts, output_size=self.types.numel())
+    def system_of_atom(self) -> Tensor:
+        """Position in the batch of every atom's system, ``(n_all_atoms,)`` int64."""
+        return torch.repeat_interleave(self.n_atoms, output_size=self.types.numel())
 
     @cached_property
-    def kinds(self) -> torch.Tensor:
-        """The types that occur, sorted, ``(n_kinds,)`` int64; on the CPU wherever the atoms are."""
-        return occurring(self.types)[0].cpu()
+    def type_counts(self) -> Tensor:
+        """Atoms of each of the unique types in every system, ``(n_systems, n_types)`` float64."""
+        return _count_types(self.type_index, self.n_atoms, self.unique_types.numel())
 
-    @cached_property
-    def occurring(self) -> frozenset[int]:
-        """The types that occur."""
-        return frozenset(self.kinds.tolist())
+    def index_among(self, types: Tensor) -> Tensor:
+        """Index of every atom's type in the sorted ``types``, which hold all that occur."""
+        if torch.equal(types, self.unique_types):
+            return self.type_index
+        return self.gather_by_type(find_types(self.unique_types, types)[0])
 
-    @cached_property
-    def kind_of_atom(self) -> torch.Tensor:
-        """Index among :attr:`kinds` of every atom's type, ``(n_atoms,)`` int64."""
-        return index_among(self.types, self.kinds.to(self.types.device))
+    def gather_by_type(self, values: Tensor) -> Tensor:
+        """Values of unique types, ``(n_types, ...)``, for every atom, ``(n_all_atoms, ...)``."""
+        return values.index_select(0, self.type_index)
 
-    def index_among(self, types: torch.Tensor) -> torch.Tensor:
-        """Index among the sorted ``types``, which hold all that occur, of every atom's type."""
-        if torch.equal(types, self.kinds):
-            return self.kind_of_atom
-        return self.of_kinds(find_types(self.kinds, types)[0])
-
-    def of_kinds(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Spread what is known per kind, ``(n_kinds, ...)``, over the atoms, ``(n_atoms, ...)``."""
-        return numbers.index_select(0, self.kind_of_atom)
-
-    @cached_property
-    def usual_ids(self) -> bool:
-        """Whether ids and positions are the same, as far as the batch says."""
-        if self.sample_id is None:
-            return True
-        return torch.equal(self.sample_id, torch.arange(len(self), device=self.types.device))
-
-    def usual_rows(self, samples: Labels) -> bool:
-        """Whether rows are those of all systems, or of all atoms, in the order of the batch."""
-        usual, self._numbered[:] = has_rows(
-            samples, self.counts, self.types.numel(), self._numbered
-        )
-        return usual
-
-    def usual(self, tensors: Mapping[Name, TensorMap]) -> frozenset[Name]:
-        """Names of the tensors all blocks of which have usual rows, see :meth:`usual_rows`."""
-        usual, unknown = set(), {}
-        for name, tensor in tensors.items():
-            known = self.known.get(tensor)
-            if known is None:
-                unknown[name] = tensor
-            elif known.usual:
-                usual.add(name)
-        if unknown:
-            found, self._numbered[:] = have_rows(
-                list(unknown.values()), self.counts, self.types.numel(), self._numbered
-            )
-            for (name, tensor), is_usual in zip(unknown.items(), found, strict=True):
-                self.known.learn(tensor, Known(is_usual))
-                if is_usual:
-                    usual.add(name)
-        return frozenset(usual)
-
-    @cached_property
-    def host(self) -> torch.device:
-        """Where the systems were read."""
-        return self.types.device
-
-    @cached_property
-    def _numbered(self) -> list[torch.Tensor]:
-        return []
-
-    def on_host(self, tensor: TensorMap) -> TensorMap:
-        """A TensorMap with the same labels where the systems were read, as far as one is known."""
-        known = self.known.get(tensor)
-        return tensor if known is None or known.original is None else known.original
-
-    @cached_property
-    def kinds_in_systems(self) -> torch.Tensor:
-        """Atoms of each kind in every system, float64 ``(n_systems, n_kinds)``."""
-        return _kinds_in_systems(self.kind_of_atom, self.counts, self.kinds.numel())
-
-    def composition(self, types: torch.Tensor) -> torch.Tensor:
-        """Atoms of each of ``types`` in every system, float64 ``(n_systems, n_types)``."""
-        if types.device == self.kinds.device and torch.equal(types, self.kinds):
-            return self.kinds_in_systems
-        column, known = find_types(self.kinds, types.to(self.kinds.device))
-        counts = self.kinds_in_systems.new_zeros((len(self), types.numel()))
+    def composition(self, types: Tensor) -> Tensor:
+        """Atoms of each of ``types`` in every system, ``(n_systems, n_types)`` float64."""
+        if torch.equal(types, self.unique_types):
+            return self.type_counts
+        column, known = find_types(self.unique_types, types)
+        counts = self.type_counts.new_zeros((self.n_systems, types.numel()))
         device = counts.device
         return counts.index_copy_(
-            1, column[known].to(device), self.kinds_in_systems[:, known.to(device)]
+            1, column[known].to(device), self.type_counts[:, known.to(device)]
         )
 
 
 def read_atoms(systems: Sequence[HasTypes] | Atoms) -> Atoms:
-    """The atoms of the systems, unless these have been read already."""
+    """The atoms of the systems; atoms are returned as they are."""
     return systems if isinstance(systems, Atoms) else Atoms.from_systems(systems)
 
 
 @scripted_arithmetic
-def _kinds_in_systems(kind_of_atom: torch.Tensor, counts: torch.Tensor, n: int) -> torch.Tensor:
-    systems = torch.repeat_interleave(counts, output_size=kind_of_atom.numel())
+def _count_types(type_index: Tensor, n_atoms: Tensor, n_types: int) -> Tensor:
+    systems = torch.repeat_interleave(n_atoms, output_size=type_index.numel())
     # Not bincount, which waits for a GPU.
-    number = torch.zeros([counts.numel() * n], dtype=torch.float64, device=counts.device)
-    ones = torch.ones([1], dtype=torch.float64, device=counts.device).expand(systems.numel())
-    return number.index_add_(0, systems * n + kind_of_atom, ones).reshape([counts.numel(), n])
+    counts = torch.zeros([n_atoms.numel() * n_types], dtype=torch.float64, device=n_atoms.device)
+    ones = torch.ones([1], dtype=torch.float64, device=n_atoms.device).expand(systems.numel())
+    counts.index_add_(0, systems * n_types + type_index, ones)
+    return counts.reshape([n_atoms.numel(), n_types])
 
 
-def _read(
-    systems: Sequence[HasTypes],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    """Types of all atoms; the number of atoms of every system; and what :func:`occurring` gives."""
+def _read(systems: Sequence[HasTypes]) -> tuple[Tensor, Tensor]:
+    """Types of all atoms, and the number of atoms of every system."""
     if set(map(type, systems)) == {torch.ScriptObject} and is_system(systems[0]):
-        return _reader_of_systems()(list(systems))
-    per_system = [torch.as_tensor(system.types) for system in systems]
-    device = per_system[0].device if per_system else torch.device("cpu")
-    types = torch.cat([torch.empty(0, dtype=torch.int64, device=device), *per_system]).long()
-    counts = torch.tensor([len(t) for t in per_system], dtype=torch.int64, device=device)
-    return types, counts, *occurring(types)
+        return _system_reader()(list(systems))
+    types = [torch.as_tensor(system.types) for system in systems]
+    device = types[0].device if types else torch.device("cpu")
+    all_types = torch.cat([torch.empty(0, dtype=torch.int64, device=device), *types]).long()
+    return all_types, torch.tensor([len(t) for t in types], dtype=torch.int64, device=device)
 
 
 @cache
-def _reader_of_systems() -> Callable[
-    [list[Any]], tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]
-]:
-    # Six times faster than the same loop in Python. The class is registered with torch by the time
-    # that there is a system.
+def _system_reader() -> Callable[[list[Any]], tuple[Tensor, Tensor]]:
+    # Four times faster than the same loop in Python for 32 systems. The class is registered with
+    # torch once there is a system.
     def read(
         systems: list[torch.classes.metatomic.System],  # type: ignore[name-defined]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-        types: list[torch.Tensor] = []
-        counts: list[int] = []
+    ) -> tuple[Tensor, Tensor]:
+        types: list[Tensor] = []
+        n_atoms: list[int] = []
         for system in systems:
-            of_one = system.types
-            types.append(of_one)
-            counts.append(len(of_one))
-        joined = torch.cat(types).to(torch.int64)
-        kinds, smallest = occurring(joined)
-        return joined, torch.tensor(counts, device=joined.device), kinds, smallest
+            types.append(system.types)
+            n_atoms.append(len(types[-1]))
+        all_types = torch.cat(types).to(torch.int64)
+        return all_types, torch.tensor(n_atoms, device=all_types.device)
 
     return scripted(read)

@@ -1,4 +1,4 @@
-"""Moves the systems and TensorMaps of a batch, which Lightning leaves where they are."""
+"""Systems and TensorMaps of a batch moved to a device; Lightning moves tensors only."""
 
 from typing import Any
 
@@ -7,38 +7,34 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from metatensor.torch import Labels, TensorBlock, TensorMap
 from metatomic.torch import System
 
-from ..tensors import is_system, is_tensormap, scripted, scripted_arithmetic
+from ..tensors import is_tensormap, scripted, scripted_arithmetic
 from .atoms import Atoms
-from .known_tensors import Known
-from .systems import ReadSystems
+from .systems import ReadSystems, is_system
 
 
 def move_to_device(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """A batch whose TensorMaps and systems are on the device, the systems in ``dtype``.
+    """A batch with its TensorMaps and systems on the device, the systems in ``dtype``.
 
     TensorMaps keep their dtype: targets are rounded in loss space only. Whatever was made under
-    ``torch.inference_mode`` (a loader inside a validation loop) is copied, so that autograd can
+    ``torch.inference_mode`` (by a loader inside a validation loop) is copied, so that autograd can
     use it. Lists of systems become :class:`ReadSystems`: types and labels are read before the move,
-    so that nothing on the device waits for the host later. Other members of the batch are left
-    alone.
+    so that later nothing on the device waits for the host. Other members stay as they are.
 
     Args:
         batch: any nesting of mappings, sequences, named tuples and dataclasses.
-        device: where to.
-        dtype: of positions, cells and neighbour vectors.
+        device: device of the result.
+        dtype: dtype of positions, cells and neighbor vectors.
     """
     move = _Move(device, dtype)
-    moved = move(batch)
+    moved_batch = move(batch)
     for atoms, systems in move.lists:
-        usual = atoms.usual({i: before for i, (before, _) in enumerate(move.tensors)})
-        for i, (before, after) in enumerate(move.tensors):
-            atoms.known.learn(after, Known(i in usual, original=atoms.on_host(before)))
-        systems.take(atoms.to(device))
-    return moved
+        pairs = [(after, atoms.original(before)) for before, after in move.tensors]
+        systems.attach_atoms(atoms.to(device, pairs))
+    return moved_batch
 
 
 class _Move:
-    # Not functions that call each other by name, which only the garbage collector would free, and
+    # Not functions that call each other by name: only the garbage collector would free those, and
     # with them the batch on the device.
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -48,30 +44,30 @@ class _Move:
         self.lists: list[tuple[Atoms, ReadSystems]] = []
 
     def __call__(self, part: Any) -> Any:
-        return apply_to_collection(part, (torch.ScriptObject, list, tuple), self._member)
+        return apply_to_collection(part, (torch.ScriptObject, list, tuple), self._move)
 
-    def _member(self, member: Any) -> Any:
+    def _move(self, member: Any) -> Any:
         if is_tensormap(member):
             moved = member.to(device=self.device)
-            moved = _copied(moved) if _is_inference(moved) else moved
+            moved = _copy(moved) if _is_inference(moved) else moved
             self.tensors.append((member, moved))
             return moved
         if is_system(member):
-            return self._systems([member])[0]
-        return self._members(member) if isinstance(member, (list, tuple)) else member
+            return self._move_systems([member])[0]
+        return self._move_sequence(member) if isinstance(member, (list, tuple)) else member
 
-    def _members(self, members: Any) -> Any:
+    def _move_sequence(self, members: Any) -> Any:
         if members and all(map(is_system, members)):
-            read = Atoms.from_systems(members), ReadSystems(self._systems(members))
-            self.lists.append(read)
-            return read[1]
+            atoms, systems = Atoms.from_systems(members), ReadSystems(self._move_systems(members))
+            self.lists.append((atoms, systems))
+            return systems
         parts = map(self, members)
         return type(members)(*parts) if hasattr(members, "_fields") else type(members)(parts)
 
-    def _systems(self, members: Any) -> list[Any]:
-        moved, are_inference = _moved_systems(list(members), self.device, self.dtype)
-        each = zip(moved, are_inference, strict=True)
-        return [_copied_system(system) if inference else system for system, inference in each]
+    def _move_systems(self, systems: Any) -> list[Any]:
+        moved, are_inference = _moved_systems(list(systems), self.device, self.dtype)
+        pairs = zip(moved, are_inference, strict=True)
+        return [_copy_system(system) if inference else system for system, inference in pairs]
 
 
 @scripted_arithmetic
@@ -91,28 +87,27 @@ def _is_inference(tensor: TensorMap) -> bool:
     return False
 
 
-def _copied(tensor: TensorMap) -> TensorMap:
-    blocks = [_copied_block(block) for block in tensor.blocks()]
-    return TensorMap(_copied_labels(tensor.keys), blocks)
+def _copy(tensor: TensorMap) -> TensorMap:
+    return TensorMap(_copy_labels(tensor.keys), [_copy_block(block) for block in tensor.blocks()])
 
 
-def _copied_block(block: TensorBlock) -> TensorBlock:
+def _copy_block(block: TensorBlock) -> TensorBlock:
     copy = TensorBlock(
         block.values.clone(),
-        _copied_labels(block.samples),
-        [_copied_labels(component) for component in block.components],
-        _copied_labels(block.properties),
+        _copy_labels(block.samples),
+        [_copy_labels(component) for component in block.components],
+        _copy_labels(block.properties),
     )
     for parameter in block.gradients_list():
-        copy.add_gradient(parameter, _copied_block(block.gradient(parameter)))
+        copy.add_gradient(parameter, _copy_block(block.gradient(parameter)))
     return copy
 
 
-def _copied_labels(labels: Labels) -> Labels:
+def _copy_labels(labels: Labels) -> Labels:
     return Labels(labels.names, labels.values.clone())
 
 
-def _copied_system(system: System) -> System:
+def _copy_system(system: System) -> System:
     copy = System(
         types=system.types.clone(),
         positions=system.positions.clone(),
@@ -120,7 +115,7 @@ def _copied_system(system: System) -> System:
         pbc=system.pbc.clone(),
     )
     for options in system.known_neighbor_lists():
-        copy.add_neighbor_list(options, _copied_block(system.get_neighbor_list(options)))
+        copy.add_neighbor_list(options, _copy_block(system.get_neighbor_list(options)))
     for name in system.known_data():
-        copy.add_data(name, _copied(system.get_data(name)))
+        copy.add_data(name, _copy(system.get_data(name)))
     return copy

@@ -1,45 +1,68 @@
-"""The systems of a batch with what has been read of them, or what the batch says of them."""
+"""Lists of systems that remember what was read from them, or which of the data set they are."""
 
 from collections.abc import Sequence
 from operator import is_
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from .atoms import Atoms, HasTypes
+from ..tensors import script_class_name
+
+if TYPE_CHECKING:
+    from .atoms import Atoms
+
+
+class HasTypes(Protocol):
+    """A system: it needs a type for every atom, and the number of atoms as its length."""
+
+    @property
+    def types(self) -> Any:
+        """Atomic types, ``(n_atoms,)`` integers."""
+
+    def __len__(self) -> int:
+        """Return the number of atoms."""
+
+
+def is_system(value: Any) -> bool:
+    """Whether ``value`` is a metatomic ``System``."""
+    return script_class_name(value) == "System"
 
 
 class ReadSystems(list[Any]):
-    """The systems of a batch on a device, their atoms having been read before they were moved.
+    """The systems of a batch on a device, with their atoms as read before the move.
 
     Args:
-        systems: on the device.
+        systems: systems on the device.
+        atoms: their atoms, on the device; ``None`` if they have not been read.
     """
 
-    def __init__(self, systems: Sequence[HasTypes] = ()) -> None:
+    def __init__(self, systems: Sequence[HasTypes] = (), atoms: "Atoms | None" = None) -> None:
         super().__init__(systems)
         self._as_read = tuple(systems)
-        self._atoms: Atoms | None = None
+        self._atoms = atoms
 
-    def take(self, atoms: Atoms | None) -> None:
-        """Keep what was read, on the device too."""
+    def attach_atoms(self, atoms: "Atoms") -> None:
+        """Set the atoms, on the device of the systems."""
         self._atoms = atoms
 
     @property
     def unchanged(self) -> bool:
-        """Whether these are still the systems that were read."""
+        """Whether the list still holds the systems that were read."""
         return len(self) == len(self._as_read) and all(map(is_, self, self._as_read))
 
     @property
-    def atoms(self) -> Atoms | None:
-        """What was read; ``None`` for copies that others make, and once the list has changed."""
+    def atoms(self) -> "Atoms | None":
+        """The atoms as read; ``None`` if there are none, or the list has changed."""
         return self._atoms if self.unchanged else None
 
 
 class IdentifiedSystems(ReadSystems):
-    """The systems of a batch that says which of the data set they are.
+    """The systems of a batch with their ids in the data set.
 
     Args:
-        systems: of the batch.
-        sample_id: the id of each, an integer.
+        systems: systems of the batch.
+        sample_id: the id of each system, an integer.
+
+    Raises:
+        ValueError: unless there is one id for each system.
     """
 
     def __init__(self, systems: Sequence[HasTypes], sample_id: Sequence[int]) -> None:
@@ -48,8 +71,7 @@ class IdentifiedSystems(ReadSystems):
                 f"expected a sample_id for each of the {len(systems)} systems of the batch, got "
                 f"{len(sample_id)}"
             )
-        super().__init__(systems)
-        self.take(getattr(systems, "atoms", None))
+        super().__init__(systems, systems.atoms if isinstance(systems, ReadSystems) else None)
         self._sample_id = tuple(sample_id)
 
     @property
@@ -57,7 +79,7 @@ class IdentifiedSystems(ReadSystems):
         """The id of each system.
 
         Raises:
-            ValueError: once the list has changed.
+            ValueError: if the list has changed.
         """
         if not self.unchanged:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What a batch is understood to be."""
+"""A batch taken apart into systems, targets and masks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 from metatensor.torch import TensorMap
 
 from ..tensors import is_tensormap
-from .atoms import HasTypes
-from .systems import IdentifiedSystems
+from .systems import HasTypes, IdentifiedSystems
 
 MASK = "_mask"
 
 
 class Batch(NamedTuple):
-    """Systems of a batch, its targets and masks by target name."""
+    """The systems of a batch, with targets and masks by target name."""
 
     systems: Sequence[HasTypes]
     targets: dict[str, TensorMap]
@@ -26,7 +25,7 @@ def unpack(batch: Any) -> Batch:
     Args:
         batch: a mapping or named tuple with ``system`` (a sequence of systems) and TensorMaps
             under their names, ``<target>_mask`` being masks, as ``metatensor.learn.DataLoader``
-            gives it, perhaps with the ``sample_id`` of every system; or a tuple
+            returns it, perhaps with a ``sample_id`` for every system; or a tuple
             ``(systems, targets)`` or ``(systems, targets, extra)``.
 
     Raises:
@@ -42,7 +41,8 @@ def unpack(batch: Any) -> Batch:
         systems = batch[0]
         if not all(isinstance(part, Mapping) for part in batch[1:]):
             raise _not_understood(f"a {type(batch).__name__} of {_types(batch)}")
-        named = {**batch[1], **{k: v for part in batch[2:] for k, v in part.items() if _mask(k)}}
+        extra = {k: v for part in batch[2:] for k, v in part.items() if _is_mask(k)}
+        named = {**batch[1], **extra}
     else:
         raise _not_understood(_types([batch]))
     if not isinstance(systems, Sequence) or not all(hasattr(s, "types") for s in systems):
@@ -53,12 +53,12 @@ def unpack(batch: Any) -> Batch:
     tensors = {name: value for name, value in named.items() if is_tensormap(value)}
     return Batch(
         systems,
-        {name: value for name, value in tensors.items() if not _mask(name)},
-        {name.removesuffix(MASK): value for name, value in tensors.items() if _mask(name)},
+        {name: value for name, value in tensors.items() if not _is_mask(name)},
+        {name.removesuffix(MASK): value for name, value in tensors.items() if _is_mask(name)},
     )
 
 
-def _mask(name: str) -> bool:
+def _is_mask(name: str) -> bool:
     return name.endswith(MASK)
 
 

@@ -1,4 +1,4 @@
-"""The Hydra applications of the package, and its configs on the search path of all others.
+"""The command ``lightning-scaler-train``, and our configs on the search path of every Hydra app.
 
-The highest room: imports any other.
+The highest room: it may import any other.
 """

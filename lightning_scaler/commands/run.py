@@ -1,28 +1,30 @@
-"""What ``lightning-scaler-train`` does once its configuration is there."""
+"""The tasks of ``lightning-scaler-train``: train, test, predict."""
 
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import metatensor.torch as mts
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import LightningModule, Trainer, seed_everything
+from metatensor.torch import Labels, TensorBlock, TensorMap, join
 from omegaconf import DictConfig
 from rich.console import Console
 
 from ..reports import errors_table
 from ..settings import check_choice
-from .predictions import joined
+from ..tensors import block_with_samples, map_blocks
 
 Task = Literal["train", "test", "predict"]
 
 
 class TestedData(Protocol):
-    """A ``LightningDataModule`` that names its test loaders and the units of its targets."""
+    """A ``LightningDataModule`` with names for its test loaders and units for its targets."""
 
     test_names: Sequence[str]
     units: Mapping[str, str]
@@ -32,25 +34,26 @@ def run(config: DictConfig) -> None:
     """Run the task of a configuration composed from ``configs/lightning_scaler/train.yaml``.
 
     Raises:
-        ValueError: for an unknown task, or one that needs a checkpoint and has none.
+        ValueError: For an unknown task, a missing checkpoint, or a prediction by several processes.
+        InstantiationException: If a part of the configuration cannot be built.
     """
     check_choice("task", config.task, Task)
     if config.task != "train" and config.ckpt_path is None:
         raise ValueError(
             f"task={config.task}: expected a checkpoint, got none; add ckpt_path=<file> (training "
-            "writes last.ckpt into the folder of its run)"
+            "writes last.ckpt to its output folder)"
         )
-    # About Lightning's use of torch; nothing that the one who reads it could change.
+    # Raised by Lightning's use of torch; users cannot do anything about it.
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     torch.set_num_threads(config.threads)
     seed_everything(config.seed, workers=True, verbose=False)
-    data = instantiate(config.data)
-    model: LightningModule = instantiate(config.model)
-    trainer: Trainer = instantiate(
+    data = _build(config.data)
+    model: LightningModule = _build(config.model)
+    trainer: Trainer = _build(
         config.trainer,
-        callbacks=[instantiate(callback) for callback in config.callbacks.values()],
-        logger=instantiate(config.logger),
+        callbacks=[_build(callback) for callback in config.callbacks.values()],
+        logger=_build(config.logger),
     )
     if config.task == "train":
         trainer.fit(model, data, ckpt_path=config.ckpt_path, weights_only=True)
@@ -68,6 +71,42 @@ def run(config: DictConfig) -> None:
         print(f"Results are in {HydraConfig.get().runtime.output_dir}")
 
 
+def join_predictions(batches: Sequence[Mapping[str, TensorMap]]) -> dict[str, TensorMap]:
+    """Join the predictions of one loader, as ``Trainer.predict`` returns them.
+
+    Args:
+        batches: Predictions of each batch by target name; ``system`` is the position in the batch.
+
+    Returns:
+        One TensorMap per target on the CPU; ``system`` is the position in the dataset.
+    """
+    relabelled: dict[str, list[TensorMap]] = {}
+    first_system = 0
+    for batch in batches:
+        for name, tensor in batch.items():
+            shifted = _shift_systems(tensor.to("cpu"), first_system)
+            relabelled.setdefault(name, []).append(shifted)
+        first_system += _count_systems(batch)
+    return {
+        name: join(tensors, "samples", different_keys="union")
+        for name, tensors in relabelled.items()
+    }
+
+
+def _build(config: DictConfig, **arguments: Any) -> Any:
+    """Instantiate a part of the configuration; say which package is missing, if one is."""
+    try:
+        return instantiate(config, **arguments)
+    except InstantiationException as error:
+        # Hydra's message names the class alone; what to install is in the chained exception.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ModuleNotFoundError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise InstantiationException(str(cause)) from error
+
+
 def _test(
     trainer: Trainer, model: LightningModule, data: TestedData, ckpt_path: str | None
 ) -> None:
@@ -82,5 +121,32 @@ def _predict(trainer: Trainer, model: LightningModule, data: TestedData, ckpt_pa
     for name, predictions in zip(data.test_names, batches, strict=True):
         folder = Path(HydraConfig.get().runtime.output_dir) / "predictions" / name
         folder.mkdir(parents=True, exist_ok=True)
-        for target, tensor in joined(predictions).items():
+        for target, tensor in join_predictions(predictions).items():
             mts.save(str(folder / f"{target}.mts"), tensor)
+
+
+def _count_systems(batch: Mapping[str, TensorMap]) -> int:
+    samples = [block.samples for tensor in batch.values() for block in tensor.blocks()]
+    last = (int(labels.column("system").max()) for labels in samples if len(labels))
+    return max(last, default=-1) + 1
+
+
+def _shift_systems(tensor: TensorMap, shift: int) -> TensorMap:
+    def shift_block(_row: int, _keys: Labels, block: TensorBlock) -> TensorBlock:
+        parameters = block.gradients_list()
+        return block_with_samples(
+            block,
+            block.values,
+            _shift_labels(block.samples, shift),
+            {name: block.gradient(name).values for name in parameters},
+            {name: _shift_labels(block.gradient(name).samples, shift) for name in parameters},
+        )
+
+    return map_blocks(tensor, shift_block)
+
+
+def _shift_labels(labels: Labels, shift: int) -> Labels:
+    if "system" not in labels.names:
+        return labels
+    by_column = torch.tensor([shift * (name == "system") for name in labels.names])
+    return Labels(labels.names, labels.values + by_column.to(labels.values))

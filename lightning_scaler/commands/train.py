@@ -1,9 +1,9 @@
-"""The command ``lightning-scaler-train``: train, test or predict, all set by Hydra configs."""
+"""The command ``lightning-scaler-train``: train, test or predict, configured with Hydra."""
 
 import hydra
 from omegaconf import DictConfig
 
-from .config_files import configs_folder
+from .search_path import configs_folder
 
 
 @hydra.main(
@@ -12,8 +12,8 @@ from .config_files import configs_folder
     config_name="train",
 )
 def main(config: DictConfig) -> None:
-    """Compose the configuration, then run its task; see ``configs/lightning_scaler/train.yaml``."""
-    # Imports Lightning, which takes seconds that help and typing errors need not wait for.
+    """Run the task of the composed configuration; see ``configs/lightning_scaler/train.yaml``."""
+    # Importing Lightning takes seconds, which --help and misspelled overrides need not wait for.
     from .run import run
 
     run(config)

@@ -1,33 +1,51 @@
-"""Scales and baseline out of metatrain's checkpoints."""
+"""Scales and composition baselines from metatrain's checkpoints."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-from metatensor.torch import Labels, TensorBlock, TensorMap
+from metatensor.torch import TensorBlock, TensorMap
 
 from ..scaling import TargetScales
-from ..settings import check_names, fixed_baseline, fixed_scales, list_of_names
+from ..settings import check_names, list_of_names, parse_fixed_baseline, parse_fixed_scales
 from ..tensors import Key, TargetLayout
 from .metatrain_checkpoint import (
-    KINDS,
+    SCALE_KINDS,
     MetatrainCheckpoint,
     Source,
+    layout_from_keys,
     read_baseline,
     read_checkpoint,
 )
 
-# metatrain writes the largest double where a sum of squares was infinite.
+# metatrain stores the largest double where a sum of squares was infinite.
 LARGEST_SCALE = 1e300
 
 
-class FromMetatrain(NamedTuple):
-    """The scales by target name, whether there was a baseline, and whether there were scales."""
+class MetatrainScales(NamedTuple):
+    """Scales by target name, whether there was a baseline, and whether scaling was enabled."""
 
     targets: dict[str, TargetScales]
     baseline: Literal["composition", "none"]
     enabled: bool
+
+
+class _Scales(NamedTuple):
+    """The scales of one target, as :class:`TargetScales` holds them, and the RMS of its data."""
+
+    types: torch.Tensor
+    per_target: torch.Tensor
+    per_property: dict[Key, torch.Tensor]
+    rms: float
+
+
+class _Weights(NamedTuple):
+    """The composition weights of one target, as :class:`TargetScales` holds them."""
+
+    types: torch.Tensor
+    by_key: dict[Key, torch.Tensor]
+    fixed: dict[int, float] | None
 
 
 def read_metatrain(
@@ -36,211 +54,193 @@ def read_metatrain(
     layouts: Mapping[str, TensorMap] | None = None,
     atomic_types: Sequence[int] | None = None,
     intensive_targets: Iterable[str] | None = None,
-) -> FromMetatrain:
+) -> MetatrainScales:
     """Read scales and composition weights; see :meth:`Scaler.from_metatrain`.
 
     Source: the checkpoints of metatrain 2026.4.
     """
-    found = read_checkpoint(checkpoint)
-    if not found.scales:
+    scaler = read_checkpoint(checkpoint)
+    if not scaler.scales:
         raise ValueError(
-            f"{found.where}: expected buffers named '<target>_scaler_buffer', got none; give the "
+            f"{scaler.where}: expected buffers named '<target>_scaler_buffer', got none; give the "
             "checkpoint of a metatrain Scaler, or of a model that was trained with one"
         )
-    baseline = read_baseline(found, composition)
-    types = list(atomic_types or found.atomic_types or (baseline and baseline.atomic_types) or [])
+    baseline = read_baseline(scaler, composition)
+    types = atomic_types or scaler.atomic_types or (baseline and baseline.atomic_types) or []
     if intensive_targets is None:
-        in_training = found.hypers.get("per_structure_targets") or []
-        intensive_targets = [name for name in in_training if name in found.scales]
+        names = scaler.hypers.get("per_structure_targets") or []
+        intensive_targets = [name for name in names if name in scaler.scales]
     intensive = list_of_names("intensive_targets", intensive_targets)
-    check_names("intensive_targets", intensive, found.scales)
-    check_names("layouts", layouts or {}, found.scales)
-    fixed = fixed_scales(_numbers(found, "fixed_weights", "fixed_scaling_weights"))
+    check_names("intensive_targets", intensive, scaler.scales)
+    check_names("layouts", layouts or {}, scaler.scales)
+    fixed = parse_fixed_scales(_fixed_values(scaler, "fixed_weights", "fixed_scaling_weights"))
     targets = {}
-    for name, stored in found.scales.items():
-        where = f"{found.where}, target '{name}'"
-        if stored.keys() != set(KINDS.values()):
+    for name, buffers in scaler.scales.items():
+        where = f"{scaler.where}, target '{name}'"
+        if buffers.keys() != set(SCALE_KINDS.values()):
             raise ValueError(
-                f"{where}: expected per-target and per-property scales, as of metatrain 2026.4, "
-                f"got only {sorted(stored)}; load and save it with a newer metatrain"
+                f"{where}: expected per-target and per-property scales, as metatrain 2026.4 writes "
+                f"them, got only {sorted(buffers)}; load and save it with a newer metatrain"
             )
-        weights = None if baseline is None else baseline.weights.get(name)
-        example = (layouts or {}).get(name) or found.layouts.get(name)
+        example = (layouts or {}).get(name) or scaler.layouts.get(name)
         if example is None:
-            example = _layout_of_buffer(where, stored["full"], weights)
+            has_weights = baseline is not None and name in baseline.weights
+            example = layout_from_keys(where, buffers["full"], has_weights)
         layout = TargetLayout.of(name, example)
-        scales = _scales(where, layout, stored, sorted(types))
-        scales.extensive = layout.kind == "structure" and name not in intensive
-        scales.fixed = fixed.get(name)
-        if baseline is not None and layout.kind != "pair":
-            _add_weights(where, scales, baseline, weights)
-        targets[name] = scales
-    enabled = bool(found.hypers.get("scale_targets", True))
-    return FromMetatrain(targets, "none" if baseline is None else "composition", enabled)
-
-
-def _numbers(found: MetatrainCheckpoint, *names: str) -> dict[str, Any]:
-    """Fixed numbers by target; metatrain passes over names that are no targets."""
-    numbers = next((found.hypers[name] for name in names if name in found.hypers), None)
-    if not isinstance(numbers, Mapping):  # the path of another checkpoint
-        return {}
-    return {name: numbers[name] for name in numbers if name in (found.scales or found.weights)}
-
-
-def _layout_of_buffer(where: str, stored: TensorMap, weights: "TensorMap | None") -> TensorMap:
-    """The layout as far as keys tell it: the buffers hold no components."""
-    names = stored.keys.names
-    momenta = [name for name in names if name.startswith("o3_lambda")]
-    scalar = weights is not None and names == ["_"]
-    if (not momenta and not scalar) or "first_atomic_type" in stored.sample_names:
-        raise ValueError(
-            f"{where}: the state dict does not tell whether this target is a scalar, a vector or a "
-            "matrix; give the whole checkpoint, or an example: layouts={'<target>': TensorMap}"
+        scales = _read_scales(where, layout, buffers, sorted(types))
+        weights = _read_weights(where, layout, baseline)
+        targets[name] = TargetScales(
+            layout=layout,
+            extensive=layout.sample_kind == "structure" and name not in intensive,
+            types=scales.types,
+            per_target=scales.per_target,
+            per_property=scales.per_property,
+            fixed=fixed.get(name),
+            baseline_types=weights.types,
+            weights=weights.by_key,
+            fixed_weights=weights.fixed,
+            rms_before=scales.rms,
+            rms_after=scales.rms,
         )
-    per_structure = stored.block_by_id(0).samples.values[0].tolist() == [-1]
-    samples = ["system"] if per_structure else ["system", "atom"]
-    blocks = []
-    for key, block in stored.items():
-        components = [
-            Labels.range(name.replace("lambda", "mu"), 2 * key[name] + 1) for name in momenta
-        ]
-        components = [
-            Labels(labels.names, labels.values - len(labels) // 2) for labels in components
-        ]
-        shape = [0, *(len(labels) for labels in components), len(block.properties)]
-        no_samples = Labels(samples, torch.empty(0, len(samples), dtype=torch.int32))
-        values = torch.empty(shape, dtype=torch.float64)
-        blocks.append(TensorBlock(values, no_samples, components, block.properties))
-    return TensorMap(stored.keys, blocks)
+    enabled = bool(scaler.hypers.get("scale_targets", True))
+    return MetatrainScales(targets, "none" if baseline is None else "composition", enabled)
 
 
-def _scales(
-    where: str, layout: TargetLayout, stored: dict[str, TensorMap], types: list[int]
-) -> TargetScales:
-    """Scales in the layout of the target, with those that stand in for unseen types."""
-    if layout.kind != "atom":
+def _fixed_values(checkpoint: MetatrainCheckpoint, *settings: str) -> dict[str, Any]:
+    """Fixed values by target, from the first of the settings that the checkpoint has.
+
+    Names that are not targets are ignored, as metatrain does.
+    """
+    hypers = checkpoint.hypers
+    values = next((hypers[name] for name in settings if name in hypers), None)
+    if not isinstance(values, Mapping):  # the path of another checkpoint
+        return {}
+    targets = checkpoint.scales or checkpoint.weights
+    return {name: values[name] for name in values if name in targets}
+
+
+def _read_scales(
+    where: str, layout: TargetLayout, buffers: Mapping[str, TensorMap], types: list[int]
+) -> _Scales:
+    """The scales of one target, with the two rows for unseen types."""
+    if layout.sample_kind != "atom":
         types = [-1]
-    # Without the numbers of entries, nothing is known about all types together.
-    stand_ins = torch.tensor([torch.nan, 1.0], dtype=torch.float64)
-    if layout.kind == "pair":
+    if layout.sample_kind == "pair":
         ones = torch.ones(3, dtype=torch.float64)
         identity = {
             key: ones[:, None].repeat(1, block.n_properties) for key, block in layout.blocks.items()
         }
-        return TargetScales(layout, False, torch.tensor(types), ones, identity)
-    per_target = stored["per_target"].block_by_id(0).values[:, 0].double()
+        return _Scales(torch.tensor(types), ones, identity, rms=1.0)
+    # Without the numbers of values, the RMS over all types is unknown.
+    unseen = torch.tensor([torch.nan, 1.0], dtype=torch.float64)
+    per_target = buffers["per_target"].block_by_id(0).values[:, 0].double()
     if len(types) != len(per_target):
         raise ValueError(
-            f"{where}: expected the {len(per_target)} atomic types of its {layout.kind} samples, "
-            f"got {types}; a state dict does not say which they are: give atomic_types=[…], and "
-            "layouts={'<target>': TensorMap} if the samples are others"
+            f"{where}: expected the {len(per_target)} atomic types of its {layout.sample_kind} "
+            f"samples, got {types}; a state dict does not list them: give atomic_types=[…], and "
+            "layouts={'<target>': TensorMap} if its samples are of another kind"
         )
-    _check_numbers(where, per_target)
+    _check_scales(where, per_target)
     per_property = {}
     for key, block in layout.blocks.items():
-        full, relative = (
-            _stored_block(where, layout, key, stored[kind]) for kind in ("full", "per_property")
-        )
-        _check_numbers(f"{where}, block ({layout.describe(key)})", full, zero=True)
+        full = _block_values(where, layout, key, buffers["full"])
+        relative = _block_values(where, layout, key, buffers["per_property"])
+        _check_scales(f"{where}, block ({layout.describe(key)})", full, allow_zero=True)
         # A property without data has the full scale 1 in metatrain, which is not the product.
-        agree = (per_target[:, None] * relative - full).abs() <= 1e-12 * full
-        relative = torch.where(agree, relative, full / per_target[:, None])
-        other = ~_types_of_block(layout, key, types)
-        relative[other] = 1.0 / per_target[other, None]
-        per_property[key] = torch.cat([relative, stand_ins[:, None].expand(2, block.n_properties)])
-    return TargetScales(
-        layout=layout,
-        extensive=False,
-        types=torch.tensor(types),
-        per_target=torch.cat([per_target, stand_ins]),
-        per_property=per_property,
-        rms_before=math.nan,
-        rms_after=math.nan,
-    )
+        is_product = (per_target[:, None] * relative - full).abs() <= 1e-12 * full
+        relative = torch.where(is_product, relative, full / per_target[:, None])
+        other_types = ~_has_type(layout, key, types)
+        relative[other_types] = 1.0 / per_target[other_types, None]
+        per_property[key] = torch.cat([relative, unseen[:, None].expand(2, block.n_properties)])
+    return _Scales(torch.tensor(types), torch.cat([per_target, unseen]), per_property, rms=math.nan)
 
 
-def _add_weights(
-    where: str, scales: TargetScales, baseline: MetatrainCheckpoint, weights: "TensorMap | None"
-) -> None:
-    """Put the composition weights of one target beside its scales."""
-    layout = scales.layout
+def _read_weights(
+    where: str, layout: TargetLayout, baseline: MetatrainCheckpoint | None
+) -> _Weights:
+    """The composition weights of one target."""
+    nothing = _Weights(torch.empty(0, dtype=torch.int64), {}, None)
+    if baseline is None or layout.sample_kind == "pair":
+        return nothing
     invariant = [key for key in layout.blocks if layout.invariance(key)]
-    if weights is None:
+    buffer = baseline.weights.get(layout.name)
+    if buffer is None:
         if invariant:
             raise ValueError(
                 f"{where}: expected composition weights for it in {baseline.where}, which has "
-                f"those of {sorted(baseline.weights)}; give the composition model that came off "
-                "before these scales were taken"
+                f"those of {sorted(baseline.weights)}; give the composition model that was "
+                "subtracted before these scales were fitted"
             )
-        return
-    types = weights.block_by_id(0).samples.column("center_type").tolist()
-    in_order = torch.tensor(types).argsort()
-    scales.baseline_types = torch.tensor(types)[in_order].long()
+        return nothing
+    types = buffer.block_by_id(0).samples.column("center_type").tolist()
+    order = torch.tensor(types).argsort()
+    by_key = {}
     for key in layout.blocks:
         if key not in invariant:
-            block = _find(layout, key, weights)
+            block = _find_block(layout, key, buffer)
             if block is not None and bool((block.values.nan_to_num() != 0.0).any()):
                 raise ValueError(
                     f"{where}, block ({layout.describe(key)}): expected composition weights of "
                     "invariant blocks only (o3_sigma = 1), got others, which have no baseline here"
                 )
             continue
-        values = _stored_block(where, layout, key, weights)
+        values = _block_values(where, layout, key, buffer)
         if layout.invariance(key) == "trace":
             values = values.diagonal(dim1=1, dim2=2)[..., 0][:, None]
         values = values.reshape(len(types), -1, values.shape[-1])[:, 0]
-        values[~_types_of_block(layout, key, types)] = torch.nan
-        scales.weights[key] = values[in_order]
-    fixed = _numbers(baseline, "atomic_baseline").get(layout.name)
+        values[~_has_type(layout, key, types)] = torch.nan
+        by_key[key] = values[order]
+    fixed = _fixed_values(baseline, "atomic_baseline").get(layout.name)
     if fixed is not None:
         by_type = fixed if isinstance(fixed, Mapping) else dict.fromkeys(types, fixed)
-        scales.fixed_weights = fixed_baseline({layout.name: by_type})[layout.name]
+        fixed = parse_fixed_baseline({layout.name: by_type})[layout.name]
+    return _Weights(torch.tensor(types)[order].long(), by_key, fixed)
 
 
-def _stored_block(where: str, layout: TargetLayout, key: Key, stored: TensorMap) -> torch.Tensor:
-    """The values of a block of a buffer, ``(n_types, *components, n_properties)``."""
-    block, properties = _find(layout, key, stored), layout.blocks[key].properties
+def _block_values(where: str, layout: TargetLayout, key: Key, buffer: TensorMap) -> torch.Tensor:
+    """The values that a buffer has for a block, ``(n_types, *components, n_properties)``."""
+    block, properties = _find_block(layout, key, buffer), layout.blocks[key].properties
     columns = torch.empty(0)
     if block is not None and block.properties.names == properties.names:
         columns = block.properties.select(properties)
     if block is None or len(columns) != len(properties):
         raise ValueError(
             f"{where}: expected a block ({layout.describe(key)}) with the properties {properties}, "
-            f"got the blocks {stored.keys} of the checkpoint, in which they are not; give the "
-            "layout that the target had in training"
+            f"not found among the blocks {buffer.keys} of the checkpoint; give the layout that the "
+            "target had in training"
         )
     values: torch.Tensor = block.values[..., columns].double()
     return values
 
 
-def _find(layout: TargetLayout, key: Key, stored: TensorMap) -> "TensorBlock | None":
-    """The block of a buffer that a block of the target is part of.
+def _find_block(layout: TargetLayout, key: Key, buffer: TensorMap) -> "TensorBlock | None":
+    """The block of a buffer that contains a block of the target.
 
-    metatrain keeps the blocks of atomic-basis targets as one for all types, with the properties of
-    any of them.
+    metatrain merges the blocks of an atomic-basis target that differ only in the atomic type; the
+    merged block has the properties of all of them.
     """
     names = dict(zip(layout.key_names, key, strict=True))
-    if names.keys() - {"atom_type"} != set(stored.keys.names) - {"atom_type"}:
+    if names.keys() - {"atom_type"} != set(buffer.keys.names) - {"atom_type"}:
         return None
-    blocks = stored.blocks({name: names[name] for name in stored.keys.names if name in names})
+    blocks = buffer.blocks({name: names[name] for name in buffer.keys.names if name in names})
     return blocks[0] if len(blocks) == 1 else None
 
 
-def _types_of_block(layout: TargetLayout, key: Key, types: list[int]) -> torch.Tensor:
-    """ScaleKind of the types a block is about: one if it is of an atomic basis, else all."""
-    of_key = dict(zip(layout.key_names, key, strict=True)).get("atom_type")
-    return torch.tensor([of_key in (None, one) for one in types])
+def _has_type(layout: TargetLayout, key: Key, types: list[int]) -> torch.Tensor:
+    """Whether a block has samples of each type: of one type for an atomic basis, else of all."""
+    type_of_block = dict(zip(layout.key_names, key, strict=True)).get("atom_type")
+    return torch.tensor([type_of_block in (None, each) for each in types])
 
 
-def _check_numbers(where: str, scales: torch.Tensor, zero: bool = False) -> None:
-    """Refuse scales that are no finite positive numbers.
+def _check_scales(where: str, scales: torch.Tensor, allow_zero: bool = False) -> None:
+    """Refuse scales that are not finite and positive.
 
-    A property whose data are zero has a scale of zero in metatrain, and so has its prediction,
-    which is kept; nothing can be divided by the scale of a whole target.
+    ``allow_zero`` is for properties: metatrain gives those whose data are zero a scale of zero, and
+    with it a prediction of zero. The scale of a whole target is a divisor.
     """
-    wrong = ~((scales > 0.0) | (zero & (scales == 0.0))) | (scales > LARGEST_SCALE)
+    wrong = ~((scales > 0.0) | (allow_zero & (scales == 0.0))) | (scales > LARGEST_SCALE)
     if bool(wrong.any()):
         raise ValueError(
             f"{where}: expected finite positive scales, got {scales[wrong].tolist()}; the data of "
-            "that fit were zero or infinite, so fit anew"
+            "that fit were zero or infinite, so fit again"
         )

@@ -1,4 +1,4 @@
-"""What a metatrain checkpoint says about scales and baseline, read without metatrain."""
+"""Metatrain's checkpoints, read without metatrain."""
 
 import os
 import re
@@ -9,11 +9,11 @@ from typing import Any, TypeAlias
 
 import metatensor.torch as mts
 import torch
-from metatensor.torch import TensorMap
+from metatensor.torch import Labels, TensorBlock, TensorMap
 
 Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
 
-KINDS = {
+SCALE_KINDS = {
     "_per_target_scaler_buffer": "per_target",
     "_per_property_scaler_buffer": "per_property",
     "_scaler_buffer": "full",
@@ -23,19 +23,19 @@ COMPOSITION = "CompositionModel"
 
 @dataclass(frozen=True)
 class MetatrainCheckpoint:
-    """The parts of a checkpoint that matter here.
+    """The parts of a checkpoint that describe scales and baseline.
 
     Attributes:
-        where: the file, for messages.
-        scales: by target ``"full"``, ``"per_target"`` and ``"per_property"`` scales, samples
-            ``["atomic_type"]`` being -1 or indices of the sorted atomic types.
-        weights: of the composition model by target, samples ``["center_type"]``.
-        layouts: of the targets, without samples.
-        atomic_types: sorted; ``None`` where the checkpoint does not say.
-        additive: class names of the additive models that came off before the scales were taken,
-            ``None`` where the checkpoint does not say.
-        nested: whether it is of a whole model, whose additive models are in it.
-        hypers: of the training.
+        where: The file, for error messages.
+        scales: By target name, the ``"full"``, ``"per_target"`` and ``"per_property"`` scales;
+            samples ``["atomic_type"]`` are -1 or indices into the sorted atomic types.
+        weights: Composition weights by target name, with samples ``["center_type"]``.
+        layouts: Layouts of the targets, TensorMaps without samples.
+        atomic_types: Sorted atomic types; ``None`` if the checkpoint does not list them.
+        additive: Class names of the additive models that were subtracted before the scales were
+            fitted; ``None`` if the checkpoint does not say.
+        nested: Whether this is a whole model, which contains its additive models.
+        hypers: Hyperparameters of the training.
     """
 
     where: str
@@ -49,17 +49,17 @@ class MetatrainCheckpoint:
 
 
 def read_checkpoint(source: Source) -> MetatrainCheckpoint:
-    """Read a checkpoint of a scaler, of a composition model, or of a whole model with both.
+    """Read the checkpoint of a scaler, of a composition model, or of a whole model with both.
 
     Args:
-        source: a ``.ckpt`` file, what ``torch.load`` makes of it, or a state dict.
+        source: A ``.ckpt`` file, what ``torch.load`` returns for it, or a state dict.
 
     Raises:
-        ValueError: for a file that is no checkpoint, or holds scales of several models.
+        ValueError: If the file is not a checkpoint, or has the scales of several models.
     """
     where = "the checkpoint" if isinstance(source, Mapping) else f"'{os.fspath(source)}'"
     content = source if isinstance(source, Mapping) else _load(source)
-    # An LLPR model is a shell around the model that has the scales.
+    # An LLPR model wraps the model that has the scales.
     content = content.get("wrapped_model_checkpoint", content)
     state = content.get("best_model_state_dict") or content.get("model_state_dict") or content
     scales: dict[str, dict[str, TensorMap]] = {}
@@ -67,11 +67,11 @@ def read_checkpoint(source: Source) -> MetatrainCheckpoint:
     prefixes = set()
     for path, buffer in state.items():
         prefix, _, name = str(path).rpartition(".")
-        suffix = next((suffix for suffix in KINDS if name.endswith(suffix)), None)
+        suffix = next((suffix for suffix in SCALE_KINDS if name.endswith(suffix)), None)
         if suffix is not None:
             prefixes.add(prefix)
-            of_target = scales.setdefault(name.removesuffix(suffix), {})
-            of_target[KINDS[suffix]] = mts.load_buffer(buffer.cpu())
+            by_kind = scales.setdefault(name.removesuffix(suffix), {})
+            by_kind[SCALE_KINDS[suffix]] = mts.load_buffer(buffer.cpu())
         elif name.endswith("_composition_buffer"):
             weights[name.removesuffix("_composition_buffer")] = mts.load_buffer(buffer.cpu())
     if len(prefixes) > 1:
@@ -83,51 +83,58 @@ def read_checkpoint(source: Source) -> MetatrainCheckpoint:
     types = info.get("_atomic_types")
     if types is None and weights:
         types = next(iter(weights.values())).block_by_id(0).samples.column("center_type").tolist()
-    nested = _additive_in(state) or [COMPOSITION] * bool(weights)
+    nested = _nested_additive_models(state) or [COMPOSITION] * bool(weights)
     return MetatrainCheckpoint(
         where,
         scales,
         weights,
         layouts={name: _layout(target) for name, target in info.get("targets", {}).items()},
-        atomic_types=None if types is None else sorted(int(one) for one in types),
+        atomic_types=None if types is None else sorted(map(int, types)),
         additive=nested or content.get("training_additive_models"),
         nested=bool(nested),
         hypers=content.get("train_hypers") or {},
     )
 
 
-def read_baseline(found: MetatrainCheckpoint, given: Source | None) -> MetatrainCheckpoint | None:
-    """The checkpoint that holds the composition weights; ``None`` if there was no baseline.
+def read_baseline(
+    scaler: MetatrainCheckpoint, composition: Source | None
+) -> MetatrainCheckpoint | None:
+    """Find the checkpoint that has the composition weights; ``None`` if there was no baseline.
+
+    Args:
+        scaler: The checkpoint that has the scales.
+        composition: The checkpoint of the composition model; ``{}`` if there was none.
 
     Raises:
-        ValueError: unless it is certain that nothing is missing.
+        ValueError: Unless it is certain that no additive model is missing.
     """
-    where, additive = found.where, found.additive
-    none_given = isinstance(given, Mapping) and not given
+    where, additive = scaler.where, scaler.additive
+    is_empty = isinstance(composition, Mapping) and not composition
     if additive is not None and set(additive) - {COMPOSITION}:
         raise ValueError(
-            f"{where}: the scales were taken after the additive models {additive} came off, and "
-            f"only {COMPOSITION} can be read; predictions would lack the rest, so fit anew"
+            f"{where}: the scales were fitted after subtracting the additive models {additive}, of "
+            f"which only {COMPOSITION} can be read; predictions would be incomplete, so fit again"
         )
-    if found.nested or additive == []:
-        if given is not None and not (none_given and additive == []):
-            why = "holds the weights of its own" if found.nested else "had no additive models"
+    if scaler.nested or additive == []:
+        if composition is not None and not (is_empty and additive == []):
+            why = "contains its composition weights" if scaler.nested else "had no additive models"
             raise ValueError(f"{where}: this model {why}; leave composition out")
-        return found if found.nested else None
-    if given is None or (none_given and additive):
+        return scaler if scaler.nested else None
+    if composition is None or (is_empty and additive):
         why = (
-            f"{where}: the scales were taken after {additive} came off, whose weights are not in it"
+            f"{where}: the scales were fitted after subtracting {additive}, whose weights it does "
+            "not contain"
             if additive
-            else f"{where}: a state dict does not say whether additive models came off before the "
-            "scales were taken (composition={} if there were none)"
+            else f"{where}: a state dict does not say whether additive models were subtracted "
+            "before the scales were fitted (composition={} if there were none)"
         )
         raise ValueError(
-            f"{why}; give its checkpoint too: composition='composition_model.ckpt'; without it "
+            f"{why}; give that checkpoint too: composition='composition_model.ckpt'; without it "
             "totals would be wrong by thousands of eV"
         )
-    if none_given:
+    if is_empty:
         return None
-    baseline = read_checkpoint(given)
+    baseline = read_checkpoint(composition)
     if not baseline.weights:
         raise ValueError(
             f"composition: expected buffers named '<target>_composition_buffer' in "
@@ -136,8 +143,45 @@ def read_baseline(found: MetatrainCheckpoint, given: Source | None) -> Metatrain
     return baseline
 
 
+def layout_from_keys(where: str, scales: TensorMap, has_weights: bool) -> TensorMap:
+    """Derive the layout of a target, without samples, from the keys of its scales.
+
+    Args:
+        where: File and target, for error messages.
+        scales: The full scales of the target; they have no components.
+        has_weights: Whether the target has composition weights, so that a single block is a scalar.
+
+    Raises:
+        ValueError: If the keys do not determine the components.
+    """
+    names = scales.keys.names
+    momenta = [name for name in names if name.startswith("o3_lambda")]
+    scalar = has_weights and names == ["_"]
+    if (not momenta and not scalar) or "first_atomic_type" in scales.sample_names:
+        raise ValueError(
+            f"{where}: the state dict does not say whether this target is a scalar, a vector or a "
+            "matrix; give the whole checkpoint, or an example: layouts={'<target>': TensorMap}"
+        )
+    per_structure = scales.block_by_id(0).samples.values[0].tolist() == [-1]
+    sample_names = ["system"] if per_structure else ["system", "atom"]
+    no_samples = Labels(sample_names, torch.empty(0, len(sample_names), dtype=torch.int32))
+    blocks = []
+    for key, block in scales.items():
+        components = [
+            Labels(
+                [name.replace("lambda", "mu")],
+                torch.arange(-key[name], key[name] + 1, dtype=torch.int32)[:, None],
+            )
+            for name in momenta
+        ]
+        shape = [0, *(len(labels) for labels in components), len(block.properties)]
+        values = torch.empty(shape, dtype=torch.float64)
+        blocks.append(TensorBlock(values, no_samples, components, block.properties))
+    return TensorMap(scales.keys, blocks)
+
+
 class _Record:
-    """Stands in for every class of the file: keeps what was stored, runs nothing."""
+    """Replaces every class in the file: keeps the state of its instances and runs no code."""
 
     def __init__(self, *_: Any) -> None:
         self.state: Any = {}
@@ -153,9 +197,9 @@ def _load(path: str | os.PathLike[str]) -> Mapping[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, UnpicklingError, ValueError) as error:
         raise ValueError(
-            f"'{os.fspath(path)}': expected a checkpoint of metatrain (a .ckpt file; an exported "
-            ".pt model does not say enough), and torch cannot read it as one; where metatrain is "
-            "installed and the file is trusted, give torch.load(path, weights_only=False) instead"
+            f"'{os.fspath(path)}': expected a checkpoint of metatrain (a .ckpt file, not an "
+            "exported .pt model), which torch cannot read from it; if you trust the file and "
+            "metatrain is installed, pass torch.load(path, weights_only=False) instead"
         ) from error
     if not isinstance(content, Mapping):
         raise ValueError(
@@ -165,7 +209,7 @@ def _load(path: str | os.PathLike[str]) -> Mapping[str, Any]:
 
 
 def _attributes(instance: Any) -> Mapping[str, Any]:
-    """What an object of metatrain holds, be it the real one or a record."""
+    """The attributes of an object of metatrain, read with or without its class."""
     if isinstance(instance, Mapping):
         return instance
     attributes: Mapping[str, Any] = getattr(instance, "state", None) or vars(instance)
@@ -177,8 +221,8 @@ def _layout(target_info: Any) -> TensorMap:
     return mts.load_buffer(layout.state[0]) if isinstance(layout, _Record) else layout
 
 
-def _additive_in(state: Mapping[str, Any]) -> list[str]:
-    """Additive models nested in a whole model, of which metatrain keeps the composition first."""
-    found = (re.search(r"(?:^|\.)additive_models\.(\d+)\.", str(path)) for path in state)
-    numbers = sorted({int(match[1]) for match in found if match})
-    return [f"additive_models.{n}" if n else COMPOSITION for n in numbers]
+def _nested_additive_models(state: Mapping[str, Any]) -> list[str]:
+    """The additive models inside a whole model; the first is always the composition model."""
+    matches = (re.search(r"(?:^|\.)additive_models\.(\d+)\.", str(path)) for path in state)
+    indices = sorted({int(match[1]) for match in matches if match})
+    return [f"additive_models.{index}" if index else COMPOSITION for index in indices]

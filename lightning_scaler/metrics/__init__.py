@@ -3,20 +3,12 @@
 Imports ``scaling`` and the rooms below it.
 """
 
-from .physical_units import (
-    PhysicalPair,
-    PhysicalUnits,
-    entries_of,
-    leave_inference_mode,
-    physical_pairs,
-)
+from .physical_units import PhysicalUnits, leave_inference_mode, select_values
 from .relative_rmse import RelativeRootMeanSquaredError
 
 __all__ = [
-    "PhysicalPair",
     "PhysicalUnits",
     "RelativeRootMeanSquaredError",
-    "entries_of",
     "leave_inference_mode",
-    "physical_pairs",
+    "select_values",
 ]

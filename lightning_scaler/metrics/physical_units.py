@@ -1,7 +1,7 @@
 """Torchmetrics in the units of the data set."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from metatensor.torch import TensorMap
@@ -9,32 +9,28 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.wrappers.abstract import WrapperMetric
 from typing_extensions import override
 
-from ..batches import (
-    Atoms,
-    HasTypes,
+from ..batches import Atoms, HasTypes
+from ..scaling import (
+    PhysicalValues,
+    Scaler,
     align_prediction,
     index_by_position,
-    infer_system_indexing,
-    per_atom,
-    read_atoms,
-    relabel_by_position,
-    rows_of_blocks,
+    values_in_physical_units,
 )
-from ..scaling import Scaler, factors_of_rows, physical_entries
 
 
 class PhysicalUnits(WrapperMetric):
-    """Any torchmetrics metric over the entries of one target, in the units of the data set.
+    """Any torchmetrics metric of one target, in the units of the data set.
 
-    Predictions and targets come in loss space and go to physical units by the per-target scale
-    alone: the baseline cancels in a difference and is never added. Extensive per-structure targets
-    are compared per atom. Missing (NaN) target entries are left out. The state is float64.
+    Predictions and targets in loss space are multiplied by the per-target scale alone: the baseline
+    cancels in a difference and is never added. Extensive per-structure targets are compared per
+    atom. Missing (NaN) target values are left out. The state is float64.
 
     Args:
-        metric: takes two float64 tensors ``(n_entries,)``, predictions and targets.
+        metric: metric of two float64 tensors ``(n_values,)``, predictions and targets.
         target: name of the target.
-        gradient: a gradient of the target, such as ``"positions"``, instead of its values.
-        block: key of the only block to look at, such as ``{"o3_lambda": 2}``; default all.
+        gradient: parameter of a gradient, such as ``"positions"``, to compare instead of values.
+        block: key of the only block to compare, such as ``{"o3_lambda": 2}``; all by default.
 
     Raises:
         TypeError: if ``metric`` is neither a ``Metric`` nor a ``MetricCollection``.
@@ -75,39 +71,42 @@ class PhysicalUnits(WrapperMetric):
         predictions: Mapping[str, TensorMap],
         targets: Mapping[str, TensorMap],
     ) -> None:
-        """Take in one batch; one that lacks the target is passed over.
+        """Add one batch; a batch without the target is skipped.
 
         Args:
-            scaler: gives the per-target scales; it is not kept.
-            systems: of the batch.
-            predictions: loss space, by target name, ``system`` being the position in the batch.
-            targets: loss space, by target name; NaN where missing.
+            scaler: fitted scaler; no reference to it is kept.
+            systems: systems of the batch, or their atoms.
+            predictions: predictions in loss space, by target name, with positions in the batch as
+                ``system`` labels.
+            targets: targets in loss space, by name; NaN where missing. Extensive targets and their
+                predictions are not per atom yet, as :meth:`Scaler.convert` returns them.
 
         Raises:
-            ValueError: without scales or predictions of the target, or for rows without one.
+            ValueError: for a target without scales or predictions, or a row without a prediction.
         """
         if self.target not in targets:
             return
-        pairs = _matched_pairs(self.target, scaler, systems, predictions, targets)
-        entries = entries_of(pairs, self.gradient, self.block)
-        if entries is not None:
+        values = _aligned_values(self.target, scaler, systems, predictions, targets)
+        selected = select_values(values, self.gradient, self.block)
+        if selected is not None:
             metrics = [self.metric] if isinstance(self.metric, Metric) else self.metric.values()
             leave_inference_mode(metrics)
-            self.metric.update(*entries)
+            self.metric.update(*selected)
 
     @override
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Take in one batch (as :meth:`update`) and return the metric over it alone."""
+        """Add one batch, as :meth:`update`, and return the metric of this batch alone."""
         named = dict(zip(("scaler", "systems", "predictions", "targets"), args, strict=False))
         named.update(kwargs)
         if self.target not in named["targets"]:
             return None
-        entries = entries_of(_matched_pairs(self.target, **named), self.gradient, self.block)
-        return None if entries is None else self.metric(*entries)
+        values = _aligned_values(self.target, **named)
+        selected = select_values(values, self.gradient, self.block)
+        return None if selected is None else self.metric(*selected)
 
     @override
     def compute(self) -> Any:
-        """The metric over all batches since the last reset, in the units of the data set."""
+        """The metric of all batches since the last reset, in the units of the data set."""
         return self.metric.compute()
 
     @override
@@ -130,109 +129,40 @@ def leave_inference_mode(metrics: Iterable[Metric]) -> None:
                 setattr(metric, name, state.clone())
 
 
-class PhysicalPair(NamedTuple):
-    """Numbers of a block, or of one of its gradients, in physical units, where none is missing.
-
-    Attributes:
-        key: of the block.
-        gradient: its name.
-        prediction: float64 ``(n_entries,)``, detached.
-        target: likewise.
-    """
-
-    key: dict[str, int]
-    gradient: str | None
-    prediction: torch.Tensor
-    target: torch.Tensor
-
-
-def entries_of(
-    pairs: Sequence[PhysicalPair], gradient: str | None, block: Mapping[str, int] | None
+def select_values(
+    values: Sequence[PhysicalValues], gradient: str | None, block: Mapping[str, int] | None
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """All numbers that a metric looks at, predictions and targets; ``None`` if there are none.
+    """All values that a metric compares, predictions and targets; ``None`` if there are none.
 
     Args:
-        pairs: of one target.
-        gradient: the name of one, instead of the values.
-        block: key of the only block to look at; default all.
+        values: values of the blocks and gradients of one target.
+        gradient: parameter of a gradient, to select it instead of the values.
+        block: key of the only block to select; all blocks by default.
     """
     chosen = [
-        pair
-        for pair in pairs
-        if pair.gradient == gradient
-        and all(pair.key[name] == value for name, value in (block or {}).items())
+        part
+        for part in values
+        if part.gradient == gradient
+        and all(part.key[name] == value for name, value in (block or {}).items())
     ]
-    if sum(pair.target.numel() for pair in chosen) == 0:
+    if sum(part.target.numel() for part in chosen) == 0:
         return None
     if len(chosen) == 1:
         return chosen[0].prediction, chosen[0].target
     return (
-        torch.cat([pair.prediction for pair in chosen]),
-        torch.cat([pair.target for pair in chosen]),
+        torch.cat([part.prediction for part in chosen]),
+        torch.cat([part.target for part in chosen]),
     )
 
 
-def physical_pairs(
-    scaler: Scaler,
-    atoms: Atoms,
-    predictions: Mapping[str, TensorMap],
-    targets: Mapping[str, TensorMap],
-) -> dict[str, list[PhysicalPair]]:
-    """Blocks and gradients of targets in physical units, without the baseline.
-
-    Args:
-        scaler: gives the scales.
-        atoms: of the batch.
-        predictions: loss space, by target name, in the rows of the targets and per atom where
-            extensive.
-        targets: loss space, by target name, those with a prediction; NaN where missing.
-    """
-    names = [name for name in scaler.targets if name in predictions]
-    if not names:
-        return {}
-    given = [targets[name] for name in names]
-    atoms = atoms.to(given[0].device)
-    factors, kinds = _factors(scaler, atoms, {name: targets[name] for name in names})
-    entries = physical_entries([predictions[name] for name in names], given, factors, kinds)
-    pairs: dict[str, list[PhysicalPair]] = {}
-    for name, (blocks, parameters, *numbers) in zip(names, entries, strict=True):
-        layout = scaler.targets[name].layout
-        known = atoms.known.get(targets[name])
-        held = known is not None and known.layout is layout
-        values = layout.blocks if held else atoms.on_host(targets[name]).keys.values.tolist()
-        keys = [dict(zip(layout.key_names, key, strict=True)) for key in values]
-        of_pairs = [*keys, *(keys[block] for block in blocks)]
-        gradients = [None] * len(keys) + parameters
-        pairs[name] = list(map(PhysicalPair, of_pairs, gradients, *numbers))
-    return pairs
-
-
-def _factors(
-    scaler: Scaler, atoms: Atoms, targets: Mapping[str, TensorMap]
-) -> tuple[list[list[torch.Tensor]], list[list[torch.Tensor]]]:
-    """The per-target scales of the rows of each target; see :func:`rescaling.rescaled`."""
-    layouts = {name: scaler.targets[name].layout for name in targets}
-    of_atoms = {name: tensor for name, tensor in targets.items() if layouts[name].kind == "atom"}
-    reading = index_by_position(atoms, of_atoms)
-    factors, kinds = [], []
-    for name, tensor in targets.items():
-        scales, layout = scaler.targets[name], layouts[name]
-        rows = rows_of_blocks(layout, tensor, atoms, reading) if name in of_atoms else []
-        found = factors_of_rows(
-            scales, "per_target", list(layout.blocks), rows, atoms, scaler.settings.unseen_types
-        )
-        factors.append(found[0])
-        kinds.append(found[1])
-    return factors, kinds
-
-
-def _matched_pairs(
+def _aligned_values(
     name: str,
     scaler: Scaler,
     systems: Sequence[HasTypes] | Atoms,
     predictions: Mapping[str, TensorMap],
     targets: Mapping[str, TensorMap],
-) -> list[PhysicalPair]:
+) -> list[PhysicalValues]:
+    """Values of one target, whose rows may be in any order, in physical units."""
     if name not in scaler.targets:
         raise ValueError(
             f"no scales for the target '{name}', only for {sorted(scaler.targets)}; fit them with "
@@ -240,12 +170,8 @@ def _matched_pairs(
         )
     if name not in predictions:
         raise ValueError(f"no prediction for the target '{name}', only for {sorted(predictions)}")
-    target, prediction = targets[name], predictions[name]
-    atoms = read_atoms(systems).to(target.device)
-    setting = scaler.settings.system_labels
-    reading = infer_system_indexing(atoms, {name: target}, setting, exact=True)
-    target = relabel_by_position(name, target, reading, atoms)
-    prediction = align_prediction(name, prediction, target)
-    if scaler.targets[name].extensive:
-        prediction, target = per_atom(prediction, atoms), per_atom(target, atoms)
-    return physical_pairs(scaler, atoms, {name: prediction}, {name: target})[name]
+    target = index_by_position(scaler, systems, {name: targets[name]}).targets[name].tensor
+    prediction = align_prediction(name, predictions[name], target)
+    return values_in_physical_units(
+        scaler, systems, {name: prediction}, {name: target}, per_atom=True
+    )[name]

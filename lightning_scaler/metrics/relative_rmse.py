@@ -1,4 +1,4 @@
-"""A relative error whose zero is the baseline."""
+"""The RMSE relative to the RMS of the targets."""
 
 import torch
 from torchmetrics import Metric
@@ -6,12 +6,13 @@ from typing_extensions import override
 
 
 class RelativeRootMeanSquaredError(Metric):
-    r"""The root mean square of the errors over that of the targets, dimensionless.
+    r"""The root mean square of the errors divided by that of the targets, dimensionless.
 
     .. math:: \sqrt{\sum_i (p_i - y_i)^2 / \sum_i y_i^2}
 
-    Un-centred, as the scales are: inside :class:`PhysicalUnits` the baseline is off, so 1 is what
-    the baseline alone gives, and 0 is perfect. NaN where all targets are 0.
+    The targets are not centred, and neither are the scales. In :class:`PhysicalUnits` the baseline
+    is subtracted, so 0 is perfect and 1 is the error of the baseline alone. NaN if all targets
+    are 0.
 
     Example:
         >>> metric = RelativeRootMeanSquaredError()
@@ -32,11 +33,11 @@ class RelativeRootMeanSquaredError(Metric):
 
     @override
     def update(self, preds: torch.Tensor, target: torch.Tensor) -> None:
-        """Take in predictions and targets of one shape."""
+        """Add predictions and targets of the same shape."""
         self.squared_errors += (preds - target).square().sum()
         self.squared_targets += target.square().sum()
 
     @override
     def compute(self) -> torch.Tensor:
-        """The relative error over all batches."""
+        """The relative error of all batches together."""
         return (self.squared_errors / self.squared_targets).sqrt()

@@ -1,4 +1,4 @@
-"""The embedded example: a real data set, its generator, a datamodule and a model.
+"""The embedded example: a real dataset, its generator, a datamodule and a model.
 
 Imports ``training`` and the rooms below it; needs the extra ``molecules``.
 """
@@ -9,5 +9,6 @@ for _package in ("e3nn", "numpy", "vesin"):
     if find_spec(_package) is None:
         raise ModuleNotFoundError(
             f"No module named '{_package}'; the embedded molecules need the extra 'molecules': "
-            "pip install 'lightning-scaler[molecules]'"
+            "pip install 'lightning-scaler[molecules]'",
+            name=_package,
         )

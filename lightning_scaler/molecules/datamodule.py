@@ -1,4 +1,4 @@
-"""The embedded molecules for Lightning."""
+"""The datamodule of the embedded molecules."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,15 +18,16 @@ from .dataset import (
 
 
 class MoleculesDataModule(lightning.LightningDataModule):
-    """Loaders of the embedded molecules, split once and for all by the data file.
+    """Loaders of the embedded molecules; the data file fixes the splits.
 
-    Tests come in two loaders, named by `test_names`: unseen conformers of the molecules of the
+    There are two test loaders, named in `test_names`: unseen conformers of the molecules in the
     training set, and unseen molecules.
 
     Args:
-        batch_size: Number of molecules in a batch.
-        cutoff: Cutoff of the neighbor lists in Å, the same as the model's.
-        num_workers: Number of loading processes; the data are small enough for none.
+        batch_size: Number of molecules per batch.
+        cutoff: Cutoff of the neighbor lists in Å; must be that of the model.
+        num_workers: Number of processes that load batches; the dataset is small enough to need
+            none.
         path: The data file.
     """
 
@@ -51,7 +52,7 @@ class MoleculesDataModule(lightning.LightningDataModule):
         path: str | Path = MOLECULES_FILE,
     ) -> None:
         super().__init__()
-        # A path belongs to one machine, and checkpoints that hold one need pickle to be read.
+        # A path is valid on one machine only, and reading it from a checkpoint requires pickle.
         self.save_hyperparameters(ignore="path")
         self.path = path
         self._datasets: dict[Split, MoleculesDataset] = {}
@@ -73,7 +74,7 @@ class MoleculesDataModule(lightning.LightningDataModule):
         return [self._loader(name, collate_fn=collate_systems) for name in self.test_names]
 
     def dataset(self, split: Split) -> MoleculesDataset:
-        """The dataset behind a loader, read at the first call and kept."""
+        """The dataset of a split, read at the first call and then reused."""
         if split not in self._datasets:
             self._datasets[split] = MoleculesDataset(split, self.hparams["cutoff"], self.path)
         return self._datasets[split]

@@ -15,14 +15,14 @@ from .targets import TARGETS, tensor_maps
 MOLECULES_FILE = Path(__file__).with_name("molecules.npz")
 
 Split: TypeAlias = Literal["train", "validation", "conformers", "molecules"]
-"""`conformers`: known molecules in unseen geometries; `molecules`: molecules never trained on."""
+"""`conformers`: training molecules in unseen geometries; `molecules`: unseen molecules."""
 
 
 class MoleculesDataset(Dataset[dict[str, Any]]):
-    """Small organic molecules of H, C, N, O and F with six targets of unlike units and layouts.
+    """Small organic molecules of H, C, N, O and F with six targets in various units and layouts.
 
     An item is a dict with a `system` (positions in Å, float64, no cell, a full neighbor list) and
-    one float64 table per target, its rows being the structure or its atoms:
+    a float64 table for each target and for the forces, with one row per structure or per atom:
 
     | name | width | unit |
     | --- | --- | --- |
@@ -34,10 +34,10 @@ class MoleculesDataset(Dataset[dict[str, Any]]):
     | `populations` | 2 | electrons in s and p |
     | `atomic_dipoles` | 3 | e Å, y z x |
 
-    Systems are built once and shared by all epochs: treat them as read-only.
+    All epochs share the same systems: treat them as read-only.
 
     Args:
-        split: The part of the data.
+        split: Name of the split.
         cutoff: Cutoff of the neighbor lists in Å.
         path: The data file.
 
@@ -83,12 +83,12 @@ class MoleculesDataset(Dataset[dict[str, Any]]):
 
 
 def neighbor_list_options(cutoff: float) -> NeighborListOptions:
-    """The neighbor list that data attach and models ask for: every ordered pair within `cutoff`."""
+    """The neighbor list of datasets and models: every ordered pair within `cutoff`."""
     return NeighborListOptions(cutoff=cutoff, full_list=True, strict=True)
 
 
 def neighbor_pairs(systems: Sequence[System], cutoff: float) -> tuple[torch.Tensor, ...]:
-    """Center and neighbor of every pair within the cutoff, as rows of the batch's atoms.
+    """Center and neighbor of every pair within the cutoff, as indices of atoms in the batch.
 
     Raises:
         ValueError: If a system has no such neighbor list.
@@ -98,8 +98,8 @@ def neighbor_pairs(systems: Sequence[System], cutoff: float) -> tuple[torch.Tens
         available = system.known_neighbor_lists()
         if options not in available:
             raise ValueError(
-                f"expected systems with a full, strict neighbor list with cutoff {cutoff}; one has "
-                f"lists with cutoffs {[each.cutoff for each in available]}"
+                f"expected a full, strict neighbor list with cutoff {cutoff} in every system, got "
+                f"one with cutoffs {[each.cutoff for each in available]}"
             )
         pairs.append(system.get_neighbor_list(options).samples.values[:, :2] + first)
         first += len(system)
@@ -120,7 +120,7 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def collate_systems(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Join the systems of the items alone, for prediction."""
+    """Join the systems of the items and omit the targets, for prediction."""
     return {"system": [item["system"] for item in items]}
 
 

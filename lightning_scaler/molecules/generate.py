@@ -1,16 +1,16 @@
-"""Generate the data set of small molecules.
+"""Generate the dataset of small molecules.
 
 Closed-shell molecules of H, C, N, O and F from the ``g2`` collection of ASE are relaxed with
 GFN2-xTB (C. Bannwarth, S. Ehlert and S. Grimme, J. Chem. Theory Comput. 2019, 15, 1652), displaced
-along their normal modes, rotated at random and labelled with `lightning_scaler.molecules.label`.
+along their normal modes, randomly rotated, and labelled with `lightning_scaler.molecules.label`.
 
     python -m lightning_scaler.molecules.generate --output molecules.npz
 """
 
 import argparse
+import itertools
 import multiprocessing
 import os
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,28 +32,28 @@ HBAR = units._hbar * units.J * units.second
 ELEMENTS = {"H", "C", "N", "O", "F"}
 MAX_HEAVY_ATOMS = 4
 MAX_ATOMS = {4: 7}
-"""Largest number of atoms, by number of heavy atoms, where there is a limit."""
+"""Maximum number of atoms by number of heavy atoms; no limit for other numbers."""
 NOT_SINGLE_REFERENCE = {"CH2_s1A1d", "O3"}
-"""Singlets that a single closed-shell determinant does not describe."""
+"""Singlets that a single closed-shell determinant describes poorly."""
 HELD_OUT = ("HCN", "H2CO", "HCOOH", "H2CCHF", "N2H4", "CH2OCH2")
-"""Molecules of which training sees no conformer."""
+"""Molecules with no conformer in the training split."""
 TRAIN, VALIDATION, TEST_KNOWN, TEST_HELD_OUT = range(4)
 SPLIT_PATTERN = (TRAIN,) * 7 + (VALIDATION, TEST_KNOWN)
 
 TEMPERATURE = 500.0
 """Kelvin."""
 SOFTEST_MODE = 200 * units.invcm
-"""Floor of the vibrational quantum, eV: soft modes are far from harmonic over a thermal width."""
+"""Minimum vibrational quantum, eV: soft modes are anharmonic over their thermal width."""
 LARGEST_AMPLITUDE = 2.5
-"""In standard deviations of the mode."""
+"""Standard deviations of the mode."""
 DISTANCE_RATIO = (0.7, 1.4)
-"""Range allowed to every interatomic distance over its value in the relaxed molecule."""
+"""Allowed range of every interatomic distance divided by its value in the relaxed molecule."""
 HESSIAN_STEP = 0.005
 """Å."""
 
 
 class Geometry(NamedTuple):
-    """A sampled geometry: the name of its molecule, its atomic numbers and positions in Å."""
+    """A sampled geometry: name of the molecule, atomic numbers, and positions in Å."""
 
     name: str
     types: NDArray[np.uint8]
@@ -61,12 +61,12 @@ class Geometry(NamedTuple):
 
 
 def molecule_names() -> list[str]:
-    """List the closed-shell molecules of the collection within the limits on size and elements."""
+    """The closed-shell molecules of the collection within the limits on size and elements."""
     return sorted(filter(is_eligible, g2.names), key=lambda name: (len(g2[name]), name))
 
 
 def is_eligible(name: str) -> bool:
-    """Say whether a molecule of the collection is in the data set."""
+    """Whether a molecule of the collection is in the dataset."""
     molecule = g2[name]
     heavy = int(np.count_nonzero(molecule.numbers > 1))
     return (
@@ -81,7 +81,7 @@ def is_eligible(name: str) -> bool:
 
 
 def structures_per_molecule(names: list[str], n_structures: int) -> list[int]:
-    """Share the structures among the molecules in proportion to their numbers of atoms."""
+    """The number of structures of each molecule, in proportion to its number of atoms."""
     sizes = np.array([len(g2[name]) for name in names])
     edges = np.rint(n_structures * np.cumsum(sizes) / sizes.sum()).astype(int)
     return [int(count) for count in np.diff(edges, prepend=0)]
@@ -96,11 +96,11 @@ def sample(name: str, n_structures: int, seed: int) -> list[Geometry]:
 
     Args:
         name: A name of the collection.
-        n_structures: How many geometries to draw.
-        seed: Seed of the random numbers; the same for all molecules.
+        n_structures: Number of geometries.
+        seed: Seed of the random numbers, the same for all molecules.
 
     Returns:
-        Geometries centred at their centroid, in single precision.
+        Geometries with their centroid at 0, in single precision.
     """
     generator = np.random.default_rng([seed, *name.encode()])
     molecule = relax(g2[name])
@@ -119,7 +119,7 @@ def sample(name: str, n_structures: int, seed: int) -> list[Geometry]:
 
 
 def relax(molecule: Any) -> Any:
-    """Relax an `ase.Atoms` with GFN2-xTB; the calculator stays attached to the copy returned."""
+    """Return a copy of an `ase.Atoms` relaxed with GFN2-xTB, with the calculator attached."""
     relaxed = molecule.copy()
     relaxed.calc = TBLite(method="GFN2-xTB", accuracy=0.01, verbosity=0)
     optimizer: Any = BFGS(relaxed, logfile=None)
@@ -153,10 +153,10 @@ def normal_modes(molecule: Any) -> tuple[Array, Array]:
     hessian = (hessian + hessian.T) / (2 * np.outer(root_masses, root_masses))
 
     centred = molecule.positions - molecule.get_center_of_mass()
-    turns = np.cross(np.eye(3)[:, None], centred).reshape(3, -1)
-    rigid = np.vstack([np.tile(np.eye(3), n_atoms), turns]) * root_masses
+    rotations = np.cross(np.eye(3)[:, None], centred).reshape(3, -1)
+    rigid = np.vstack([np.tile(np.eye(3), n_atoms), rotations]) * root_masses
     _, lengths, basis = np.linalg.svd(rigid)
-    # The relaxed geometry of a linear molecule is linear to about the tolerance on its forces.
+    # A relaxed linear molecule is linear only to about the tolerance on its forces.
     vibrations = basis[np.count_nonzero(lengths > 0.01 * lengths[0]) :]
     eigenvalues, vectors = np.linalg.eigh(vibrations @ hessian @ vibrations.T)
     quanta = HBAR * np.sqrt(np.maximum(eigenvalues, 0))
@@ -178,7 +178,7 @@ def wigner_widths(quanta: Array) -> Array:
 
 
 def is_intact(positions: Array, relaxed: Array) -> bool:
-    """Say whether all interatomic distances stay within `DISTANCE_RATIO` of the relaxed ones."""
+    """Whether all interatomic distances are within `DISTANCE_RATIO` of the relaxed ones."""
     first, second = np.triu_indices(len(relaxed), k=1)
     ratios = np.linalg.norm(positions[first] - positions[second], axis=1)
     ratios /= np.linalg.norm(relaxed[first] - relaxed[second], axis=1)
@@ -187,7 +187,7 @@ def is_intact(positions: Array, relaxed: Array) -> bool:
 
 
 def random_rotation(generator: np.random.Generator) -> Array:
-    """Draw a rotation matrix, uniform over SO(3), from a uniform unit quaternion."""
+    """A random rotation matrix, uniform over SO(3), from a uniform unit quaternion."""
     quaternion = generator.standard_normal(4)
     w, *v = quaternion / np.linalg.norm(quaternion)
     cross = np.cross(np.eye(3), v)
@@ -196,7 +196,7 @@ def random_rotation(generator: np.random.Generator) -> Array:
 
 
 def try_label(geometry: Geometry) -> dict[str, Array] | None:
-    """Label the rounded geometry in double precision, or return None if it does not converge."""
+    """Label a rounded geometry in double precision; None if it does not converge."""
     try:
         return label(geometry.types, geometry.positions.astype(np.float64))
     except RuntimeError:
@@ -204,28 +204,28 @@ def try_label(geometry: Geometry) -> dict[str, Array] | None:
 
 
 def assemble(geometries: list[Geometry], labels: list[dict[str, Array]]) -> dict[str, Any]:
-    """Lay the structures out as flat arrays, sorted by molecule as they come.
+    """Concatenate the structures and assign them to the splits.
 
     Args:
-        geometries: The structures.
-        labels: Their labels, see `lightning_scaler.molecules.label.label`.
+        geometries: The structures, sorted by molecule.
+        labels: Their labels; see `lightning_scaler.molecules.label.label`.
 
     Returns:
-        The arrays of ``molecules.npz``; ``molecules.md`` describes them.
+        The arrays of ``molecules.npz``, which ``molecules.md`` describes.
     """
     names = list(dict.fromkeys(geometry.name for geometry in geometries))
-    known: Iterator[int] = iter(range(len(geometries)))
+    index_of_known = itertools.count()
     split = [
         TEST_HELD_OUT
         if geometry.name in HELD_OUT
-        else SPLIT_PATTERN[next(known) % len(SPLIT_PATTERN)]
+        else SPLIT_PATTERN[next(index_of_known) % len(SPLIT_PATTERN)]
         for geometry in geometries
     ]
-    flat = {
+    per_atom = {
         key: np.concatenate([np.asarray(each[key], np.float32) for each in labels])
         for key in ("forces", "charges", "populations", "atomic_dipoles")
     }
-    whole = {
+    per_structure = {
         key: np.array([each[key] for each in labels], np.float32)
         for key in ("dipole", "polarizability")
     }
@@ -237,21 +237,21 @@ def assemble(geometries: list[Geometry], labels: list[dict[str, Array]]) -> dict
         "types": np.concatenate([geometry.types for geometry in geometries]),
         "positions": np.concatenate([geometry.positions for geometry in geometries]),
         "energy": np.array([each["energy"] for each in labels]),
-        **flat,
-        **whole,
+        **per_atom,
+        **per_structure,
     }
 
 
 def main() -> None:
-    """Generate the data set from the command line."""
-    parser = argparse.ArgumentParser(description="Generate the data set of small molecules.")
+    """Generate the dataset from the command line."""
+    parser = argparse.ArgumentParser(description="Generate the dataset of small molecules.")
     parser.add_argument("--output", type=Path, required=True, help="the .npz file to write")
-    parser.add_argument("--structures", type=int, default=1200, help="how many to generate")
+    parser.add_argument("--structures", type=int, default=1200, help="number of structures")
     parser.add_argument("--workers", type=int, default=2, help="number of processes")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers")
     arguments = parser.parse_args()
 
-    # Spawned workers read it as they load the numerical libraries: one thread for each.
+    # Spawned workers read this when they load the numerical libraries: one thread each.
     os.environ["OMP_NUM_THREADS"] = "1"
     names = molecule_names()
     counts = structures_per_molecule(names, arguments.structures)

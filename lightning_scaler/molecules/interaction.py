@@ -1,4 +1,4 @@
-"""One round of messages between neighbors, from the parts of e3nn."""
+"""One round of message passing between neighbors, built with e3nn."""
 
 from typing import Any
 
@@ -9,17 +9,17 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 HARMONICS = Irreps("0e + 1o + 2e")
-N_NEIGHBORS = 6.0  # about the mean; keeps sums over neighbors of order one
+N_NEIGHBORS = 6.0  # about the mean in the dataset; keeps sums over neighbors of order one
 
 
 class Interaction(nn.Module):
-    """Sum messages over neighbors, multiply two mixtures of what an atom then has, and gate.
+    """Sum messages over neighbors, multiply two linear maps of the result, and gate.
 
-    Tensors meet tensors on the atoms only, which are far fewer than the edges.
+    Products of two tensors are taken on atoms only, which are far fewer than edges.
 
     Args:
-        inputs: Irreps of the features that come in.
-        hidden: Irreps of those that go out: as many scalars, vectors and tensors.
+        inputs: Irreps of the input features.
+        hidden: Irreps of the output features, with equal numbers of scalars, vectors and tensors.
         n_radial: Number of radial functions.
     """
 
@@ -34,25 +34,33 @@ class Interaction(nn.Module):
         self.gate = Gate(hidden[:1], [silu], gates, [torch.sigmoid], hidden[1:])
         self.mix = Linear(self.product.irreps_out + state, self.gate.irreps_in)
 
-    def forward(self, features: Tensor, kinds: Tensor, edges: tuple[Tensor, ...]) -> Tensor:
+    def forward(self, features: Tensor, types: Tensor, edges: tuple[Tensor, ...]) -> Tensor:
         """Update the features of the atoms.
 
         Args:
             features: `(n_atoms, n_inputs)`.
-            kinds: Embedded types, `(n_atoms, n_scalars)`.
+            types: Embeddings of the atomic types, `(n_atoms, n_scalars)`.
             edges: Center and neighbor of every edge, `(n_edges,)`, its spherical harmonics
                 `(n_edges, 9)` and radial functions `(n_edges, n_radial)`.
         """
         center, neighbor, harmonics, radial = edges
         messages = self.message(features[neighbor], harmonics, self.radial(radial))
         density = sum_by_owner(messages, center, len(features)) / N_NEIGHBORS**0.5
-        state = _damped(torch.cat([density, features, kinds], dim=1))
+        state = _limit_norm(torch.cat([density, features, types], dim=1))
         product = self.product(self.left(state), self.right(state))
-        return _damped(self.gate(self.mix(torch.cat([product, state], dim=1))))
+        return _limit_norm(self.gate(self.mix(torch.cat([product, state], dim=1))))
 
 
 def _product(left: Irreps, right: Irreps, mode: str, scalar: bool = False, **options: Any) -> Any:
-    """Couple all degrees of two features to those of `HARMONICS`, or only where one is a scalar."""
+    """Tensor product of two features onto the irreps of `HARMONICS`.
+
+    Args:
+        left: Irreps of the first features.
+        right: Irreps of the second features.
+        mode: How e3nn connects the multiplicities.
+        scalar: Use only paths in which one of the features is a scalar.
+        **options: Further options of `TensorProduct`.
+    """
     paths = [
         (i, j, irrep)
         for i, (_, a) in enumerate(left)
@@ -65,11 +73,11 @@ def _product(left: Irreps, right: Irreps, mode: str, scalar: bool = False, **opt
     return TensorProduct(left, right, irreps, instructions, **options)
 
 
-def _damped(features: Tensor) -> Tensor:
-    """Scale the features of each atom to a norm that is bounded: products of products explode."""
+def _limit_norm(features: Tensor) -> Tensor:
+    """Scale the features of each atom to a bounded norm; repeated products would explode."""
     return features / (1 + features.square().mean(dim=1, keepdim=True)).sqrt()
 
 
 def sum_by_owner(rows: Tensor, owner: Tensor, n_owners: int) -> Tensor:
-    """Sum the rows of each owner."""
+    """Sum the rows that have the same owner, such as the atoms of a system."""
     return rows.new_zeros(n_owners, rows.shape[1]).index_add(0, owner, rows)

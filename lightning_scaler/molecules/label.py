@@ -1,8 +1,7 @@
 """Quantum-chemical labels of small closed-shell molecules.
 
-Every label comes from one restricted Hartree-Fock calculation in the def2-SVPD basis with density
-fitting, so that they all belong to the same wave function and transform together when the
-molecule is rotated.
+All labels come from one restricted Hartree-Fock calculation with density fitting in the def2-SVPD
+basis, so they belong to the same wave function and rotate with the molecule.
 """
 
 from typing import Any
@@ -23,7 +22,7 @@ GRADIENT_TOLERANCE = 1e-9
 
 
 def label(types: NDArray[np.integer[Any]], positions: Array) -> dict[str, NDArray[np.float64]]:
-    """Compute every label of one neutral closed-shell molecule.
+    """Compute all labels of one neutral closed-shell molecule.
 
     Args:
         types: Atomic numbers, shape ``(n_atoms,)``.
@@ -81,8 +80,8 @@ def polarizability(mean_field: Any) -> Array:
     ``d`` are the occupied-virtual dipole integrals and
     ``H[ia, jb] = δ_ij δ_ab (ε_a - ε_i) + 4 (ia|jb) - (ib|ja) - (ij|ab)``
     (J. Gerratt and I. M. Mills, J. Chem. Phys. 1968, 49, 1719); the polarizability is
-    ``4 dᵀ H⁻¹ d``. The molecules are small enough to solve it directly, which leaves no iteration
-    error. The integrals are fitted with the same basis as those of the energy.
+    ``4 dᵀ H⁻¹ d``. The molecules are small enough to solve it directly, without iteration error.
+    The integrals are fitted with the same basis as those of the energy.
 
     Args:
         mean_field: A converged, density-fitted PySCF restricted Hartree-Fock calculation.
@@ -134,7 +133,7 @@ def to_spherical(matrix: Array) -> Array:
 
 
 def atomic_labels(mean_field: Any) -> dict[str, Array]:
-    """Divide the electrons among the atoms with intrinsic atomic orbitals.
+    """Assign the electrons to the atoms with intrinsic atomic orbitals.
 
     Symmetrically orthogonalised intrinsic atomic orbitals (G. Knizia, J. Chem. Theory Comput.
     2013, 9, 4834) span the occupied orbitals exactly. In them ``P`` is the density matrix;

@@ -20,24 +20,24 @@ from .interaction import HARMONICS, Interaction, sum_by_owner
 from .targets import TARGETS, tensor_maps
 
 READOUTS = {"energy": "0e", "dipole": "0e + 1o", "polarizability": "0e + 2e", "charges": "0e"}
-READOUTS |= {"populations": "2x0e", "atomic_dipoles": "1o"}  # the dipole's scalar is a charge
+READOUTS |= {"populations": "2x0e", "atomic_dipoles": "1o"}  # the scalar of a dipole is a charge
 
 
 class MoleculesModel(TargetScalingMixin, LightningModule):
-    """Scalars, vectors and second-rank tensors on the atoms, updated by messages from neighbors.
+    """A message-passing network with scalars, vectors and second-rank tensors on the atoms.
 
-    Energy, dipole and polarizability are sums over atoms, forces come from the energy by autograd.
-    Outputs are in model space, of order one before training.
+    Energy, dipole and polarizability are sums over atoms; forces are the gradient of the energy by
+    autograd. Outputs are in model space, of order one before training.
 
     Args:
         channels: Number of scalars, of vectors and of tensors on each atom.
-        layers: Number of rounds of messages.
-        cutoff: Cutoff of the neighbor lists in Å, the same as the data's.
+        layers: Number of message-passing rounds.
+        cutoff: Cutoff of the neighbor lists in Å; must be that of the data.
         n_radial: Number of radial functions.
-        lr: Highest learning rate.
-        n_types: Bound of the atomic types, which run from 0 to `n_types - 1`.
-        metrics: Of every target, in physical units; MAE and RMSE if not given.
-        metrics_per_block: Targets whose metrics are logged for each block too.
+        lr: Maximum learning rate.
+        n_types: Number of atomic types; they run from 0 to `n_types - 1`.
+        metrics: Metrics of every target in physical units; `None`: MAE and RMSE.
+        metrics_per_block: Names of targets whose metrics are also logged for each block.
     """
 
     def __init__(
@@ -69,20 +69,20 @@ class MoleculesModel(TargetScalingMixin, LightningModule):
             positions = torch.cat([s.positions for s in systems]).detach().requires_grad_()
             tables = self._atomic_tables(systems, positions, owner)
             energy = tables["energy"].sum()
-            slopes = torch.autograd.grad(energy, positions, create_graph=training)[0]
+            gradient = torch.autograd.grad(energy, positions, create_graph=training)[0]
         for name, table in tables.items():
             total = table if TARGETS[name].per_atom else sum_by_owner(table, owner, len(systems))
             tables[name] = total if training else total.detach()
-        return tensor_maps(n_atoms, tables, slopes)
+        return tensor_maps(n_atoms, tables, gradient)
 
     @override
     def configure_optimizers(self) -> Any:
-        """AdamW; the learning rate rises over the first tenth of the training and falls to zero."""
+        """AdamW; the learning rate rises over the first tenth of training, then falls to zero."""
         steps = int(self.trainer.estimated_stepping_batches)
 
         def factor(step: int) -> float:
-            done = min(step / steps, 1.0)
-            return min(10 * done + 1 / steps, 0.5 * (1 + math.cos(math.pi * done)))
+            progress = min(step / steps, 1.0)
+            return min(10 * progress + 1 / steps, 0.5 * (1 + math.cos(math.pi * progress)))
 
         optimizer = torch.optim.AdamW(self.parameters(), self.hparams["lr"])
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
@@ -90,26 +90,27 @@ class MoleculesModel(TargetScalingMixin, LightningModule):
 
     @override
     def configure_metrics(self) -> MetricCollection:
-        """The metrics given, if there are."""
+        """The `metrics` argument, or the default metrics."""
         return super().configure_metrics() if self.metrics is None else self.metrics
 
     def _atomic_tables(
         self, systems: Sequence[System], positions: Tensor, owner: Tensor
     ) -> dict[str, Tensor]:
-        """What each atom gives to each target, `(n_atoms, n_columns)`."""
+        """The contribution of each atom to each target, `(n_atoms, n_columns)`."""
         cutoff, n_radial = self.hparams["cutoff"], self.hparams["n_radial"]
         center, neighbor = neighbor_pairs(systems, cutoff)
         vectors = positions[neighbor] - positions[center]
-        features = kinds = self.embedding(torch.cat([s.types for s in systems]).int())
+        features = types = self.embedding(torch.cat([s.types for s in systems]).int())
         harmonics = spherical_harmonics(HARMONICS, vectors[:, [1, 2, 0]], True, "component")
         lengths = vectors.norm(dim=1)
         radial = soft_one_hot_linspace(lengths, 0.0, cutoff, n_radial, "smooth_finite", True)
         edges = center, neighbor, harmonics.to(features), n_radial**0.5 * radial.to(features)
         for layer in self.layers:
-            features = layer(features, kinds, edges)
+            features = layer(features, types, edges)
         tables = {name: readout(features).to(positions) for name, readout in self.readouts.items()}
         n_atoms = owner.bincount(minlength=len(systems)).unsqueeze(1)
-        arm = (positions - (sum_by_owner(positions, owner, len(systems)) / n_atoms)[owner]).detach()
+        centroids = sum_by_owner(positions, owner, len(systems)) / n_atoms
+        centered = (positions - centroids[owner]).detach()
         charge, dipole = tables["dipole"].split([1, 3], dim=1)
-        tables["dipole"] = charge * arm + dipole[:, [2, 0, 1]]  # from y z x
+        tables["dipole"] = charge * centered + dipole[:, [2, 0, 1]]  # from y z x
         return tables

@@ -9,7 +9,7 @@ from metatensor.torch import Labels, TensorBlock, TensorMap
 
 
 class MoleculesTarget(NamedTuple):
-    """The layout of one target, and the way to it from a flat table of numbers.
+    """The layout of one target, and its conversion from a flat table of values.
 
     A table has one row per sample; its columns run over blocks, then components, then properties.
 
@@ -17,7 +17,7 @@ class MoleculesTarget(NamedTuple):
         per_atom: Whether samples are `["system", "atom"]`; `["system"]` otherwise.
         keys: One key per block.
         components: The components of each block.
-        properties: The properties, common to all blocks.
+        properties: The properties, the same in all blocks.
     """
 
     per_atom: bool
@@ -27,18 +27,18 @@ class MoleculesTarget(NamedTuple):
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """Shape of one sample in each block, `(*components, n_properties)`."""
+        """Shape of a sample in each block, `(*components, n_properties)`."""
         return [(*map(len, block), len(self.properties)) for block in self.components]
 
     def tensor_map(
         self, samples: Labels, table: torch.Tensor, gradient: "TensorBlock | None" = None
     ) -> TensorMap:
-        """Build the target from its flat table, on the table's device.
+        """Build the target from its flat table, on the device of the table.
 
         Args:
-            samples: Labels of the rows.
+            samples: Samples of the target, one per row.
             table: Values, `(n_samples, n_columns)`.
-            gradient: With respect to the positions, for a target of a single block.
+            gradient: Gradient with respect to the positions, for a target of a single block.
         """
         device = table.device
         properties = self.properties.to(device)
@@ -81,34 +81,34 @@ TARGETS = {
 
 
 def tensor_maps(
-    n_atoms: Sequence[int], tables: Mapping[str, torch.Tensor], slopes: torch.Tensor
+    n_atoms: Sequence[int], tables: Mapping[str, torch.Tensor], energy_gradient: torch.Tensor
 ) -> dict[str, TensorMap]:
-    """Build every target of a batch from its flat table, on the tables' device.
+    """Build every target of a batch from its flat table, on the device of the tables.
 
     Args:
-        n_atoms: Number of atoms of each system.
-        tables: Values by target, `(n_systems, n_columns)` or `(n_atoms, n_columns)`.
-        slopes: Gradient of the energy with respect to the positions, `(n_atoms, 3)`.
+        n_atoms: Number of atoms in each system.
+        tables: Values by target name, `(n_systems, n_columns)` or `(n_atoms, n_columns)`.
+        energy_gradient: Gradient of the energy with respect to the positions, `(n_atoms, 3)`.
     """
-    structures, atoms, gradient_rows = (
-        labels.to(slopes.device) for labels in sample_labels(n_atoms)
-    )
+    device = energy_gradient.device
+    structures, atoms, gradient_rows = (labels.to(device) for labels in sample_labels(n_atoms))
     targets = {}
     for name, target in TARGETS.items():
         gradient = None
         if name == "energy":
-            xyz, properties = (each.to(slopes.device) for each in (XYZ, target.properties))
-            gradient = TensorBlock(slopes.unsqueeze(-1), gradient_rows, [xyz], properties)
+            xyz, properties = XYZ.to(device), target.properties.to(device)
+            values = energy_gradient.unsqueeze(-1)
+            gradient = TensorBlock(values, gradient_rows, [xyz], properties)
         rows = atoms if target.per_atom else structures
         targets[name] = target.tensor_map(rows, tables[name], gradient)
     return targets
 
 
 def sample_labels(n_atoms: Sequence[int]) -> tuple[Labels, Labels, Labels]:
-    """Label the rows of a batch, each system by its position in the batch.
+    """The samples of a batch, in which `system` is the position in the batch.
 
     Args:
-        n_atoms: Number of atoms of each system.
+        n_atoms: Number of atoms in each system.
 
     Returns:
         Samples of per-structure targets, of per-atom targets, and of gradients with respect to

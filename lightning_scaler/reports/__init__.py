@@ -1,6 +1,6 @@
-"""Tables drawn from plain rows and numbers.
+"""Tables of plain rows and numbers.
 
-Imports no other room: whoever wants a table hands over the rows.
+Imports no other room: the caller passes the rows.
 """
 
 from .tables import (

@@ -1,4 +1,4 @@
-"""Tables of fitted scales and baselines, and of test errors."""
+"""Tables of scales, baselines and test errors."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,21 +7,21 @@ from typing import NamedTuple
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-# A table of all 89 types of a large data set would hide the rest.
-MOST_TYPES = 12
+# Datasets with many types (up to 89) would fill the screen.
+MAX_TYPES = 12
 
-Columns = Sequence[Sequence[float]]
+ValuesByBlock = Sequence[Sequence[float]]
 
 
 class ScalesOfTarget(NamedTuple):
-    """The scales of one target, in the units of the data set.
+    """The scales of one target, in the units of the dataset.
 
     Attributes:
-        name: name of the target.
-        samples: what a row of it is: ``"system"``, ``"system/atom"`` (per atom), ``"atom"``, …
-        rms: RMS of all values as stored.
+        name: Name of the target.
+        samples: Kind of its samples: ``"system"``, ``"system/atom"`` (extensive), ``"atom"``, …
+        rms: RMS of all values before subtracting the baseline.
         residual: RMS after subtracting the baseline; ``None`` without a baseline.
-        by_type: for each atomic type (``"all"`` unless the target is per-atom) its scale, and the
+        by_type: Atomic type (``"all"`` unless the target is per-atom), per-target scale, and
             per-property scales of each block.
     """
 
@@ -29,31 +29,31 @@ class ScalesOfTarget(NamedTuple):
     samples: str
     rms: float
     residual: float | None
-    by_type: Sequence[tuple[str, float, Columns]]
+    by_type: Sequence[tuple[str, float, ValuesByBlock]]
 
 
 class BaselineOfTarget(NamedTuple):
-    """The baseline of one target, in the units of the data set.
+    """The baseline of one target, in the units of the dataset.
 
     Attributes:
-        name: name of the target.
-        explained: fraction of the variance that the baseline explains.
-        module: class name of the additive module, if there is one.
-        by_type: for each atomic type the contributions to each block.
+        name: Name of the target.
+        explained: Fraction of the variance that the baseline explains.
+        module: Class name of the additive module, if there is one.
+        by_type: Atomic type, and its contributions to the properties of each block.
     """
 
     name: str
     explained: float
     module: str | None
-    by_type: Sequence[tuple[str, Columns]]
+    by_type: Sequence[tuple[str, ValuesByBlock]]
 
 
 def scales_table(targets: Iterable[ScalesOfTarget]) -> Table:
-    """The scales of all targets, in the units of the data set.
+    """The scales of all targets, in the units of the dataset.
 
-    "system/atom" marks extensive targets, whose values are per atom. "RMS" is over all values as
-    stored, "Residual" after subtracting the baseline (and an additive module). Per-property scales
-    are listed in the order of the blocks, one line for each block.
+    "system/atom" marks extensive targets, whose values are divided by the number of atoms. "RMS" is
+    that of all values, "Residual" that after subtracting the baseline (including an additive
+    module). Each block has a line of per-property scales.
     """
     table = _table("Target scales, in the units of the data")
     for heading in ("Target", "Samples"):
@@ -63,20 +63,20 @@ def scales_table(targets: Iterable[ScalesOfTarget]) -> Table:
     for target in targets:
         residual = "–" if target.residual is None else f"{target.residual:.4g}"
         head = (target.name, target.samples, f"{target.rms:.4g}", residual)
-        for atomic_type, scale, blocks in target.by_type[:MOST_TYPES]:
-            table.add_row(*head, atomic_type, f"{scale:.4g}", _numbers(blocks, ".3g"))
+        for atomic_type, scale, blocks in target.by_type[:MAX_TYPES]:
+            table.add_row(*head, atomic_type, f"{scale:.4g}", _format_blocks(blocks, ".3g"))
             head = ("",) * 4
-        hidden = len(target.by_type) - MOST_TYPES
+        hidden = len(target.by_type) - MAX_TYPES
         if hidden > 0:
             table.add_row(*head, f"… {hidden} more types", "", "")
     return table
 
 
 def baselines_table(targets: Iterable[BaselineOfTarget]) -> Table | None:
-    """What is subtracted from each target before scaling; ``None`` if nothing is.
+    """The baselines of all targets, in the units of the dataset; ``None`` if there are none.
 
-    "Explained" is the fraction of the variance about the mean. The contributions of each type are
-    listed in the order of the blocks, one line for each block; a total is their sum over the atoms.
+    "Explained" is the fraction of the variance about the mean. Each block has a line with the
+    contribution of one atom of the type to each property.
     """
     table = _table("Baselines, in the units of the data")
     table.add_column("Target", no_wrap=True)
@@ -84,11 +84,11 @@ def baselines_table(targets: Iterable[BaselineOfTarget]) -> Table | None:
         table.add_column(heading, justify="right", no_wrap=True)
     for target in targets:
         lines = [] if target.module is None else [(target.module, "")]
-        lines += [(z, _numbers(blocks, ".7g")) for z, blocks in target.by_type[:MOST_TYPES]]
-        hidden = len(target.by_type) - MOST_TYPES
+        lines += [(z, _format_blocks(blocks, ".7g")) for z, blocks in target.by_type[:MAX_TYPES]]
+        hidden = len(target.by_type) - MAX_TYPES
         if hidden > 0:
             lines.append((f"… {hidden} more types", ""))
-        head = (target.name, _percent(target.explained))
+        head = (target.name, _format_percentage(target.explained))
         for line in lines:
             table.add_row(*head, *line)
             head = ("", "")
@@ -98,13 +98,14 @@ def baselines_table(targets: Iterable[BaselineOfTarget]) -> Table | None:
 def errors_table(
     title: str, metrics: Mapping[str, float], units: Mapping[str, str] | None = None
 ) -> Table:
-    """MAE and RMSE of every target in physical units, and relative to its spread.
+    """MAE and RMSE of every target in physical units, and the RMSE relative to the RMS.
 
     Args:
-        title: above the table.
-        metrics: as logged by the mixin: ``test/energy/rmse_per_atom``, ``test/forces/mae``, …,
-            with or without ``/dataloader_idx_0`` behind.
-        units: by target, or target and gradient: ``{"energy": "eV", "energy/positions": "eV/Å"}``.
+        title: Title of the table.
+        metrics: Values by name as logged by the mixin: ``test/energy/rmse_per_atom``,
+            ``test/forces/mae``, …, with or without the suffix ``/dataloader_idx_0``.
+        units: Units by target, or by target and gradient:
+            ``{"energy": "eV", "energy/positions": "eV/Å"}``.
     """
     rows: dict[str, dict[str, float]] = {}
     per_atom: set[str] = set()
@@ -134,25 +135,25 @@ def errors_table(
 
 
 def _table(title: str) -> Table:
-    """An empty table that does not waste the 80 columns of a log."""
+    """An empty table with narrow margins: logs have 80 columns."""
     return Table(
         title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
     )
 
 
-def _numbers(blocks: Columns, form: str) -> str:
-    """The numbers of each block on a line of its own; a range where there are many."""
+def _format_blocks(blocks: ValuesByBlock, number_format: str) -> str:
+    """A line with the values of each block, or their range if there are more than four."""
     lines = []
-    for numbers in blocks:
-        text = ", ".join(f"{number:{form}}" for number in numbers)
-        if len(numbers) > 4:
-            text = f"{min(numbers):{form}} … {max(numbers):{form}}"
-        lines.append(text)
+    for values in blocks:
+        line = ", ".join(f"{value:{number_format}}" for value in values)
+        if len(values) > 4:
+            line = f"{min(values):{number_format}} … {max(values):{number_format}}"
+        lines.append(line)
     return "\n".join(lines)
 
 
-def _percent(share: float) -> str:
-    """A share, with so many digits that it differs from 100 %."""
-    left = 100.0 * (1.0 - share)
-    digits = 1 if left <= 0.0 else min(max(1, math.ceil(-math.log10(left)) + 1), 10)
-    return f"{100.0 * share:.{digits}f} %"
+def _format_percentage(fraction: float) -> str:
+    """A fraction in percent, with enough digits to show that it is below 100 %."""
+    missing = 100.0 * (1.0 - fraction)
+    digits = 1 if missing <= 0.0 else min(max(1, math.ceil(-math.log10(missing)) + 1), 10)
+    return f"{100.0 * fraction:.{digits}f} %"

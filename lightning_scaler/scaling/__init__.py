@@ -1,23 +1,31 @@
 """The fit of the scales and the conversions between the three spaces.
 
 :class:`ScaleAccumulator` collects the statistics of targets and computes a :class:`Scaler`, which
-converts tensors. Imports the rooms from ``tensors`` to ``baselines``; works without Lightning.
+converts tensors. Imports the rooms from ``tensors`` to ``baselines``, and ``reports`` when a table
+is asked for; works without Lightning.
 """
 
 from .accumulator import ScaleAccumulator
-from .arithmetic import physical_entries
-from .conversion import factors_of_rows
-from .loss_space import between_positions, predictions_to_loss, targets_to_loss
+from .alignment import align_prediction
+from .loss_space import (
+    index_by_position,
+    predictions_to_loss,
+    predictions_to_physical,
+    targets_to_loss,
+)
+from .physical_values import PhysicalValues, values_in_physical_units
 from .scaler import Scaler
 from .target_scales import TargetScales
 
 __all__ = [
+    "PhysicalValues",
     "ScaleAccumulator",
     "Scaler",
     "TargetScales",
-    "between_positions",
-    "factors_of_rows",
-    "physical_entries",
+    "align_prediction",
+    "index_by_position",
     "predictions_to_loss",
+    "predictions_to_physical",
     "targets_to_loss",
+    "values_in_physical_units",
 ]

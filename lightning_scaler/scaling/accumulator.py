@@ -2,13 +2,19 @@
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from metatensor.torch import TensorMap
 
-from ..baselines import AdditiveCoverage, CompositionBaseline, FrozenModule, contributions, frozen
-from ..batches import Atoms, HasTypes, infer_system_indexing
+from ..baselines import (
+    AdditiveCoverage,
+    CompositionBaseline,
+    FrozenModule,
+    align_contributions,
+    freeze,
+)
+from ..batches import Atoms, HasTypes, index_targets
 from ..settings import (
     Numbers,
     Settings,
@@ -17,36 +23,40 @@ from ..settings import (
     check_choice,
     check_names,
     did_you_mean,
-    fixed_scales as plain_fixed_scales,
     list_of_names,
+    parse_fixed_scales,
 )
 from ..tensors import is_tensormap, mask_values
 from .fit import fit_target
-from .gathered import GatheredStatistics
 from .scaler import Scaler
+from .target_collection import TargetCollection
 
 
 class ScaleAccumulator:
-    """Gathers the statistics of targets batch by batch, and turns them into a :class:`Scaler`.
+    """Collects statistics of targets batch by batch and computes a :class:`Scaler` from them.
 
-    For each block, property and (per-atom targets) atomic type the sum of squares and the number
-    of entries are kept after the baseline comes off, which gives per-target and per-property
-    scales in one pass. Nothing is written into the tensors that come in, and an error leaves the
+    For each block, property and (per-atom targets) atomic type it keeps the sum of squares and the
+    count of values, and what the baseline needs, so that one pass over the data gives the baseline
+    and all scales. Nothing is written to the tensors of a batch, and an error leaves the
     accumulator as it was. Memory does not grow with the number of samples or batches.
 
     Args:
-        targets: names that must be fitted; other TensorMaps are passed over. ``None``: all.
+        targets: names of targets that must be fitted; other TensorMaps are ignored. ``None``: all.
         intensive_targets: names of per-structure targets that are not divided by the number of
-            atoms before any statistic.
-        baseline: the additive part that is removed before the scales are taken; ``None``: none.
-        system_labels: what the ``system`` label of targets is: the ``"position"`` in the batch, an
-            ``"id"`` of the data set (numbered by first appearance), or ``"auto"``: whichever the
-            first batch that only one of them fits says.
-        additive: a module that gives an additive part of some targets; it is frozen, and its part
-            comes off before the baseline. See :meth:`Scaler.set_additive`.
+            atoms before any statistics.
+        baseline: baseline that is subtracted before the scales are taken; ``None``: none.
+        system_labels: meaning of the ``system`` label of targets: the ``"position"`` in the batch,
+            an ``"id"`` in the data set (numbered by first appearance), or ``"auto"``: as decided by
+            the first batch that only one of them fits.
+        additive: module that contributes to some targets, subtracted before the baseline; see
+            :meth:`Scaler.set_additive`.
+
+    Raises:
+        TypeError: for a ``baseline`` or ``additive`` of another type.
+        ValueError: for an unknown ``system_labels``.
 
     Example:
-        Energies of -3 for O and 6 for H2O; the scale is the un-centred RMS of those per atom.
+        Energies of -3 for O and 6 for H2O; the scale is the uncentred RMS per atom of -3 and 2.
 
         >>> import torch
         >>> from metatensor.torch import Labels, TensorBlock, TensorMap
@@ -85,11 +95,11 @@ class ScaleAccumulator:
         self.intensive_targets = frozenset(list_of_names("intensive_targets", intensive_targets))
         self.baseline = baseline
         self.system_labels: SystemLabels = system_labels
-        self.additive = frozen(additive)
-        self._contributed = AdditiveCoverage()
-        self._passed_over: set[str] = set()
+        self.additive = freeze(additive)
+        self._collection = TargetCollection(self.intensive_targets, baseline is not None)
+        self._coverage = AdditiveCoverage()
+        self._ignored: set[str] = set()
         self._masked: set[str] = set()
-        self._gathered = GatheredStatistics(self.intensive_targets, baseline is not None)
 
     def fresh(self) -> "ScaleAccumulator":
         """An empty accumulator with the same settings."""
@@ -103,18 +113,18 @@ class ScaleAccumulator:
         targets: Mapping[str, TensorMap],
         masks: Mapping[str, TensorMap] | None = None,
     ) -> None:
-        """Take in one batch.
+        """Add one batch.
 
         Args:
-            systems: each with ``.types`` of shape ``(n_atoms,)`` and a length.
-            targets: by name; a target or some of its blocks may be missing from a batch, NaN
-                entries are missing values.
-            masks: by target name; entries where a mask is ``False`` (or 0) are missing values.
+            systems: systems of the batch, each with ``.types`` of shape ``(n_atoms,)``.
+            targets: targets by name; a target or some of its blocks may be absent, NaN values are
+                missing.
+            masks: masks by target name; values where a mask is ``False`` (or 0) are missing.
 
         Raises:
             TypeError: for a target that is not a TensorMap.
-            ValueError: for infinite entries, an unknown kind of samples, samples that are not in
-                the batch, or a layout other than before.
+            ValueError: for infinite values, an unknown kind of samples, samples that are not in
+                the batch, or a layout that differs from earlier batches.
         """
         chosen = {
             name: tensor
@@ -123,62 +133,62 @@ class ScaleAccumulator:
         }
         for name, tensor in chosen.items():
             _check_tensormap(f"target '{name}'", tensor)
-        chosen, layouts = self._gathered.recognised(chosen)
-        # A target without any block is one that the batch lacks.
+        chosen, layouts = self._collection.read_layouts(chosen)
+        # A target without any block is absent from the batch.
         chosen = {name: tensor for name, tensor in chosen.items() if layouts[name].blocks}
-        kept = {}
+        keep = {}
         for name, mask in (masks or {}).items():
             if name in chosen:
                 _check_tensormap(f"mask of target '{name}'", mask)
-                kept[name] = mask_values(name, chosen[name], mask.to(device="cpu"))
+                keep[name] = mask_values(name, chosen[name], mask.to(device="cpu"))
         atoms = Atoms.from_systems(systems).to("cpu")
-        reading = infer_system_indexing(atoms, chosen, self.system_labels)
-        # Asked for all targets: one that is not fitted here tells of a module that knows targets.
-        given = {} if self.additive is None else self.additive(atoms, targets)
-        parts = contributions(given, chosen, atoms, reading)
-        contributed = AdditiveCoverage()
-        if self.additive is not None and len(atoms):
-            of_chosen = {name: layouts[name] for name in chosen}
-            contributed = AdditiveCoverage.of_batch(given, of_chosen, parts)
-            self._contributed.check(contributed, self.additive.name, layouts)
-        self._gathered.update(layouts, chosen, atoms, reading, kept, parts)
-        self._contributed.merge(contributed)
-        self.system_labels = reading.labels
-        self._passed_over |= targets.keys() - chosen.keys()
+        indexing, indexed = index_targets(atoms, chosen, layouts, self.system_labels)
+        # All targets are requested: a module may know some that are not fitted here.
+        outputs = {} if self.additive is None else self.additive(atoms, targets)
+        contributions = align_contributions(outputs, chosen, atoms, indexing)
+        coverage = AdditiveCoverage()
+        if self.additive is not None and atoms.n_systems:
+            fitted = {name: layouts[name] for name in chosen}
+            coverage = AdditiveCoverage.of_batch(outputs, fitted, contributions)
+            self._coverage.check(coverage, self.additive.name, layouts)
+        self._collection.update(indexed, atoms, keep, contributions)
+        self._coverage.merge(coverage)
+        self.system_labels = indexing.labels
+        self._ignored |= targets.keys() - chosen.keys()
         self._masked |= (masks or {}).keys()
 
     def merge(self, other: "ScaleAccumulator") -> None:
-        """Take over all that another accumulator has seen; the other stays as it is.
+        """Add everything that another accumulator has seen, which stays as it is.
 
         Raises:
-            ValueError: if its settings are others, or a target has another layout there.
+            ValueError: if its settings differ, or the layout of a target.
         """
-        settled = {self.system_labels, other.system_labels} - {"auto"}
-        if len(settled) > 1 or self._settings() != other._settings():
+        decided = {self.system_labels, other.system_labels} - {"auto"}
+        if len(decided) > 1 or self._settings() != other._settings():
             raise ValueError(
                 "expected an accumulator with the same settings, got "
                 f"{self._settings()} with system_labels={self.system_labels!r} and "
                 f"{other._settings()} with system_labels={other.system_labels!r}"
             )
-        ours, theirs = self._gathered.layouts, other._gathered.layouts
+        ours, theirs = self._collection.layouts, other._collection.layouts
         for name in ours.keys() & theirs.keys():
             ours[name].union(theirs[name])
         if self.additive is not None:
-            self._contributed.check(other._contributed, self.additive.name, theirs)
-        self.system_labels = settled.pop() if settled else "auto"
-        self._contributed.merge(other._contributed)
-        self._passed_over |= other._passed_over
+            self._coverage.check(other._coverage, self.additive.name, theirs)
+        self.system_labels = decided.pop() if decided else "auto"
+        self._coverage.merge(other._coverage)
+        self._ignored |= other._ignored
         self._masked |= other._masked
-        self._gathered.merge(other._gathered)
+        self._collection.merge(other._collection)
 
     def all_fixed(self, fixed_scales: Numbers | None) -> bool:
-        """Whether the targets seen so far need no more data, all their numbers being given.
+        """Whether the targets seen so far need no more data, because all numbers are given.
 
-        That is so if the targets that must be fitted were named and seen, each with a single
-        property and a fixed scale, its baseline being none or fixed.
+        This holds if the targets to fit were named and seen, and each has a single property, a
+        fixed scale, and a fixed baseline or none.
         """
-        fixed = plain_fixed_scales(fixed_scales)
-        layouts = self._gathered.layouts
+        fixed = parse_fixed_scales(fixed_scales)
+        layouts = self._collection.layouts
         if self.targets is None or not {*self.targets} <= layouts.keys():
             return False
         return all(
@@ -198,90 +208,72 @@ class ScaleAccumulator:
         unseen_types: UnseenTypes = "error",
         enabled: bool = True,
     ) -> Scaler:
-        """Fit the baseline and the scales; the accumulator can go on afterwards.
+        """Fit the baseline and the scales; more batches can be added afterwards.
 
         Args:
-            fixed_scales: per-target scales that replace the fitted ones, a number for a target or
-                a number per type: ``{"energy": 0.5, "forces": {1: 0.2, 8: 1.1}}``.
+            fixed_scales: per-target scales that replace the fitted ones, one number for a target
+                or one per type: ``{"energy": 0.5, "forces": {1: 0.2, 8: 1.1}}``.
             unseen_types: what the Scaler does with types that were not in the data: ``"error"``,
                 ``"pooled"`` (the RMS over all types) or ``"identity"``.
-            enabled: ``False`` sets every scale to 1; the baseline is the same.
+            enabled: ``False`` sets every scale to 1; the baseline is still subtracted.
 
         Raises:
-            ValueError: without any data; for a named target that was never seen, masks of one,
-                or settings that name unknown targets or do not suit them.
+            ValueError: without any data; if a requested target, or the target of a mask or of a
+                setting, does not occur in the data; or if a setting does not suit its target.
         """
         check_choice("unseen_types", unseen_types, UnseenTypes)
-        gathered = self._gathered.statistics
-        fixed = plain_fixed_scales(fixed_scales)
-        for name in self.targets or ():
-            if name not in gathered:
-                seen = {*gathered, *self._passed_over}
-                raise ValueError(
-                    f"the target '{name}' is to be fitted and was never seen in the data; "
-                    f"{did_you_mean(name, seen)}"
-                )
-        if not gathered:
-            raise ValueError("no target was seen in the data, so there is nothing to fit")
-        check_names("a mask", sorted(self._masked), {*gathered, *self._passed_over})
-        check_names("intensive_targets", sorted(self.intensive_targets), gathered)
-        check_names("fixed_scales", fixed, gathered)
-        if self.baseline is not None:
-            check_names("fixed_baseline", self.baseline.fixed, gathered)
+        fixed = parse_fixed_scales(fixed_scales)
+        statistics = self._collection.statistics
+        self._check_names(statistics, fixed)
         if self.additive is not None:
-            self._contributed.check_used(self.additive.name, gathered)
-            for name, parameter in sorted(self._contributed.lacking):
+            self._coverage.check_used(self.additive.name, statistics)
+            for name, parameter in sorted(self._coverage.missing_gradients):
                 warnings.warn(
                     f"additive module {self.additive.name}: it gives no gradient '{parameter}' of "
-                    f"the target '{name}', which is taken for zero while its values come off; give "
-                    "the gradient too, unless it is zero",
+                    f"the target '{name}', which counts as zero although its values are "
+                    "subtracted; give the gradient too, unless it is zero",
                     stacklevel=2,
                 )
-        scales, vanishing = {}, []
-        for name, statistics in gathered.items():
-            extensive = self._gathered.is_extensive(statistics.layout)
+        scales, below_noise = {}, []
+        for name, of_target in statistics.items():
             scales[name], words = fit_target(
-                statistics,
-                extensive,
+                of_target,
+                self._collection.is_extensive(of_target.layout),
                 self.baseline,
                 fixed.get(name),
                 enabled,
-                additive=self._contributed.to(name),
+                additive=self._coverage.covers(name),
             )
-            vanishing += words
-        if vanishing:
+            below_noise += words
+        if below_noise:
             warnings.warn(
-                "these data are zero, or below their rounding noise once the baseline is off; they "
-                "take the scale of their target (a type: the RMS over all types; a whole target: "
-                "1): " + "; ".join(vanishing),
+                "these data are zero, or below their rounding noise after subtracting the "
+                "baseline, and take the scale of their target (a type: the RMS over all types; a "
+                "whole target: 1): " + "; ".join(below_noise),
                 stacklevel=2,
             )
-        settings = Settings(
-            self.system_labels,
-            unseen_types,
-            enabled,
-            baseline="none" if self.baseline is None else "composition",
-        )
+        baseline = "none" if self.baseline is None else "composition"
+        settings = Settings(self.system_labels, unseen_types, enabled, cast(Any, baseline))
         return Scaler(scales, settings, self.additive)
 
     def state(self) -> dict[str, Any]:
-        """All that was gathered, as plain Python objects and tensors, for :meth:`merge_state`."""
+        """Everything collected, as plain Python objects and tensors, for :meth:`merge_state`."""
         return {
             "system_labels": self.system_labels,
-            "contributed": self._contributed.state(),
-            "passed_over": sorted(self._passed_over),
+            "coverage": self._coverage.state(),
+            "ignored": sorted(self._ignored),
             "masked": sorted(self._masked),
-            "statistics": self._gathered.state(),
+            "statistics": self._collection.state(),
         }
 
     def merge_state(self, state: dict[str, Any]) -> None:
-        """Merge the :meth:`state` of an accumulator of the same settings in another process."""
+        """Merge the :meth:`state` of an accumulator with the same settings in another process."""
         other = self.fresh()
         other.system_labels = state["system_labels"]
-        other._contributed = AdditiveCoverage.from_state(state["contributed"])
-        other._passed_over = set(state["passed_over"])
+        other._coverage = AdditiveCoverage.from_state(state["coverage"])
+        other._ignored = set(state["ignored"])
         other._masked = set(state["masked"])
-        other._gathered.take_state(state["statistics"])
+        other._collection.load_state(state["statistics"])
         self.merge(other)
 
     def _settings(self) -> dict[str, Any]:
@@ -291,6 +283,24 @@ class ScaleAccumulator:
             "baseline": self.baseline,
             "additive": self.additive and self.additive.name,
         }
+
+    def _check_names(self, fitted: Iterable[str], fixed_scales: Iterable[str]) -> None:
+        """Refuse settings that name targets without data."""
+        fitted = set(fitted)
+        seen = fitted | self._ignored
+        for name in self.targets or ():
+            if name not in fitted:
+                raise ValueError(
+                    f"target '{name}' was requested in targets=[…] but does not occur in the data; "
+                    f"{did_you_mean(name, seen)}"
+                )
+        if not fitted:
+            raise ValueError("no target was seen in the data, so there is nothing to fit")
+        check_names("a mask", sorted(self._masked), seen)
+        check_names("intensive_targets", sorted(self.intensive_targets), fitted)
+        check_names("fixed_scales", fixed_scales, fitted)
+        if self.baseline is not None:
+            check_names("fixed_baseline", self.baseline.fixed, fitted)
 
 
 def _check_tensormap(what: str, value: Any) -> None:

@@ -1,4 +1,6 @@
-"""The arithmetic of a conversion, for all values and gradients of a batch in one call."""
+"""The arithmetic of conversions, for all values and gradients of a batch in one call."""
+
+from typing import NamedTuple
 
 import torch
 from metatensor.torch import TensorMap
@@ -7,191 +9,177 @@ from torch import Tensor
 from ..tensors import gradients_of_blocks, rebuild, scripted_arithmetic
 
 
-def _cast(numbers: Tensor, dtype: torch.dtype) -> Tensor:
-    # A fifth of what a cast to the same dtype costs.
-    return numbers if numbers.dtype == dtype else numbers.to(dtype)
+class ConversionArgs(NamedTuple):
+    """A target with the factors and baselines of its conversion.
+
+    Each list has one tensor per block, or a single tensor that serves all blocks, or none where
+    nothing is to be done.
+
+    Attributes:
+        tensor: the target, without gradients of gradients.
+        factors: scales, ``(n_factors,)`` or ``(n_factors, n_properties)``: one row per sample, a
+            single row, or a table that ``scale_index`` refers to.
+        scale_index: row of the factors for each sample (its atomic type), ``(n_samples,)``.
+        n_atoms: numbers of atoms by which values, and gradients with respect to the whole structure
+            (strain), are divided in the end, ``(n_samples,)``.
+        baseline: baseline of every block in a shape that expands to its values, ``None`` for a
+            block without; if there are any, the target is computed in float64.
+        gradient_baseline: the same for every gradient, in the order of blocks and parameters.
+    """
+
+    tensor: TensorMap
+    factors: list[Tensor]
+    scale_index: list[Tensor]
+    n_atoms: list[Tensor]
+    baseline: list[Tensor | None]
+    gradient_baseline: list[Tensor | None]
 
 
-def _in_shape(of_rows: Tensor, numbers: Tensor) -> Tensor:
-    """What is known of rows, or of rows and properties, in a shape that expands to the numbers."""
-    if of_rows.size(0) != 1:
-        for _ in range(numbers.dim() - of_rows.dim()):
-            of_rows = of_rows.unsqueeze(1)
-    return of_rows
+def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
+    # The comparison costs a fifth of a cast to the same dtype.
+    return values if values.dtype == dtype else values.to(dtype)
 
 
-def _rescaled_numbers(
-    numbers: Tensor,
-    factor: Tensor,
-    offset: Tensor | None,
-    divisor: Tensor | None,
-    to_physical: bool,
+def _expandable(rows: Tensor, values: Tensor) -> Tensor:
+    """Something per row, or per row and property, in a shape that expands to the values."""
+    if rows.size(0) != 1:
+        for _ in range(values.dim() - rows.dim()):
+            rows = rows.unsqueeze(1)
+    return rows
+
+
+def _rescale_values(
+    values: Tensor, factor: Tensor, baseline: Tensor | None, n_atoms: Tensor | None, multiply: bool
 ) -> Tensor:
-    if offset is not None and not to_physical:
-        numbers = numbers - offset
-    factor = _in_shape(factor, numbers)
-    numbers = numbers * factor if to_physical else numbers / factor
-    if offset is not None and to_physical:
-        numbers = numbers + offset
-    if divisor is not None:
-        numbers = numbers / _in_shape(divisor, numbers)
-    return numbers
+    factor = _expandable(factor, values)
+    if multiply:
+        values = values * factor
+        if baseline is not None:
+            values = values + baseline
+    else:
+        if baseline is not None:
+            values = values - baseline
+        values = values / factor
+    if n_atoms is not None:
+        values = values / _expandable(n_atoms, values)
+    return values
 
 
 def _of_block(tensors: list[Tensor], i: int) -> Tensor:
     return tensors[i] if len(tensors) > 1 else tensors[0]
 
 
-def _rescaled_target(
-    tensor: TensorMap,
-    factors: list[Tensor],
-    kinds: list[Tensor],
-    divisors: list[Tensor],
-    offsets: list[Tensor | None],
-    gradient_offsets: list[Tensor | None],
-    to_physical: bool,
-    double: bool,
-    dtype: torch.dtype | None,
+def _rescale_target(
+    args: ConversionArgs, multiply: bool, double: bool, dtype: torch.dtype | None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Values and gradients of one target; see :func:`rescaled`.
+    """Values and gradients of one target; see :func:`rescale`.
 
-    ``double`` computes in float64, and leaves the result in it towards physical space.
+    ``double`` computes in float64, and returns float64 towards physical space.
     """
     values: list[Tensor] = []
     gradients: list[Tensor] = []
-    blocks = tensor.blocks()
+    blocks = args.tensor.blocks()
     if len(blocks) == 0:
         return values, gradients
     stored = blocks[0].values.dtype
     # A scale may underflow in half precision.
     working = torch.float64 if double or stored == torch.float64 else torch.float32
-    wanted = working if double and to_physical else stored
+    wanted = working if double and multiply else stored
     if dtype is not None:
         wanted = dtype
-    factor = factors[0]
+    factor = args.factors[0]
     for i, block in enumerate(blocks):
-        if i == 0 or len(factors) > 1:
-            factor = _cast(_of_block(factors, i), working)
-            if len(kinds) > 0:
-                factor = factor.index_select(0, _of_block(kinds, i))
-        divisor: Tensor | None = None
-        if len(divisors) > 0:
-            divisor = _cast(_of_block(divisors, i), working)
-        offset = offsets[i] if len(offsets) > 0 else None
-        numbers = _rescaled_numbers(
-            _cast(block.values, working), factor, offset, divisor, to_physical
-        )
-        values.append(_cast(numbers, wanted))
-        for name in block.gradients_list():
-            gradient = block.gradient(name)
-            of_rows = gradient.samples.values[:, 0]
-            own_factor, own_divisor = factor, divisor
+        if i == 0 or len(args.factors) > 1:
+            factor = _cast(_of_block(args.factors, i), working)
+            if len(args.scale_index) > 0:
+                factor = factor.index_select(0, _of_block(args.scale_index, i))
+        n_atoms: Tensor | None = None
+        if len(args.n_atoms) > 0:
+            n_atoms = _cast(_of_block(args.n_atoms, i), working)
+        baseline = args.baseline[i] if len(args.baseline) > 0 else None
+        new = _rescale_values(_cast(block.values, working), factor, baseline, n_atoms, multiply)
+        values.append(_cast(new, wanted))
+        for parameter in block.gradients_list():
+            gradient = block.gradient(parameter)
+            samples = gradient.samples.values[:, 0]
+            gradient_factor, gradient_n_atoms = factor, n_atoms
             if factor.size(0) != 1:
-                own_factor = factor.index_select(0, of_rows)
-            if divisor is not None:
-                # Per atom is a derivative with respect to the whole structure, no other.
-                of_atoms = "atom" in gradient.samples.names
-                own_divisor = None if of_atoms else divisor.index_select(0, of_rows)
-            offset = gradient_offsets[len(gradients)] if len(gradient_offsets) > 0 else None
-            numbers = _rescaled_numbers(
-                _cast(gradient.values, working), own_factor, offset, own_divisor, to_physical
+                gradient_factor = factor.index_select(0, samples)
+            if n_atoms is not None:
+                # Only a derivative with respect to the whole structure is per atom.
+                per_atom = "atom" in gradient.samples.names
+                gradient_n_atoms = None if per_atom else n_atoms.index_select(0, samples)
+            of_gradients = args.gradient_baseline
+            baseline = of_gradients[len(gradients)] if len(of_gradients) > 0 else None
+            new = _rescale_values(
+                _cast(gradient.values, working),
+                gradient_factor,
+                baseline,
+                gradient_n_atoms,
+                multiply,
             )
-            gradients.append(_cast(numbers, wanted))
+            gradients.append(_cast(new, wanted))
     return values, gradients
 
 
 @scripted_arithmetic
-def rescaled(
-    tensors: list[TensorMap],
-    factors: list[list[Tensor]],
-    kinds: list[list[Tensor]],
-    divisors: list[list[Tensor]],
-    offsets: list[list[Tensor | None]],
-    gradient_offsets: list[list[Tensor | None]],
-    to_physical: bool,
-    dtype: torch.dtype | None,
+def rescale(
+    targets: list[ConversionArgs], multiply: bool, dtype: torch.dtype | None
 ) -> list[TensorMap]:
-    """Each tensor with all its labels and other numbers, which autograd can follow.
-
-    Towards physical space values are multiplied, and then the offset comes on; away from it the
-    offset comes off, and then they are divided. For each tensor there is of everything one per
-    block, or a single one that serves all blocks, or none where nothing is to be done.
+    """Each target with all its labels and other values, which autograd can follow.
 
     Args:
-        tensors: without gradients of gradients.
-        factors: of each kind of row, ``(n_kinds,)`` or ``(n_kinds, n_properties)``; of every row
-            where there are no ``kinds``, or of all of them.
-        kinds: the kind of each row (its atomic type), ``(n_samples,)`` integers.
-        divisors: numbers of atoms that values are divided by in the end, ``(n_samples,)``, and
-            gradients with respect to the whole structure (strain).
-        offsets: of every block, in shapes that expand to those of the values, and ``None`` for
-            blocks without. Tensors that have some are computed in float64, and stay it in physical
-            space.
-        gradient_offsets: likewise of every gradient, in the order of :func:`values_and_gradients`.
-        to_physical: whether it goes towards physical space.
-        dtype: of the result, if it is to be another one.
+        targets: targets of a batch.
+        multiply: towards physical space values are multiplied, then the baseline is added; away
+            from it the baseline is subtracted, then they are divided.
+        dtype: dtype of the result; that of the target by default, float64 for a target with a
+            baseline towards physical space.
     """
-    found: list[TensorMap] = []
-    for i, tensor in enumerate(tensors):
-        values, gradients = _rescaled_target(
-            tensor,
-            factors[i],
-            kinds[i],
-            divisors[i],
-            offsets[i],
-            gradient_offsets[i],
-            to_physical,
-            len(offsets[i]) > 0,
-            dtype,
-        )
-        found.append(rebuild(tensor, values, gradients))
-    return found
+    converted: list[TensorMap] = []
+    for args in targets:
+        values, gradients = _rescale_target(args, multiply, len(args.baseline) > 0, dtype)
+        converted.append(rebuild(args.tensor, values, gradients))
+    return converted
 
 
-def _physical(tensor: TensorMap, factors: list[Tensor], kinds: list[Tensor]) -> list[Tensor]:
-    nothing: list[Tensor | None] = []
-    values, gradients = _rescaled_target(
-        tensor, factors, kinds, [], nothing, nothing, True, True, None
-    )
-    return [numbers.reshape(-1) for numbers in values + gradients]
+def _physical_parts(args: ConversionArgs, tensor: TensorMap) -> list[Tensor]:
+    """Values of each block, then of each gradient, times the scales: float64 ``(n_values,)``."""
+    own_args = ConversionArgs(tensor, args.factors, args.scale_index, args.n_atoms, [], [])
+    values, gradients = _rescale_target(own_args, True, True, None)
+    return [part.reshape(-1) for part in values + gradients]
 
 
 @scripted_arithmetic
-def physical_entries(
-    predictions: list[TensorMap],
-    targets: list[TensorMap],
-    factors: list[list[Tensor]],
-    kinds: list[list[Tensor]],
+def physical_values(
+    targets: list[ConversionArgs], predictions: list[TensorMap]
 ) -> list[tuple[list[int], list[str], list[Tensor], list[Tensor]]]:
-    """The numbers of predictions and targets times their factors, where the target is not missing.
+    """Values of predictions and targets times the scales, where the target is not missing.
 
     Args:
-        predictions: with the labels of the targets.
-        targets: NaN where an entry is missing.
-        factors: for each target as of :func:`rescaled`.
-        kinds: likewise.
+        targets: targets, NaN where a value is missing, with their scales and no baseline.
+        predictions: the prediction of each target, with the same labels.
 
     Returns:
-        For each target the index of the block of each gradient, and its name; then the numbers of
-        the prediction, and those of the target, of each block and after them of each gradient;
-        float64 ``(n_entries,)``, detached.
+        For each target the block index and the parameter of each gradient; then the values of the
+        prediction and of the target for each block, followed by those of each gradient: float64
+        ``(n_values,)``, detached.
     """
     found: list[tuple[list[int], list[str], list[Tensor], list[Tensor]]] = []
     sums: list[Tensor] = []
     with torch.no_grad():
-        for i in range(len(targets)):
-            predicted = _physical(predictions[i], factors[i], kinds[i])
-            given = _physical(targets[i], factors[i], kinds[i])
-            blocks, names = gradients_of_blocks(targets[i])
-            found.append((blocks, names, predicted, given))
-            sums.extend([numbers.sum() for numbers in given])
-        # Asked for all together: the host waits for a GPU once.
-        lacking: list[bool] = torch.stack(sums).isnan().tolist() if len(sums) > 0 else []
+        for i, args in enumerate(targets):
+            predicted = _physical_parts(args, predictions[i])
+            target = _physical_parts(args, args.tensor)
+            blocks, parameters = gradients_of_blocks(args.tensor)
+            found.append((blocks, parameters, predicted, target))
+            sums.extend([part.sum() for part in target])
+        # All at once, so that the host waits for a GPU only once.
+        missing: list[bool] = torch.stack(sums).isnan().tolist() if len(sums) > 0 else []
         n = 0
-        for _, _, predicted, given in found:
-            for j in range(len(given)):
-                if lacking[n]:
-                    present = ~given[j].isnan()
-                    predicted[j], given[j] = predicted[j][present], given[j][present]
+        for _, _, predicted, target in found:
+            for j in range(len(target)):
+                if missing[n]:
+                    present = ~target[j].isnan()
+                    predicted[j], target[j] = predicted[j][present], target[j][present]
                 n += 1
     return found

@@ -1,31 +1,41 @@
-"""The targets of a batch from one space to another."""
+"""The targets of a batch converted from one space to another."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from metatensor.torch import TensorMap
+from torch import Tensor
 
-from ..baselines import Contribution
-from ..batches import Atoms, Known, SystemIndexing, rows_of_blocks
-from ..tensors import Key, TargetLayout, names_of_gradients, names_with_layout
-from .arithmetic import rescaled
-from .offsets import offset_of_rows
+from ..baselines import (
+    BlockWeights,
+    Contribution,
+    FrozenModule,
+    align_contributions,
+    baseline_of_rows,
+)
+from ..batches import Atoms, IndexedBatch, IndexedTarget
+from ..tensors import scripted_gradients_of_blocks
+from .arithmetic import ConversionArgs, rescale
 from .target_scales import ScaleKind, TargetScales, on_device
 
-# How far each space is from loss space: powers of the per-target and the per-property scale.
+# Distance of each space from loss space: exponents of the per-target and the per-property scale.
 SCALE_EXPONENTS = {"physical": (1, 0), "loss": (0, 0), "model": (0, -1)}
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """From which space to which, and how; see :meth:`Scaler.convert`.
+    """The spaces and options of a conversion; see :meth:`Scaler.convert`.
 
-    ``per_atom`` divides extensive values by the number of atoms too, and their gradients with
-    respect to the whole structure (strain); ``dtype`` is that of the result, if it is to be
-    another one.
+    Attributes:
+        source: space of the tensors.
+        target: space of the result.
+        baseline: whether to subtract or add back the baseline.
+        unseen_types: ``"error"``, ``"pooled"`` or ``"identity"``.
+        per_atom: whether to divide extensive values, and their gradients with respect to the whole
+            structure (strain), by the number of atoms.
+        dtype: dtype of the result, if it is to change.
     """
 
     source: str
@@ -37,13 +47,13 @@ class Conversion:
 
     @cached_property
     def applies_baseline(self) -> bool:
-        """Whether the baseline comes off or on."""
+        """Whether the baseline is subtracted or added back."""
         physical = (self.source == "physical") != (self.target == "physical")
         return self.baseline and physical
 
     @cached_property
-    def scales(self) -> ScaleKind:
-        """The scale that lies between the two spaces, which are not the same."""
+    def scale_kind(self) -> ScaleKind:
+        """The kind of scale between the two spaces, which must not be the same."""
         per_target, per_property = (
             a != b
             for a, b in zip(SCALE_EXPONENTS[self.source], SCALE_EXPONENTS[self.target], strict=True)
@@ -53,200 +63,159 @@ class Conversion:
         return "per_property"
 
     @cached_property
-    def to_physical(self) -> bool:
-        """Whether it leads towards physical space, where scales multiply."""
+    def multiplies(self) -> bool:
+        """Whether values are multiplied by the scales (towards physical space) or divided."""
         return sum(SCALE_EXPONENTS[self.target]) > sum(SCALE_EXPONENTS[self.source])
 
 
-class Operands(NamedTuple):
-    """What one target is converted with; see :func:`rescaling.rescaled`."""
-
-    tensor: TensorMap
-    factors: list[torch.Tensor]
-    kinds: list[torch.Tensor]
-    divisors: list[torch.Tensor]
-    offsets: list[torch.Tensor | None]
-    gradient_offsets: list[torch.Tensor | None]
-
-
 def convert_targets(
-    targets: Mapping[str, TargetScales],
-    tensors: Mapping[str, TensorMap],
-    atoms: Atoms,
-    reading: SystemIndexing,
+    scales: Mapping[str, TargetScales],
+    additive: FrozenModule | None,
+    batch: IndexedBatch,
     conversion: Conversion,
-    contributions: Mapping[str, Sequence[Contribution | None]],
 ) -> dict[str, TensorMap]:
     """Convert the targets of a batch; see :meth:`Scaler.convert`.
 
     Args:
-        targets: the scales by target name.
-        tensors: by target name, values in the space ``conversion.source``.
-        atoms: of the batch, on the device of the tensors.
-        reading: of the ``system`` labels.
-        conversion: from which space to which.
-        contributions: of an additive module, by target name, to each block, in the rows of the
-            tensor.
+        scales: scales by target name.
+        additive: module whose contributions are part of the baseline, if there is one.
+        batch: targets of the batch, all of which have scales.
+        conversion: spaces and options.
+
+    Raises:
+        ValueError: for blocks or types without scales, or missing contributions.
     """
-    layouts = {name: targets[name].layout for name in tensors}
-    held = _names_held(layouts, tensors, atoms)
-    operands: dict[str, Operands] = {}
-    found: dict[str, TensorMap] = {}
-    for name, tensor in tensors.items():
-        layout = layouts[name]
-        # The labels of a batch that has been moved are looked at where they came from.
-        keys = list(layout.blocks)
-        if name not in held:
-            keys = _keys_of_blocks(layout, atoms.on_host(tensor))
-        if layout.kind == "pair":
+    contributions: Mapping[str, Sequence[Contribution | None]] = {}
+    if additive is not None and conversion.applies_baseline:
+        contributions = _contributions(scales, additive, batch)
+    converted: dict[str, TensorMap] = {}
+    args: dict[str, ConversionArgs] = {}
+    for name, target in batch.targets.items():
+        converted[name] = target.tensor
+        _check_blocks(scales[name], target)
+        if target.layout.sample_kind == "pair":
             # Nothing to scale, but the loss has one dtype.
-            found[name] = tensor.to(dtype=conversion.dtype) if conversion.dtype else tensor
-        elif keys:
-            parts = contributions.get(name)
-            operands[name] = _operands(
-                targets[name], tensor, keys, atoms, reading, conversion, parts
+            if conversion.dtype is not None:
+                converted[name] = target.tensor.to(dtype=conversion.dtype)
+        elif target.layout.blocks:
+            args[name] = _conversion_args(
+                scales[name], target, batch.atoms, conversion, contributions.get(name)
             )
-    if operands:
-        each = operands.values()
-        converted = rescaled(
-            [one.tensor for one in each],
-            [one.factors for one in each],
-            [one.kinds for one in each],
-            [one.divisors for one in each],
-            [one.offsets for one in each],
-            [one.gradient_offsets for one in each],
-            conversion.to_physical,
-            conversion.dtype,
-        )
-        found.update(zip(operands, converted, strict=True))
-    for name, tensor in found.items():
-        atoms.known.learn_same(tensor, tensors[name])
-    return {**tensors, **found}
-
-
-def _names_held(
-    layouts: Mapping[str, TargetLayout], tensors: Mapping[str, TensorMap], atoms: Atoms
-) -> set[str]:
-    """As :func:`names_with_layout`, for tensors of a batch, of which some may be known already.
-
-    The labels of tensors that have been moved are compared where they came from.
-    """
-    held, here, moved = set(), {}, {}
-    for name, tensor in tensors.items():
-        known = atoms.known.get(tensor)
-        if known is not None and known.layout is layouts[name]:
-            held.add(name)
-        elif known is None or known.original is None:
-            here[name] = tensor
-        else:
-            moved[name] = known.original
-    found = names_with_layout(layouts, here, atoms.types.device) if here else frozenset()
-    if moved:
-        found |= names_with_layout(layouts, moved, atoms.host)
-    for name in found:
-        known = atoms.known.get(tensors[name])
-        if known is not None:
-            now = Known(known.usual, layouts[name], known.original)
-            atoms.known.learn(tensors[name], now)
-    return held | found
-
-
-def _operands(
-    scales: TargetScales,
-    tensor: TensorMap,
-    keys: list[Key],
-    atoms: Atoms,
-    reading: SystemIndexing,
-    conversion: Conversion,
-    parts: Sequence[Contribution | None] | None,
-) -> Operands:
-    """What a target is converted with.
-
-    Args:
-        scales: of the target.
-        tensor: in the space ``conversion.source``.
-        keys: of its blocks.
-        atoms: of the batch.
-        reading: of the ``system`` labels.
-        conversion: from which space to which.
-        parts: contributions to each block.
-    """
-    rows = rows_of_blocks(scales.layout, tensor, atoms, reading)
-    which, unseen_types = conversion.scales, conversion.unseen_types
-    factors, kinds = factors_of_rows(scales, which, keys, rows, atoms, unseen_types)
-    operands = Operands(tensor, factors, kinds, [], [], [])
-    if conversion.per_atom and scales.extensive:
-        divisors = [atoms.divisors[row] for row in rows] or [atoms.divisors]
-        operands.divisors.extend(divisors)
-    if conversion.applies_baseline and (scales.weights or parts is not None):
-        missing = conversion.source == "physical"
-        for i, key in enumerate(keys):
-            offset, part = None, parts[i] if parts else None
-            if key in scales.weights:
-                of_block = rows[i] if rows else None
-                offset = offset_of_rows(scales, key, atoms, of_block, tensor, i, missing)
-            if part is not None:
-                offset = part.values if offset is None else offset + part.values
-            operands.offsets.append(offset)
-    if operands.offsets and parts is not None:
-        for i, name in zip(*names_of_gradients(tensor), strict=True):
-            part = parts[i]
-            operands.gradient_offsets.append(None if part is None else part.gradients.get(name))
-    return operands
+    if args:
+        rescaled = rescale(list(args.values()), conversion.multiplies, conversion.dtype)
+        converted.update(zip(args, rescaled, strict=True))
+    return converted
 
 
 def factors_of_rows(
-    scales: TargetScales,
-    which: ScaleKind,
-    keys: Sequence[Key],
-    rows: list[torch.Tensor],
-    atoms: Atoms,
-    unseen_types: str,
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Scales of a target in tables, and where in them the rows of each block are.
-
-    Args:
-        scales: of the target.
-        which: of them.
-        keys: of the blocks.
-        rows: for each block the index of every row's atom or system; none for all in order.
-        atoms: of the batch.
-        unseen_types: what to do with types that were not in the data of the fit.
+    scales: TargetScales, kind: ScaleKind, target: IndexedTarget, atoms: Atoms, unseen_types: str
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The scales of a target in tables, and the row in them of every sample.
 
     Returns:
-        As :func:`rescaling.rescaled` takes them.
+        ``factors`` and ``scale_index`` of :class:`ConversionArgs`.
     """
     device = atoms.types.device
-    # One scale serves all blocks.
-    keys = keys[:1] if which == "per_target" else keys
-    tables = scales.by_type(which, atoms.occurring, device)
-    if tables is not None:
+    # One per-target scale serves all blocks, even those without data in the fit.
+    keys = list(scales.layout.blocks)[:1] if kind == "per_target" else list(target.layout.blocks)
+    if scales.has_tables_for(atoms.unique_types):
+        tables = scales.tables(kind, device)
         factors = [tables[key] for key in keys]
-        if scales.layout.kind != "atom":
+        if target.layout.sample_kind != "atom":
             return factors, []
-        kinds = [atoms.types[row] for row in rows] or [atoms.types]
+        scale_index = [atoms.types[rows] for rows in target.rows] or [atoms.types]
     else:
-        factors = [scales.factors(which, key) for key in keys]
-        if rows:
-            kinds = [scales.rows(atoms.types[row], unseen_types) for row in rows]
+        factors = [scales.factors(kind, key) for key in keys]
+        if target.rows:
+            scale_index = [scales.rows(atoms.types[rows], unseen_types) for rows in target.rows]
         else:
-            of_kinds, kinds = scales.rows(atoms.kinds, unseen_types), [atoms.kind_of_atom]
-            factors = [factor[of_kinds] for factor in factors]
+            rows_of_types = scales.rows(atoms.unique_types, unseen_types)
+            factors, scale_index = [f[rows_of_types] for f in factors], [atoms.type_index]
         factors = [on_device(factor, device) for factor in factors]
-    # One table serves all blocks, but each has its own rows in it.
-    return factors * (len(kinds) if len(factors) < len(kinds) else 1), kinds
+    # One table serves all blocks, but each block has rows of its own in it.
+    if len(factors) < len(scale_index):
+        factors = factors * len(scale_index)
+    return factors, scale_index
 
 
-def _keys_of_blocks(layout: TargetLayout, tensor: TensorMap) -> list[Key]:
-    given = TargetLayout.of(layout.name, tensor)
-    if not given.blocks:
-        return []
-    union = layout.union(given)
-    unknown = [key for key in union.blocks if key not in layout.blocks]
+def _contributions(
+    scales: Mapping[str, TargetScales], additive: FrozenModule, batch: IndexedBatch
+) -> dict[str, list[Contribution | None]]:
+    names = [name for name in batch.targets if scales[name].additive]
+    if not names:
+        return {}
+    outputs = additive(batch.atoms, names)
+    missing = [name for name in names if name not in outputs and batch.atoms.n_systems]
+    if missing:
+        raise ValueError(
+            f"additive module {additive.name}: expected contributions to the targets {missing}, "
+            f"with which their scales were fitted, got {sorted(outputs)}; construct the module as "
+            "in the fit"
+        )
+    tensors = {name: batch.targets[name].tensor for name in names}
+    return align_contributions(outputs, tensors, batch.atoms, batch.indexing)
+
+
+def _conversion_args(
+    scales: TargetScales,
+    target: IndexedTarget,
+    atoms: Atoms,
+    conversion: Conversion,
+    contributions: Sequence[Contribution | None] | None,
+) -> ConversionArgs:
+    """A target with everything that its conversion needs.
+
+    Args:
+        scales: scales of the target.
+        target: target in the space ``conversion.source``.
+        atoms: atoms of the batch.
+        conversion: spaces and options.
+        contributions: contributions of an additive module to each block.
+    """
+    tensor, rows = target.tensor, target.rows
+    factors, scale_index = factors_of_rows(
+        scales, conversion.scale_kind, target, atoms, conversion.unseen_types
+    )
+    n_atoms = n_atoms_of_rows(target, atoms) if conversion.per_atom and scales.extensive else []
+    baselines: list[Tensor | None] = []
+    gradient_baselines: list[Tensor | None] = []
+    if conversion.applies_baseline and (scales.weights or contributions is not None):
+        for i, key in enumerate(target.layout.blocks):
+            baseline = None
+            if key in scales.weights:
+                block = BlockWeights(scales.layout, key, scales.baseline_types, scales.weights[key])
+                # Missing values of a target need no weight; predictions need all of them.
+                known = tensor.block_by_id(i) if conversion.source == "physical" else None
+                baseline = baseline_of_rows(block, atoms, rows[i] if rows else None, known)
+            contribution = contributions[i] if contributions else None
+            if contribution is not None:
+                added = contribution.values
+                baseline = added if baseline is None else baseline + added
+            baselines.append(baseline)
+        if contributions is not None:
+            for i, parameter in zip(*scripted_gradients_of_blocks(tensor), strict=True):
+                contribution = contributions[i]
+                gradients = {} if contribution is None else contribution.gradients
+                gradient_baselines.append(gradients.get(parameter))
+    return ConversionArgs(tensor, factors, scale_index, n_atoms, baselines, gradient_baselines)
+
+
+def n_atoms_of_rows(target: IndexedTarget, atoms: Atoms) -> list[Tensor]:
+    """Number of atoms of every sample's system, by block, or once for all blocks in batch order."""
+    return [atoms.n_atoms_or_nan[rows] for rows in target.rows] or [atoms.n_atoms_or_nan]
+
+
+def _check_blocks(scales: TargetScales, target: IndexedTarget) -> None:
+    """Refuse blocks that were not in the data of the fit.
+
+    Raises:
+        ValueError: naming the first such block.
+    """
+    known = scales.layout
+    unknown = [key for key in target.layout.blocks if key not in known.blocks]
     if unknown:
         raise ValueError(
-            f"target '{layout.name}': no scale for the block ({layout.describe(unknown[0])}), "
-            "which was not in the data of the fit; known: "
-            f"{[layout.describe(key) for key in layout.blocks]}"
+            f"target '{known.name}': no scale for the block ({known.describe(unknown[0])}), which "
+            "was not in the data of the fit; known: "
+            f"{[known.describe(key) for key in known.blocks]}"
         )
-    return list(given.blocks)

@@ -1,15 +1,16 @@
-"""From the statistics of one target to its scales and baseline."""
+"""The fit of one target: from its statistics to its scales and baseline."""
 
 import torch
 
-from ..baselines import CompositionBaseline
+from ..baselines import CompositionBaseline, CompositionWeights
 from ..settings import FixedScale
-from ..statistics import BlockStatistics, Fitted, TargetStatistics, fit_scales
+from ..statistics import BlockStatistics, TargetStatistics
 from ..tensors import Key, TargetLayout
+from .scale_formula import BlockSums, FittedScales, fit_scales
 from .target_scales import TargetScales
 
-# Residuals carry a few roundings of the fit, which is in float64.
-ROUNDINGS_OF_THE_FIT = 16.0 * torch.finfo(torch.float64).eps
+# The residuals of a baseline contain a few roundings of its fit, which is in float64.
+FIT_ROUNDING = 16.0 * torch.finfo(torch.float64).eps
 
 
 def fit_target(
@@ -23,82 +24,89 @@ def fit_target(
     """Fit one target.
 
     Args:
-        statistics: of the target.
-        extensive: how they were taken.
-        baseline: what comes off first.
+        statistics: statistics of the target.
+        extensive: whether its values were divided by the number of atoms.
+        baseline: the baseline that is subtracted before scaling; ``None``: none.
         fixed: per-target scale that replaces the fitted one.
         enabled: ``False`` sets every scale to 1.
-        additive: whether contributions of an additive module came off first.
+        additive: whether contributions of an additive module were subtracted.
 
     Returns:
-        The scales; and in words, which data vanish: they have an RMS of zero, or below the
-        rounding noise of the data before the baseline came off.
+        The scales; and a description of all data whose RMS after subtracting the baseline is zero
+        or below the rounding noise of the stored values.
 
     Raises:
-        ValueError: for a fixed scale or baseline that does not suit the target.
+        ValueError: for a fixed scale or baseline that does not suit the target, and for a sum of
+            squares that overflows.
     """
     layout, blocks = statistics.layout, statistics.blocks
-    types = statistics.types if layout.kind == "atom" else torch.tensor([-1])
-    per_target = None if fixed is None else _fixed_per_target(layout, fixed, types)
-    weights = {} if baseline is None else baseline.weights(statistics)
-    if layout.kind == "pair":
-        scales = TargetScales(layout, extensive, types, *_identity(layout))
-        return scales, []
-    squares = {key: block.residual(weights.get(key)) for key, block in blocks.items()}
-    _check_finite(layout, squares)
-    noise = [_noise(block, weights.get(key)) for key, block in blocks.items()]
-    fixed_weights = None if baseline is None else baseline.fixed.get(layout.name)
-    baseline_types = statistics.types
-    if fixed_weights is not None:
-        # Types that the data lack have a number too.
-        baseline_types = torch.tensor(sorted(fixed_weights))
-        numbers = [[fixed_weights[z]] for z in baseline_types.tolist()]
-        weights = {key: torch.tensor(numbers, dtype=torch.float64) for key in weights}
+    types = statistics.types if layout.sample_kind == "atom" else torch.tensor([-1])
+    fixed_per_target = None if fixed is None else _fixed_per_target(layout, fixed, types)
+    weights = CompositionWeights(statistics.types, {})
+    if baseline is not None:
+        weights = baseline.weights(statistics)
+    if layout.sample_kind == "pair":
+        return TargetScales(layout, extensive, types, *_identity(layout)), []
+    of_types = weights.for_types(statistics.types)
+    residual_sq_sums = {k: block.residual_sq_sum(of_types.get(k)) for k, block in blocks.items()}
+    _check_finite(layout, residual_sq_sums)
     fitted = fit_scales(
-        list(squares.values()),
-        [block.counts for block in blocks.values()],
-        noise,
-        per_target,
+        [
+            BlockSums(residual_sq_sums[key], block.counts, _noise_sq_sum(block, of_types.get(key)))
+            for key, block in blocks.items()
+        ],
+        fixed_per_target,
         fixed if isinstance(fixed, float) else None,
         layout.single_property,
     )
-    with_stand_ins = [
-        torch.cat([own, pooled[None], torch.ones_like(pooled)[None]])
-        for own, pooled in zip(fitted.per_property, fitted.pooled_property, strict=True)
-    ]
-    stand_ins = torch.stack([fitted.pooled_target, torch.ones_like(fitted.pooled_target)])
-    entries = sum(float(block.counts.sum()) for block in blocks.values())
-    squares_left = sum(float(sums.sum()) for sums in squares.values())
-    variance = sum(block.variance() for block in blocks.values())
+    fixed_only: dict[int, float] = {}
+    if isinstance(fixed, dict) and layout.single_property:
+        # Their per-property scale is 1 by definition, so no data are needed.
+        fixed_only = {z: fixed[z] for z in sorted(fixed) if z not in types.tolist()}
+    per_target, per_property = _tables(fitted, list(fixed_only.values()))
+    if not enabled:
+        per_target = torch.ones_like(per_target)
+        per_property = [torch.ones_like(table) for table in per_property]
+    n_values = sum(float(block.counts.sum()) for block in blocks.values())
+    raw_sq_sum = sum(float(block.raw_sq_sum.sum()) for block in blocks.values())
+    residual_sq_sum = sum(float(sums.sum()) for sums in residual_sq_sums.values())
+    sum_sq_dev = sum(block.raw_sum_sq_dev() for block in blocks.values())
     scales = TargetScales(
         layout=layout,
         extensive=extensive,
         types=types,
-        per_target=torch.cat([fitted.per_target, stand_ins]),
-        per_property=dict(zip(blocks, with_stand_ins, strict=True)),
+        per_target=per_target,
+        per_property=dict(zip(blocks, per_property, strict=True)),
         fixed=fixed,
-        baseline_types=baseline_types,
-        weights=weights,
-        fixed_weights=fixed_weights,
-        rms_before=_rms(sum(float(block.stored.sum()) for block in blocks.values()), entries),
+        fixed_only_types=torch.tensor(list(fixed_only), dtype=torch.int64),
+        baseline_types=weights.types,
+        weights=weights.by_key,
+        fixed_weights=None if baseline is None else baseline.fixed.get(layout.name),
         additive=additive,
-        rms_after=_rms(squares_left, entries),
-        explained_variance=1.0 - squares_left / variance if variance > 0.0 else 0.0,
+        rms_before=_rms(raw_sq_sum, n_values),
+        rms_after=_rms(residual_sq_sum, n_values),
+        explained_variance=1.0 - residual_sq_sum / sum_sq_dev if sum_sq_dev > 0.0 else 0.0,
     )
-    words = _in_words(layout, list(blocks), types, fitted)
-    if isinstance(fixed, dict) and layout.single_property:
-        # Nothing but the number is needed of a type, so those that the data lack have theirs too.
-        given = [z for z in sorted(fixed) if z not in types.tolist()]
-        more = torch.tensor([fixed[z] for z in given], dtype=torch.float64)
-        scales.fixed_only_types = torch.tensor(given, dtype=torch.int64)
-        scales.per_target = torch.cat([scales.per_target, more])
-        ones = torch.ones((len(scales.per_target), 1), dtype=torch.float64)
-        scales.per_property = dict.fromkeys(blocks, ones)
-    if not enabled:
-        scales.per_target = torch.ones_like(scales.per_target)
-        scales.per_property = {k: torch.ones_like(v) for k, v in scales.per_property.items()}
-        return scales, []
-    return scales, words
+    return scales, _describe_noise(layout, list(blocks), types, fitted) if enabled else []
+
+
+def _tables(
+    fitted: FittedScales, fixed_only: list[float]
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Scales with a row per type, one over all types, one of ones, and the fixed-only scales.
+
+    Returns:
+        Per-target scales ``(n_rows,)``; for each block per-property scales
+        ``(n_rows, n_properties)``.
+    """
+    one = torch.ones_like(fitted.pooled_target)
+    per_target = [fitted.per_target, torch.stack([fitted.pooled_target, one])]
+    per_target.append(torch.tensor(fixed_only, dtype=torch.float64))
+    per_property = [
+        torch.cat([by_type, pooled[None], pooled.new_ones((1 + len(fixed_only), len(pooled)))])
+        for by_type, pooled in zip(fitted.per_property, fitted.pooled_property, strict=True)
+    ]
+    return torch.cat(per_target), per_property
 
 
 def _identity(layout: TargetLayout) -> tuple[torch.Tensor, dict[Key, torch.Tensor]]:
@@ -113,29 +121,30 @@ def _check_finite(layout: TargetLayout, squares: dict[Key, torch.Tensor]) -> Non
         if not bool(torch.isfinite(sums.sum())):
             raise ValueError(
                 f"target '{layout.name}', block ({layout.describe(key)}): the sum of squares over "
-                "all data overflows; give the target in a larger unit"
+                "all data overflows; convert the target to a larger unit"
             )
 
 
-def _noise(block: BlockStatistics, weights: torch.Tensor | None) -> torch.Tensor:
-    # Without a baseline the squares are those stored, and below it only where they are 0.
-    of_data = block.epsilon**2 * block.stored
-    if block.noise is not None:
-        of_data = of_data + block.noise
-    return torch.maximum(of_data, ROUNDINGS_OF_THE_FIT**2 * block.contributions(weights))
+def _noise_sq_sum(block: BlockStatistics, weights: torch.Tensor | None) -> torch.Tensor:
+    """Sums of squares up to which residuals are rounding noise, ``(n_types, n_properties)``."""
+    # Without a baseline the residuals are the raw values: only zeros are below this.
+    stored = block.epsilon**2 * block.raw_sq_sum
+    if block.rounding_sq_sum is not None:
+        stored = stored + block.rounding_sq_sum
+    return torch.maximum(stored, FIT_ROUNDING**2 * block.term_sq_sum(weights))
 
 
-def _rms(squares: float, entries: float) -> float:
-    return float((squares / entries) ** 0.5) if entries else 0.0
+def _rms(sq_sum: float, count: float) -> float:
+    return float((sq_sum / count) ** 0.5) if count else 0.0
 
 
 def _fixed_per_target(layout: TargetLayout, fixed: FixedScale, types: torch.Tensor) -> torch.Tensor:
     where = f"fixed_scales of target '{layout.name}'"
-    if layout.kind == "pair":
+    if layout.sample_kind == "pair":
         raise ValueError(f"{where}: atom-pair targets are not scaled; leave this target out")
     if isinstance(fixed, float):
         return torch.full((types.numel(),), fixed, dtype=torch.float64)
-    if layout.kind != "atom":
+    if layout.sample_kind != "atom":
         raise ValueError(
             f"{where}: expected one number for a per-structure target, got a number per type "
             f"({fixed})"
@@ -149,15 +158,15 @@ def _fixed_per_target(layout: TargetLayout, fixed: FixedScale, types: torch.Tens
     return torch.tensor([fixed[z] for z in types.tolist()], dtype=torch.float64)
 
 
-def _in_words(
-    layout: TargetLayout, keys: list[Key], types: torch.Tensor, fitted: Fitted
+def _describe_noise(
+    layout: TargetLayout, keys: list[Key], types: torch.Tensor, fitted: FittedScales
 ) -> list[str]:
-    words = []
-    for key, vanishing in zip(keys, fitted.vanishing, strict=True):
-        for group, column in vanishing.nonzero().tolist():
-            atomic_type = int(types[group])
+    descriptions = []
+    for key, below_noise in zip(keys, fitted.below_noise, strict=True):
+        for row, column in below_noise.nonzero().tolist():
+            atomic_type = int(types[row])
             of_type = "" if atomic_type == -1 else f", type {atomic_type}"
-            words.append(
+            descriptions.append(
                 f"target '{layout.name}', {layout.describe_property(key, column)}{of_type}"
             )
-    return words
+    return descriptions

@@ -1,7 +1,8 @@
-"""A batch's targets and predictions brought to loss space together, ready to be compared."""
+"""The targets and predictions of a batch in loss space."""
 
 from collections.abc import Mapping, Sequence
 from itertools import compress
+from typing import Any
 
 import torch
 from metatensor.torch import TensorMap
@@ -9,75 +10,195 @@ from metatensor.torch import TensorMap
 from ..batches import (
     Atoms,
     HasTypes,
-    align_prediction,
-    index_by_position,
-    infer_system_indexing,
+    IndexedBatch,
+    IndexedTarget,
+    SystemIndexing,
+    index_batch,
     read_atoms,
     relabel_by_position,
 )
 from ..tensors import apply_mask, dtype_of, have_labels, have_one_dtype, is_tensormap
-from .conversion import Conversion
+from .alignment import align_prediction
+from .conversion import Conversion, convert_targets
 from .scaler import Scaler
+
+Systems = Sequence[HasTypes] | Atoms
+BY_POSITION = SystemIndexing("position")
+
+
+class LossTargets(dict[str, TensorMap]):
+    """Targets in loss space by name, with the rows and layouts that were settled for them.
+
+    Predictions and metrics of the same batch need these again. They are not kept for a TensorMap
+    that replaces one of these, nor in a plain dict made from this one, and are then settled again.
+
+    Args:
+        tensors: targets in loss space, and TensorMaps without scales, by name.
+        indexed: the targets with rows and layouts.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, TensorMap], indexed: Mapping[str, IndexedTarget]
+    ) -> None:
+        super().__init__(tensors)
+        self._indexed = dict(indexed)
+
+    def indexed(self, name: str) -> IndexedTarget | None:
+        """The target with its rows and layout, unless it has been replaced."""
+        known = self._indexed.get(name)
+        return known if known is not None and known.tensor is self.get(name) else None
 
 
 def targets_to_loss(
     scaler: Scaler,
-    systems: Sequence[HasTypes] | Atoms,
+    systems: Systems,
     targets: Mapping[str, TensorMap],
     masks: Mapping[str, TensorMap] | None = None,
     dtype: torch.dtype = torch.float32,
-) -> dict[str, TensorMap]:
+) -> LossTargets:
     """Targets in loss space, per atom where extensive.
 
-    Masked entries become NaN, ``system`` labels positions in the batch. Tensors without scales pass
-    through untouched.
+    Masked values become NaN, and ``system`` labels positions in the batch. TensorMaps without
+    scales pass through unchanged.
 
     Args:
-        scaler: fitted.
-        systems: of the batch.
-        targets: physical space, by target name.
-        masks: by target name; ``False`` (or 0) where an entry is missing.
-        dtype: of the result; everything before is computed in the dtype of the targets, or in
-            float64 where a baseline comes off.
+        scaler: fitted scaler.
+        systems: systems of the batch, or their atoms.
+        targets: targets in physical space, by name.
+        masks: masks by target name; ``False`` (or 0) marks a missing value.
+        dtype: dtype of the result; everything before is computed in the dtype of the targets, or
+            in float64 where a baseline is subtracted.
     """
     known = {name: tensor for name, tensor in targets.items() if name in scaler.targets}
     if not known:
-        return dict(targets)
-    atoms = read_atoms(systems).to(next(iter(known.values())).device)
-    for name, mask in (masks or {}).items():
-        if name in known:
-            known[name] = apply_mask(name, known[name], mask)
-            atoms.known.learn_same(known[name], targets[name])
-    reading = infer_system_indexing(atoms, known, scaler.settings.system_labels, exact=True)
-    if reading.ids is not None:
-        known = {
-            name: relabel_by_position(name, tensor, reading, atoms)
-            for name, tensor in known.items()
-        }
-        reading = index_by_position(atoms, known)
-    conversion = Conversion(
-        "physical", "loss", True, scaler.settings.unseen_types, per_atom=True, dtype=dtype
-    )
-    return {**targets, **scaler.convert_known(known, atoms, reading, conversion)}
+        return LossTargets(targets, {})
+    batch = index_by_position(scaler, systems, known, masks)
+    in_loss = _convert(scaler, batch, "physical", "loss", per_atom=True, dtype=dtype)
+    indexed = {name: t._replace(tensor=in_loss[name]) for name, t in batch.targets.items()}
+    return LossTargets({**targets, **in_loss}, indexed)
+
+
+def index_by_position(
+    scaler: Scaler,
+    systems: Systems,
+    targets: Mapping[str, TensorMap],
+    masks: Mapping[str, TensorMap] | None = None,
+) -> IndexedBatch:
+    """Targets with positions in the batch as ``system`` labels, and NaN for masked values.
+
+    Args:
+        scaler: fitted scaler; its setting ``system_labels`` says what the labels mean.
+        systems: systems of the batch, or their atoms.
+        targets: targets by name, all of which have scales.
+        masks: masks by target name.
+
+    Raises:
+        ValueError: for labels that could mean two things, or masks that differ from their target.
+    """
+    setting = scaler.settings.system_labels
+    batch = index_batch(systems, targets, scaler.layouts, setting, exact=True)
+    indexed = {}
+    for name, target in batch.targets.items():
+        tensor = target.tensor
+        if masks and name in masks:
+            tensor = apply_mask(name, tensor, masks[name])
+        tensor = relabel_by_position(name, tensor, batch.indexing, batch.atoms)
+        indexed[name] = target._replace(tensor=tensor)
+    return IndexedBatch(batch.atoms, BY_POSITION, indexed)
 
 
 def predictions_to_loss(
     scaler: Scaler,
-    systems: Sequence[HasTypes] | Atoms,
+    systems: Systems,
     predictions: Mapping[str, TensorMap],
     targets: Mapping[str, TensorMap],
 ) -> dict[str, TensorMap]:
-    """Predictions in loss space, in the rows and the dtype of the targets that the batch has.
+    """Predictions in loss space, in the rows and the dtype of the targets of the batch.
 
     Args:
-        scaler: fitted.
-        systems: of the batch.
-        predictions: model space, by target name, ``system`` being the position in the batch.
-        targets: of :func:`targets_to_loss`.
+        scaler: fitted scaler.
+        systems: systems of the batch, or their atoms.
+        predictions: predictions in model space, by target name, with positions in the batch as
+            ``system`` labels.
+        targets: result of :func:`targets_to_loss`.
 
     Raises:
-        TypeError: for predictions that are no mapping of TensorMaps.
-        ValueError: for a target of the batch without prediction, or without scales.
+        TypeError: for predictions other than a mapping of TensorMaps.
+        ValueError: for a target of the batch without a prediction, or without scales.
+    """
+    chosen = _predictions_of_targets(scaler, predictions, targets)
+    if not chosen:
+        return {}
+    wanted = [targets[name] for name in chosen]
+    same = set(compress(chosen, have_labels(list(chosen.values()), wanted)))
+    first = next((target for target in wanted if len(target.keys)), None)
+    dtype = dtype_of(first) if first is not None and have_one_dtype(wanted) else None
+    atoms = read_atoms(systems).to(next(iter(chosen.values())).device)
+    # Predictions with the labels of their targets have their rows and layouts too.
+    settled = index_loss_targets(scaler, atoms, {name: targets[name] for name in same}, targets)
+    indexed = {name: t._replace(tensor=chosen[name]) for name, t in settled.items()}
+    others = {name: tensor for name, tensor in chosen.items() if name not in same}
+    if others:
+        indexed |= index_batch(atoms, others, scaler.layouts).targets
+    batch = IndexedBatch(atoms, BY_POSITION, indexed)
+    in_loss = _convert(scaler, batch, "model", "loss", per_atom=True, dtype=dtype)
+    return {
+        name: in_loss[name]
+        if dtype and name in same
+        else align_prediction(name, in_loss[name], targets[name])
+        for name in chosen
+    }
+
+
+def predictions_to_physical(
+    scaler: Scaler, systems: Systems, predictions: Mapping[str, TensorMap]
+) -> dict[str, TensorMap]:
+    """Predictions in physical space, from model space; those without scales are unchanged."""
+    known = {name: tensor for name, tensor in predictions.items() if name in scaler.targets}
+    if not known:
+        return dict(predictions)
+    batch = index_batch(systems, known, scaler.layouts)
+    return {**predictions, **_convert(scaler, batch, "model", "physical")}
+
+
+def index_loss_targets(
+    scaler: Scaler,
+    systems: Systems,
+    chosen: Mapping[str, TensorMap],
+    targets: Mapping[str, TensorMap],
+) -> dict[str, IndexedTarget]:
+    """Rows and layouts of targets in loss space, settled before or now.
+
+    Args:
+        scaler: fitted scaler.
+        systems: systems of the batch, or their atoms.
+        chosen: some of the targets, by name, all of which have scales.
+        targets: result of :func:`targets_to_loss`, or any targets in loss space.
+    """
+    indexed = {}
+    if isinstance(targets, LossTargets):
+        known = {name: targets.indexed(name) for name in chosen}
+        indexed = {name: target for name, target in known.items() if target is not None}
+    others = {name: tensor for name, tensor in chosen.items() if name not in indexed}
+    if others:
+        indexed |= index_batch(systems, others, scaler.layouts).targets
+    return indexed
+
+
+def _convert(
+    scaler: Scaler, batch: IndexedBatch, source: str, target: str, **options: Any
+) -> dict[str, TensorMap]:
+    unseen_types = scaler.settings.unseen_types
+    conversion = Conversion(source, target, unseen_types=unseen_types, **options)
+    return convert_targets(scaler.targets, scaler.additive, batch, conversion)
+
+
+def _predictions_of_targets(
+    scaler: Scaler, predictions: Mapping[str, TensorMap], targets: Mapping[str, TensorMap]
+) -> dict[str, TensorMap]:
+    """The predictions that have a target in the batch, after checking both.
+
+    See :func:`predictions_to_loss` for the errors.
     """
     if not isinstance(predictions, Mapping):
         raise TypeError(
@@ -88,7 +209,7 @@ def predictions_to_loss(
     for name, target in targets.items():
         if name in scaler.targets and name not in predictions:
             raise ValueError(
-                f"the batch has the target '{name}', of which forward gives no prediction; it "
+                f"the batch has the target '{name}', for which forward gives no prediction; it "
                 f"gives {sorted(predictions)}; predict it, or fit without it by "
                 "TargetScaler(targets=[...])"
             )
@@ -105,36 +226,4 @@ def predictions_to_loss(
             )
         if name in predictions and is_tensormap(target):
             chosen[name] = predictions[name]
-    atoms = read_atoms(systems)
-    wanted = [targets[name] for name in chosen]
-    same = set(compress(chosen, have_labels(list(chosen.values()), wanted)))
-    for name in same:
-        atoms.known.learn_same(chosen[name], targets[name])
-    filled = next((target for target in wanted if len(target.keys)), None)
-    dtype = dtype_of(filled) if filled is not None and have_one_dtype(wanted) else None
-    unseen_types = scaler.settings.unseen_types
-    conversion = Conversion("model", "loss", True, unseen_types, per_atom=True, dtype=dtype)
-    in_loss = _between_positions(scaler, atoms, chosen, conversion)
-    return {
-        name: tensor if dtype and name in same else align_prediction(name, tensor, targets[name])
-        for name, tensor in in_loss.items()
-    }
-
-
-def between_positions(
-    scaler: Scaler, atoms: Atoms, tensors: Mapping[str, TensorMap], source: str, target: str
-) -> dict[str, TensorMap]:
-    """:meth:`Scaler.convert` of tensors whose ``system`` is known to be the position."""
-    conversion = Conversion(source, target, unseen_types=scaler.settings.unseen_types)
-    return _between_positions(scaler, atoms, tensors, conversion)
-
-
-def _between_positions(
-    scaler: Scaler, atoms: Atoms, tensors: Mapping[str, TensorMap], conversion: Conversion
-) -> dict[str, TensorMap]:
-    known = {name: tensor for name, tensor in tensors.items() if name in scaler.targets}
-    if not known:
-        return dict(tensors)
-    atoms = atoms.to(next(iter(known.values())).device)
-    reading = index_by_position(atoms, known)
-    return {**tensors, **scaler.convert_known(known, atoms, reading, conversion)}
+    return chosen

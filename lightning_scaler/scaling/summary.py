@@ -20,7 +20,7 @@ def summarize_scales(targets: Mapping[str, TargetScales]) -> list[ScalesOfTarget
     return [
         ScalesOfTarget(
             name,
-            SAMPLES[scales.layout.kind] + ("/atom" if scales.extensive else ""),
+            SAMPLES[scales.layout.sample_kind] + ("/atom" if scales.extensive else ""),
             scales.rms_before,
             scales.rms_after if scales.weights or scales.additive else None,
             [
@@ -61,3 +61,13 @@ def summarize_baselines(
         )
         for name, scales in targets.items()
     ]
+
+
+def describe_targets(targets: Mapping[str, TargetScales]) -> str:
+    """The targets, and the atomic types of the per-atom ones, in words."""
+    words = []
+    for name, scales in targets.items():
+        types = scales.types.tolist()
+        of_types = f": {len(types)} types" if len(types) > 12 else f": types {types}"
+        words.append(name + (of_types if scales.layout.sample_kind == "atom" else ""))
+    return ", ".join(words)

@@ -1,20 +1,21 @@
 """The fitted scales and baseline of one target."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from operator import is_
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
+from torch import Tensor
 
-from ..batches import TABLED, find_types
+from ..batches import LARGEST_IN_TABLE, find_types
 from ..settings import FixedScale
 from ..tensors import Key, TargetLayout
 
 ScaleKind = Literal["per_target", "per_property", "full"]
 
-# The names that states have had since version 0.1.0.
+# Attributes that have another name in states, all of which go back to version 0.1.0.
 _SAVED_NAMES = {
     "fixed_only_types": "given_types",
     "baseline_types": "composition_types",
@@ -22,11 +23,15 @@ _SAVED_NAMES = {
 }
 
 
-@dataclass
-class TargetScales:
-    """Scales and baseline weights of one target, float64 on the CPU.
+def _no_types() -> Tensor:
+    return torch.empty(0, dtype=torch.int64)
 
-    The tensors of scales have one row per type of :attr:`types`, then one of the RMS over all
+
+@dataclass(frozen=True, eq=False)
+class TargetScales:
+    """Scales and baseline weights of one target, float64 on the CPU; not to be changed in place.
+
+    The tensors of scales have one row per type of :attr:`types`, then one with the RMS over all
     types (for ``unseen_types="pooled"``), one of ones (for ``"identity"``), and one per type of
     :attr:`fixed_only_types`: ``n_rows`` in all.
 
@@ -34,60 +39,58 @@ class TargetScales:
         layout: keys, components and properties of the target.
         extensive: whether values were divided by the number of atoms before the statistics.
         types: sorted atomic types, ``(n_types,)``; a single -1 unless the target is per-atom.
-        per_target: ``(n_rows,)``.
-        per_property: by key ``(n_rows, n_properties)``.
+        per_target: per-target scales, ``(n_rows,)``.
+        per_property: per-property scales by key, ``(n_rows, n_properties)``.
         fixed: the fixed per-target scale, if there is one.
-        fixed_only_types: sorted types that have a fixed scale and were not in the data.
-        baseline_types: sorted types of the baseline's weights, ``(n_composition_types,)``.
-        weights: by key ``(n_composition_types, n_properties)``, for blocks with a baseline.
-        fixed_weights: the fixed baseline of every type, if there is one.
-        additive: whether contributions of an additive module come off before the baseline.
-        rms_before: RMS over all entries, per atom if extensive, as the data store them.
-        rms_after: the same once contributions and baseline are off.
-        explained_variance: the fraction of the variance that contributions and baseline explain.
+        fixed_only_types: sorted types with a fixed scale that were not in the data.
+        baseline_types: sorted types of the baseline weights, ``(n_baseline_types,)``.
+        weights: baseline weights by key, ``(n_baseline_types, n_properties)``, for blocks with a
+            baseline; NaN for types without data.
+        fixed_weights: the fixed baseline by type, if there is one.
+        additive: whether contributions of an additive module are subtracted before the baseline.
+        rms_before: RMS over all values as stored, per atom if extensive.
+        rms_after: the same after subtracting contributions and baseline.
+        explained_variance: fraction of the variance that contributions and baseline explain.
     """
 
     layout: TargetLayout
     extensive: bool
-    types: torch.Tensor
-    per_target: torch.Tensor
-    per_property: dict[Key, torch.Tensor]
+    types: Tensor
+    per_target: Tensor
+    per_property: dict[Key, Tensor]
     fixed: FixedScale | None = None
-    fixed_only_types: torch.Tensor = field(
-        default_factory=lambda: torch.empty(0, dtype=torch.int64)
-    )
-    baseline_types: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    weights: dict[Key, torch.Tensor] = field(default_factory=dict)
+    fixed_only_types: Tensor = field(default_factory=_no_types)
+    baseline_types: Tensor = field(default_factory=_no_types)
+    weights: dict[Key, Tensor] = field(default_factory=dict)
     fixed_weights: dict[int, float] | None = None
     additive: bool = False
     rms_before: float = 1.0
     rms_after: float = 1.0
     explained_variance: float = 0.0
-    _tables: "Tables | None" = field(default=None, init=False, repr=False, compare=False)
 
-    def values(self, which: ScaleKind, key: Key) -> torch.Tensor:
+    def values(self, kind: ScaleKind, key: Key) -> Tensor:
         """One kind of scale of a block, ``(n_rows, n_properties)``."""
-        if which == "per_property":
+        if kind == "per_property":
             return self.per_property[key]
         per_target = self.per_target[:, None].expand_as(self.per_property[key])
-        return per_target if which == "per_target" else per_target * self.per_property[key]
+        return per_target if kind == "per_target" else per_target * self.per_property[key]
 
-    def factors(self, which: ScaleKind, key: Key) -> torch.Tensor:
+    def factors(self, kind: ScaleKind, key: Key) -> Tensor:
         """As :meth:`values`, or ``(n_rows,)`` where one number serves all properties.
 
         Single numbers are gathered five times faster than rows of one number.
         """
-        if which == "per_target":
+        if kind == "per_target":
             return self.per_target
-        values = self.values(which, key)
+        values = self.values(kind, key)
         return values[:, 0] if values.shape[1] == 1 else values
 
-    def as_tensormap(self, which: ScaleKind, device: torch.device) -> TensorMap:
+    def as_tensormap(self, kind: ScaleKind, device: torch.device) -> TensorMap:
         """One kind of scale as a TensorMap with samples ``["atomic_type"]`` and no components."""
         samples = Labels(["atomic_type"], self.types.reshape(-1, 1)).to(device)
         blocks = [
             TensorBlock(
-                self.values(which, key)[: self.types.numel()].clone().to(device),
+                self.values(kind, key)[: self.types.numel()].clone().to(device),
                 samples,
                 [],
                 block.properties.to(device),
@@ -96,10 +99,10 @@ class TargetScales:
         ]
         return TensorMap(self.layout.keys().to(device), blocks)
 
-    def rows(self, types: torch.Tensor, unseen_types: str) -> torch.Tensor:
-        """Row of the scales for each atomic type, ``(n_atoms,)``.
+    def rows(self, types: Tensor, unseen_types: str) -> Tensor:
+        """Row of the scales for each atomic type, ``(n_types,)``.
 
-        A single-property target has its fixed scales for unseen types too.
+        A single-property target uses its fixed scales for unseen types too.
 
         Raises:
             ValueError: for unseen types under ``"error"``.
@@ -110,9 +113,9 @@ class TargetScales:
         n_types = self.types.numel()
         if isinstance(self.fixed, float) and self.layout.single_property:
             return torch.where(known, rows, n_types)
-        index, given = find_types(types, self.fixed_only_types.to(types.device))
-        rows = torch.where(given, n_types + 2 + index, rows)
-        known = known | given
+        index, fixed_only = find_types(types, self.fixed_only_types.to(types.device))
+        rows = torch.where(fixed_only, n_types + 2 + index, rows)
+        known = known | fixed_only
         if bool(known.all()):
             return rows
         if unseen_types == "error":
@@ -122,43 +125,61 @@ class TargetScales:
                 f"not in the data of the fit (types {self.types.tolist()}); fit on data that have "
                 "them, or set unseen_types='pooled' or 'identity'"
             )
-        stand_in = n_types + (unseen_types == "identity")
-        return torch.where(known, rows, stand_in)
+        return torch.where(known, rows, n_types + (unseen_types == "identity"))
 
-    def by_type(
-        self, which: ScaleKind, kinds: Iterable[int], device: torch.device
-    ) -> Mapping[Key, torch.Tensor] | None:
-        """One kind of scale of each block in a table that atomic types are looked up in.
+    def has_tables_for(self, types: Tensor) -> bool:
+        """Whether all these types have scales of their own in :meth:`tables`."""
+        return self.layout.sample_kind != "atom" or self._row_of_type.keys() >= set(types.tolist())
 
-        Args:
-            which: of the scales.
-            kinds: all types that will be looked up.
-            device: of the tables.
+    def tables(self, kind: ScaleKind, device: torch.device) -> Mapping[Key, Tensor]:
+        """One kind of scale of each block in a table indexed by atomic type.
 
         Returns:
-            ``(largest type + 1,)``, or ``(largest type + 1, n_properties)`` for several properties,
-            NaN where there is no scale; one row unless the target is per-atom; float64 where the
-            device has it. ``None`` if some of the types have no scale of their own, which
-            :meth:`rows` tells what to do with.
+            By key ``(largest type + 1,)``, or ``(largest type + 1, n_properties)`` for several
+            properties, NaN for types without a scale; one row unless the target is per-atom;
+            float64 where the device has it.
         """
-        if self._tables is None or not self._tables.are_of(self):
-            self._tables = Tables(self)
-        if self.layout.kind == "atom" and not self._tables.types.issuperset(kinds):
-            return None
-        return self._tables.get(self, which, device)
+        # Made once per device: rows of the scales looked up by the types of every batch would make
+        # conversions of the embedded set a quarter slower.
+        if (kind, device) not in self._tables:
+            # Tables made during validation in inference mode serve the training after it too.
+            with torch.inference_mode(False):
+                self._tables[kind, device] = {
+                    key: on_device(self._table(self.factors(kind, key)), device)
+                    for key in self.layout.blocks
+                }
+        return self._tables[kind, device]
+
+    def _table(self, factors: Tensor) -> Tensor:
+        if self.layout.sample_kind != "atom":
+            return factors[:1].clone()
+        rows = self._row_of_type
+        table = factors.new_full((max(rows, default=-1) + 1, *factors.shape[1:]), torch.nan)
+        table[list(rows)] = factors[list(rows.values())]
+        return table
+
+    @cached_property
+    def _row_of_type(self) -> dict[int, int]:
+        n_types = self.types.numel()
+        own = {z: row for row, z in enumerate(self.types.tolist())}
+        fixed_only = {z: row for row, z in enumerate(self.fixed_only_types.tolist(), n_types + 2)}
+        return {z: row for z, row in (fixed_only | own).items() if 0 <= z <= LARGEST_IN_TABLE}
+
+    @cached_property
+    def _tables(self) -> dict[tuple[ScaleKind, torch.device], dict[Key, Tensor]]:
+        return {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_tables": None}
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def state(self) -> dict[str, Any]:
         """Plain Python objects and tensors (``torch.load(weights_only=True)``)."""
-        plain = dict(vars(self))
-        plain.pop("_tables", None)
+        plain = self.__getstate__()
         plain["layout"] = self.layout.state()
-        for name, saved in _SAVED_NAMES.items():
-            plain[saved] = plain.pop(name)
         for name in ("per_property", "weights"):
             plain[name] = [(list(key), tensor) for key, tensor in plain[name].items()]
+        for name, saved in _SAVED_NAMES.items():
+            plain[saved] = plain.pop(name)
         return plain
 
     @classmethod
@@ -166,80 +187,16 @@ class TargetScales:
         """The inverse of :meth:`state`."""
         plain = dict(state)
         plain["layout"] = TargetLayout.from_state(name, state["layout"])
+        for field_name in ("per_property", "weights"):
+            plain[field_name] = {tuple(key): tensor for key, tensor in state[field_name]}
         for attribute, saved in _SAVED_NAMES.items():
             if saved in plain:
                 plain[attribute] = plain.pop(saved)
-        for field_name in ("per_property", "weights"):
-            plain[field_name] = {tuple(key): tensor for key, tensor in state[field_name]}
         return cls(**plain)
 
 
-def on_device(factors: torch.Tensor, device: torch.device) -> torch.Tensor:
+def on_device(factors: Tensor, device: torch.device) -> Tensor:
     """Float64 factors on a device, without waiting for it; float32 on MPS, which has no float64."""
     if device.type == "mps":
         factors = factors.float()
     return factors.to(device, non_blocking=True)
-
-
-class Tables:
-    """The scales of one target by atomic type, made when they are first asked for.
-
-    Args:
-        scales: of the target.
-
-    Attributes:
-        types: those that can be looked up, of a per-atom target.
-    """
-
-    def __init__(self, scales: TargetScales) -> None:
-        self._sources = _sources(scales)
-        self._versions = _versions(self._sources)
-        n_types = len(scales.types)
-        rows = {z: row for row, z in enumerate(scales.types.tolist()) if 0 <= z < TABLED}
-        for row, z in enumerate(scales.fixed_only_types.tolist(), n_types + 2):
-            if z < TABLED:
-                rows.setdefault(z, row)
-        self.types = frozenset(rows)
-        self._rows = rows
-        self._made: dict[tuple[ScaleKind, torch.device], dict[Key, torch.Tensor]] = {}
-
-    def are_of(self, scales: TargetScales) -> bool:
-        """Whether the scales are still those that the tables were made from.
-
-        Changes in place are seen unless they go around autograd (``.data``, ``.numpy()``).
-        """
-        sources = _sources(scales)
-        return (
-            len(sources) == len(self._sources)
-            and all(map(is_, sources, self._sources))
-            and _versions(sources) == self._versions
-        )
-
-    def get(
-        self, scales: TargetScales, which: ScaleKind, device: torch.device
-    ) -> Mapping[Key, torch.Tensor]:
-        """See :meth:`TargetScales.by_type`."""
-        if (which, device) not in self._made:
-            # Tables that a validation in inference mode makes serve the training after it too.
-            with torch.inference_mode(False):
-                self._made[which, device] = {
-                    key: on_device(self._table(scales, scales.factors(which, key)), device)
-                    for key in scales.layout.blocks
-                }
-        return self._made[which, device]
-
-    def _table(self, scales: TargetScales, values: torch.Tensor) -> torch.Tensor:
-        if scales.layout.kind != "atom":
-            return values[:1].clone()
-        table = values.new_full((max(self.types, default=-1) + 1, *values.shape[1:]), torch.nan)
-        table[list(self._rows)] = values[list(self._rows.values())]
-        return table
-
-
-def _sources(scales: TargetScales) -> tuple[torch.Tensor, ...]:
-    return scales.types, scales.fixed_only_types, scales.per_target, *scales.per_property.values()
-
-
-def _versions(tensors: Iterable[torch.Tensor]) -> list[int]:
-    """What changes when a tensor is changed in place."""
-    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]

@@ -1,20 +1,18 @@
-"""Sums, means and least-squares problems that merge exactly, and what is kept of one target.
+"""Statistics of targets that merge exactly: sums, means and streaming least squares.
 
 Imports ``tensors`` and ``batches``.
 """
 
+from .batch_statistics import BlockValues
 from .block_statistics import BlockStatistics
-from .moments import Fitted, fit_scales
-from .pending import ENTRIES_AT_ONCE, Values, WaitingBatches, copies_of_small
+from .pending import JoinedBatch, PendingBatches, copy_small_values
 from .target_statistics import TargetStatistics
 
 __all__ = [
-    "ENTRIES_AT_ONCE",
     "BlockStatistics",
-    "Fitted",
+    "BlockValues",
+    "JoinedBatch",
+    "PendingBatches",
     "TargetStatistics",
-    "Values",
-    "WaitingBatches",
-    "copies_of_small",
-    "fit_scales",
+    "copy_small_values",
 ]

@@ -3,212 +3,227 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
 from ..batches import Atoms
 from ..tensors import Invariance, Key, TargetLayout
 from .block_statistics import BlockStatistics
-from .grouped_sums import group_means, square_sums
-from .least_squares import read_problems
-from .moments import Means
+from .grouped_sums import compute_means, sum_squares
+from .least_squares import make_problems
+from .means import Means
+
+
+class BlockValues(NamedTuple):
+    """One block of a target in one batch.
+
+    Attributes:
+        values: ``(n_samples, *components, n_properties)``, NaN where missing.
+        rows: index in the batch of every sample's atom (per-atom targets) or system (per-structure
+            targets), ``(n_samples,)``; ``None``: all of them in the order of the batch.
+        mask: ``False`` where a value is missing, in the shape of ``values``.
+        contribution: values of an additive module, to be subtracted first, in the same shape.
+    """
+
+    values: torch.Tensor
+    rows: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    contribution: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
-class Entries:
-    """The entries of one block in one batch.
+class SampleValues:
+    """Values of one block with all components on one axis.
 
     Attributes:
-        stored: as the data store them, ``(n_samples, n_components, n_properties)``, NaN where
-            missing.
-        left: the same without the contributions of an additive module; ``stored`` itself where
-            there are none.
-        keep: ``False`` where an entry is missing too, in the same shape.
-        invariance: the part that a baseline is to be taken from.
-        rounding: machine epsilon of the contributions.
+        raw: values of the data, ``(n_samples, n_components, n_properties)``, NaN where missing.
+        residual: ``raw`` minus the contribution of an additive module; ``raw`` itself without one.
+        mask: ``False`` where a value is missing, in the same shape.
+        invariance: which components are invariant, and can have a baseline.
+        rounding: machine epsilon of the contribution.
     """
 
-    stored: torch.Tensor
-    left: torch.Tensor
-    keep: torch.Tensor | None
+    raw: torch.Tensor
+    residual: torch.Tensor
+    mask: torch.Tensor | None
     invariance: Invariance
     rounding: float = 0.0
 
     @classmethod
-    def of(
-        cls,
-        values: torch.Tensor,
-        keep: torch.Tensor | None,
-        contribution: torch.Tensor | None,
-        invariance: Invariance,
-    ) -> "Entries":
-        """All entries of a block ``(n_samples, *components, n_properties)``."""
+    def from_block(cls, block: BlockValues, invariance: Invariance) -> "SampleValues":
+        """Flatten the components and subtract the contribution."""
+        values, mask, contribution = block.values, block.mask, block.contribution
         shape = (len(values), math.prod(values.shape[1:-1]), values.shape[-1])
-        stored = values.detach().reshape(shape)
-        keep = None if keep is None else keep.reshape(shape)
+        raw = values.detach().reshape(shape)
+        mask = None if mask is None else mask.reshape(shape)
         if contribution is None:
-            return cls(stored, stored, keep, invariance)
-        left = stored.double() - contribution.double().reshape(shape)
-        return cls(stored, left, keep, invariance, torch.finfo(contribution.dtype).eps)
+            return cls(raw, raw, mask, invariance)
+        residual = raw.double() - contribution.double().reshape(shape)
+        return cls(raw, residual, mask, invariance, torch.finfo(contribution.dtype).eps)
 
-    def without_mask(self) -> "Entries":
-        """The same, NaN where the mask leaves an entry out."""
-        keep = self.keep
-        if keep is None:
+    @property
+    def has_contribution(self) -> bool:
+        """Whether something is subtracted from the raw values."""
+        return self.residual is not self.raw
+
+    def apply_mask(self) -> "SampleValues":
+        """The same without a mask, NaN where it was ``False``."""
+        mask = self.mask
+        if mask is None:
             return self
-        unmasked = replace(self, keep=None)
-        return unmasked._mapped(lambda entries: torch.where(keep, entries, torch.nan))
+        return replace(self, mask=None)._map(lambda values: torch.where(mask, values, torch.nan))
 
-    def divided(self, divisors: torch.Tensor) -> "Entries":
-        """The same in float64, every sample divided by a number."""
-        return self._mapped(lambda entries: entries.double() / divisors[:, None, None])
+    def divide(self, n_atoms: torch.Tensor) -> "SampleValues":
+        """The values per atom, float64; ``n_atoms`` is ``(n_samples,)``."""
+        return self._map(lambda values: values.double() / n_atoms[:, None, None])
 
-    def invariant(self) -> "Entries":
-        """Those that a baseline is taken from, the other entries of :meth:`others`.
+    def invariant(self) -> "SampleValues":
+        """The components that can have a baseline.
 
-        The diagonal entries of a rank-2 block are observations of the same number each.
+        The diagonal components of a rank-2 block count as observations of the same quantity.
         """
         if self.invariance == "scalar":
             return self
-        return self._mapped(lambda entries: entries[:, self._diagonal()])
+        return self._map(lambda values: values[:, self._diagonal()])
 
-    def others(self) -> "Entries":
-        """Those that no baseline is taken from."""
+    def non_invariant(self) -> "SampleValues":
+        """The components that have no baseline."""
         if self.invariance is None:
             return self
         if self.invariance == "scalar":
-            return self._mapped(lambda entries: entries[:, :0])
-        return self._mapped(lambda entries: entries[:, ~self._diagonal()])
+            return self._map(lambda values: values[:, :0])
+        return self._map(lambda values: values[:, ~self._diagonal()])
 
-    def _mapped(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "Entries":
-        stored = function(self.stored)
-        left = stored if self.left is self.stored else function(self.left)
-        return replace(
-            self, stored=stored, left=left, keep=None if self.keep is None else function(self.keep)
-        )
+    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "SampleValues":
+        raw = function(self.raw)
+        residual = function(self.residual) if self.has_contribution else raw
+        mask = None if self.mask is None else function(self.mask)
+        return replace(self, raw=raw, residual=residual, mask=mask)
 
     def _diagonal(self) -> torch.Tensor:
-        return torch.eye(math.isqrt(self.stored.shape[1]), dtype=torch.bool).reshape(-1)
+        return torch.eye(math.isqrt(self.raw.shape[1]), dtype=torch.bool).reshape(-1)
 
 
-def statistics_of_atoms(
-    layout: TargetLayout, blocks: dict[Key, Entries], groups: torch.Tensor, n_groups: int
+def per_atom_statistics(
+    layout: TargetLayout, blocks: dict[Key, SampleValues], type_index: torch.Tensor, n_types: int
 ) -> dict[Key, BlockStatistics]:
-    """Read blocks of a per-atom target that have the same samples.
+    """Statistics of the blocks of a per-atom target that have the same samples.
 
     Args:
-        layout: of the target.
-        blocks: the entries by key.
-        groups: the group (type) of every sample, ``(n_samples,)``.
-        n_groups: number of groups; some of them may not occur.
+        layout: layout of the target.
+        blocks: values by key.
+        type_index: index of the type of every sample's atom, ``(n_samples,)``.
+        n_types: number of types, some of which may not occur.
 
     Raises:
-        ValueError: for infinite entries, and for squares that overflow.
+        ValueError: for infinite values, and for squares that overflow.
     """
-    statistics = _sums(layout, blocks, blocks, groups, n_groups)
-    invariant = {k: block.invariant() for k, block in blocks.items() if block.invariance}
+    statistics = _square_sums(layout, blocks, blocks, type_index, n_types)
+    invariant = {key: block.invariant() for key, block in blocks.items() if block.invariance}
     if invariant:
-        left = [block.left for block in invariant.values()]
-        means = group_means(left, groups, n_groups, _masks(invariant.values()))
-        of_blocks = zip(*(_by_block(numbers, left) for numbers in means), strict=True)
-        for key, of_block in zip(invariant, of_blocks, strict=True):
-            statistics[key].means = Means(*of_block)
+        residuals = [block.residual for block in invariant.values()]
+        columns = compute_means(residuals, type_index, n_types, _masks(invariant.values()))
+        by_block = zip(*(_split(column, residuals) for column in columns), strict=True)
+        for key, parts in zip(invariant, by_block, strict=True):
+            statistics[key].means = Means(*parts)
     for key, block in invariant.items():
-        if block.left is not block.stored:
-            spread = group_means([block.stored], None, 1, _masks([block]))
-            statistics[key].spread = Means(*spread)
+        if block.has_contribution:
+            pooled = compute_means([block.raw], None, 1, _masks([block]))
+            statistics[key].pooled_means = Means(*pooled)
     return statistics
 
 
-def statistics_of_structures(
+def per_structure_statistics(
     layout: TargetLayout,
-    blocks: dict[Key, Entries],
+    blocks: dict[Key, SampleValues],
     rows: torch.Tensor | None,
-    types: torch.Tensor,
     atoms: Atoms,
+    types: torch.Tensor,
+    *,
     extensive: bool,
 ) -> dict[Key, BlockStatistics]:
-    """Read blocks of a per-structure target that have the same samples.
+    """Statistics of the blocks of a per-structure target that have the same samples.
 
     Args:
-        layout: of the target.
-        blocks: the entries by key.
-        rows: position of every sample's system in the batch, ``(n_samples,)``; ``None``: all of
-            them in order.
-        types: sorted atomic types, the columns of a baseline; some of them may not occur.
-        atoms: of the batch.
-        extensive: values are divided by the number of atoms first.
+        layout: layout of the target.
+        blocks: values by key.
+        rows: index in the batch of every sample's system, ``(n_samples,)``; ``None``: all systems
+            in the order of the batch.
+        atoms: atoms of the batch.
+        types: sorted atomic types, the columns of a baseline fit; some may not occur.
+        extensive: whether values are divided by the number of atoms first.
 
     Raises:
-        ValueError: for infinite entries, and for squares that overflow.
+        ValueError: for infinite values, and for squares that overflow.
     """
-    totals = {key: block.without_mask() for key, block in blocks.items()}
-    divisors = atoms.divisors if rows is None else atoms.divisors[rows]
-    averages = totals
+    totals = {key: block.apply_mask() for key, block in blocks.items()}
+    n_atoms = atoms.n_atoms_or_nan if rows is None else atoms.n_atoms_or_nan[rows]
+    values = totals
     if extensive:
-        averages = {key: block.divided(divisors) for key, block in totals.items()}
-    statistics = _sums(layout, averages, totals, None, 1)
+        values = {key: block.divide(n_atoms) for key, block in totals.items()}
+    statistics = _square_sums(layout, values, totals, None, 1)
     if not any(block.invariance for block in blocks.values()):
         return statistics
     composition = atoms.composition(types)
     composition = composition if rows is None else composition[rows]
-    per_atom = composition / divisors.nan_to_num(1.0)[:, None]
-    for key, of_block in statistics.items():
+    for key, block in statistics.items():
         if totals[key].invariance:
-            total, average = totals[key].invariant(), averages[key].invariant()
-            of_block.spread = Means(*group_means([average.stored], None, 1))
-            of_block.totals = read_problems(composition, total.left.double(), types)
-            if extensive:
-                of_block.averages = read_problems(per_atom, average.left, types)
+            total, value = totals[key].invariant(), values[key].invariant()
+            block.pooled_means = Means(*compute_means([value.raw], None, 1))
+            block.totals_fit = make_problems(composition, total.residual.double(), types)
+            if extensive:  # the values of systems without atoms are NaN, which leaves out the row
+                fractions = composition / n_atoms[:, None]
+                block.per_atom_fit = make_problems(fractions, value.residual, types)
     return statistics
 
 
-def _sums(
+def _square_sums(
     layout: TargetLayout,
-    blocks: dict[Key, Entries],
-    given: dict[Key, Entries],
-    groups: torch.Tensor | None,
-    n_groups: int,
+    blocks: dict[Key, SampleValues],
+    stored: dict[Key, SampleValues],
+    type_index: torch.Tensor | None,
+    n_types: int,
 ) -> dict[Key, BlockStatistics]:
-    """Statistics without those of a baseline; ``given`` is what the data have, for messages."""
+    """Sums of squares; ``stored`` holds the values as they are in the data, for the messages."""
     if not blocks:
         return {}
-    stored = [block.stored for block in blocks.values()]
-    squares, counts = square_sums(stored, groups, n_groups, _masks(blocks.values()))
-    if not math.isfinite(float(squares.sum())):
-        _refuse_what_is_not_finite(layout, given)
+    raw = [block.raw for block in blocks.values()]
+    raw_sq_sum, counts = sum_squares(raw, type_index, n_types, _masks(blocks.values()))
+    if not math.isfinite(float(raw_sq_sum.sum())):
+        _check_finite(layout, stored)
     statistics = {}
-    by_block = zip(blocks, _by_block(counts, stored), _by_block(squares, stored), strict=True)
-    for key, number, of_block in by_block:
-        block, left = blocks[key], of_block
+    by_block = zip(blocks.items(), _split(counts, raw), _split(raw_sq_sum, raw), strict=True)
+    for (key, block), n_values, squares in by_block:
+        no_baseline = squares
         if block.invariance == "scalar":
-            left = torch.zeros_like(of_block)
-        elif block.invariance or block.left is not block.stored:
-            others = block.others()
-            left = square_sums([others.left], groups, n_groups, _masks([others]))[0]
-        epsilon = torch.finfo(given[key].stored.dtype).eps
-        statistics[key] = BlockStatistics(number, of_block, left, epsilon)
-        if block.left is not block.stored:
-            contribution = [block.stored.double() - block.left]
-            noise = square_sums(contribution, groups, n_groups, _masks([block]))[0]
-            statistics[key].noise = block.rounding**2 * noise
+            no_baseline = torch.zeros_like(squares)
+        elif block.invariance or block.has_contribution:
+            others = block.non_invariant()
+            no_baseline, _ = sum_squares([others.residual], type_index, n_types, _masks([others]))
+        epsilon = torch.finfo(stored[key].raw.dtype).eps
+        statistics[key] = BlockStatistics(n_values, squares, no_baseline, epsilon)
+        if block.has_contribution:
+            contribution = [block.raw.double() - block.residual]
+            sq_sum, _ = sum_squares(contribution, type_index, n_types, _masks([block]))
+            statistics[key].rounding_sq_sum = block.rounding**2 * sq_sum
     return statistics
 
 
-def _masks(blocks: Iterable[Entries]) -> list[torch.Tensor] | None:
-    """The masks of a target's blocks, all of which have one or none."""
-    return [block.keep for block in blocks if block.keep is not None] or None
+def _masks(blocks: Iterable[SampleValues]) -> list[torch.Tensor] | None:
+    """The masks of the blocks of a target, which all have one or none."""
+    return [block.mask for block in blocks if block.mask is not None] or None
 
 
-def _by_block(columns: torch.Tensor, entries: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """What stands side by side, block by block."""
-    return tuple(columns.split([of_block.shape[2] for of_block in entries], 1))
+def _split(columns: torch.Tensor, values: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Split the columns of several blocks, a column for every property."""
+    return tuple(columns.split([block.shape[2] for block in values], 1))
 
 
-def _refuse_what_is_not_finite(layout: TargetLayout, blocks: dict[Key, Entries]) -> None:
+def _check_finite(layout: TargetLayout, blocks: dict[Key, SampleValues]) -> None:
     for key, block in blocks.items():
-        stored = block.without_mask().stored
-        infinite = torch.isinf(stored)
+        raw = block.apply_mask().raw
+        infinite = torch.isinf(raw)
         where = f"target '{layout.name}', block ({layout.describe(key)})"
         if bool(infinite.any()):
             raise ValueError(
@@ -216,9 +231,9 @@ def _refuse_what_is_not_finite(layout: TargetLayout, blocks: dict[Key, Entries])
                 f"{int(infinite.sum())} infinite entries in a batch; remove these structures or "
                 "set the entries to NaN; nothing is fitted"
             )
-        largest = float(torch.nan_to_num(stored.double()).abs().max()) if stored.numel() else 0.0
-        if not math.isfinite(largest * largest * stored.numel()):
+        largest = float(torch.nan_to_num(raw.double()).abs().max()) if raw.numel() else 0.0
+        if not math.isfinite(largest * largest * raw.numel()):
             raise ValueError(
-                f"{where}: the sum of squares overflows, the largest absolute value being "
-                f"{largest:.3e}; give the target in a larger unit; nothing is fitted"
+                f"{where}: the sum of squares overflows, the largest absolute value is "
+                f"{largest:.3e}; convert the target to a larger unit; nothing is fitted"
             )

@@ -1,125 +1,139 @@
-"""What is kept of one block of a target while the data pass by."""
+"""Statistics of one block of a target."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 
 from .least_squares import Problems, merge_problems
-from .moments import Means, merge_means, pooled_means, squares_about
+from .means import Means, merge_means, pool_means, sum_sq_about
+
+Sums = TypeVar("Sums", torch.Tensor, Means)
 
 
 @dataclass
 class BlockStatistics:
-    """Sums over one block; groups are the types of a per-atom target, else a single one.
+    """Sums over all values of one block, NaN values excluded.
+
+    Sums have shape ``(n_types, n_properties)``, with a single row unless the target is per-atom.
+    "Raw" values are those of the data, divided by the number of atoms for extensive targets; only
+    the contribution of an additive module is subtracted from the others.
 
     Attributes:
-        counts: present entries, ``(n_groups, n_properties)``.
-        stored: sums of squares of all entries as the data store them, likewise.
-        squares: sums of squares of the entries that have no baseline, likewise.
+        counts: numbers of values.
+        raw_sq_sum: sums of squares of all raw values.
+        no_baseline_sq_sum: sums of squares of the values that no baseline is subtracted from.
         epsilon: largest machine epsilon of the dtypes in which the data were stored.
-        means: of the entries that have a baseline, for per-atom targets.
-        totals: rows as they are, for per-structure targets with a baseline; several problems once
-            some properties had missing values, each with the properties it is for.
-        averages: the same rows divided by the number of atoms, for extensive targets.
-        spread: means over all groups of the entries that have a baseline, as the data store them;
-            only where they do not follow from :attr:`means`.
-        noise: sums of squares of the roundings of contributions, ``(n_groups, n_properties)``.
+        means: means of the values with a baseline, for per-atom targets.
+        totals_fit: least-squares problems of the undivided values with a baseline, for
+            per-structure targets: properties, and the problem that they share.
+        per_atom_fit: the same with every row divided by its number of atoms, for extensive
+            targets; the residuals per atom do not follow from those of the totals.
+        pooled_means: means of the raw values with a baseline over all types, ``(1, n_properties)``,
+            where they do not follow from ``means``.
+        rounding_sq_sum: sums of squares of the rounding errors of an additive module.
     """
 
     counts: torch.Tensor
-    stored: torch.Tensor
-    squares: torch.Tensor
+    raw_sq_sum: torch.Tensor
+    no_baseline_sq_sum: torch.Tensor
     epsilon: float
     means: Means | None = None
-    totals: Problems = field(default_factory=list)
-    averages: Problems = field(default_factory=list)
-    spread: Means | None = None
-    noise: torch.Tensor | None = None
+    totals_fit: Problems = field(default_factory=list)
+    per_atom_fit: Problems = field(default_factory=list)
+    pooled_means: Means | None = None
+    rounding_sq_sum: torch.Tensor | None = None
 
-    def residual(self, weights: torch.Tensor | None) -> torch.Tensor:
-        """Sums of squares after a baseline of these weights, ``(n_groups, n_properties)``."""
+    def residual_sq_sum(self, weights: torch.Tensor | None) -> torch.Tensor:
+        """Sums of squares after subtracting a baseline, ``(n_types, n_properties)``.
+
+        Args:
+            weights: baseline of each type of the systems, ``(n_types, n_properties)``.
+        """
         if weights is None:
-            return self.squares
-        squares = self.squares.clone()
+            return self.no_baseline_sq_sum
         if self.means is not None:
-            return squares + squares_about(self.means, torch.nan_to_num(weights))
-        for properties, problem in self.averages or self.totals:
-            squares[:, properties] += problem.squares_left(weights[:, properties])
+            return self.no_baseline_sq_sum + sum_sq_about(self.means, torch.nan_to_num(weights))
+        squares = self.no_baseline_sq_sum.clone()
+        for properties, problem in self.per_atom_fit or self.totals_fit:
+            squares[:, properties] += problem.sum_sq_residuals(weights[:, properties])
         return squares
 
-    def variance(self) -> float:
-        """Sum of squares about the mean of what could have a baseline, and about 0 of the rest."""
-        spread = pooled_means(self.means) if self.spread is None and self.means else self.spread
-        if spread is None:
-            return float(self.stored.sum())
-        return float(spread.centred.sum() + self.squares.sum())
+    def raw_sum_sq_dev(self) -> float:
+        """Sum of squares about the mean for values with a baseline, about 0 for all others."""
+        pooled = self.pooled_means
+        if pooled is None and self.means is not None:
+            pooled = pool_means(self.means)
+        if pooled is None:
+            return float(self.raw_sq_sum.sum())
+        return float(pooled.sum_sq_dev.sum() + self.no_baseline_sq_sum.sum())
 
-    def contributions(self, weights: torch.Tensor | None) -> torch.Tensor:
-        """Sums of squares of what a baseline adds up, ``(n_groups, n_properties)``.
+    def term_sq_sum(self, weights: torch.Tensor | None) -> torch.Tensor:
+        """Sums of squares of the terms that a baseline adds up, ``(n_types, n_properties)``.
 
-        Contributions that cancel each other are larger than their sum, and so is their rounding.
+        The rounding error of a sum is that of its terms, which are larger than the sum where they
+        cancel.
         """
-        squares = self.stored.clone()
+        squares = self.raw_sq_sum.clone()
         if weights is None or self.means is not None:
             return squares
-        for properties, problem in self.averages or self.totals:
-            sizes = problem.column_norms() @ torch.nan_to_num(weights[:, properties]).abs()
-            squares[:, properties] = torch.maximum(squares[:, properties], sizes.square())
+        for properties, problem in self.per_atom_fit or self.totals_fit:
+            terms = problem.column_norms() @ torch.nan_to_num(weights[:, properties]).abs()
+            squares[:, properties] = torch.maximum(squares[:, properties], terms.square())
         return squares
 
 
-def merged(first: BlockStatistics, second: BlockStatistics) -> BlockStatistics:
-    """The statistics of both; their least-squares problems are merged into those of the first."""
+def merge_blocks(first: BlockStatistics, second: BlockStatistics) -> BlockStatistics:
+    """The statistics of all data of both, which remain unchanged."""
     return BlockStatistics(
         counts=first.counts + second.counts,
-        stored=first.stored + second.stored,
-        squares=first.squares + second.squares,
+        raw_sq_sum=first.raw_sq_sum + second.raw_sq_sum,
+        no_baseline_sq_sum=first.no_baseline_sq_sum + second.no_baseline_sq_sum,
         epsilon=max(first.epsilon, second.epsilon),
-        means=_together(first.means, second.means),
-        totals=merge_problems(first.totals, second.totals),
-        averages=merge_problems(first.averages, second.averages),
-        spread=_together(first.spread, second.spread),
-        noise=second.noise if first.noise is None else _plus(first.noise, second.noise),
+        means=_merge_optional(first.means, second.means),
+        totals_fit=merge_problems(first.totals_fit, second.totals_fit),
+        per_atom_fit=merge_problems(first.per_atom_fit, second.per_atom_fit),
+        pooled_means=_merge_optional(first.pooled_means, second.pooled_means),
+        rounding_sq_sum=_merge_optional(first.rounding_sq_sum, second.rounding_sq_sum),
     )
 
 
-def _together(first: Means | None, second: Means | None) -> Means | None:
+def _merge_optional(first: Sums | None, second: Sums | None) -> Sums | None:
     if first is None or second is None:
-        return first or second
-    return merge_means(first, second)
+        return second if first is None else first
+    return merge_means(first, second) if isinstance(first, Means) else first + second
 
 
-def _plus(first: torch.Tensor, second: torch.Tensor | None) -> torch.Tensor:
-    return first if second is None else first + second
+def reindex_types(
+    block: BlockStatistics, old: torch.Tensor, new: torch.Tensor, per_atom: bool
+) -> BlockStatistics:
+    """A copy of the statistics for a superset of the types.
 
-
-def regrouped(block: BlockStatistics, types: torch.Tensor, wanted: torch.Tensor) -> BlockStatistics:
-    """The statistics with a row for each of the wanted types, a superset of those there are."""
-    rows = torch.searchsorted(wanted, types)
-
-    def spread(sums: torch.Tensor) -> torch.Tensor:
-        return sums.new_zeros((wanted.numel(), sums.shape[1])).index_copy_(0, rows, sums)
-
-    means = None if block.means is None else Means(*(spread(sums) for sums in block.means))
-    counts, stored, squares = (spread(s) for s in (block.counts, block.stored, block.squares))
-    noise = None if block.noise is None else spread(block.noise)
-    return BlockStatistics(
-        counts, stored, squares, block.epsilon, means, spread=block.spread, noise=noise
+    Args:
+        block: statistics for the types ``old``.
+        old: sorted atomic types.
+        new: sorted atomic types, all of ``old`` among them.
+        per_atom: whether the sums have a row for each type.
+    """
+    totals_fit, per_atom_fit = (
+        [(properties, problem.copy()) for properties, problem in problems]
+        for problems in (block.totals_fit, block.per_atom_fit)
     )
+    for _, problem in totals_fit + per_atom_fit:
+        problem.extend(new)
+    copy = replace(block, totals_fit=totals_fit, per_atom_fit=per_atom_fit)
+    if not per_atom or torch.equal(old, new):
+        return copy
+    row_of_type = torch.searchsorted(new, old)
 
+    def reindex(sums: torch.Tensor) -> torch.Tensor:
+        return sums.new_zeros((new.numel(), sums.shape[1])).index_copy_(0, row_of_type, sums)
 
-def block_state(key: tuple[int, ...], block: BlockStatistics) -> dict[str, Any]:
-    """The statistics of one block as plain Python objects and tensors."""
-    return {
-        "key": list(key),
-        "counts": block.counts,
-        "stored": block.stored,
-        "squares": block.squares,
-        "epsilon": block.epsilon,
-        "means": None if block.means is None else list(block.means),
-        "totals": [(properties, problem.state()) for properties, problem in block.totals],
-        "averages": [(properties, problem.state()) for properties, problem in block.averages],
-        "spread": None if block.spread is None else list(block.spread),
-        "noise": block.noise,
-    }
+    return replace(
+        copy,
+        counts=reindex(block.counts),
+        raw_sq_sum=reindex(block.raw_sq_sum),
+        no_baseline_sq_sum=reindex(block.no_baseline_sq_sum),
+        means=None if block.means is None else Means(*map(reindex, block.means)),
+        rounding_sq_sum=None if block.rounding_sq_sum is None else reindex(block.rounding_sq_sum),
+    )

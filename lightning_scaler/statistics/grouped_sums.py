@@ -1,11 +1,11 @@
-"""Sums, means and numbers of entries by group, of several blocks at once.
+"""Sums, counts and means by atomic type, for several blocks at once.
 
-Blocks stand side by side: each has its values ``(n_samples, n_entries, n_properties)``, with the
-same samples, and the results have a column for every property of every block. NaN marks a missing
-entry. All sums are float64.
+Results are float64 with a row for every type and a column for every property of every block, one
+block after another. NaN values are missing: they enter neither sums nor counts.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,212 +14,231 @@ from ..tensors import scripted_arithmetic
 
 
 @scripted_arithmetic
-def square_sums(
+def sum_squares(
     values: list[Tensor],
-    groups: Tensor | None,
-    n_groups: int,
-    keep: list[Tensor] | None = None,
-    entries_at_once: int = 2**17,
+    type_index: Tensor | None,
+    n_types: int,
+    masks: list[Tensor] | None = None,
+    values_at_once: int = 2**17,
 ) -> tuple[Tensor, Tensor]:
-    """Sums of squares and numbers of present entries, per group and property.
+    """Sums of squares, and counts of the values, each ``(n_types, n_columns)``.
 
     Args:
-        values: of every block, ``(n_samples, n_entries, n_properties)``; one at least.
-        groups: the group of every sample, ``(n_samples,)``; ``None`` puts all into group 0.
-        n_groups: number of groups.
-        keep: for every block ``False`` where an entry is missing, as NaN ones are, in its shape.
-        entries_at_once: of all blocks together; so few stay in the processor's cache.
-
-    Returns:
-        Two tensors ``(n_groups, n_columns)`` float64.
+        values: for each block ``(n_samples, n_components, n_properties)``, at least one block; all
+            have the same samples.
+        type_index: row of the result for each sample, ``(n_samples,)``; ``None``: row 0.
+        n_types: number of rows of the result.
+        masks: for each block ``False`` where a value is missing, in the shape of its values.
+        values_at_once: number of values to process at a time; 2**17 fit into a processor's cache.
 
     Example:
-        >>> square_sums([torch.tensor([[[3.0]], [[torch.nan]], [[4.0]]])], None, 1)
+        >>> sum_squares([torch.tensor([[[3.0]], [[torch.nan]], [[4.0]]])], None, 1)
         (tensor([[25.]], dtype=torch.float64), tensor([[2.]], dtype=torch.float64))
     """
-    return _sums_and_numbers(values, groups, n_groups, keep, entries_at_once, 2)[:2]
+    samples = _Samples(values, type_index, n_types, masks, values_at_once)
+    sums, counts, _ = _sum_and_count(samples, 2)
+    return sums, counts
 
 
 @scripted_arithmetic
-def group_means(
+def compute_means(
     values: list[Tensor],
-    groups: Tensor | None,
-    n_groups: int,
-    keep: list[Tensor] | None = None,
-    entries_at_once: int = 2**17,
+    type_index: Tensor | None,
+    n_types: int,
+    masks: list[Tensor] | None = None,
+    values_at_once: int = 2**17,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Numbers, means (in two parts) and centred sums of squares; see :class:`moments.Means`.
+    """The four parts of :class:`means.Means`, each ``(n_types, n_columns)``.
+
+    The components of a sample are further observations of its type. Two passes over the values:
+    the second one sums differences from the mean, which do not cancel.
 
     Args:
-        values: of every block, ``(n_samples, n_entries, n_properties)``, none of them infinite; the
-            entries of a sample are further observations of its group.
-        groups: the group of every sample, ``(n_samples,)``; ``None`` puts all into group 0.
-        n_groups: number of groups.
-        keep: for every block ``False`` where an entry is missing, as NaN ones are, in its shape.
-        entries_at_once: of all blocks together; so few stay in the processor's cache.
+        values: for each block ``(n_samples, n_components, n_properties)``, none infinite; at least
+            one block; all have the same samples.
+        type_index: row of the result for each sample, ``(n_samples,)``; ``None``: row 0.
+        n_types: number of rows of the result.
+        masks: for each block ``False`` where a value is missing, in the shape of its values.
+        values_at_once: number of values to process at a time; 2**17 fit into a processor's cache.
+    """
+    samples = _Samples(values, type_index, n_types, masks, values_at_once)
+    total, counts, some_missing = _sum_and_count(samples, 1)
+    safe_counts = counts.clamp(min=1.0)
+    mean = total / safe_counts
+    deviation, _ = _sum_powers(samples, 1, mean, some_missing)
+    squares, _ = _sum_powers(samples, 2, mean, some_missing)
+    correction = deviation / safe_counts
+    # The squares are about the rounded mean.
+    sum_sq_dev = (squares - counts * correction.square()).clamp(min=0.0)
+    return counts, mean, correction, sum_sq_dev
+
+
+class _Samples(NamedTuple):
+    """The arguments of :func:`sum_squares`."""
+
+    values: list[Tensor]
+    type_index: Tensor | None
+    n_types: int
+    masks: list[Tensor] | None
+    values_at_once: int
+
+
+def _sum_and_count(samples: _Samples, power: int) -> tuple[Tensor, Tensor, bool]:
+    """Sums of powers and counts, ``(n_types, n_columns)``, and whether values may be missing."""
+    if samples.masks is None:
+        # Most data are complete, and NaN in a sum shows where they are not.
+        sums, _ = _sum_powers(samples, power, None, False)
+        if not bool(sums.isnan().any()):
+            return sums, _count_complete(samples), False
+    sums, counts = _sum_powers(samples, power, None, True)
+    return sums, counts, True
+
+
+def _sum_powers(
+    samples: _Samples, power: int, centre: Tensor | None, skip_missing: bool
+) -> tuple[Tensor, Tensor]:
+    """Sums of powers of the values or of their differences from a centre.
+
+    A number of samples at a time is added up by type with all components apart, and the components
+    of a property at the very end: sums over a short axis are slow.
+
+    Args:
+        samples: values by block and their types.
+        power: 1 or 2.
+        centre: subtracted from the values, ``(n_types, n_columns)``.
+        skip_missing: whether missing values are left out. Otherwise the first sum that is NaN ends
+            the loop, and the sums are of no use.
 
     Returns:
-        Four tensors ``(n_groups, n_columns)`` float64.
+        Sums and counts, each ``(n_types, n_columns)``; the counts only under ``skip_missing``.
     """
-    total, number, missing = _sums_and_numbers(values, groups, n_groups, keep, entries_at_once, 1)
-    safe = number.clamp(min=1.0)
-    mean = total / safe
-    off = _sums(values, groups, n_groups, keep, entries_at_once, 1, mean, missing)[0]
-    squares = _sums(values, groups, n_groups, keep, entries_at_once, 2, mean, missing)[0]
-    # The sums so far are about the rounded mean.
-    rest = off / safe
-    return number, mean, rest, (squares - number * rest.square()).clamp(min=0.0)
-
-
-def _sums_and_numbers(
-    values: list[Tensor],
-    groups: Tensor | None,
-    n_groups: int,
-    keep: list[Tensor] | None,
-    entries_at_once: int,
-    power: int,
-) -> tuple[Tensor, Tensor, bool]:
-    """Sums of powers of the entries, numbers of entries, and whether some are missing."""
-    if keep is None:
-        sums = _sums(values, groups, n_groups, keep, entries_at_once, power, None, False)[0]
-        if not bool(sums.isnan().any()):
-            return sums, _numbers_of_complete(values, groups, n_groups), False
-    both = _sums(values, groups, n_groups, keep, entries_at_once, power, None, True)
-    return both[0], both[1], True
-
-
-def _sums(
-    values: list[Tensor],
-    groups: Tensor | None,
-    n_groups: int,
-    keep: list[Tensor] | None,
-    entries_at_once: int,
-    power: int,
-    centre: Tensor | None,
-    missing: bool,
-) -> list[Tensor]:
-    """Sums of powers of the entries by group, ``(n_groups, n_columns)``.
-
-    The entries of some samples at a time are added up by group as they are, and those of a property
-    last of all: a sum over a short axis is slow.
-
-    Args:
-        values: of every block, ``(n_samples, n_entries, n_properties)``.
-        groups: the group of every sample, ``(n_samples,)``; ``None`` puts all into group 0.
-        n_groups: number of groups.
-        keep: for every block ``False`` where an entry is missing, in its shape.
-        entries_at_once: of all blocks together.
-        power: 1 or 2.
-        centre: what comes off the entries first, ``(n_groups, n_columns)``.
-        missing: whether NaN entries are left out, and the numbers of the others are the second
-            result; else there is one result, NaN where an entry is.
-    """
-    ends, n_rows = _columns(values, entries_at_once, missing)
-    n_samples, width = values[0].size(0), ends[-1]
-    n_columns = 2 * width if missing else width
+    blocks, all_types, n_types, masks, _ = samples
+    ends = _column_ends(blocks)
+    width = ends[-1]
+    n_columns = 2 * width if skip_missing else width  # sums, and counts beside them
+    n_samples, n_rows = blocks[0].size(0), _samples_at_once(samples, skip_missing)
     buffer = torch.empty([min(n_rows, n_samples), n_columns], dtype=torch.float64)
-    sums = torch.zeros([n_groups, n_columns], dtype=torch.float64)
+    sums = torch.zeros([n_types, n_columns], dtype=torch.float64)
     for first in range(0, n_samples, n_rows):
         rows = buffer[: min(n_rows, n_samples - first)]
-        of_part = None if groups is None else groups[first : first + n_rows]
+        type_index = None if all_types is None else all_types[first : first + n_rows]
         start, column = 0, 0
-        for i, of_block in enumerate(values):
-            part = of_block[first : first + n_rows].to(torch.float64)
-            if keep is not None:
-                # Twice as fast as `where`; bytes, since bool to float64 is slow.
-                kept = keep[i][first : first + n_rows].to(torch.uint8).to(torch.float64)
-                part = (part * kept).div_(kept)
+        for i, block in enumerate(blocks):
+            values = block[first : first + n_rows].to(torch.float64)
+            if masks is not None:
+                values = _apply_mask(values, masks[i][first : first + n_rows])
             if centre is not None:
-                of_columns = centre[:, column : column + part.size(2)]
-                of_rows = of_columns if of_part is None else of_columns.index_select(0, of_part)
-                part = part - of_rows.unsqueeze(1)
-            column += part.size(2)
-            entries = rows[:, start : ends[i]]
-            present = rows[:, width + start : width + ends[i]] if missing else None
-            _write(part, power, entries, present)
+                of_block = centre[:, column : column + values.size(2)]
+                if type_index is not None:
+                    of_block = of_block.index_select(0, type_index)
+                values = values - of_block.unsqueeze(1)
+            column += values.size(2)
+            counts = rows[:, width + start : width + ends[i]] if skip_missing else None
+            _write_powers(values, power, rows[:, start : ends[i]], counts)
             start = ends[i]
-        if of_part is None:
-            sums.add_(rows.sum(0))
-        elif n_columns == 1:  # twice as fast in one dimension
-            sums.squeeze(1).scatter_add_(0, of_part, rows.squeeze(1))
-        else:
-            sums.index_add_(0, of_part, rows)
-        if not missing and first == 0 and bool(sums.isnan().any()):
+        _add_rows(sums, rows, type_index)
+        if not skip_missing and first == 0 and bool(sums.isnan().any()):
             break
-    found = [_over_entries(sums[:, :width], values, ends)]
-    if missing:
-        found.append(_over_entries(sums[:, width:], values, ends))
-    return found
+    counts = _sum_components(sums[:, width:], blocks, ends) if skip_missing else sums
+    return _sum_components(sums[:, :width], blocks, ends), counts
 
 
-def _columns(values: list[Tensor], entries_at_once: int, missing: bool) -> tuple[list[int], int]:
-    """Where the columns of each block end that its entries are added up in, and rows at a time.
+def _column_ends(values: list[Tensor]) -> list[int]:
+    """Where the columns of each block end, while its components are still apart.
 
-    There is one for each entry of a sample; but one for all of them where there is a single
-    property, as few columns are slow too.
+    A block has a column for every component and property, but a single one if it has one property:
+    few columns are slow too.
     """
     ends: list[int] = []
-    width, n_entries, largest = 0, 0, 1
-    for of_block in values:
-        of_sample = of_block.size(1) * of_block.size(2)
-        width += of_sample if of_block.size(2) != 1 else 1
-        ends.append(width)
-        n_entries += of_sample
-        largest = max(largest, of_block.numel())
-    # Temporaries are never larger than the largest block.
-    at_once = min(entries_at_once, largest // 2 if missing else largest)
-    return ends, max(1, at_once // max(1, n_entries))
+    end = 0
+    for block in values:
+        end += 1 if block.size(2) == 1 else block.size(1) * block.size(2)
+        ends.append(end)
+    return ends
 
 
-def _write(part: Tensor, power: int, entries: Tensor, present: Tensor | None) -> None:
-    """Write powers of the entries of some samples into their columns.
+def _samples_at_once(samples: _Samples, skip_missing: bool) -> int:
+    """Number of samples to process at a time, with temporaries no larger than the largest block."""
+    per_sample, largest = 0, 1
+    for block in samples.values:
+        per_sample += block.size(1) * block.size(2)
+        largest = max(largest, block.numel())
+    n_values = min(samples.values_at_once, largest // 2 if skip_missing else largest)
+    return max(1, n_values // max(1, per_sample))
+
+
+def _apply_mask(values: Tensor, mask: Tensor) -> Tensor:
+    """NaN where the mask is ``False``."""
+    # Twice as fast as `where`; by way of bytes, since bool to float64 is slow.
+    kept = mask.to(torch.uint8).to(torch.float64)
+    return (values * kept).div_(kept)
+
+
+def _write_powers(values: Tensor, power: int, sums: Tensor, counts: Tensor | None) -> None:
+    """Write powers of the values into the columns of their block.
 
     Args:
-        part: ``(n_samples, n_entries, n_properties)``.
+        values: ``(n_samples, n_components, n_properties)`` float64.
         power: 1 or 2.
-        entries: written to, ``(n_samples, n_entries * n_properties)``, or ``(n_samples, 1)`` for
-            the sums over the entries of a single property.
-        present: likewise, 1 for each entry that is not NaN, which becomes 0, and 0 for the others;
-            ``None`` leaves NaN as it is.
+        sums: written to, ``(n_samples, n_components * n_properties)``; for a single property
+            ``(n_samples, 1)``, the sum over the components.
+        counts: written to, in the same shape, 1 for each value that is not missing; missing values
+            are then 0 in ``sums``. ``None`` leaves them NaN.
     """
-    single = part.size(2) == 1
-    part = part.flatten(1)
-    written = torch.empty_like(part) if single else entries
+    single_property = values.size(2) == 1
+    values = values.flatten(1)
+    powers = torch.empty_like(values) if single_property else sums
     if power == 2:
-        torch.mul(part, part, out=written)
+        torch.mul(values, values, out=powers)
     else:
-        written.copy_(part)
-    if present is not None:
-        if single:
-            counted = torch.eq(written, written).to(torch.float64)
-            present.copy_(counted @ counted.new_ones([counted.size(1), 1]))
+        powers.copy_(values)
+    if counts is not None:
+        if single_property:
+            present = torch.eq(powers, powers).to(torch.float64)
+            counts.copy_(_sum_rows(present))
         else:
-            torch.eq(written, written, out=present)
-        written.nan_to_num_(0.0, math.inf, -math.inf)
-    if single:
-        # A sum over a short axis is slow.
-        entries.copy_(written @ written.new_ones([written.size(1), 1]))
+            torch.eq(powers, powers, out=counts)
+        powers.nan_to_num_(0.0, math.inf, -math.inf)
+    if single_property:
+        sums.copy_(_sum_rows(powers))
 
 
-def _over_entries(sums: Tensor, values: list[Tensor], ends: list[int]) -> Tensor:
-    """Sums of every entry of a sample added up by property, ``(n_groups, n_columns)``."""
+def _sum_rows(values: Tensor) -> Tensor:
+    """Sums over the second axis, ``(n_samples, 1)``; faster than ``sum`` where it is short."""
+    return values @ values.new_ones([values.size(1), 1])
+
+
+def _add_rows(sums: Tensor, rows: Tensor, type_index: Tensor | None) -> None:
+    """Add the rows ``(n_samples, n_columns)`` to the sums ``(n_types, n_columns)`` in place."""
+    if type_index is None:
+        sums.add_(rows.sum(0))
+    elif rows.size(1) == 1:  # twice as fast in one dimension
+        sums.squeeze(1).scatter_add_(0, type_index, rows.squeeze(1))
+    else:
+        sums.index_add_(0, type_index, rows)
+
+
+def _sum_components(sums: Tensor, values: list[Tensor], ends: list[int]) -> Tensor:
+    """Add up the components of every property: a column for every property of every block."""
     columns: list[Tensor] = []
     start = 0
-    for i, of_block in enumerate(values):
-        n_entries = (ends[i] - start) // max(1, of_block.size(2))
-        of_entries = sums[:, start : ends[i]].reshape(sums.size(0), n_entries, of_block.size(2))
-        columns.append(of_entries.sum(1))
+    for i, block in enumerate(values):
+        n_components = (ends[i] - start) // max(1, block.size(2))
+        of_block = sums[:, start : ends[i]].reshape(sums.size(0), n_components, block.size(2))
+        columns.append(of_block.sum(1))
         start = ends[i]
     return torch.cat(columns, 1)
 
 
-def _numbers_of_complete(values: list[Tensor], groups: Tensor | None, n_groups: int) -> Tensor:
-    """Numbers of entries by group, none of which is missing, ``(n_groups, n_columns)``."""
-    n_entries: list[int] = []
-    for of_block in values:
-        for _ in range(of_block.size(2)):
-            n_entries.append(of_block.size(1))
-    samples = torch.full([n_groups], values[0].size(0))
-    if groups is not None:
-        samples = torch.bincount(groups, minlength=n_groups)
-    return samples.to(torch.float64).unsqueeze(1) * torch.tensor(n_entries, dtype=torch.float64)
+def _count_complete(samples: _Samples) -> Tensor:
+    """Counts ``(n_types, n_columns)`` where no value is missing."""
+    blocks, type_index, n_types, _, _ = samples
+    n_components: list[int] = []
+    for block in blocks:
+        n_components += [block.size(1)] * block.size(2)
+    if type_index is None:
+        n_samples = torch.full([n_types], blocks[0].size(0))
+    else:
+        n_samples = torch.bincount(type_index, minlength=n_types)
+    per_type = n_samples.to(torch.float64).unsqueeze(1)
+    return per_type * torch.tensor(n_components, dtype=torch.float64)

@@ -1,31 +1,88 @@
-"""Streaming linear least squares."""
+"""Linear least squares over rows that arrive in chunks."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from .moments import Rows, minimum_norm_weights, reduce_rows, squares_left
+# A reduction of 512 rows takes about as long as one of 10 rows.
+MAX_PENDING_ROWS = 512
 
-# One reduction of this many rows costs about as much as one of ten.
-ROWS_AT_ONCE = 512
+
+class ReducedRows(NamedTuple):
+    r"""A least-squares problem reduced to at most ``n_columns`` rows.
+
+    With :math:`A` the matrix and :math:`y` the values of all rows,
+    :math:`|A w - y|^2 = |R w - z|^2 + r` for every :math:`w`.
+
+    Attributes:
+        matrix: :math:`R`, ``(n_rows, n_columns)``.
+        values: :math:`z`, ``(n_rows, n_properties)``.
+        residual_ss: :math:`r`, the sum of squares that no weights explain, ``(n_properties,)``.
+    """
+
+    matrix: torch.Tensor
+    values: torch.Tensor
+    residual_ss: torch.Tensor
+
+
+def reduce_rows(matrix: torch.Tensor, values: torch.Tensor) -> ReducedRows:
+    """Reduce a least-squares problem by QR.
+
+    The normal equations would cancel: totals of 1e5 with residuals of 1e-3 leave no digit, while
+    the error of QR is a few roundings of the totals. Each property is treated by itself: scaling
+    one by a power of two scales its results exactly.
+
+    Args:
+        matrix: ``(n_rows, n_columns)`` float64.
+        values: ``(n_rows, n_properties)`` float64, none missing.
+
+    Source: G. H. Golub, C. F. Van Loan, Matrix Computations, section 5.3.
+    """
+    n_columns = matrix.shape[1]
+    # Without the orthogonal factor it takes a third of the time.
+    triangular = torch.linalg.qr(torch.cat([matrix, values], 1), mode="r").R
+    residual_ss = triangular[n_columns:, n_columns:].square().sum(0)
+    return ReducedRows(
+        triangular[:n_columns, :n_columns], triangular[:n_columns, n_columns:], residual_ss
+    )
+
+
+def minimum_norm_weights(rows: ReducedRows) -> torch.Tensor:
+    """The least-squares weights of smallest norm, ``(n_columns, n_properties)``.
+
+    Directions that the matrix does not determine get no weight, instead of an error or 1e12.
+    """
+    left, singular, right = torch.linalg.svd(rows.matrix, full_matrices=False)
+    determined = singular > 1e-11 * singular.max() if singular.numel() else singular > 0
+    left, singular, right = left[:, determined], singular[determined], right[determined]
+    weights = torch.zeros((rows.matrix.shape[1], rows.values.shape[1]), dtype=rows.values.dtype)
+    for _ in range(2):  # the second time for what rounding left over
+        remaining = rows.values - rows.matrix @ weights
+        weights = weights + right.T @ ((left.T @ remaining) / singular[:, None])
+    return weights
+
+
+def sum_sq_residuals(rows: ReducedRows, weights: torch.Tensor) -> torch.Tensor:
+    """Sum of squared residuals of the whole problem for any weights, ``(n_properties,)``."""
+    return (rows.values - rows.matrix @ weights).square().sum(0) + rows.residual_ss
 
 
 class LeastSquares:
-    """Linear least squares over rows that come in any chunks, by merging QR factors.
+    """Streaming linear least squares.
 
-    Columns of the matrix are named by atomic types and may be added at any time. The memory held
-    does not depend on the number of rows seen.
+    The matrix has one column per atomic type; columns can be added at any time. Memory does not
+    grow with the number of rows.
 
     Args:
         types: sorted atomic types, one per column, ``(n_columns,)``.
-        n_properties: number of value columns that share the matrix.
+        n_properties: number of properties that share the matrix.
 
     Example:
-        Water and oxygen, of energies 4 and 3:
+        Energies of water and an oxygen atom, 4 and 3:
 
         >>> problem = LeastSquares(torch.tensor([1, 8]), n_properties=1)
-        >>> counts = torch.tensor([[2.0, 1.0], [0.0, 1.0]]).double()
-        >>> problem.add(counts, torch.tensor([[4.0], [3.0]]).double())
+        >>> composition = torch.tensor([[2.0, 1.0], [0.0, 1.0]]).double()
+        >>> problem.add(composition, torch.tensor([[4.0], [3.0]]).double())
         >>> problem.weights()
         tensor([[0.5000],
                 [3.0000]], dtype=torch.float64)
@@ -34,140 +91,149 @@ class LeastSquares:
     def __init__(self, types: torch.Tensor, n_properties: int) -> None:
         self.types = types
         self.n_properties = n_properties
-        self._matrix: list[torch.Tensor] = []
+        self._matrices: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
-        self._rest = torch.zeros(n_properties, dtype=torch.float64)
+        self._residual_ss = torch.zeros(n_properties, dtype=torch.float64)
 
     def add(self, matrix: torch.Tensor, values: torch.Tensor) -> None:
         """Add rows: matrix ``(n_rows, n_columns)``, values ``(n_rows, n_properties)``."""
-        self._matrix.append(matrix)
+        self._matrices.append(matrix)
         self._values.append(values)
-        if sum(chunk.shape[0] for chunk in self._matrix) > ROWS_AT_ONCE + self.types.numel():
+        if sum(len(chunk) for chunk in self._matrices) > MAX_PENDING_ROWS + self.types.numel():
             self._reduce()
 
     def merge(self, other: "LeastSquares") -> None:
-        """Add all rows of another problem, whose columns may be others."""
+        """Add all rows of another problem, which may have other types and remains unchanged."""
         types = self.types
         if not torch.equal(types, other.types):
             types = torch.cat([types, other.types]).unique()
             self.extend(types)
-        for matrix, values in zip(other._matrix, other._values, strict=True):
-            self.add(_columns(matrix, other.types, types), values)
-        self._rest = self._rest + other._rest
+        for matrix, values in zip(other._matrices, other._values, strict=True):
+            self.add(_reindex_columns(matrix, other.types, types), values)
+        self._residual_ss = self._residual_ss + other._residual_ss
 
     def extend(self, types: torch.Tensor) -> None:
-        """Take a sorted superset of the types as columns; the new ones are zero so far."""
+        """Add columns of zeros, so that the columns are those of a sorted superset of types."""
         if not torch.equal(types, self.types):
-            self._matrix = [_columns(matrix, self.types, types) for matrix in self._matrix]
+            self._matrices = [_reindex_columns(m, self.types, types) for m in self._matrices]
             self.types = types
 
-    def select(self, properties: list[int]) -> "LeastSquares":
-        """A copy that holds only some of the value columns."""
-        copy = LeastSquares(self.types, len(properties))
-        copy._matrix = list(self._matrix)
-        copy._values = [values[:, properties] for values in self._values]
-        copy._rest = self._rest[properties]
+    def copy(self) -> "LeastSquares":
+        """A copy that later rows leave unchanged."""
+        copy = LeastSquares(self.types, self.n_properties)
+        # No tensor is changed in place.
+        copy._matrices, copy._values = list(self._matrices), list(self._values)
+        copy._residual_ss = self._residual_ss
         return copy
 
-    def rows(self) -> Rows:
+    def select(self, properties: list[int]) -> "LeastSquares":
+        """A copy with only some of the properties."""
+        copy = LeastSquares(self.types, len(properties))
+        copy._matrices = list(self._matrices)
+        copy._values = [values[:, properties] for values in self._values]
+        copy._residual_ss = self._residual_ss[properties]
+        return copy
+
+    def rows(self) -> ReducedRows:
         """The reduced problem."""
         self._reduce()
-        return Rows(self._matrix[0], self._values[0], self._rest)
+        return ReducedRows(self._matrices[0], self._values[0], self._residual_ss)
 
     def weights(self) -> torch.Tensor:
-        """Weights of smallest norm, ``(n_columns, n_properties)``; NaN for types without a row."""
+        """Weights of smallest norm, ``(n_columns, n_properties)``; NaN for types in no row."""
         rows = self.rows()
         weights = minimum_norm_weights(rows)
         return torch.where((rows.matrix != 0.0).any(0)[:, None], weights, torch.nan)
 
-    def squares_left(self, weights: torch.Tensor) -> torch.Tensor:
-        """Sum of squared residuals for any weights, ``(n_properties,)``; unused types have none."""
-        return squares_left(self.rows(), torch.nan_to_num(weights))
+    def sum_sq_residuals(self, weights: torch.Tensor) -> torch.Tensor:
+        """Sum of squared residuals for any weights, ``(n_properties,)``; NaN weights count as 0."""
+        return sum_sq_residuals(self.rows(), torch.nan_to_num(weights))
 
     def column_norms(self) -> torch.Tensor:
         """Euclidean norm of every column of the whole matrix, ``(n_columns,)``."""
         return self.rows().matrix.square().sum(0).sqrt()
 
     def state(self) -> dict[str, Any]:
-        """The problem as plain Python objects and tensors."""
-        rows = self.rows()
-        return {"types": self.types, **rows._asdict()}
+        """The reduced problem as plain Python objects and tensors."""
+        return {"types": self.types, **self.rows()._asdict()}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "LeastSquares":
         """The inverse of :meth:`state`."""
-        problem = cls(state["types"], state["rest"].numel())
-        problem._matrix, problem._values = [state["matrix"]], [state["values"]]
-        problem._rest = state["rest"]
+        problem = cls(state["types"], state["residual_ss"].numel())
+        problem._matrices, problem._values = [state["matrix"]], [state["values"]]
+        problem._residual_ss = state["residual_ss"]
         return problem
 
     def _reduce(self) -> None:
-        if not self._matrix:
-            self._matrix = [torch.zeros((0, self.types.numel()), dtype=torch.float64)]
+        if not self._matrices:
+            self._matrices = [torch.zeros((0, self.types.numel()), dtype=torch.float64)]
             self._values = [torch.zeros((0, self.n_properties), dtype=torch.float64)]
-        if len(self._matrix) > 1 or self._matrix[0].shape[0] > self.types.numel():
-            reduced = reduce_rows(torch.cat(self._matrix), torch.cat(self._values))
-            self._matrix, self._values = [reduced.matrix], [reduced.values]
-            self._rest = self._rest + reduced.rest
+        if len(self._matrices) > 1 or len(self._matrices[0]) > self.types.numel():
+            reduced = reduce_rows(torch.cat(self._matrices), torch.cat(self._values))
+            self._matrices, self._values = [reduced.matrix], [reduced.values]
+            self._residual_ss = self._residual_ss + reduced.residual_ss
 
 
-def _columns(matrix: torch.Tensor, types: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    if torch.equal(types, wanted):
+def _reindex_columns(matrix: torch.Tensor, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    if torch.equal(old, new):
         return matrix
-    columns = torch.zeros((matrix.shape[0], wanted.numel()), dtype=matrix.dtype)
-    columns[:, torch.searchsorted(wanted, types)] = matrix
+    columns = torch.zeros((len(matrix), new.numel()), dtype=matrix.dtype)
+    columns[:, torch.searchsorted(new, old)] = matrix
     return columns
 
 
+# Properties, and the problem that they share.
 Problems = list[tuple[list[int], LeastSquares]]
 
 
-def read_problems(matrix: torch.Tensor, entries: torch.Tensor, types: torch.Tensor) -> Problems:
-    """One problem for the properties without missing values, one for each of the others.
+def make_problems(matrix: torch.Tensor, values: torch.Tensor, types: torch.Tensor) -> Problems:
+    """One problem for all properties without missing values, and one for each other property.
 
     Args:
-        matrix: ``(n_samples, n_columns)``.
-        entries: ``(n_samples, n_entries, n_properties)``, NaN where missing; the entries of a
+        matrix: ``(n_samples, n_types)``.
+        values: ``(n_samples, n_components, n_properties)``, NaN where missing; all components of a
             sample share its row of the matrix.
-        types: one per column.
-
-    Returns:
-        Properties and their problem.
+        types: sorted atomic types, ``(n_types,)``.
     """
-    n_samples, n_entries, n_properties = entries.shape
-    if n_entries != 1:
-        matrix = matrix.repeat_interleave(n_entries, dim=0)
-    values = entries.reshape(n_samples * n_entries, n_properties)
+    n_samples, n_components, n_properties = values.shape
+    if n_components != 1:
+        matrix = matrix.repeat_interleave(n_components, dim=0)
+    values = values.reshape(n_samples * n_components, n_properties)
     present = ~torch.isnan(values)
     complete = present.all(0).tolist()
-    problems = []
-    together = [p for p in range(n_properties) if complete[p]]
-    for properties in [together] * bool(together) + [
-        [p] for p in range(n_properties) if not complete[p]
-    ]:
-        problem = LeastSquares(types, len(properties))
-        if properties == together:
-            # A copy, since what is kept must not change with the caller's tensors.
-            problem.add(matrix, values[:, properties])
-        else:
-            keep = present[:, properties[0]]
-            problem.add(matrix[keep], values[keep][:, properties])
-        problems.append((properties, problem))
+    problems: Problems = []
+    shared = [p for p in range(n_properties) if complete[p]]
+    if shared:
+        problem = LeastSquares(types, len(shared))
+        # Indexing copies: the caller may change its values afterwards.
+        problem.add(matrix, values[:, shared])
+        problems.append((shared, problem))
+    for p in range(n_properties):
+        if not complete[p]:
+            problem = LeastSquares(types, 1)
+            problem.add(matrix[present[:, p]], values[present[:, p]][:, [p]])
+            problems.append(([p], problem))
     return problems
 
 
 def merge_problems(first: Problems, second: Problems) -> Problems:
-    """Merge by properties, splitting off those that share a problem on one side only."""
+    """The problems of both; properties share one if they share one on both sides."""
     if [properties for properties, _ in first] == [properties for properties, _ in second]:
-        for (_, mine), (_, yours) in zip(first, second, strict=True):
-            mine.merge(yours)
-        return first
+        pairs = zip(first, second, strict=True)
+        return [(properties, _merged(ours, theirs)) for (properties, ours), (_, theirs) in pairs]
     merged = []
-    for properties, mine in first:
-        for others, yours in second:
+    for properties, ours in first:
+        for others, theirs in second:
             common = [p for p in properties if p in others]
             if common:
-                problem = mine.select([properties.index(p) for p in common])
-                problem.merge(yours.select([others.index(p) for p in common]))
-                merged.append((common, problem))
+                our_part = ours.select([properties.index(p) for p in common])
+                their_part = theirs.select([others.index(p) for p in common])
+                merged.append((common, _merged(our_part, their_part)))
+    return merged
+
+
+def _merged(first: LeastSquares, second: LeastSquares) -> LeastSquares:
+    merged = first.copy()
+    merged.merge(second)
     return merged

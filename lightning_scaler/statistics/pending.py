@@ -1,93 +1,149 @@
-"""Small batches wait here until there are enough of them to be worth the reading."""
+"""Small batches, kept until there are enough of them to be worth reading together.
+
+Reading a batch costs about 1.5 ms whatever its size. With batches of 32 molecules of the embedded
+set, read together in groups of about 1000, a pass costs 0.57 instead of 2.15 ms per batch.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from metatensor.torch import TensorMap
+from torch import Tensor
 
 from ..batches import Atoms
 from ..tensors import TargetLayout, scripted_arithmetic
 
-# SystemIndexing so many entries or atoms at once costs more than the calls for it.
-ENTRIES_AT_ONCE = 2**14
-SYSTEMS_AT_ONCE = 1024
+# A group is read once it has this many atoms or values of one block, or this many systems ...
+VALUES_PER_GROUP = 2**14
+SYSTEMS_PER_GROUP = 1024
+# ... and all groups are read if there are more of them, which bounds their memory.
+MOST_GROUPS = 8
 
-# By target name, for every block.
-Values = dict[str, list[torch.Tensor]]
+# Values of every block, by target name.
+ValuesByTarget = dict[str, list[Tensor]]
 
 
-@dataclass
-class WaitingBatches:
-    """Batches of the same targets, each with a row for every system, or every atom, in order.
-
-    They are few: no more than :data:`ENTRIES_AT_ONCE` atoms or entries of a block, or
-    :data:`SYSTEMS_AT_ONCE` systems, and the batch that was one too many.
+class JoinedBatch(NamedTuple):
+    """Several batches joined into one, with all systems and atoms in batch order.
 
     Attributes:
-        layouts: of the targets, by name.
-        types: atomic types of every batch, each ``(n_atoms,)``.
-        counts: numbers of atoms of its systems, each ``(n_systems,)``.
-        values: of every batch, by target name, of every block.
-        n_entries: the most that one block has, or the number of atoms.
-        n_systems: in all batches, an empty one counting as one.
+        layouts: layouts of the targets by name.
+        atoms: atoms of all systems.
+        values: values of every block, by target name.
     """
 
     layouts: dict[str, TargetLayout]
-    types: list[torch.Tensor] = field(default_factory=list)
-    counts: list[torch.Tensor] = field(default_factory=list)
-    values: list[Values] = field(default_factory=list)
-    n_entries: int = 0
+    atoms: Atoms
+    values: ValuesByTarget
+
+
+@dataclass
+class _Group:
+    """Batches with the same targets, layouts and dtypes."""
+
+    layouts: dict[str, TargetLayout]
+    types: list[Tensor] = field(default_factory=list)
+    n_atoms: list[Tensor] = field(default_factory=list)
+    values: list[ValuesByTarget] = field(default_factory=list)
+    n_values: int = 0
     n_systems: int = 0
 
-    def suits(self, layouts: Mapping[str, TargetLayout], values: Values) -> bool:
-        """Whether a batch of these targets can be joined with those that wait."""
+    def accepts(self, layouts: Mapping[str, TargetLayout], values: ValuesByTarget) -> bool:
+        """Whether a batch of the same targets has the same layouts and dtypes."""
         last = self.values[-1]
         return all(
             layouts[name] is layout and values[name][0].dtype == last[name][0].dtype
             for name, layout in self.layouts.items()
         )
 
-    def add(self, atoms: Atoms, values: Values) -> bool:
-        """Take in one batch, its values being copies; whether there are enough of them now."""
+    def add(self, atoms: Atoms, values: ValuesByTarget) -> None:
         self.types.append(atoms.types)
-        self.counts.append(atoms.counts)
+        self.n_atoms.append(atoms.n_atoms)
         self.values.append(values)
-        self.n_systems += max(1, len(atoms))
-        sizes = (of_block.numel() for blocks in values.values() for of_block in blocks)
-        self.n_entries += max(atoms.types.numel(), *sizes)
-        return self.n_systems >= SYSTEMS_AT_ONCE or self.n_entries >= ENTRIES_AT_ONCE
+        self.n_systems += max(1, atoms.n_systems)
+        sizes = (block.numel() for blocks in values.values() for block in blocks)
+        self.n_values += max(atoms.types.numel(), *sizes)
 
-    def joined(self) -> tuple[Atoms, Values]:
-        """All of them as one batch: its atoms, and by target name the values of every block."""
-        atoms = Atoms(torch.cat(self.types), torch.cat(self.counts))
-        return atoms, {
+    @property
+    def is_full(self) -> bool:
+        return self.n_systems >= SYSTEMS_PER_GROUP or self.n_values >= VALUES_PER_GROUP
+
+    def join(self) -> JoinedBatch:
+        atoms = Atoms.from_types(torch.cat(self.types), torch.cat(self.n_atoms))
+        values = {
             name: [
                 torch.cat(blocks)
-                for blocks in zip(*(values[name] for values in self.values), strict=True)
+                for blocks in zip(*(batch[name] for batch in self.values), strict=True)
             ]
             for name in self.layouts
         }
+        return JoinedBatch(self.layouts, atoms, values)
+
+
+class PendingBatches:
+    """Groups of small batches that have not been read yet, one group per set of targets."""
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[str, ...], _Group] = {}
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return sum(len(group.values) for group in self._groups.values())
+
+    def add(
+        self, layouts: Mapping[str, TargetLayout], atoms: Atoms, values: ValuesByTarget
+    ) -> list[JoinedBatch]:
+        """Add the values of some targets of a batch, with all systems and atoms in batch order.
+
+        Args:
+            layouts: layouts by target name.
+            atoms: atoms of the batch.
+            values: copies of the values of every block, from :func:`copy_small_values`.
+
+        Returns:
+            The groups that are to be read now.
+        """
+        names = tuple(values)
+        due = []
+        if names in self._groups and not self._groups[names].accepts(layouts, values):
+            due.append(self._groups.pop(names).join())
+        if names not in self._groups and len(self._groups) == MOST_GROUPS:
+            due += self.take_all()
+        group = self._groups.setdefault(names, _Group({name: layouts[name] for name in names}))
+        group.add(atoms, values)
+        if group.is_full:
+            due.append(self._groups.pop(names).join())
+        return due
+
+    def take_all(self) -> list[JoinedBatch]:
+        """Remove and return all groups."""
+        groups = [group.join() for group in self._groups.values()]
+        self._groups.clear()
+        return groups
 
 
 @scripted_arithmetic
-def copies_of_small(tensors: list[TensorMap], entries_at_once: int) -> list[list[torch.Tensor]]:
-    """Copies of the values of every tensor, by block, that may wait.
+def copy_small_values(
+    tensors: list[TensorMap], values_per_group: int = VALUES_PER_GROUP
+) -> list[list[Tensor]]:
+    """Copies of the values of every block of each tensor, if they may wait to be read.
 
-    There are none of one with so many entries in a block, or with entries so large, or infinite,
-    that the squares of all that waits might overflow: what waits can be read without an error.
+    A tensor may not wait, and its list is empty, if a block is large, or if values are infinite or
+    so large that a sum of squares might overflow: reading a group must not fail.
     """
-    copies: list[list[torch.Tensor]] = []
+    copies: list[list[Tensor]] = []
     for tensor in tensors:
-        of_tensor: list[torch.Tensor] = []
+        values: list[Tensor] = []
         may_wait = True
         for block in tensor.blocks():
-            may_wait = may_wait and block.values.numel() < entries_at_once
+            may_wait = may_wait and block.values.numel() < values_per_group
         if may_wait:
             for block in tensor.blocks():
-                of_block = block.values.detach().clone()
-                squares = float(of_block.to(torch.float64).square().nansum())
-                may_wait = may_wait and squares < 1e290
-                of_tensor.append(of_block)
-        copies.append(of_tensor if may_wait else of_tensor[:0])
+                copied = block.values.detach().clone()
+                sum_of_squares = float(copied.to(torch.float64).square().nansum())
+                may_wait = may_wait and sum_of_squares < 1e290
+                values.append(copied)
+        copies.append(values if may_wait else values[:0])
     return copies

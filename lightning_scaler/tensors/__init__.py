@@ -1,29 +1,40 @@
-"""TensorMaps: read, compared, rebuild; the layout of a target; states as one tensor.
+"""TensorMaps read, compared and rebuilt; the layout of a target; states as one tensor.
 
 Imports ``settings`` alone. Nothing here knows what a batch or a scale is.
 """
 
-from .labels import has_rows, have_labels, have_one_dtype, have_rows
-from .layout import CPU, Invariance, Key, TargetLayout, names_with_layout
-from .state import digest, flatten_state, unflatten_state
+from .labels import (
+    blocks_in_batch_order,
+    find_gradient_rows,
+    find_rows,
+    have_labels,
+    have_one_dtype,
+    take_rows,
+)
+from .layout import CPU, Invariance, Key, TargetLayout, find_known_layouts, match_layouts
+from .state import (
+    digest,
+    flatten_state,
+    from_state,
+    state_to_cpu,
+    to_state,
+    unflatten_state,
+)
 from .tensormaps import (
     apply_mask,
     block_with_samples,
     describe,
     dtype_of,
-    is_system,
+    gradients_of_blocks,
     is_tensormap,
     map_blocks,
     mask_values,
-)
-from .torchscript import (
-    gradients_of_blocks,
-    names_of_gradients,
     rebuild,
-    scripted,
-    scripted_arithmetic,
+    script_class_name,
+    scripted_gradients_of_blocks,
     values_and_gradients,
 )
+from .torchscript import scripted, scripted_arithmetic
 
 __all__ = [
     "CPU",
@@ -32,24 +43,30 @@ __all__ = [
     "TargetLayout",
     "apply_mask",
     "block_with_samples",
+    "blocks_in_batch_order",
     "describe",
     "digest",
     "dtype_of",
+    "find_gradient_rows",
+    "find_known_layouts",
+    "find_rows",
     "flatten_state",
+    "from_state",
     "gradients_of_blocks",
-    "has_rows",
     "have_labels",
     "have_one_dtype",
-    "have_rows",
-    "is_system",
     "is_tensormap",
     "map_blocks",
     "mask_values",
-    "names_of_gradients",
-    "names_with_layout",
+    "match_layouts",
     "rebuild",
+    "script_class_name",
     "scripted",
     "scripted_arithmetic",
+    "scripted_gradients_of_blocks",
+    "state_to_cpu",
+    "take_rows",
+    "to_state",
     "unflatten_state",
     "values_and_gradients",
 ]

@@ -1,4 +1,4 @@
-"""What a target looks like: its kind of samples, its blocks, and whether data agree with it."""
+"""The layout of a target: its sample kind and blocks, and whether TensorMaps agree with it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -41,7 +41,7 @@ class BlockLayout:
 
     @classmethod
     def of(cls, block: TensorBlock) -> "BlockLayout":
-        """Read the layout of a block; it is kept on the CPU."""
+        """The layout of a block, on the CPU."""
         return cls(
             tuple(component.to("cpu") for component in block.components),
             block.properties.to("cpu"),
@@ -52,26 +52,34 @@ class BlockLayout:
         """Number of properties."""
         return len(self.properties)
 
+    def agrees_with(self, other: "BlockLayout") -> bool:
+        """Whether components and properties are the same."""
+        return (
+            len(self.components) == len(other.components)
+            and self.properties == other.properties
+            and all(a == b for a, b in zip(self.components, other.components, strict=True))
+        )
+
 
 @dataclass(frozen=True)
 class TargetLayout:
-    """Sample kind, keys and blocks of a target, as a union over all the data seen.
+    """Sample kind, keys and blocks of a target, as a union over all data seen.
 
-    A batch may lack some of the blocks; one that has other components or properties under the
-    same key is an error.
+    A batch may have only some of the blocks; other components or properties under the same key are
+    an error.
 
     Attributes:
-        name: of the target.
-        kind: ``"structure"``, ``"atom"`` or ``"pair"``.
+        name: name of the target.
+        sample_kind: ``"structure"``, ``"atom"`` or ``"pair"``.
         key_names: names of the keys.
-        blocks: the layout of each block under its key, in the order of first appearance.
-        gradients: names of the gradients that some block has, sorted.
+        blocks: layout of each block by key, in order of first appearance.
+        gradients: parameters of the gradients that some block has, sorted.
     """
 
     name: str
-    kind: SampleKind
+    sample_kind: SampleKind
     key_names: tuple[str, ...]
-    blocks: dict[tuple[int, ...], BlockLayout] = field(default_factory=dict)
+    blocks: dict[Key, BlockLayout] = field(default_factory=dict)
     gradients: tuple[str, ...] = ()
 
     @classmethod
@@ -80,7 +88,7 @@ class TargetLayout:
 
         Raises:
             ValueError: for sample names other than those of per-structure, per-atom and atom-pair
-                targets, blocks whose sample names differ, or values that are not real floats.
+                targets, blocks with different sample names, or values that are not real floats.
             NotImplementedError: for gradients of gradients.
         """
         check_gradients(name, tensor)
@@ -98,75 +106,53 @@ class TargetLayout:
                 f"structure, per atom, or atom pairs), got {list(samples)}"
             )
         gradients = {parameter for block in tensor.blocks() for parameter in block.gradients_list()}
-        key_names, kind = tuple(tensor.keys.names), SAMPLE_NAMES[samples]
-        layout = cls(name, kind, key_names, gradients=tuple(sorted(gradients)))
-        for row, key in enumerate(tensor.keys.values.tolist()):
-            layout.blocks[tuple(key)] = BlockLayout.of(tensor.block_by_id(row))
-        return layout
-
-    def without_rows(self, device: torch.device) -> TensorMap:
-        """A TensorMap of this layout without any sample."""
-        if device not in self._without_rows:
-            self._without_rows[device] = self._without_rows[CPU].to(device=device)
-        return self._without_rows[device]
-
-    @cached_property
-    def _without_rows(self) -> dict[torch.device, TensorMap]:
-        names = next(names for names, kind in SAMPLE_NAMES.items() if kind == self.kind)
-        samples = Labels(list(names), torch.empty((0, len(names)), dtype=torch.int64))
-        blocks = [
-            TensorBlock(
-                torch.empty((0, *(len(labels) for labels in of.components), of.n_properties)),
-                samples,
-                list(of.components),
-                of.properties,
-            )
-            for of in self.blocks.values()
-        ]
-        return {CPU: TensorMap(self.keys(), blocks)}
+        keys = [tuple(key) for key in tensor.keys.values.tolist()]
+        return cls(
+            name,
+            SAMPLE_NAMES[samples],
+            tuple(tensor.keys.names),
+            {key: BlockLayout.of(tensor.block_by_id(i)) for i, key in enumerate(keys)},
+            tuple(sorted(gradients)),
+        )
 
     def union(self, other: "TargetLayout") -> "TargetLayout":
-        """The layout that holds the blocks of both.
+        """The layout with the blocks of both.
 
         Raises:
-            ValueError: if the same name has other samples, key names, components or properties.
+            ValueError: if samples, key names, components or properties differ.
         """
-        if (self.kind, self.key_names) != (other.kind, other.key_names):
+        kind, names = other.sample_kind, other.key_names
+        if (self.sample_kind, self.key_names) != (kind, names):
             raise ValueError(
-                f"target '{self.name}': expected {self.kind} samples and keys named "
-                f"{list(self.key_names)} as before, got {other.kind} samples and keys named "
-                f"{list(other.key_names)}"
+                f"target '{self.name}': expected {self.sample_kind} samples and keys named "
+                f"{list(self.key_names)} as before, got {kind} samples and keys named {list(names)}"
             )
-        gradients = tuple(sorted({*self.gradients, *other.gradients}))
-        if self.blocks.keys() == other.blocks.keys() and all(
-            _same(self.blocks[key], other.blocks[key]) for key in self.blocks
-        ):
-            return self if gradients == self.gradients else replace(self, gradients=gradients)
-        blocks = dict(self.blocks)
-        for key, block in other.blocks.items():
-            if key in blocks and not _same(blocks[key], block):
+        for key in self.blocks.keys() & other.blocks.keys():
+            block, new = self.blocks[key], other.blocks[key]
+            if not block.agrees_with(new):
                 raise ValueError(
                     f"target '{self.name}', block ({self.describe(key)}): expected components "
-                    f"{list(blocks[key].components)} and properties {blocks[key].properties} as "
-                    f"before, got {list(block.components)} and {block.properties}"
+                    f"{list(block.components)} and properties {block.properties} as "
+                    f"before, got {list(new.components)} and {new.properties}"
                 )
-            blocks.setdefault(key, block)
-        return replace(self, blocks=blocks, gradients=gradients)
+        gradients = tuple(sorted({*self.gradients, *other.gradients}))
+        if other.blocks.keys() <= self.blocks.keys() and gradients == self.gradients:
+            return self
+        return replace(self, blocks={**self.blocks, **other.blocks}, gradients=gradients)
 
     @property
     def single_property(self) -> bool:
         """Whether there is exactly one block with exactly one property."""
         return len(self.blocks) == 1 and next(iter(self.blocks.values())).n_properties == 1
 
-    def describe(self, key: tuple[int, ...]) -> str:
+    def describe(self, key: Key) -> str:
         """A key in words: ``"o3_lambda=2, o3_sigma=1"``."""
         return ", ".join(f"{name}={value}" for name, value in zip(self.key_names, key, strict=True))
 
-    def describe_property(self, key: tuple[int, ...], row: int) -> str:
+    def describe_property(self, key: Key, index: int) -> str:
         """A property of a block in words."""
-        return (
-            f"block ({self.describe(key)}), property ({describe(self.blocks[key].properties, row)})"
-        )
+        properties = describe(self.blocks[key].properties, index)
+        return f"block ({self.describe(key)}), property ({properties})"
 
     def keys(self) -> Labels:
         """The keys of all blocks as ``Labels``."""
@@ -175,15 +161,15 @@ class TargetLayout:
             torch.tensor(list(self.blocks), dtype=torch.int64).reshape(-1, len(self.key_names)),
         )
 
-    def invariance(self, key: tuple[int, ...]) -> Invariance:
-        """ScaleKind part of a block a baseline may be taken from.
+    def invariance(self, key: Key) -> Invariance:
+        """The part of a block that may have a baseline.
 
-        ``"scalar"``: the block itself does not change under rotation and inversion;
+        ``"scalar"``: the whole block, which is invariant under rotation and inversion;
         ``"trace"``: the diagonal of a rank-2 spherical block with equal ``o3_lambda_1`` and
-        ``o3_lambda_2``; ``None``: no part of it (Cartesian blocks share the key ``_``).
+        ``o3_lambda_2``; ``None``: no part (Cartesian blocks share the key ``_`` with scalars).
         """
         block, values = self.blocks[key], dict(zip(self.key_names, key, strict=True))
-        if self.kind == "pair" or block.n_properties == 0:
+        if self.sample_kind == "pair" or block.n_properties == 0:
             return None
         if self.key_names == ("_",):
             return "scalar" if not block.components else None
@@ -196,10 +182,31 @@ class TargetLayout:
             return "trace" if same and proper else None
         return None
 
+    def without_rows(self, device: torch.device) -> TensorMap:
+        """A TensorMap of this layout without any sample."""
+        if device not in self._without_rows:
+            self._without_rows[device] = self._without_rows[CPU].to(device=device)
+        return self._without_rows[device]
+
+    @cached_property
+    def _without_rows(self) -> dict[torch.device, TensorMap]:
+        names = next(names for names, kind in SAMPLE_NAMES.items() if kind == self.sample_kind)
+        samples = Labels(list(names), torch.empty((0, len(names)), dtype=torch.int64))
+        blocks = [
+            TensorBlock(
+                torch.empty((0, *(len(labels) for labels in b.components), b.n_properties)),
+                samples,
+                list(b.components),
+                b.properties,
+            )
+            for b in self.blocks.values()
+        ]
+        return {CPU: TensorMap(self.keys(), blocks)}
+
     def state(self) -> dict[str, Any]:
         """The layout as plain Python objects and tensors (``torch.load(weights_only=True)``)."""
         return {
-            "kind": self.kind,
+            "kind": self.sample_kind,
             "key_names": list(self.key_names),
             "gradients": list(self.gradients),
             "blocks": [
@@ -226,37 +233,45 @@ class TargetLayout:
         return cls(name, state["kind"], key_names, blocks, gradients)
 
 
-def names_with_layout(
-    layouts: Mapping[str, TargetLayout],
-    tensors: Mapping[str, TensorMap],
-    device: torch.device | None = None,
-) -> frozenset[str]:
-    """Names of the tensors that have just the blocks of their layout, and nothing to complain of.
+def find_known_layouts(
+    known: Mapping[str, TargetLayout], tensors: Mapping[str, TensorMap], device: torch.device
+) -> dict[str, TargetLayout]:
+    """The known layouts of those tensors on the device that have just the same blocks.
 
-    A hundred times faster than :meth:`TargetLayout.of` and :meth:`TargetLayout.union`, which say
-    what is different.
+    Comparing is a hundred times faster than reading a layout.
 
     Args:
-        layouts: by name; tensors of other names are left out.
-        tensors: on one device, or some of them are taken to differ.
-        device: the one; asking a TensorMap for it costs as much as all comparisons of a small one.
+        known: layouts by target name.
+        tensors: TensorMaps by name.
+        device: device that the tensors are expected on. (Asking a small TensorMap for its device
+            costs as much as comparing it.)
     """
-    names = [name for name in tensors if name in layouts]
-    if not names:
-        return frozenset()
-    chosen = [tensors[name] for name in names]
-    device = device or chosen[0].device
-    likes = [layouts[name].without_rows(device) for name in names]
-    found = have_layouts(chosen, likes, [list(layouts[name].gradients) for name in names])
-    return frozenset(compress(names, found))
-
-
-def _same(first: BlockLayout, second: BlockLayout) -> bool:
-    return (
-        len(first.components) == len(second.components)
-        and first.properties == second.properties
-        and all(a == b for a, b in zip(first.components, second.components, strict=True))
+    names = [name for name in tensors if name in known]
+    found = have_layouts(
+        [tensors[name] for name in names],
+        [known[name].without_rows(device) for name in names],
+        [list(known[name].gradients) for name in names],
     )
+    return {name: known[name] for name in compress(names, found)}
+
+
+def match_layouts(
+    known: Mapping[str, TargetLayout], tensors: Mapping[str, TensorMap], device: torch.device
+) -> dict[str, TargetLayout]:
+    """The layout of each tensor: the known one itself where its blocks are the same.
+
+    See :func:`find_known_layouts` for the arguments.
+
+    Raises:
+        ValueError: if a tensor disagrees with the known layout, or has no layout of a target.
+    """
+    layouts = find_known_layouts(known, tensors, device)
+    for name, tensor in tensors.items():
+        if name not in layouts:
+            layouts[name] = TargetLayout.of(name, tensor)
+            if name in known and layouts[name].blocks:
+                known[name].union(layouts[name])
+    return layouts
 
 
 def _labels_state(labels: Labels) -> dict[str, Any]:

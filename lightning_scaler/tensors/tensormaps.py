@@ -1,25 +1,22 @@
-"""Read and rebuild ``TensorMap`` objects, values and gradients together."""
+"""TensorMaps read, masked and rebuilt, values and gradients together."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
+from torch import Tensor
 
-from .torchscript import values_and_gradients, with_values
+from .torchscript import scripted
 
 
 def is_tensormap(value: Any) -> bool:
     """Whether ``value`` is a ``TensorMap`` (``isinstance`` raises on TorchScript classes)."""
-    return _class_name(value) == "TensorMap"
+    return script_class_name(value) == "TensorMap"
 
 
-def is_system(value: Any) -> bool:
-    """Whether ``value`` is a metatomic ``System``."""
-    return _class_name(value) == "System"
-
-
-def _class_name(value: Any) -> str | None:
+def script_class_name(value: Any) -> str | None:
+    """The class name of an instance of a TorchScript class, ``None`` for anything else."""
     script_class: Any = value._type() if isinstance(value, torch.ScriptObject) else None
     return None if script_class is None else str(script_class.name())
 
@@ -30,103 +27,156 @@ def dtype_of(tensor: TensorMap) -> torch.dtype:
 
 
 def describe(labels: Labels, row: int) -> str:
-    """One entry of some labels in words: ``"o3_lambda=2, o3_sigma=1"``."""
+    """One row of some labels in words: ``"o3_lambda=2, o3_sigma=1"``."""
     values = labels.values[row].tolist()
     return ", ".join(f"{name}={value}" for name, value in zip(labels.names, values, strict=True))
 
 
+@scripted
+def values_and_gradients(tensor: TensorMap) -> tuple[list[Tensor], list[Tensor]]:
+    """The values of all blocks, and of all gradients in the order of blocks and parameters."""
+    values: list[Tensor] = []
+    gradients: list[Tensor] = []
+    for block in tensor.blocks():
+        values.append(block.values)
+        for parameter in block.gradients_list():
+            gradients.append(block.gradient(parameter).values)
+    return values, gradients
+
+
+def gradients_of_blocks(tensor: TensorMap) -> tuple[list[int], list[str]]:
+    """The block index and the parameter of each gradient, as :func:`values_and_gradients`."""
+    blocks: list[int] = []
+    parameters: list[str] = []
+    for i, block in enumerate(tensor.blocks()):
+        for parameter in block.gradients_list():
+            blocks.append(i)
+            parameters.append(parameter)
+    return blocks, parameters
+
+
+scripted_gradients_of_blocks = scripted(gradients_of_blocks)
+
+
+def rebuild(tensor: TensorMap, values: list[Tensor], gradients: list[Tensor]) -> TensorMap:
+    """A new TensorMap with all labels of ``tensor`` and other values.
+
+    Args:
+        tensor: TensorMap that gives keys, samples, components, properties and gradient labels.
+        values: values of every block.
+        gradients: values of every gradient, in the order of :func:`values_and_gradients`.
+    """
+    blocks: list[TensorBlock] = []
+    n_gradients = 0
+    for i, old in enumerate(tensor.blocks()):
+        new = TensorBlock(values[i], old.samples, old.components, old.properties)
+        for parameter in old.gradients_list():
+            like = old.gradient(parameter)
+            gradient = TensorBlock(
+                gradients[n_gradients], like.samples, like.components, like.properties
+            )
+            new.add_gradient(parameter, gradient)
+            n_gradients += 1
+        blocks.append(new)
+    return TensorMap(tensor.keys, blocks)
+
+
+scripted_rebuild = scripted(rebuild)
+
+
 def block_with_samples(
     block: TensorBlock,
-    values: torch.Tensor,
+    values: Tensor,
     samples: Labels,
-    gradients: dict[str, torch.Tensor],
+    gradients: dict[str, Tensor],
     gradient_samples: dict[str, Labels] | None = None,
 ) -> TensorBlock:
     """A new block with the components and properties of ``block`` and other samples.
 
     Args:
-        block: gives components, properties and the labels of the gradients.
+        block: block that gives components, properties and the labels of the gradients.
         values: ``(n_samples, *components, n_properties)``.
-        samples: of the values.
-        gradients: the values of each gradient of ``block``, by parameter name.
-        gradient_samples: of the gradients, by parameter name; by default those of ``block``.
+        samples: samples of the values.
+        gradients: values of each gradient of ``block``, by parameter.
+        gradient_samples: samples of each gradient, by parameter; those of ``block`` by default.
     """
-    rebuild = TensorBlock(values, samples, block.components, block.properties)
-    for name, values_of_gradient in gradients.items():
-        gradient = block.gradient(name)
-        rebuild.add_gradient(
-            name,
+    new = TensorBlock(values, samples, block.components, block.properties)
+    for parameter, gradient_values in gradients.items():
+        gradient = block.gradient(parameter)
+        new.add_gradient(
+            parameter,
             TensorBlock(
-                values_of_gradient,
-                gradient.samples if gradient_samples is None else gradient_samples[name],
+                gradient_values,
+                gradient.samples if gradient_samples is None else gradient_samples[parameter],
                 gradient.components,
                 gradient.properties,
             ),
         )
-    return rebuild
+    return new
 
 
 def map_blocks(
     tensor: TensorMap, function: Callable[[int, Labels, TensorBlock], TensorBlock]
 ) -> TensorMap:
-    """A ``TensorMap`` with the keys of ``tensor`` and ``function(row, keys, block)`` as blocks."""
+    """A TensorMap with the keys of ``tensor`` and the blocks ``function(index, keys, block)``."""
     keys = tensor.keys
     return TensorMap(
-        keys, [function(row, keys, block) for row, block in enumerate(tensor.blocks())]
+        keys, [function(index, keys, block) for index, block in enumerate(tensor.blocks())]
     )
 
 
 def check_gradients(name: str, tensor: TensorMap) -> None:
-    """Refuse gradients of gradients, which nothing here converts.
+    """Refuse gradients of gradients, which no conversion supports.
 
     Raises:
         NotImplementedError: naming the target, the block and the gradient.
     """
-    for row, block in enumerate(tensor.blocks()):
+    for index, block in enumerate(tensor.blocks()):
         for parameter in block.gradients_list():
             inner = block.gradient(parameter).gradients_list()
             if inner:
                 raise NotImplementedError(
-                    f"target '{name}', block ({describe(tensor.keys, row)}): the gradient "
+                    f"target '{name}', block ({describe(tensor.keys, index)}): the gradient "
                     f"'{parameter}' has gradients of its own ({inner}); gradients of gradients are "
                     "not supported, give them as a target of their own"
                 )
 
 
-def mask_values(name: str, tensor: TensorMap, mask: TensorMap) -> list[torch.Tensor]:
-    """For every block ``False`` where the mask leaves an entry out, in the shape of the values.
+def mask_values(name: str, tensor: TensorMap, mask: TensorMap) -> list[Tensor]:
+    """The mask of every block as booleans, ``False`` for missing values.
 
     Args:
-        name: of the target, for the messages.
+        name: name of the target, for messages.
         tensor: the target.
-        mask: same keys, samples and shapes; ``True`` (or 1) keeps an entry.
+        mask: TensorMap with the keys, samples and shapes of the target; ``True`` (or 1) keeps a
+            value.
 
     Raises:
-        ValueError: if keys, samples or shapes of the mask are not those of the target.
+        ValueError: if keys, samples or shapes of the mask differ from those of the target.
     """
     if mask.keys != tensor.keys:
         raise ValueError(
             f"mask of target '{name}': expected the keys of the target, {tensor.keys}, got "
             f"{mask.keys}"
         )
-    kept = []
-    for row, (block, keep) in enumerate(zip(tensor.blocks(), mask.blocks(), strict=True)):
+    masks = []
+    for index, (block, keep) in enumerate(zip(tensor.blocks(), mask.blocks(), strict=True)):
         if keep.values.shape != block.values.shape or keep.samples != block.samples:
             raise ValueError(
-                f"mask of target '{name}', block ({describe(tensor.keys, row)}): expected the "
+                f"mask of target '{name}', block ({describe(tensor.keys, index)}): expected the "
                 f"samples and shape {tuple(block.values.shape)} of the target, got "
                 f"{tuple(keep.values.shape)}"
             )
-        kept.append(keep.values.to(torch.bool))
-    return kept
+        masks.append(keep.values.to(torch.bool))
+    return masks
 
 
 def apply_mask(name: str, tensor: TensorMap, mask: TensorMap) -> TensorMap:
-    """A copy of ``tensor`` in which every entry that the mask leaves out is NaN (missing).
+    """A copy of a target with NaN where the mask is ``False``; gradients stay as they are.
 
-    Gradients are kept as they are. Arguments and errors as of :func:`mask_values`.
+    See :func:`mask_values` for arguments and errors.
     """
-    kept = mask_values(name, tensor, mask)
+    masks = mask_values(name, tensor, mask)
     values, gradients = values_and_gradients(tensor)
-    masked = [torch.where(k, v, torch.nan) for k, v in zip(kept, values, strict=True)]
-    return with_values(tensor, masked, gradients)
+    masked = [torch.where(k, v, torch.nan) for k, v in zip(masks, values, strict=True)]
+    return scripted_rebuild(tensor, masked, gradients)

@@ -1,4 +1,4 @@
-"""Target scaling in a Lightning ``Trainer``: the callback, the mixin, the pass over the data.
+"""Target scaling in a Lightning ``Trainer``: the callback, the mixin and the data pass.
 
 Imports ``metrics``, ``scaling`` and the rooms below them, and ``reports``.
 """

@@ -1,55 +1,191 @@
-"""Whether scales that were fitted before are what the settings of now ask for."""
+"""Whether a fit is needed, of which targets, and with which of the requested settings."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
-from ..scaling import Scaler
+import torch
+
+from ..baselines import CompositionBaseline, FrozenModule, class_name
+from ..scaling import ScaleAccumulator, Scaler
 from ..settings import FixedScale, Settings, check_names
+
+
+@dataclass(frozen=True)
+class FitRequest:
+    """What a ``TargetScaler`` requests at the start of a fit.
+
+    Attributes:
+        settings: general settings of the fit.
+        targets: names of the targets to fit; ``None``: all.
+        intensive_targets: names of the targets that are not divided by the number of atoms.
+        fixed_scales: per-target scales by target name.
+        baseline: composition baseline; ``None``: no baseline.
+        additive: additive module that is subtracted before the baseline, if any.
+        limit_batches: maximum number of batches to read; ``None``: all.
+        refit: fit all targets again, even if the module already has scales.
+    """
+
+    settings: Settings
+    targets: tuple[str, ...] | None
+    intensive_targets: frozenset[str]
+    fixed_scales: dict[str, FixedScale]
+    baseline: CompositionBaseline | None
+    additive: torch.nn.Module | None
+    limit_batches: int | None
+    refit: bool
+
+    @property
+    def fixed_baseline(self) -> dict[str, dict[int, float]]:
+        """Fixed contributions per atomic type, by target name."""
+        return {} if self.baseline is None else dict(self.baseline.fixed)
+
+    @property
+    def additive_name(self) -> str | None:
+        """The class name of the additive module."""
+        return None if self.additive is None else class_name(self.additive)
+
+    def by_setting(self) -> dict[str, Any]:
+        """The values that must be the same on all processes, by name."""
+        return {
+            "settings": self.settings,
+            "fixed_scales": self.fixed_scales,
+            "fixed_baseline": self.fixed_baseline,
+            "additive module": self.additive_name,
+            "intensive_targets": sorted(self.intensive_targets),
+            "limit_batches": self.limit_batches,
+        }
+
+
+@dataclass(frozen=True)
+class FitDecision:
+    """What a fit has to do for one module; see :func:`decide_fit`.
+
+    Attributes:
+        request: request that was decided on.
+        keep_existing: keep the scales that the module already has.
+        targets: names of the targets to fit; ``None``: all.
+    """
+
+    request: FitRequest
+    keep_existing: bool
+    targets: tuple[str, ...] | None
+
+    @property
+    def fit_needed(self) -> bool:
+        """Whether there is anything to fit."""
+        return not self.keep_existing or bool(self.targets)
+
+    def applies_to(self, name: str) -> bool:
+        """Whether the settings of a target are needed: all but those of targets that are kept."""
+        return (
+            self.targets is None or name in self.targets or name not in (self.request.targets or ())
+        )
+
+    def fixed_scales(self) -> dict[str, FixedScale]:
+        """The fixed scales that the fit uses, by target name."""
+        fixed = self.request.fixed_scales
+        return {name: scale for name, scale in fixed.items() if self.applies_to(name)}
+
+    def accumulator(self, scaler: Scaler, device: torch.device) -> ScaleAccumulator:
+        """An empty accumulator for the targets to fit.
+
+        Args:
+            scaler: scaler of the module. Its additive module is used if its scales are kept, or if
+                the code of the module provides one and the request does not.
+            device: device on which the additive module runs.
+        """
+        request, baseline = self.request, self.request.baseline
+        if baseline is not None:
+            fixed = {n: w for n, w in request.fixed_baseline.items() if self.applies_to(n)}
+            baseline = CompositionBaseline(fixed)
+        additive = scaler.additive if self.keep_existing else scaler.provided_module
+        if request.additive is not None and not self.keep_existing:
+            additive = FrozenModule(request.additive)
+        return ScaleAccumulator(
+            self.targets,
+            [name for name in request.intensive_targets if self.applies_to(name)],
+            baseline,
+            request.settings.system_labels,
+            additive and additive.to(device),
+        )
+
+
+def decide_fit(request: FitRequest, scaler: Scaler, is_dev_run: bool) -> FitDecision:
+    """Decide whether scales are missing.
+
+    Existing scales are kept unless ``refit`` is set. Provisional scales, from a ``fast_dev_run``,
+    are only kept in another one.
+
+    Args:
+        request: settings of the callback.
+        scaler: scaler of the module, fitted or not.
+        is_dev_run: whether the Trainer runs with ``fast_dev_run``.
+
+    Raises:
+        ValueError: if existing scales are to be kept and the settings contradict them.
+    """
+    provisional = scaler.settings.provisional and not is_dev_run
+    if not scaler.fitted or request.refit or provisional:
+        return FitDecision(request, keep_existing=False, targets=request.targets)
+    targets = request.targets or ()
+    check_restored(
+        scaler,
+        request.settings,
+        targets,
+        request.intensive_targets,
+        request.fixed_scales,
+        request.fixed_baseline,
+        request.additive_name,
+    )
+    missing = tuple(name for name in targets if name not in scaler.targets)
+    return FitDecision(request, keep_existing=True, targets=missing)
 
 
 def check_restored(
     scaler: Scaler,
-    asked: Settings,
+    requested: Settings,
     targets: Iterable[str],
     intensive_targets: Iterable[str],
     fixed_scales: dict[str, FixedScale],
     fixed_baseline: dict[str, dict[int, float]],
     additive: str | None = None,
 ) -> None:
-    """Compare the settings of restored scales with those asked for.
+    """Check that the settings of restored scales are those requested now.
 
     Args:
-        scaler: restored.
-        asked: general settings; ``system_labels="auto"`` goes with anything.
-        targets: names that are to be fitted.
+        scaler: restored scaler.
+        requested: general settings; ``system_labels="auto"`` matches any.
+        targets: names of the targets to fit.
         intensive_targets: names of the targets that are not divided by the number of atoms.
-        fixed_scales: in plain form.
-        fixed_baseline: in plain form.
-        additive: the class of the additive module; ``None`` goes with one that the module brought.
+        fixed_scales: per-target scales by target name, as ``settings.fixed_scales`` returns them.
+        fixed_baseline: contributions per atomic type by target name, as
+            ``settings.fixed_baseline`` returns them.
+        additive: class name of the additive module; ``None`` matches one that the network provides.
 
     Raises:
-        ValueError: for names that are no target, and one that lists every setting that differs,
-            with both values.
+        ValueError: for names of unknown targets, and if settings differ: each with both values.
     """
     known = {*scaler.targets, *targets}
     check_names("intensive_targets", sorted(intensive_targets), known)
     check_names("fixed_scales", fixed_scales, known)
     check_names("fixed_baseline", fixed_baseline, known)
-    had = scaler.settings
+    restored = scaler.settings
     pairs = {
-        name: (getattr(had, name), getattr(asked, name))
+        name: (getattr(restored, name), getattr(requested, name))
         for name in ("enabled", "baseline", "unseen_types")
     }
-    if "auto" not in (had.system_labels, asked.system_labels):
-        pairs["system_labels"] = (had.system_labels, asked.system_labels)
-    fitted_with = None
+    if "auto" not in (restored.system_labels, requested.system_labels):
+        pairs["system_labels"] = (restored.system_labels, requested.system_labels)
+    restored_additive = None
     if scaler.additive is not None and any(scales.additive for scales in scaler.targets.values()):
-        fitted_with = scaler.additive.name
+        restored_additive = scaler.additive.name
         if additive is None and scaler.provided_module is not None:
             additive = scaler.provided_module.name
-    pairs["additive module"] = (fitted_with, additive)
+    pairs["additive module"] = (restored_additive, additive)
     intensive = set(intensive_targets)
     for name, scales in scaler.targets.items():
-        if scales.layout.kind == "structure":
+        if scales.layout.sample_kind == "structure":
             pairs[f"intensive_targets: {name}"] = (not scales.extensive, name in intensive)
         pairs[f"fixed_scales: {name}"] = (scales.fixed, fixed_scales.get(name))
         pairs[f"fixed_baseline: {name}"] = (scales.fixed_weights, fixed_baseline.get(name))
@@ -62,5 +198,5 @@ def check_restored(
         raise ValueError(
             "the settings of TargetScaler contradict those of the scales that the module already "
             f"has (from a checkpoint or an earlier fit): {'; '.join(differences)}; use the same "
-            "settings, or refit=True to fit anew"
+            "settings, or set refit=True to fit again"
         )

@@ -11,25 +11,25 @@ from ..tensors import is_tensormap
 def mean_squared_error(
     predictions: Mapping[str, TensorMap], targets: Mapping[str, TensorMap]
 ) -> torch.Tensor:
-    """The mean over terms of the mean squared error of each.
+    """Mean, over the terms of the loss, of the mean squared error of each term.
 
-    A term is all values of a target, or one of its gradients. NaN entries of a target are missing;
-    they are taken out before anything is squared, so that no gradient sees them. A term without any
-    entry is left out.
+    The values of a target (all blocks together) are one term, and so is each of its gradients. NaN
+    values of a target are missing values; they are removed before errors are squared, so that they
+    do not enter the gradient of the loss. Terms in which all values are missing do not count.
 
     Args:
-        predictions: by target name, in the rows of the targets.
-        targets: by target name; those without a prediction are passed over.
+        predictions: predictions by target name, with the samples of the targets in their order.
+        targets: targets by name; those without a prediction are ignored.
 
     Returns:
-        A scalar; 0 if no target has an entry.
+        Scalar tensor; 0 if all values are missing.
     """
     errors, present = [], []
     for name, prediction in predictions.items():
         for pairs in _terms(prediction, targets[name]).values():
-            squares, entries = _squared_error(pairs)
-            errors.append(squares / entries.clamp(min=1))
-            present.append((entries > 0).to(squares.dtype))
+            squares, count = _squared_error(pairs)
+            errors.append(squares / count.clamp(min=1))
+            present.append((count > 0).to(squares.dtype))
     if not errors:
         return torch.zeros(())
     return torch.stack(errors).sum() / torch.stack(present).sum().clamp(min=1)
@@ -38,12 +38,12 @@ def mean_squared_error(
 def _terms(
     prediction: TensorMap, target: TensorMap
 ) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
-    """Pairs of predicted and target values by gradient name, the values themselves under ``""``."""
+    """Pairs (prediction, target) of tensors by gradient name, with the values under ``""``."""
     terms: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-    for ours, theirs in zip(target.blocks(), prediction.blocks(), strict=True):
-        terms.setdefault("", []).append((theirs.values, ours.values))
-        for name in ours.gradients_list():
-            pair = (theirs.gradient(name).values, ours.gradient(name).values)
+    for of_target, predicted in zip(target.blocks(), prediction.blocks(), strict=True):
+        terms.setdefault("", []).append((predicted.values, of_target.values))
+        for name in of_target.gradients_list():
+            pair = (predicted.gradient(name).values, of_target.gradient(name).values)
             terms.setdefault(name, []).append(pair)
     return terms
 
@@ -51,31 +51,33 @@ def _terms(
 def _squared_error(
     pairs: list[tuple[torch.Tensor, torch.Tensor]],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    def differences() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The sum of squared errors over all blocks, and the number of values that are not missing."""
+
+    def by_block() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for prediction, target in pairs:
             missing = torch.isnan(target)
-            # Indexing by a mask would make the host wait for a GPU. A NaN that `where` leaves out
-            # gives no gradient, as long as nothing but the difference comes before it.
+            # Indexing by a mask would make the host wait for a GPU. A NaN that `where` removes has
+            # no gradient, as long as only the difference is taken before.
             difference = torch.where(missing, 0.0, prediction - target)
             yield difference.square().sum(), (~missing).sum()
 
-    squares, entries = zip(*differences(), strict=True)
-    return torch.stack(squares).sum(), torch.stack(entries).sum()
+    squares, counts = zip(*by_block(), strict=True)
+    return torch.stack(squares).sum(), torch.stack(counts).sum()
 
 
 def zero_loss(predictions: Mapping[str, TensorMap]) -> torch.Tensor:
-    """Zero times everything that was predicted: a loss with a gradient of zero.
+    """A loss of zero that depends on all predictions, so that its gradient is zero, not missing.
 
     Args:
-        predictions: by target name, in any space; what is no TensorMap is passed over.
+        predictions: predictions by target name, in any space; only TensorMaps are used.
     """
-    entries = [
+    tensors = [
         values
         for tensor in predictions.values()
         if is_tensormap(tensor)
         for block in tensor.blocks()
         for values in (block.values, *(block.gradient(g).values for g in block.gradients_list()))
     ]
-    if not entries:
+    if not tensors:
         return torch.zeros(())
-    return torch.stack([(0.0 * values.nan_to_num()).sum() for values in entries]).sum()
+    return torch.stack([(0.0 * values.nan_to_num()).sum() for values in tensors]).sum()

@@ -1,4 +1,4 @@
-"""The metrics that the mixin logs of each target, and under what names."""
+"""The metrics that the mixin logs for each target, and their names."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -8,68 +8,78 @@ from lightning.pytorch import LightningModule
 from torchmetrics import Metric, MetricCollection
 from typing_extensions import override
 
-from ..metrics import PhysicalPair, entries_of, leave_inference_mode
+from ..metrics import leave_inference_mode, select_values
+from ..scaling import PhysicalValues
 from ..tensors import TargetLayout
 
 
-class Part(NamedTuple):
-    """What a metric looks at: all values of a target, one of its gradients, or one block."""
+class MetricScope(NamedTuple):
+    """The values that one metric sees: all values of a target, one of its gradients, or one block.
+
+    Attributes:
+        path: logged name without stage and metric, as in ``"energy"`` or ``"energy/positions"``.
+        gradient: parameter of the gradient; ``None`` for values.
+        block: key of the block by name; ``None`` for all blocks.
+        per_atom: whether errors are divided by the number of atoms.
+    """
 
     path: str
     gradient: str | None = None
     block: dict[str, int] | None = None
     per_atom: bool = False
 
-    def name(self, metric: str) -> str:
-        """The logged name behind the stage: ``"energy/rmse_per_atom"``."""
+    def logged_name(self, metric: str) -> str:
+        """The logged name of a metric, without the stage: ``"energy/rmse_per_atom"``."""
         return f"{self.path}/{metric}" + ("_per_atom" if self.per_atom else "")
 
 
-def parts_of_target(layout: TargetLayout, extensive: bool, per_block: Sequence[str]) -> list[Part]:
-    """All that is logged of one target, the same on every process.
+def metric_scopes(
+    layout: TargetLayout, extensive: bool, per_block: Sequence[str]
+) -> list[MetricScope]:
+    """The scopes in which a target is logged, the same on every process.
 
     Args:
-        layout: of the target, as it was fitted.
-        extensive: whether it is compared per atom.
-        per_block: names of the targets that are told for every block too.
+        layout: layout of the target in the fit.
+        extensive: whether errors are per atom.
+        per_block: names of the targets with additional metrics for every block.
     """
     name = layout.name
-    parts = [Part(name, per_atom=extensive)]
+    scopes = [MetricScope(name, per_atom=extensive)]
     for parameter in layout.gradients:
         per_atom = extensive and parameter != "positions"
-        parts.append(Part(f"{name}/{parameter}", gradient=parameter, per_atom=per_atom))
+        scopes.append(MetricScope(f"{name}/{parameter}", gradient=parameter, per_atom=per_atom))
     if name in per_block:
         for key in layout.blocks:
-            named = dict(zip(layout.key_names, key, strict=True))
-            # The names of a key that say something; a proper sigma is the rule.
-            words = [f"{n}_{v}" for n, v in named.items() if (n, v) != ("o3_sigma", 1)]
+            block = dict(zip(layout.key_names, key, strict=True))
+            # Nearly all blocks have o3_sigma=1, so names leave it out.
+            words = [f"{n}_{v}" for n, v in block.items() if (n, v) != ("o3_sigma", 1)]
             path = f"{name}/{'_'.join(words)}"
-            parts.append(Part(path, block=named, per_atom=extensive))
-    return parts
+            scopes.append(MetricScope(path, block=block, per_atom=extensive))
+    return scopes
 
 
-def metrics_of_part(metrics: MetricCollection) -> torch.nn.ModuleDict:
-    """The metrics anew, for one part of one target, in float64.
+def copy_metrics(metrics: MetricCollection) -> torch.nn.ModuleDict:
+    """Independent float64 copies of metrics, for one scope.
 
-    Their states are their own: Lightning logs and resets each metric by itself.
+    Copies do not share states, because Lightning logs and resets each metric by itself.
 
     Raises:
         TypeError: for anything but a ``MetricCollection``.
     """
     if not isinstance(metrics, MetricCollection):
         raise TypeError(
-            "configure_metrics: expected a torchmetrics MetricCollection (its names are those that "
-            f"are logged), got {type(metrics).__name__}"
+            "configure_metrics: expected a torchmetrics MetricCollection (its names are logged), "
+            f"got {type(metrics).__name__}; write MetricCollection({{'mae': MeanAbsoluteError()}})"
         )
-    own = {name: metric.clone().set_dtype(torch.float64) for name, metric in metrics.items()}
-    # Those given may be part of a module in evaluation mode.
-    return torch.nn.ModuleDict(own).train()
+    copies = {name: metric.clone().set_dtype(torch.float64) for name, metric in metrics.items()}
+    # The originals may belong to a module in evaluation mode.
+    return torch.nn.ModuleDict(copies).train()
 
 
 class WeightedMean(Metric):
-    """A mean with weights over all processes, in float64.
+    """Weighted mean over all processes, in float64.
 
-    Instead of torchmetrics' ``MeanMetric``, which leaves out NaN, or else the weights.
+    torchmetrics' ``MeanMetric`` ignores either NaN values or the weights; this ignores neither.
 
     Example:
         >>> mean = WeightedMean()
@@ -90,53 +100,68 @@ class WeightedMean(Metric):
 
     @override
     def update(self, value: torch.Tensor, weight: float) -> None:
-        """Take in a scalar."""
+        """Add a scalar.
+
+        Args:
+            value: scalar tensor.
+            weight: weight of the value.
+        """
         self.total = self.total + weight * value.detach().double()
         self.weight = self.weight + weight
 
     @override
     def compute(self) -> torch.Tensor:
-        """The mean so far; NaN without any weight."""
+        """Return the mean of all values so far; NaN if the weights add up to zero."""
         return self.total / self.weight
 
 
 class LoggedMetrics(torch.nn.ModuleDict):
-    """The metrics of a module, by stage, loader and part of a target; made when first needed.
+    """The metrics of a module by stage, loader and scope, each created when it is first needed.
 
     Args:
-        attribute: of the module that holds this one.
+        attribute: name of the attribute under which the module holds this one.
     """
 
     def __init__(self, attribute: str) -> None:
         super().__init__()
         self._attribute = attribute
 
-    def log_part(
+    def log_scope(
         self,
         module: LightningModule,
         stage: str,
         dataloader_idx: int,
-        part: Part,
-        pairs: Sequence[PhysicalPair],
+        scope: MetricScope,
+        values: Sequence[PhysicalValues],
         batch_size: int,
     ) -> None:
-        """Take a batch into the metrics of one part of a target, and log them."""
-        key = f"{stage}/{dataloader_idx}/{part.path}".replace(".", "_")
+        """Update the metrics of one scope of a target with a batch, and log them.
+
+        Args:
+            module: module that logs and configures the metrics.
+            stage: ``"train"``, ``"val"`` or ``"test"``.
+            dataloader_idx: index of the loader.
+            scope: values that the metrics see.
+            values: predictions and targets in physical units, block by block; empty if the
+                batch does not have the target.
+            batch_size: number of systems in the batch.
+        """
+        key = f"{stage}/{dataloader_idx}/{scope.path}".replace(".", "_")
         if key not in self:
-            self[key] = metrics_of_part(cast(Any, module).configure_metrics()).to(module.device)
+            self[key] = copy_metrics(cast(Any, module).configure_metrics()).to(module.device)
         metrics = cast(Mapping[str, Metric], self[key])
-        entries = entries_of(pairs, part.gradient, part.block)
-        if entries is not None:
+        selected = select_values(values, scope.gradient, scope.block)
+        if selected is not None:
             leave_inference_mode(metrics.values())
             for metric in metrics.values():
-                metric.update(*entries)
+                metric.update(*selected)
         for name, metric in metrics.items():
-            # Processes reduce their metrics together, so all log the same ones, whatever targets
-            # their batches have. Wrappers of torchmetrics do not know whether they were updated.
-            updated = entries is not None or metric.update_called
+            # Processes reduce their metrics together, so all of them log the same ones, even if
+            # their batches have different targets. Wrappers never set their own update_called.
+            updated = selected is not None or metric.update_called
             if updated or module.trainer.world_size > 1:
                 module.log(
-                    f"{stage}/{part.name(name)}",
+                    f"{stage}/{scope.logged_name(name)}",
                     metric,
                     on_step=False,
                     on_epoch=True,
@@ -152,12 +177,20 @@ class LoggedMetrics(torch.nn.ModuleDict):
         loss: torch.Tensor,
         n_systems: int,
     ) -> None:
-        """Log the mean over batches, each weighted by its systems."""
+        """Log the mean loss over batches, weighted by their number of systems.
+
+        Args:
+            module: module that logs the loss.
+            stage: ``"train"``, ``"val"`` or ``"test"``.
+            dataloader_idx: index of the loader.
+            loss: scalar loss of the batch.
+            n_systems: number of systems in the batch, without padding.
+        """
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "prog_bar": True}
         if stage == "train":
             module.log(f"{stage}/loss", loss, sync_dist=True, batch_size=n_systems, **options)
             return
-        # Lightning's own mean rounds the number of systems of a process to an integer.
+        # Lightning's own mean rounds the number of systems per process to an integer.
         key = f"{stage}/{dataloader_idx}"
         if key not in self:
             self[key] = WeightedMean().to(module.device)

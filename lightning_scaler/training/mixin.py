@@ -1,4 +1,4 @@
-"""The mixin that makes a LightningModule train in loss space and report in physical units."""
+"""The mixin that trains a LightningModule in loss space and reports in physical units."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,18 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 from typing_extensions import override
 
 from ..batches import Atoms, HasTypes, move_to_device, read_atoms, unpack
-from ..metrics import physical_pairs
-from ..scaling import Scaler, between_positions, predictions_to_loss, targets_to_loss
+from ..scaling import (
+    Scaler,
+    predictions_to_loss,
+    predictions_to_physical,
+    targets_to_loss,
+    values_in_physical_units,
+)
 from .loss import mean_squared_error, zero_loss
-from .metric_logging import LoggedMetrics, parts_of_target
-from .padding import repeated_systems, without_systems
-from .samplers import flattened
+from .metric_logging import LoggedMetrics, metric_scopes
+from .samplers import drop_systems, flattened, padded_positions
 
-# The mixin uses what LightningModule offers and must stand before it among the bases.
+# The mixin calls methods of LightningModule, but must come before it among the bases.
 if TYPE_CHECKING:
     _Module = LightningModule
 else:
@@ -32,22 +36,29 @@ Systems = Sequence[HasTypes] | Atoms
 
 
 class TargetScalingMixin(_Module):
-    """Steps of a LightningModule whose ``forward`` gives predictions in model space.
+    """Provides the steps of a LightningModule whose ``forward`` predicts in model space.
 
-    The mixin owns the :class:`Scaler`, so that it is moved, saved and restored with the module;
-    the ``TargetScaler`` callback fits it. Targets go to loss space (baseline removed, divided by
-    the per-target scale), predictions come there by the per-property scale; metrics and
-    ``predict_step`` are in the units of the data.
+    The module holds a :class:`Scaler`, which is moved, saved and restored with it; the
+    :class:`TargetScaler` callback fits it. In each step, targets are converted to loss space (the
+    baseline is subtracted, then they are divided by the per-target scale) and predictions by the
+    per-property scale. Metrics and ``predict_step`` use the units of the data.
 
-    Evaluation runs without gradients but outside inference mode: a ``forward`` that needs autograd
-    (forces) switches it on by ``torch.enable_grad()``.
+    Evaluation runs without gradients but outside inference mode. It supports autograd forces:
+    compute them under ``torch.enable_grad()`` in ``forward``.
+
+    Override :meth:`unpack_batch`, :meth:`compute_loss` and :meth:`configure_metrics` to change the
+    format of batches, the loss and the metrics. A ``training_step`` of your own can call
+    :meth:`unpack_batch`, :meth:`targets_to_loss`, :meth:`predictions_to_loss` and
+    :meth:`update_metrics`.
 
     Attributes:
-        scaler: the scales, unfitted until the callback has run or a checkpoint is loaded.
-        metrics_per_block: names of targets whose metrics are also logged for every block.
+        scaler: scaler of the targets; not fitted before the callback has run or a checkpoint has
+            been loaded.
+        metrics_per_block: names of the targets whose metrics are also logged for every block.
 
     Raises:
-        TypeError: when a class has the mixin after ``LightningModule`` among its bases.
+        TypeError:
+            If a class has the mixin after ``LightningModule`` among its bases.
 
     Example:
         >>> from lightning.pytorch import LightningModule
@@ -61,8 +72,8 @@ class TargetScalingMixin(_Module):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Said by Lightning to every user of a datamodule, and by torchmetrics to a process whose
-        # batches lacked a target; both are meant to be.
+        # Lightning warns every user of a datamodule, and torchmetrics every process whose batches
+        # do not have a target; both are intended here.
         for message in (
             "You have overridden `transfer_batch_to_device` in `LightningModule`",
             "The ``compute`` method of metric .* was called before the ``update`` method",
@@ -73,7 +84,7 @@ class TargetScalingMixin(_Module):
         self._scaling_batch_idx = 0
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse the wrong order of bases, which would leave Lightning without these steps."""
+        """Refuse the wrong order of bases, with which Lightning would not find these steps."""
         super().__init_subclass__(**kwargs)
         order = cls.__mro__
         if LightningModule in order and order.index(LightningModule) < order.index(
@@ -85,44 +96,62 @@ class TargetScalingMixin(_Module):
                 f"class {cls.__name__}(TargetScalingMixin, LightningModule)"
             )
 
-    # What a user may override.
+    # Methods that a user may override.
 
     def unpack_batch(self, batch: Any) -> tuple[Sequence[HasTypes], Tensors, Tensors]:
-        """Systems, targets and masks (by target name) of a batch; see :func:`batches.unpack`."""
+        """Split a batch into its systems, targets and masks.
+
+        Batches of ``metatensor.learn.DataLoader``, mappings with a key ``system``, and tuples
+        ``(systems, targets)`` are supported; override this for any other.
+
+        Args:
+            batch: batch of a loader.
+
+        Returns:
+            The systems; the targets by name; and the masks by target name.
+        """
         return unpack(batch)
 
     def compute_loss(self, predictions: Tensors, targets: Tensors) -> torch.Tensor:
-        """The mean over targets and their gradients of the mean squared error, in loss space.
+        """Compute the loss: the mean squared error, averaged over targets and their gradients.
 
         Args:
-            predictions: loss space, in the rows of the targets; per atom where extensive.
-            targets: likewise, NaN where missing.
+            predictions: predictions in loss space by target name, with the samples of the targets
+                in their order; per atom if the target is extensive.
+            targets: targets in loss space by name, NaN where a value is missing.
+
+        Returns:
+            Scalar tensor.
         """
         return mean_squared_error(predictions, targets)
 
     def configure_metrics(self) -> MetricCollection:
-        """The metrics of every target, in physical units; by default MAE and RMSE.
+        """Create the metrics of every target, in the units of the data: MAE and RMSE by default.
 
-        Each target, stage and loader gets copies.
+        Every target, stage and loader gets copies of its own, logged under the names in the
+        collection.
         """
         return MetricCollection(
             {"mae": MeanAbsoluteError(), "rmse": MeanSquaredError(squared=False)}
         )
 
-    # The parts of a step.
+    # The building blocks of a step.
 
     def targets_to_loss(
         self, systems: Systems, targets: Tensors, masks: Tensors | None = None
     ) -> dict[str, TensorMap]:
-        """Targets in loss space, per atom where extensive, in the module's floating dtype.
+        """Convert targets to loss space, per atom where extensive.
+
+        Masked values become NaN, and ``system`` labels positions in the batch. TensorMaps without
+        scales pass through unchanged.
 
         Args:
-            systems: of the batch (or their :class:`Atoms`, read once for all parts of a step).
-            targets: physical space, by target name.
-            masks: by target name; ``False`` (or 0) where an entry is missing.
+            systems: systems of the batch, or their :class:`Atoms`, read once for a whole step.
+            targets: targets in physical space, by name.
+            masks: masks by target name; ``False`` (or 0) marks a missing value.
 
-        Masked entries are NaN and ``system`` labels are positions in the batch. TensorMaps without
-        scales pass through untouched.
+        Returns:
+            Targets by name, in float64 if the weights of the module are, otherwise in float32.
         """
         self._check_scales()
         return targets_to_loss(self.scaler, systems, targets, masks, self._scaling_dtype())
@@ -130,15 +159,19 @@ class TargetScalingMixin(_Module):
     def predictions_to_loss(
         self, systems: Systems, predictions: Tensors, targets: Tensors
     ) -> dict[str, TensorMap]:
-        """Predictions in loss space, in the rows of the targets that the batch has.
+        """Convert predictions to loss space, in the rows of the targets of the batch.
 
         Args:
-            systems: of the batch.
-            predictions: model space, by target name, ``system`` being the position in the batch.
-            targets: of :meth:`targets_to_loss`.
+            systems: systems of the batch, or their :class:`Atoms`.
+            predictions: predictions in model space, by target name, with positions in the batch as
+                ``system`` labels.
+            targets: result of :meth:`targets_to_loss`.
+
+        Returns:
+            Predictions by target name, of those targets that the batch has.
 
         Raises:
-            ValueError: for a target of the batch without prediction, or without scales.
+            ValueError: for a target of the batch without a prediction, or without scales.
         """
         self._check_scales()
         return predictions_to_loss(self.scaler, systems, predictions, targets)
@@ -151,33 +184,33 @@ class TargetScalingMixin(_Module):
         targets: Tensors,
         dataloader_idx: int = 0,
     ) -> None:
-        """Take a batch into the metrics of a stage and log them as ``val/energy/rmse_per_atom``.
+        """Update the metrics of a stage with a batch and log them as ``val/energy/rmse_per_atom``.
 
-        In validation and test, systems that Lightning's sampler repeats, so that all processes
-        have equally many, are left out: each sample counts once, on any number of processes.
+        In validation and test, the systems that Lightning's sampler repeats, so that all processes
+        make equally many steps, are left out: every sample counts once on any number of processes.
 
         Args:
             stage: ``"train"``, ``"val"`` or ``"test"``.
-            systems: of the batch.
-            predictions: of :meth:`predictions_to_loss`.
-            targets: of :meth:`targets_to_loss`.
-            dataloader_idx: which of several loaders.
+            systems: systems of the batch, or their :class:`Atoms`.
+            predictions: result of :meth:`predictions_to_loss`.
+            targets: result of :meth:`targets_to_loss`.
+            dataloader_idx: index of the loader, if there are several.
         """
         atoms = read_atoms(systems)
-        repeated = self._repeated_systems(stage, len(atoms), dataloader_idx)
-        predictions, targets = without_systems(predictions, targets, repeated, len(atoms))
-        pairs = physical_pairs(self.scaler, atoms, predictions, targets)
+        padded = self._padded_positions(stage, atoms.n_systems, dataloader_idx)
+        predictions, targets = drop_systems(predictions, targets, padded, atoms.n_systems)
+        values = values_in_physical_units(self.scaler, atoms, predictions, targets)
         for name, scales in self.scaler.targets.items():
-            for part in parts_of_target(scales.layout, scales.extensive, self.metrics_per_block):
-                self._scaling_metrics.log_part(
-                    self, stage, dataloader_idx, part, pairs.get(name, []), len(atoms)
+            for scope in metric_scopes(scales.layout, scales.extensive, self.metrics_per_block):
+                self._scaling_metrics.log_scope(
+                    self, stage, dataloader_idx, scope, values.get(name, []), atoms.n_systems
                 )
 
-    # What Lightning calls.
+    # Hooks and steps that Lightning calls.
 
     @override
     def on_fit_start(self) -> None:
-        """Start of a fit, after the callbacks: the scales must be there."""
+        """Called when fit begins, after the callbacks. Raises an error if there are no scales."""
         if not self.trainer.strategy.restore_checkpoint_after_setup:
             self._check_scales()
 
@@ -185,39 +218,45 @@ class TargetScalingMixin(_Module):
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
-        """Every batch: Lightning moves tensors, this moves TensorMaps and systems too."""
+        """Called for every batch. Moves TensorMaps and systems too, not only tensors."""
         with torch.inference_mode(False):
             batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
             return move_to_device(batch, device, self._scaling_dtype())
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        """Every training batch: loss in loss space, metrics in physical units."""
+        """Called for every training batch. Returns the loss and logs the metrics."""
         return self._scaling_step("train", batch)
 
     @override
     def on_validation_batch_start(
         self, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Before every validation batch: remember which one, to tell repeated samples."""
+        """Called before every validation batch. Stores its index, which locates padding.
+
+        An override must call ``super().on_validation_batch_start(...)``.
+        """
         super().on_validation_batch_start(batch, batch_idx, dataloader_idx)
         self._scaling_batch_idx = batch_idx
 
     @override
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Every validation batch: as in training, without gradients."""
+        """Called for every validation batch. Logs the loss and the metrics, without gradients."""
         with torch.inference_mode(False), torch.no_grad():
             self._scaling_step("val", batch, dataloader_idx)
 
     @override
     def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Before every test batch: likewise."""
+        """Called before every test batch. Stores its index, which locates padding.
+
+        An override must call ``super().on_test_batch_start(...)``.
+        """
         super().on_test_batch_start(batch, batch_idx, dataloader_idx)
         self._scaling_batch_idx = batch_idx
 
     @override
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Every test batch: as in validation."""
+        """Called for every test batch. Logs the loss and the metrics, without gradients."""
         with torch.inference_mode(False), torch.no_grad():
             self._scaling_step("test", batch, dataloader_idx)
 
@@ -225,21 +264,25 @@ class TargetScalingMixin(_Module):
     def predict_step(
         self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0
     ) -> dict[str, TensorMap]:
-        """Every batch to predict: physical units, the baseline added; no targets needed."""
+        """Called for every batch to predict. Returns predictions in physical units on the CPU.
+
+        The baseline is added back; a batch needs no targets.
+        """
         with torch.inference_mode(False), torch.no_grad():
             self._check_scales()
             systems = self.unpack_batch(batch)[0]
             predictions = self(systems)
             atoms = read_atoms(systems)
-            physical = between_positions(self.scaler, atoms, predictions, "model", "physical")
-            # Lightning brings predictions to the CPU, but not a TensorMap.
+            physical = predictions_to_physical(self.scaler, atoms, predictions)
+            # Lightning moves predictions to the CPU, except TensorMaps.
             return {name: detach(tensor).to(device="cpu") for name, tensor in physical.items()}
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Every checkpoint: callbacks that average weights save a module from before the fit.
+        """Called when a checkpoint is saved. Writes the scales under a key of their own too.
 
-        An override of this hook must call ``super().on_save_checkpoint(checkpoint)``.
+        Callbacks that average weights save a copy of the module from before the fit.
+        An override must call ``super().on_save_checkpoint(checkpoint)``.
         """
         super().on_save_checkpoint(checkpoint)
         state = self.scaler.get_extra_state()
@@ -249,7 +292,10 @@ class TargetScalingMixin(_Module):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Every checkpoint: strategies that shard the state leave out what is no tensor."""
+        """Called when a checkpoint is loaded. Restores the scales from their own key.
+
+        Sharding strategies drop non-tensor state.
+        """
         super().on_load_checkpoint(checkpoint)
         if CHECKPOINT_KEY in checkpoint:
             self.scaler.set_extra_state(checkpoint[CHECKPOINT_KEY])
@@ -258,31 +304,31 @@ class TargetScalingMixin(_Module):
         systems, targets, masks = self.unpack_batch(batch)
         atoms = read_atoms(systems)
         targets = self.targets_to_loss(atoms, targets, masks)
-        raw = self(systems)
-        predictions = self.predictions_to_loss(atoms, raw, targets)
-        repeated = self._repeated_systems(stage, len(atoms), dataloader_idx)
-        counted = without_systems(predictions, targets, repeated, len(atoms))
-        n_counted = len(atoms) - len(repeated)
-        # Nothing but repeats: no loss of one's own has to cope with an empty batch.
-        loss = torch.zeros(()) if repeated and not n_counted else self.compute_loss(*counted)
-        unused = {name: tensor for name, tensor in raw.items() if name not in predictions}
+        outputs = self(systems)
+        predictions = self.predictions_to_loss(atoms, outputs, targets)
+        padded = self._padded_positions(stage, atoms.n_systems, dataloader_idx)
+        counted = drop_systems(predictions, targets, padded, atoms.n_systems)
+        n_counted = atoms.n_systems - len(padded)
+        # Only padding: a user's loss need not handle an empty batch.
+        loss = torch.zeros(()) if padded and not n_counted else self.compute_loss(*counted)
+        unused = {name: tensor for name, tensor in outputs.items() if name not in predictions}
         if stage == "train" and unused:
-            # Weights of targets that the batch lacks need a gradient, or DDP waits for it.
+            # Without gradients for the targets that are not in the batch, DDP would wait for them.
             loss = loss + zero_loss(unused)
         self._scaling_metrics.log_loss(self, stage, dataloader_idx, loss, n_counted)
         self.update_metrics(stage, atoms, predictions, targets, dataloader_idx)
         return loss
 
-    def _repeated_systems(self, stage: str, n_systems: int, dataloader_idx: int) -> list[int]:
+    def _padded_positions(self, stage: str, n_systems: int, dataloader_idx: int) -> list[int]:
         if stage == "train" or self.trainer.world_size == 1:
             return []
         # Trainer.val_dataloaders may be those of an earlier fit.
         loaders = flattened(self.trainer._evaluation_loop._combined_loader)
-        return repeated_systems(loaders[dataloader_idx], self._scaling_batch_idx, n_systems)
+        return padded_positions(loaders[dataloader_idx], self._scaling_batch_idx, n_systems)
 
     def _scaling_dtype(self) -> torch.dtype:
-        """The dtype of systems and of the loss: that of the module, float32 if it is shorter."""
-        # Not `self.parameters()`, which looks through all metrics before it comes to a layer.
+        """The dtype of systems and loss: float64 if the module's weights are, else float32."""
+        # Not `self.parameters()`, which iterates over all metrics before the first layer.
         others = (m for n, m in self.named_children() if n not in ("scaler", "_scaling_metrics"))
         layers = chain([self._parameters.values()], (module.parameters() for module in others))
         parameters = (p for p in chain.from_iterable(layers) if p is not None)
@@ -294,6 +340,6 @@ class TargetScalingMixin(_Module):
         if not self.scaler.fitted:
             raise RuntimeError(
                 f"{type(self).__name__} has no target scales; train with "
-                "Trainer(callbacks=[TargetScaler()]), load a checkpoint that has them, or set "
+                "Trainer(callbacks=[TargetScaler()]), load a checkpoint with scales, or set "
                 "module.scaler to a Scaler fitted with ScaleAccumulator"
             )

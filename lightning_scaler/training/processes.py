@@ -1,4 +1,4 @@
-"""The processes that fit together: a failure of one stops all, and all agree before they reduce."""
+"""The processes of one fit: agreement, gathering, and failures that reach every process."""
 
 import json
 import time
@@ -10,9 +10,9 @@ import torch
 import torch.distributed
 from lightning.pytorch import Trainer
 
-# How often a process that reads data looks whether another one has failed.
-SECONDS_BETWEEN_LOOKS = 2.0
-# Processes wait at most so long for each other to have read a failure, before they stop.
+# How often a process that reads data asks whether another one has failed.
+SECONDS_BETWEEN_CHECKS = 2.0
+# How long a process that has failed waits for the others to read why.
 SECONDS_TO_READ_A_FAILURE = 5.0
 LONGEST_PAUSE = 0.25
 # The store drops the connection at messages of 8 MiB.
@@ -23,22 +23,22 @@ FAILURE = "failure"
 T = TypeVar("T")
 
 
-class RanksDisagreeError(RuntimeError):
-    """What processes found out about each other; each of them raises it by itself."""
+class ProcessesDisagreeError(RuntimeError):
+    """An error that every process finds and raises by itself, from what all of them reported."""
 
 
-class Ranks:
-    """The processes of one fit, which talk through the store of the process group.
+class FitProcesses:
+    """The processes of one fit, which communicate through the store of the process group.
 
-    A collective waits for ever for a process that has failed, the store does not. So the processes
-    meet in the store before every collective.
+    A collective waits forever for a process that has failed, the store does not. The processes
+    therefore meet at a barrier in the store before every collective.
 
     Args:
-        rank: of this process.
+        rank: index of this process.
         world_size: number of processes.
-        store: a ``torch.distributed.Store`` for this fit only; ``None`` for a single process.
-        device: where collectives take their tensors.
-        broadcast: gives an object of rank 0 to all.
+        store: a ``torch.distributed.Store`` that only this fit uses; ``None`` for one process.
+        device: where collectives expect their tensors; default: the CPU.
+        broadcast: function that returns the object of rank 0 on every process.
     """
 
     def __init__(
@@ -47,120 +47,120 @@ class Ranks:
         world_size: int = 1,
         store: Any = None,
         device: torch.device | None = None,
-        broadcast: Callable[[Any], Any] = lambda mine: mine,
+        broadcast: Callable[[Any], Any] = lambda local: local,
     ) -> None:
         self.rank = rank
         self.world_size = world_size
         self._store = store
         self._device = device or torch.device("cpu")
         self._broadcast = broadcast
-        self._meetings = 0
-        self._looked = time.monotonic()
+        self._n_barriers = 0
+        self._last_check = time.monotonic()
 
-    def look(self) -> None:
-        """Stop if another process has failed; asks the store every few seconds only.
+    def check_for_failure(self) -> None:
+        """Raise if another process has failed; most calls return at once, without the store.
 
         Raises:
-            RuntimeError: with the message of the process that failed.
+            RuntimeError: if another process has failed, with its message.
         """
         now = time.monotonic()
-        if self._store is not None and now - self._looked >= SECONDS_BETWEEN_LOOKS:
-            self._looked = now
+        if self._store is not None and now - self._last_check >= SECONDS_BETWEEN_CHECKS:
+            self._last_check = now
             if self._store.check([FAILURE]):
-                raise _OtherRankFailedError
+                raise _OtherProcessFailedError
 
-    def meet(self) -> None:
-        """Wait until all processes are here.
+    def barrier(self) -> None:
+        """Wait until all processes have called this.
 
         Raises:
-            RuntimeError: with the message of a process that failed before it came here.
+            RuntimeError: if a process failed before it got here, with its message.
         """
         if self._store is None:
             return
-        self._meetings += 1
-        here = f"meeting {self._meetings}"
-        self._store.add(here, 1)
+        self._n_barriers += 1
+        arrived = f"barrier {self._n_barriers}"
+        self._store.add(arrived, 1)
         pause = 0.001
-        while self._store.add(here, 0) < self.world_size:
-            # One that failed after this meeting was here, so count again.
+        while self._store.add(arrived, 0) < self.world_size:
+            # A process may pass this barrier and fail later, so count again.
             failed = self._store.check([FAILURE])
-            if failed and self._store.add(here, 0) < self.world_size:
-                raise _OtherRankFailedError
+            if failed and self._store.add(arrived, 0) < self.world_size:
+                raise _OtherProcessFailedError
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    def check_equal(self, mine: Mapping[str, Any], advice: str) -> None:
-        """Compare what all processes have, by its ``repr``.
+    def check_equal(self, local: Mapping[str, Any], advice: str) -> None:
+        """Check that values are the same on all processes, by their ``repr``.
 
         Args:
-            mine: by name, the same names on all processes.
-            advice: what to do where they differ.
+            local: values of this process by name, with the same names on every process.
+            advice: what the user can do if they differ.
 
         Raises:
-            RuntimeError: on every process, listing what differs, with the rank and both values.
+            RuntimeError: on every process, if values differ: each with both values and the rank.
         """
         if self._store is None:
             return
-        name = f"compared {self._meetings}"
-        texts = {key: repr(value) for key, value in mine.items()}
-        self._store.set(f"{name} {self.rank}", json.dumps(texts))
-        self.meet()
-        of_ranks = [json.loads(self._store.get(f"{name} {r}")) for r in range(self.world_size)]
+        key = f"compared {self._n_barriers}"
+        texts = {name: repr(value) for name, value in local.items()}
+        self._store.set(f"{key} {self.rank}", json.dumps(texts))
+        self.barrier()
+        by_rank = [json.loads(self._store.get(f"{key} {r}")) for r in range(self.world_size)]
         differences = [
-            f"{key} is {of_ranks[0][key]} on rank 0 and {theirs[key]} on rank {rank}"
-            for key in texts
-            for rank, theirs in enumerate(of_ranks)
-            if theirs[key] != of_ranks[0][key]
+            f"{name}: {by_rank[0][name]} on rank 0, {other[name]} on rank {rank}"
+            for name in texts
+            for rank, other in enumerate(by_rank)
+            if other[name] != by_rank[0][name]
         ]
         if differences:
-            raise RanksDisagreeError(
-                "fitting the target scales: expected the same on all processes, but "
+            raise ProcessesDisagreeError(
+                "fitting the target scales: expected the same values on all processes, got "
                 f"{'; '.join(differences)}; {advice}"
             )
 
-    def from_first(self, make: Callable[[], T]) -> T:
-        """What rank 0 makes, on all processes; the others do not make it."""
-        mine = make() if self.rank == 0 else None
-        self.meet()
-        made: T = self._broadcast(mine)
-        return made
+    def broadcast_from_rank_zero(self, make: Callable[[], T]) -> T:
+        """Call ``make`` on rank 0 only and return its result on every process."""
+        local = make() if self.rank == 0 else None
+        self.barrier()
+        result: T = self._broadcast(local)
+        return result
 
-    def gather_objects(self, mine: T) -> list[T]:
-        """What every process has, in rank order."""
-        self.meet()
+    def gather_objects(self, local: T) -> list[T]:
+        """Return the objects of all processes, in rank order."""
+        self.barrier()
         if self._store is None:
-            return [mine]
+            return [local]
         gathered: list[Any] = [None] * self.world_size
-        torch.distributed.all_gather_object(gathered, mine)
+        torch.distributed.all_gather_object(gathered, local)
         return gathered
 
-    def gather_numbers(self, mine: torch.Tensor, lengths: list[int]) -> list[torch.Tensor]:
-        """The float64 numbers of every process, in rank order, by one all-gather.
+    def gather_values(self, local: torch.Tensor, lengths: list[int]) -> list[torch.Tensor]:
+        """Return the float64 values of all processes, in rank order, with one all-gather.
 
         Args:
-            mine: ``(lengths[rank],)``.
-            lengths: of all processes; shorter ones are padded.
+            local: values of this process, ``(lengths[rank],)`` float64.
+            lengths: number of values of each process.
         """
         if self._store is None:
-            return [mine]
+            return [local]
         # NCCL refuses tensors without elements.
         padded = torch.zeros(max(1, *lengths), dtype=torch.float64, device=self._device)
-        padded[: mine.numel()] = mine
+        padded[: local.numel()] = local
         gathered = [torch.empty_like(padded) for _ in lengths]
         torch.distributed.all_gather(gathered, padded)
-        return [numbers[:length].cpu() for numbers, length in zip(gathered, lengths, strict=True)]
+        return [values[:length].cpu() for values, length in zip(gathered, lengths, strict=True)]
 
-    def stop_all(self, error: BaseException) -> str:
-        """Tell the other processes of an error, and wait a little until they know.
+    def report_failure(self, error: BaseException) -> str:
+        """Publish an error, then wait a few seconds at most until all processes have stopped.
 
         Returns:
-            The first error of all, in words.
+            The error that was reported first by any process, with its rank.
         """
         assert self._store is not None
-        if not isinstance(error, _OtherRankFailedError) and self._store.add("failures", 1) == 1:
-            words = f"on rank {self.rank}: {type(error).__name__}: {error}"
-            self._store.set(FAILURE, words[:LONGEST_MESSAGE])
-        # The store goes with rank 0, and launchers end all processes when one does.
+        if not isinstance(error, _OtherProcessFailedError) and self._store.add("failures", 1) == 1:
+            message = f"on rank {self.rank}: {type(error).__name__}: {error}"
+            self._store.set(FAILURE, message[:LONGEST_MESSAGE])
+        # The store ends with rank 0, and launchers end all processes when one of them does.
         self._store.add("stopped", 1)
         deadline = time.monotonic() + SECONDS_TO_READ_A_FAILURE
         while self._store.add("stopped", 0) < self.world_size and time.monotonic() < deadline:
@@ -169,58 +169,58 @@ class Ranks:
 
 
 @contextmanager
-def ranks_of(trainer: Trainer) -> Iterator[Ranks]:
-    """The processes of a fit; an error of one of them, while they are used, stops all.
+def fit_processes(trainer: Trainer) -> Iterator[FitProcesses]:
+    """The processes of a fit; an error of one of them inside the context stops all.
 
     Args:
-        trainer: in a fit, its process group being there.
+        trainer: in a fit, after the process group has been set up.
 
     Raises:
-        RuntimeError: on every process, with the message and the rank of the one that failed
-            first; and for several processes without a process group of torch.
+        RuntimeError: on every process, if one fails: with its message and its rank. Also if the
+            strategy runs several processes without a process group of ``torch.distributed``.
     """
     if trainer.world_size == 1:
-        yield Ranks()
+        yield FitProcesses()
         return
-    ranks = _joined(trainer)
+    processes = _from_process_group(trainer)
     try:
-        yield ranks
-    except RanksDisagreeError:
+        yield processes
+    except ProcessesDisagreeError:
         raise
     except torch.distributed.DistError as error:
         raise RuntimeError(
-            "fitting the target scales: the other processes cannot be reached any more; one of "
-            "them has ended, see what it printed"
+            "fitting the target scales: the connection to the other processes was lost, probably "
+            "because one of them has ended; see its output"
         ) from error
     except Exception as error:
-        message = f"fitting the target scales failed {ranks.stop_all(error)}"
-        cause = None if isinstance(error, _OtherRankFailedError) else error
+        message = f"fitting the target scales failed {processes.report_failure(error)}"
+        cause = None if isinstance(error, _OtherProcessFailedError) else error
         raise RuntimeError(message) from cause
     except BaseException as error:
-        ranks.stop_all(error)
+        processes.report_failure(error)
         raise
 
 
-class _OtherRankFailedError(Exception):
+class _OtherProcessFailedError(Exception):
     pass
 
 
-def _joined(trainer: Trainer) -> Ranks:
+def _from_process_group(trainer: Trainer) -> FitProcesses:
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         raise RuntimeError(
             "TargetScaler: expected a process group of torch.distributed for "
-            f"{trainer.world_size} processes, and {type(trainer.strategy).__name__} has none; fit "
-            "in one process, and train from its checkpoint"
+            f"{trainer.world_size} processes, but {type(trainer.strategy).__name__} has none; fit "
+            "in one process and start the training from its checkpoint"
         )
-    # There is no public way to the store that every process group has.
+    # There is no public access to the store that every process group has.
     store = torch.distributed.distributed_c10d._get_default_store()
     rank = trainer.global_rank
-    number = store.add(f"lightning_scaler/fits of rank {rank}", 1)
+    fit = store.add(f"lightning_scaler/fits of rank {rank}", 1)
     on_cpu = "gloo" in torch.distributed.get_backend() or trainer.strategy.root_device is None
-    return Ranks(
+    return FitProcesses(
         rank,
         trainer.world_size,
-        torch.distributed.distributed_c10d.PrefixStore(f"lightning_scaler/fit {number}", store),
+        torch.distributed.distributed_c10d.PrefixStore(f"lightning_scaler/fit {fit}", store),
         torch.device("cpu") if on_cpu else trainer.strategy.root_device,
         trainer.strategy.broadcast,
     )

@@ -1,12 +1,14 @@
-"""The part of the training data that each process reads in the fit, without padding."""
+"""The shard of the data that each process reads, and the padding that samplers add to it."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import metatensor.torch as mts
 import torch
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from metatensor.torch import Labels, TensorMap
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -16,49 +18,43 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-Indices = list[Any]
-FromFirst = Callable[[Callable[[], Indices]], Indices]
+from .processes import FitProcesses
 
 
-def shards(
+def shard_loaders(
     loaders: Any,
-    rank: int,
-    world_size: int,
-    from_first: FromFirst,
+    processes: FitProcesses,
     limit_batches: int | None = None,
     first_batches: bool = False,
 ) -> list[Iterable[Any]]:
-    """Loaders that give this process its part of all batches of one epoch, each sample once.
+    """Loaders that together yield, over all processes, every sample of one epoch once.
 
-    Shuffling, ``drop_last`` and the padding of distributed samplers do not count; collation,
-    workers and pinning are those of the loader. Sequential, random (without replacement) and
-    distributed samplers stand for the whole data set behind them; any other sampler or batch
-    sampler for what one epoch of it yields, drawn on rank 0. Iterable data sets are read by each
-    process as they come.
+    Shuffling, ``drop_last`` and the padding of distributed samplers are ignored; collation,
+    workers and pinning are those of the original loader. Sequential, random (without replacement)
+    and distributed samplers are replaced by the whole data set behind them; one epoch of any other
+    sampler or batch sampler is drawn on rank 0. Each process reads iterable data sets as they are.
 
     Args:
-        loaders: a loader, or any nesting of several, each of which is read once.
-        rank: of this process.
-        world_size: number of processes.
-        from_first: gives the indices that rank 0 draws to all.
-        limit_batches: at most so many batches of each loader, counted over all ranks.
-        first_batches: take the first ones, instead of spreading them evenly over the data.
+        loaders: a loader or any nesting of several; each of them is read once.
+        processes: the processes that share the batches.
+        limit_batches: maximum number of batches per loader, counted over all processes.
+        first_batches: take the first batches up to the limit instead of evenly spaced ones.
     """
     return [
-        _shard(loader, rank, world_size, from_first, limit_batches, first_batches)
+        _shard_loader(loader, processes, limit_batches, first_batches)
         for loader in flattened(loaders)
     ]
 
 
 def flattened(loaders: Any) -> list[Any]:
-    """The single loaders of any nesting of them."""
+    """The single loaders in any nesting of them."""
     combined = loaders if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders)
     return list(combined.flattened)
 
 
 @contextmanager
-def randomness_kept(loaders: Any) -> Iterator[None]:
-    """Restore all random states on leaving: python, numpy, torch, and generators of loaders."""
+def preserve_rng(loaders: Any) -> Iterator[None]:
+    """Restore the global random states and those of the loaders' generators on exit."""
     generators: list[torch.Generator] = []
     for loader in flattened(loaders):
         sampler = getattr(loader, "sampler", None)
@@ -69,7 +65,7 @@ def randomness_kept(loaders: Any) -> Iterator[None]:
             if isinstance(generator, torch.Generator):
                 generators.append(generator)
     states = [generator.get_state() for generator in generators]
-    with global_randomness_kept():
+    with preserve_global_rng():
         try:
             yield
         finally:
@@ -78,8 +74,8 @@ def randomness_kept(loaders: Any) -> Iterator[None]:
 
 
 @contextmanager
-def global_randomness_kept() -> Iterator[None]:
-    """Restore the global states of python, numpy and torch on leaving, after an error too."""
+def preserve_global_rng() -> Iterator[None]:
+    """Restore the random states of python, numpy and torch on exit, after an error too."""
     states = _collect_rng_states()
     try:
         yield
@@ -87,41 +83,43 @@ def global_randomness_kept() -> Iterator[None]:
         _set_rng_states(states)
 
 
-def _shard(
-    loader: Any,
-    rank: int,
-    world_size: int,
-    from_first: FromFirst,
-    limit_batches: int | None,
-    first_batches: bool,
+def _shard_loader(
+    loader: Any, processes: FitProcesses, limit_batches: int | None, first_batches: bool
 ) -> Iterable[Any]:
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        return _limited(loader, rank, world_size, limit_batches)
-    if loader.batch_size is None and loader.batch_sampler is None:
-        indices = _epoch(loader.sampler, loader, from_first)
-        chosen = _chosen(indices, limit_batches, first_batches)
-        return _like(loader, sampler=chosen[rank::world_size], batch_size=None)
+        return _first_batches(loader, processes, limit_batches)
+    local = slice(processes.rank, None, processes.world_size)
     batch_sampler = loader.batch_sampler
+    if loader.batch_size is None and batch_sampler is None:
+        indices = _epoch_indices(loader.sampler, loader, processes)
+        indices = _subsample(indices, limit_batches, first_batches)
+        return _rebuild_loader(loader, sampler=indices[local], batch_size=None)
     if type(batch_sampler) is BatchSampler:
-        indices, size = _epoch(batch_sampler.sampler, loader, from_first), batch_sampler.batch_size
+        indices = _epoch_indices(batch_sampler.sampler, loader, processes)
+        size = batch_sampler.batch_size
         batches = [indices[start : start + size] for start in range(0, len(indices), size)]
     else:
-        batches = from_first(lambda: [list(batch) for batch in batch_sampler or ()])
-    chosen = _chosen(batches, limit_batches, first_batches)
-    return _like(loader, batch_sampler=chosen[rank::world_size])
+        batches = processes.broadcast_from_rank_zero(
+            lambda: [list(batch) for batch in batch_sampler or ()]
+        )
+    batches = _subsample(batches, limit_batches, first_batches)
+    return _rebuild_loader(loader, batch_sampler=batches[local])
 
 
-def _epoch(sampler: Iterable[Any], loader: DataLoader[Any], from_first: FromFirst) -> Indices:
-    """The indices (or whatever a sampler gives) of one epoch."""
-    whole = isinstance(sampler, (SequentialSampler, DistributedSampler)) or (
+def _epoch_indices(
+    sampler: Iterable[Any], loader: DataLoader[Any], processes: FitProcesses
+) -> list[Any]:
+    """The indices (or whatever else the sampler yields) of one epoch."""
+    covers_dataset = isinstance(sampler, (SequentialSampler, DistributedSampler)) or (
         isinstance(sampler, RandomSampler) and not sampler.replacement
     )
-    if whole:
+    if covers_dataset:
         return list(range(len(loader.dataset)))  # type: ignore[arg-type]
-    return from_first(lambda: list(sampler))
+    return processes.broadcast_from_rank_zero(lambda: list(sampler))
 
 
-def _chosen(items: list[Any], limit: int | None, first: bool) -> list[Any]:
+def _subsample(items: list[Any], limit: int | None, first: bool) -> list[Any]:
+    """At most ``limit`` items: the first ones, or else the middles of ``limit`` equal parts."""
     if limit is None or limit >= len(items):
         return items
     if first:
@@ -129,15 +127,20 @@ def _chosen(items: list[Any], limit: int | None, first: bool) -> list[Any]:
     return [items[(2 * i + 1) * len(items) // (2 * limit)] for i in range(limit)]
 
 
-def _limited(loader: Iterable[Any], rank: int, world_size: int, limit: int | None) -> Iterable[Any]:
-    own = None if limit is None else limit // world_size + (rank < limit % world_size)
-    for number, batch in enumerate(loader):
-        if own is not None and number >= own:
+def _first_batches(
+    loader: Iterable[Any], processes: FitProcesses, limit: int | None
+) -> Iterable[Any]:
+    """The batches of a stream, up to this process's part of the limit."""
+    rank, world_size = processes.rank, processes.world_size
+    local_limit = None if limit is None else limit // world_size + (rank < limit % world_size)
+    for index, batch in enumerate(loader):
+        if local_limit is not None and index >= local_limit:
             return
         yield batch
 
 
-def _like(loader: DataLoader[Any], **which: Any) -> DataLoader[Any]:
+def _rebuild_loader(loader: DataLoader[Any], **sampling: Any) -> DataLoader[Any]:
+    """The same loader with another sampler or batch sampler."""
     workers = {}
     if loader.num_workers > 0:
         workers = {
@@ -153,5 +156,70 @@ def _like(loader: DataLoader[Any], **which: Any) -> DataLoader[Any]:
         worker_init_fn=loader.worker_init_fn,
         generator=torch.Generator(),
         **workers,
-        **which,
+        **sampling,
+    )
+
+
+def padded_positions(loader: Any, batch_idx: int, n_systems: int) -> list[int]:
+    r"""Positions, in a batch, of the systems that are padding and counted on another rank.
+
+    With W processes and n samples, the k-th index of rank r is padding if
+    :math:`k W + r \ge n`: a ``DistributedSampler`` fills up with the first samples.
+
+    Args:
+        loader: loader of this process.
+        batch_idx: index of the batch.
+        n_systems: number of systems in the batch.
+
+    Returns:
+        An empty list for other samplers and batch samplers, and where a sample of the data set is
+        not a single system. Without automatic batching a sample is a whole batch, so that either
+        all its systems are padding or none.
+    """
+    if not isinstance(loader, DataLoader):
+        return []
+    unbatched = loader.batch_sampler is None
+    sampler, size = loader.sampler, 1
+    if not unbatched:
+        if type(loader.batch_sampler) is not BatchSampler:
+            return []
+        sampler, size = loader.batch_sampler.sampler, loader.batch_sampler.batch_size
+    if not isinstance(sampler, DistributedSampler):
+        return []
+    last = min(len(sampler), (batch_idx + 1) * size)
+    length, step = len(sampler.dataset), sampler.num_replicas  # type: ignore[arg-type]
+    samples = range(batch_idx * size, last)
+    padded = [i for i, k in enumerate(samples) if k * step + sampler.rank >= length]
+    if unbatched:
+        return list(range(n_systems)) if padded else []
+    return padded if len(samples) == n_systems else []
+
+
+def drop_systems(
+    predictions: Mapping[str, TensorMap],
+    targets: Mapping[str, TensorMap],
+    positions: Sequence[int],
+    n_systems: int,
+) -> tuple[Mapping[str, TensorMap], Mapping[str, TensorMap]]:
+    """Predictions and targets without the samples, and the gradients, of some systems.
+
+    Args:
+        predictions: predictions by target name, with positions in the batch as ``system`` labels.
+        targets: targets by name, with the same labels; those without a prediction are returned
+            unchanged.
+        positions: positions in the batch of the systems to drop.
+        n_systems: number of systems in the batch.
+    """
+    if not positions:
+        return predictions, targets
+    kept = torch.tensor([i for i in range(n_systems) if i not in positions], dtype=torch.int64)
+    selection = Labels("system", kept.reshape(-1, 1))
+
+    def select(tensor: TensorMap) -> TensorMap:
+        return mts.slice(tensor, "samples", selection.to(tensor.device))
+
+    names = predictions.keys() & targets.keys()
+    return (
+        {**predictions, **{name: select(predictions[name]) for name in names}},
+        {**targets, **{name: select(targets[name]) for name in names}},
     )

@@ -1,4 +1,4 @@
-"""The additive baseline."""
+"""The composition baseline."""
 
 import math
 
@@ -31,10 +31,10 @@ COUNTS = np.array([[0, 0, 1], [2, 0, 1], [0, 1, 1], [4, 1, 0], [2, 0, 0]])  # H,
 ENERGIES = np.array([-75.1, -76.9, -113.2, -40.6, -1.05])
 
 
-def loss_space(scaler, systems, tensor, name="t"):
-    """What is left of a target, times its scale."""
-    left = scaler.convert(systems, {name: tensor})[name].block().values
-    return (left * scaler.per_target_scales[name].block().values[0]).numpy()
+def residuals_of(scaler, systems, tensor, name="t"):
+    """The target in loss space, multiplied by its scale."""
+    values = scaler.convert(systems, {name: tensor})[name].block().values
+    return (values * scaler.per_target_scales[name].block().values[0]).numpy()
 
 
 def weights_of(scaler, name="t", key=(0,)):
@@ -42,7 +42,7 @@ def weights_of(scaler, name="t", key=(0,)):
 
 
 @pytest.mark.parametrize("extensive", [True, False])
-def test_composition_is_least_squares_of_the_totals(extensive):
+def test_weights_are_the_least_squares_fit_to_the_totals(extensive):
     intensive = () if extensive else ("t",)
     target = structure_target(ENERGIES)
     scaler = fit(SYSTEMS, {"t": target}, baseline=FITTED, intensive_targets=intensive)
@@ -50,14 +50,14 @@ def test_composition_is_least_squares_of_the_totals(extensive):
     np.testing.assert_allclose(weights_of(scaler).ravel(), weights, rtol=1e-12)
     left = ENERGIES - COUNTS @ weights
     np.testing.assert_allclose(
-        loss_space(scaler, SYSTEMS, target).ravel(), left, rtol=1e-9, atol=1e-12
+        residuals_of(scaler, SYSTEMS, target).ravel(), left, rtol=1e-9, atol=1e-12
     )
     divisor = COUNTS.sum(1) if extensive else 1
     expected = math.sqrt(math.fsum((left / divisor) ** 2) / 5)
     assert scale(scaler, "t")[0] == pytest.approx([expected], rel=1e-11)
 
 
-def test_same_composition_throughout():
+def test_equal_compositions_have_weights_of_smallest_norm():
     water = [system(8, 1, 1), system(1, 8, 1), system(1, 1, 8)]
     target = structure_target([-5.0, -5.5, -5.1])
     scaler = fit(water, {"t": target}, baseline=FITTED)
@@ -66,28 +66,28 @@ def test_same_composition_throughout():
     assert scale(scaler, "t")[0] == pytest.approx([math.sqrt(0.14 / 3) / 3], rel=1e-12)
 
 
-def test_mean_of_each_type_of_atom():
+def test_per_atom_weights_are_the_means_by_type():
     systems = [system(8), system(1, 8, 1)]
     target = atom_target([1.0, 2.0, 6.0, NAN], atom_samples(1, 3))
     with pytest.warns(UserWarning, match="type 1"):
         scaler = fit(systems, {"t": target}, baseline=FITTED)
-    # O: 1 and 6, mean 3.5, spread 2.5. H: 2 alone, which leaves nothing; its scale is the RMS
-    # over all three entries, sqrt(12.5 / 3).
+    # O: 1 and 6, mean 3.5, residuals 2.5. H: 2 alone, with residual 0; its scale is the RMS over
+    # all three values, sqrt(12.5 / 3).
     np.testing.assert_allclose(weights_of(scaler).ravel(), [2, 3.5], rtol=1e-15)
     assert scale(scaler, "t") == [pytest.approx([math.sqrt(12.5 / 3)]), pytest.approx([2.5])]
 
 
-def test_means_leave_the_spread():
+def test_per_atom_scale_is_the_standard_deviation_by_type():
     systems = [system(8), system(1, 8, 1)]
     target = atom_target([1.0, 2.0, 6.0, 7.0], atom_samples(1, 3))
     scaler = fit(systems, {"t": target}, baseline=FITTED)
-    # H: 2 and 7, mean 4.5, spread 2.5. O: 1 and 6, mean 3.5, spread 2.5.
+    # H: 2 and 7, mean 4.5, deviation 2.5. O: 1 and 6, mean 3.5, deviation 2.5.
     assert scale(scaler, "t") == [pytest.approx([2.5]), pytest.approx([2.5])]
     values = scaler.convert(systems, {"t": target})["t"].block().values
     np.testing.assert_allclose(values.ravel().numpy(), [-1, -1, 1, 1], rtol=1e-14)
 
 
-def test_missing_value_leaves_the_fit_of_its_own_column():
+def test_missing_values_do_not_affect_the_fit_of_other_properties():
     values = np.stack([ENERGIES, ENERGIES**2, -ENERGIES], axis=1)
     values[1, 1] = NAN
     values[4, 2] = NAN
@@ -112,7 +112,7 @@ def test_cartesian_blocks_have_no_baseline(axes):
     assert scale(scaler, "t")[0] == pytest.approx([expected], rel=1e-13)
 
 
-def test_only_the_invariant_block_of_a_spherical_target():
+def test_only_the_invariant_block_of_a_spherical_target_has_a_baseline():
     rng = np.random.default_rng(1)
     values = {0: rng.normal(size=(5, 1, 1)) + 3, 2: rng.normal(size=(5, 5, 1)) + 3}
     target = spherical(values, labels("system", range(5)))
@@ -163,7 +163,7 @@ def test_trace_of_a_rank_two_block_per_structure():
 
 
 def test_trace_baseline_is_equivariant():
-    # Rotating the data rotates what is left: the trace part is a multiple of the identity.
+    # Rotating the data rotates the residuals: the baseline is a multiple of the identity.
     rng = np.random.default_rng(4)
     values, rotation = rng.normal(size=(4, 3, 3)) + 5, np.linalg.qr(rng.normal(size=(3, 3)))[0]
     turned = rotation @ values @ rotation.T
@@ -175,17 +175,17 @@ def test_trace_baseline_is_equivariant():
     np.testing.assert_allclose(left[1], rotation @ left[0] @ rotation.T, rtol=1e-11, atol=1e-12)
 
 
-def test_fixed_baseline():
+def test_fixed_weights_are_subtracted_from_totals():
     fixed = CompositionBaseline(fixed={"t": {"1": -13, 8: -2041.8}})
     target = structure_target([-2042.0, -2070.0, -4140.0])
     scaler = fit(water_family(), {"t": target}, baseline=fixed)
-    # Left: -2042 + 2041.8 = -0.2; -2070 + 26 + 2041.8 = -2.2; -4140 + 52 + 4083.6 = -4.4.
+    # Residuals: -2042 + 2041.8 = -0.2; -2070 + 26 + 2041.8 = -2.2; -4140 + 52 + 4083.6 = -4.4.
     left = [-0.2, -2.2 / 3, -4.4 / 6]
     expected = math.sqrt(math.fsum(x * x for x in left) / 3)
     assert scale(scaler, "t")[0] == pytest.approx([expected], rel=1e-10)
 
 
-def test_fixed_baseline_per_atom():
+def test_fixed_weights_are_subtracted_from_per_atom_values():
     fixed = CompositionBaseline(fixed={"q": {1: 0.5, 8: -1}})
     target = atom_target([-1.5, 0.75, -3.0, 1.5], atom_samples(1, 3), "q")
     scaler = fit(water_family()[:2], {"q": target}, baseline=fixed)
@@ -196,7 +196,7 @@ def test_fixed_baseline_per_atom():
     ]
 
 
-def test_other_targets_of_a_fixed_baseline_are_fitted():
+def test_targets_without_fixed_weights_are_fitted():
     fixed = CompositionBaseline(fixed={"energy": {1: -13, 8: -2041.8}})
     targets = {
         "energy": structure_target([-2042.0, -2070.0, -4140.0]),
@@ -219,12 +219,12 @@ def test_other_targets_of_a_fixed_baseline_are_fitted():
         ),
     ],
 )
-def test_fixed_baseline_that_does_not_suit(target, fixed, message):
+def test_fixed_weights_that_do_not_suit_the_target_are_an_error(target, fixed, message):
     with pytest.raises(ValueError, match=f"fixed_baseline of target 't'.*{message}"):
         fit(water_family(), {"t": target}, baseline=CompositionBaseline(fixed={"t": fixed}))
 
 
-def test_fixed_baseline_of_an_unknown_target():
+def test_fixed_weights_of_an_unknown_target_are_an_error():
     with pytest.raises(
         ValueError, match=r"fixed_baseline names the target 'energi'.*mean 'energy'"
     ):
@@ -235,7 +235,7 @@ def test_fixed_baseline_of_an_unknown_target():
         )
 
 
-def test_no_baseline():
+def test_no_baseline_is_subtracted_by_default():
     target = structure_target([-2042.0, -2070.0, -4140.0])
     scaler = fit(water_family(), {"t": target, "f": forces(np.ones((10, 3)), 1, 3, 6)})
     assert scaler.targets["t"].weights == {}
@@ -245,7 +245,7 @@ def test_no_baseline():
     )
 
 
-def test_large_totals_against_two_passes():
+def test_scale_of_large_totals_equals_that_of_two_passes():
     rng = np.random.default_rng(7)
     systems = [
         system(*[1] * int(h), *[6] * int(c), *[8] * int(o))
@@ -255,7 +255,7 @@ def test_large_totals_against_two_passes():
     counts = np.array([[list(s.types.tolist()).count(z) for z in types] for s in systems], float)
     totals = counts @ [-16.5, -1036.2, -2043.7] * 5 + 1e-3 * counts.sum(1) * rng.normal(size=60)
     scaler = fit(systems, {"t": structure_target(totals)}, baseline=FITTED)
-    # Two honest passes: subtract a guess first, so that the second pass works on small numbers.
+    # The first pass subtracts a fit, so that the second one works on small numbers.
     weights = np.linalg.lstsq(counts, totals)[0]
     correction = np.linalg.lstsq(counts, totals - counts @ weights)[0]
     left = (totals - counts @ (weights + correction)) / counts.sum(1)
@@ -266,7 +266,7 @@ def test_large_totals_against_two_passes():
 
 
 def large_totals(n_systems, seed):
-    """Three properties of 1e5 eV, of which 1e-3 eV per atom are left; counts of H, C, O."""
+    """Counts of H, C and O, and three totals of 1e5 eV with residuals of 1e-3 eV per atom."""
     rng = np.random.default_rng(seed)
     counts = rng.integers(1, 9, (n_systems, 3)).astype(float)
     of_types = np.array([[-16.5, -1036.2, -2043.7], [-1.25, 3e4, 17.0], [5e3, 5e3, -9e3]]).T * 5
@@ -282,7 +282,7 @@ def molecules(counts):
 
 
 @pytest.mark.parametrize("fixed", [False, True])
-def test_every_scale_of_large_totals_against_many_digits(fixed):
+def test_scales_of_large_totals_equal_those_in_60_digits(fixed):
     counts, totals = large_totals(25, 11)
     if fixed:
         totals = totals[:, :1]
@@ -315,7 +315,7 @@ def test_every_scale_of_large_totals_against_many_digits(fixed):
     )
 
 
-def test_means_of_large_atomic_energies_against_many_digits():
+def test_means_of_large_atomic_energies_equal_those_in_60_digits():
     rng = np.random.default_rng(5)
     types = rng.choice([1, 6, 8], 60)
     values = np.array([{1: -1.5e4, 6: -1e5, 8: -2e5}[z] for z in types.tolist()])
@@ -346,7 +346,7 @@ def test_means_of_large_atomic_energies_against_many_digits():
     ],
 )
 @pytest.mark.parametrize("size", [1.0, 1e5])
-def test_compositions_that_do_not_determine_the_weights(counts, size):
+def test_weights_that_the_compositions_do_not_determine(counts, size):
     counts = np.array(counts, float)
     values = size * counts @ [-1.0, -38.0, -75.0] + np.random.default_rng(2).normal(
         size=len(counts)
@@ -370,7 +370,7 @@ def test_compositions_that_do_not_determine_the_weights(counts, size):
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 40, 90])
-def test_chunks_and_merges_of_large_totals_agree(chunk):
+def test_merged_chunks_of_large_totals_agree(chunk):
     counts, totals = large_totals(90, 3)
     whole = fit(molecules(counts), {"t": structure_target(totals)}, baseline=FITTED)
     before = np.sqrt(((totals / counts.sum(1)[:, None]) ** 2).mean(0))
@@ -390,7 +390,7 @@ def test_chunks_and_merges_of_large_totals_agree(chunk):
     assert (difference <= bound).all(), (difference, bound)
 
 
-def test_a_baseline_of_data_without_atoms_has_no_weight_for_any_type():
+def test_data_without_atoms_give_no_weight_for_any_type():
     scaler = fit([system(), system()], {"t": structure_target([1.0, 2.0])}, baseline=FITTED)
     with pytest.raises(ValueError, match=r"no baseline for the atomic types \[1\]"):
         scaler.convert([system(1)], {"t": structure_target([1.0])})
@@ -400,7 +400,7 @@ def test_a_baseline_of_data_without_atoms_has_no_weight_for_any_type():
         scaler.convert([system(1)], {"t": atom_target([1.0], atom_samples(1))})
 
 
-def test_a_block_without_properties_has_no_baseline():
+def test_block_without_properties_has_no_baseline():
     samples = labels("system", [0, 1])
     blocks = {0: torch.ones(2, 1, 0), 1: torch.full((2, 3, 2), 2.0)}
     accumulator = ScaleAccumulator(baseline=CompositionBaseline())

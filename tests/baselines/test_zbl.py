@@ -1,4 +1,4 @@
-"""The repulsion of nuclei against the published formula, and its gradients."""
+"""The ZBL repulsion against the published formula, and its gradients."""
 
 import mpmath
 import pytest
@@ -12,7 +12,7 @@ from lightning_scaler.baselines.zbl import COVALENT_RADII
 
 
 def pair_energy(z_i, z_j, r):
-    """Ziegler, Biersack and Littmark, and the envelope, once more and in 30 digits."""
+    """The formula and its envelope in 30 digits."""
     mpmath.mp.dps = 30
     z_i, z_j, r = mpmath.mpf(z_i), mpmath.mpf(z_j), mpmath.mpf(r)
     cutoff = mpmath.mpf(float(covalent_radii[int(z_i)] + covalent_radii[int(z_j)]))
@@ -45,7 +45,7 @@ def at(*positions):
 
 
 @pytest.mark.parametrize("distance", [0.05, 0.3, 0.8, 0.9699, 0.98, 3.0])
-def test_a_pair_against_the_formula(distance):
+def test_pair_energy_equals_the_published_formula(distance):
     pair = system(1, 8, positions=at((0, 0, 0), (0, 0, distance)))
     expected = float(pair_energy(1, 8, distance))
     assert energy_of([pair]).values.item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
@@ -53,11 +53,11 @@ def test_a_pair_against_the_formula(distance):
     assert in_kcal == pytest.approx(expected / 0.0433641, rel=1e-12, abs=1e-12)
 
 
-def test_radii_are_the_published_ones():
+def test_covalent_radii_equal_those_of_ase():
     assert list(COVALENT_RADII) == pytest.approx(covalent_radii[1:97], abs=1e-12)
 
 
-def test_a_batch_is_the_sum_over_the_pairs_of_each_system():
+def test_energy_is_the_sum_over_the_pairs_of_each_system():
     generator = torch.Generator().manual_seed(0)
     types = [[8], [1, 6, 8, 1], [], [9, 7, 1]]
     positions = [torch.rand(len(t), 3, generator=generator).double() for t in types]
@@ -94,7 +94,7 @@ def test_periodic_images_count_once():
     assert energy_of([system_]).values.item() == pytest.approx(float(expected), rel=1e-12)
 
 
-def test_gradients_are_those_of_the_energy():
+def test_gradients_equal_finite_differences():
     block, step = energy_of([crystal(POSITIONS)]), 1e-5
     for parameter, rows in (("positions", 2), ("strain", 3)):
         gradient = block.gradient(parameter).values[..., 0].reshape(rows, 3)
@@ -114,15 +114,15 @@ def test_gradients_are_those_of_the_energy():
                 assert gradient[row, axis].item() == pytest.approx(slope, rel=1e-6, abs=1e-6)
 
 
-def test_other_targets_are_left_alone():
+def test_only_the_requested_energy_is_returned():
     assert ZBL()([system(1)], ["charges"]) == {}
     assert list(ZBL(target="U")([system(1)], ["U", "charges"])) == ["U"]
 
 
-def test_types_that_are_no_atomic_numbers():
+def test_types_that_are_not_atomic_numbers_are_an_error():
     with pytest.raises(ValueError, match=r"ZBL: expected atomic numbers from 1 to 96.*\[0, 97\]"):
         ZBL()([system(0, 1, 97)], ["energy"])
 
 
-def test_a_batch_without_systems():
+def test_batch_without_systems():
     assert energy_of([]).values.shape == (0, 1)

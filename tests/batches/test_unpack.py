@@ -1,4 +1,4 @@
-"""What a batch is understood to be."""
+"""Batches taken apart into systems, targets and masks."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from builders import mask_of, structure_target, system
 
-from lightning_scaler.batches.unpack import unpack
+from lightning_scaler.batches import unpack
 
 SYSTEMS = [system(8), system(1, 8, 1)]
 ENERGY = structure_target([1.0, 2.0])
@@ -33,7 +33,7 @@ class Named(NamedTuple):
     ],
     ids=["mapping", "other order", "named tuple", "pair", "list", "triple"],
 )
-def test_batches_that_are_understood(batch):
+def test_mappings_named_tuples_and_tuples_are_unpacked(batch):
     systems, targets, masks = unpack(batch)
     assert list(systems) == SYSTEMS
     assert list(targets) == ["energy"]
@@ -42,7 +42,7 @@ def test_batches_that_are_understood(batch):
     assert masks["energy"] is MASK
 
 
-def test_tuples_of_systems():
+def test_systems_may_be_a_tuple():
     # metatensor.learn gives tuples.
     systems, targets, masks = unpack({"system": tuple(SYSTEMS), "energy": ENERGY})
     assert list(systems) == SYSTEMS
@@ -50,12 +50,12 @@ def test_tuples_of_systems():
     assert masks == {}
 
 
-def test_no_targets():
+def test_batches_without_targets():
     systems, targets, masks = unpack({"system": SYSTEMS})
     assert (list(systems), targets, masks) == (SYSTEMS, {}, {})
 
 
-def test_no_systems():
+def test_batches_without_systems():
     assert unpack({"system": [], "energy": ENERGY}).systems == []
 
 
@@ -75,14 +75,20 @@ def test_no_systems():
         (None, "got NoneType"),
     ],
 )
-def test_batches_that_are_not(batch, got):
+def test_other_batches_are_refused(batch, got):
     with pytest.raises(TypeError, match=rf"(?s)expected a batch .*{got}.*override unpack_batch"):
         unpack(batch)
 
 
-def test_ids_of_the_data_set_stay_with_the_systems():
+def test_sample_ids_are_kept_with_the_systems():
     batch = {"system": [system(8), system(1)], "sample_id": (7, 3), "energy": ENERGY}
     systems, targets, _ = unpack(batch)
     assert systems.sample_id == (7, 3)
     assert len(systems) == 2
     assert set(targets) == {"energy"}
+
+
+def test_every_system_needs_a_sample_id():
+    batch = {"system": SYSTEMS, "sample_id": [1, 2, 3], "energy": ENERGY}
+    with pytest.raises(ValueError, match=r"sample_id for each of the 2 systems .*, got 3"):
+        unpack(batch)

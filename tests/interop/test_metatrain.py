@@ -1,7 +1,7 @@
-"""Scales and baseline out of metatrain's checkpoints, which metatrain itself has written.
+"""Scales and baselines from checkpoints that metatrain wrote.
 
-``tests/parity/make_fixture.py`` makes the files of ``tests/metatrain_fixture``; comparisons with a
-metatrain that runs are in ``tests/parity``.
+``tests/parity/make_fixture.py`` writes the files in ``metatrain_fixture``; the other modules of
+``tests/parity`` compare with metatrain itself.
 """
 
 import json
@@ -24,12 +24,13 @@ from builders import (
     structure_target,
     system,
 )
+from lightning import LightningModule
 from metatensor.torch import Labels, TensorBlock, TensorMap
+from small_training import quiet_trainer
+from torch.utils.data import DataLoader
 
-from lightning_scaler import Scaler
-from lightning_scaler.interop.metatrain import read_metatrain
-from lightning_scaler.settings import Settings
-from lightning_scaler.training.fit_decision import check_restored
+from lightning_scaler import Scaler, TargetScaler, TargetScalingMixin
+from lightning_scaler.interop import read_metatrain
 
 FIXTURE = Path(__file__).parent / "metatrain_fixture"
 FILES = (FIXTURE / "scaler.ckpt", FIXTURE / "composition_model.ckpt")
@@ -61,8 +62,8 @@ def buffer(tensor):
     return mts.save_buffer(mts.make_contiguous(tensor))
 
 
-def stored(target, values, n_types=None, keys=None):
-    """A buffer: scales of a target, ``(n_types, n_properties)`` by block."""
+def scales_of(target, values, n_types=None, keys=None):
+    """The scales of a target as metatrain stores them, ``(n_types, n_properties)`` by block."""
     rows = [-1] if n_types is None else range(n_types)
     blocks = [
         TensorBlock(
@@ -80,13 +81,13 @@ def state_dict(name, target, full, per_target, per_property=None, n_types=None):
     ones = [[[1.0] * len(row) for row in one] for one in full]
     numbers = {"": full, "_per_target": per_target, "_per_property": per_property or ones}
     return {
-        f"{name}{kind}_scaler_buffer": buffer(stored(target, values, n_types))
+        f"{name}{kind}_scaler_buffer": buffer(scales_of(target, values, n_types))
         for kind, values in numbers.items()
     }
 
 
 def composition(name, target, values, types):
-    """Composition weights ``(n_types, *components, n_properties)`` of the blocks of a target."""
+    """Composition weights of a target, ``(n_types, *components, n_properties)`` by block."""
     samples = labels("center_type", types)
     blocks = [
         TensorBlock(torch.as_tensor(v, dtype=torch.float64), samples, of.components, of.properties)
@@ -102,7 +103,7 @@ CHARGES_STATE = state_dict("charges", CHARGES, [[[0.2], [0.4]]], [[[0.2], [0.4]]
 
 
 @pytest.mark.parametrize("name", ["energy", "forces", "orbitals"])
-def test_numbers_of_metatrain(name):
+def test_physical_predictions_equal_those_of_metatrain(name):
     scaler = Scaler.from_metatrain(*FILES)
     converted = scaler.convert(SYSTEMS, {name: tensor(name, "model")}, "model", "physical")[name]
     for one, other in zip(converted.blocks(), tensor(name, "physical").blocks(), strict=True):
@@ -110,7 +111,7 @@ def test_numbers_of_metatrain(name):
 
 
 @pytest.mark.parametrize("name", ["energy", "forces", "orbitals"])
-def test_there_and_back(name):
+def test_conversions_and_their_inverses_return_the_prediction(name):
     scaler, model = Scaler.from_metatrain(*FILES), {name: tensor(name, "model")}
     physical = scaler.convert(SYSTEMS, model, "model", "physical")
     loss = scaler.convert(SYSTEMS, physical, "physical", "loss")
@@ -119,7 +120,7 @@ def test_there_and_back(name):
         torch.testing.assert_close(one.values, other.values)
 
 
-def test_settings():
+def test_settings_of_the_checkpoint():
     scaler = Scaler.from_metatrain(*FILES)
     assert list(scaler.targets) == ["energy", "forces", "orbitals"]
     assert (scaler.settings.baseline, scaler.settings.unseen_types) == ("composition", "error")
@@ -130,27 +131,51 @@ def test_settings():
     assert not intensive.targets["energy"].extensive
 
 
-def test_a_fit_goes_on_with_them():
-    scaler, asked = Scaler.from_metatrain(*FILES), Settings(baseline="composition")
-    check_restored(scaler, asked, [], [], {}, {})
+class ConstantNet(TargetScalingMixin, LightningModule):
+    """Predicts the fixture's energies, times a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(1.5))
+        self.scaler = Scaler.from_metatrain(*FILES)
+
+    def forward(self, systems):
+        values = self.weight * tensor("energy", "model").block().values
+        return {"energy": structure_target(values, dtype=values.dtype)}
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def test_training_keeps_the_scales_unless_settings_contradict(tmp_path):
+    batch = {"system": SYSTEMS, "energy": tensor("energy", "physical")}
+    loader = DataLoader([batch], batch_size=None)
+    net = ConstantNet()
+    before = net.scaler.scales["energy"].block().values
+    quiet_trainer(tmp_path).fit(net, loader, loader)
+    assert torch.equal(net.scaler.scales["energy"].block().values, before)
+    assert net.weight != 1.5
+    contradicting = TargetScaler(intensive_targets=["energy"])
     with pytest.raises(ValueError, match="intensive_targets: energy was False and is True"):
-        check_restored(scaler, asked, [], ["energy"], {}, {})
+        quiet_trainer(tmp_path, callbacks=[contradicting]).fit(net, loader, loader)
+    quiet_trainer(tmp_path, callbacks=[TargetScaler()]).fit(net, loader, loader)
+    assert torch.equal(net.scaler.scales["energy"].block().values, before)
 
 
-def test_old_checkpoints():
+def test_checkpoints_without_per_target_scales_are_refused():
     old = {"energy_scaler_buffer": ENERGY_STATE["energy_scaler_buffer"]}
     with pytest.raises(ValueError, match=r"'energy': expected per-target .* only \['full'\]"):
         Scaler.from_metatrain(old, {}, layouts={"energy": ENERGY})
 
 
-def test_files_without_scales():
+def test_checkpoints_without_scales_are_refused():
     with pytest.raises(
         ValueError, match="expected buffers named '<target>_scaler_buffer', got none"
     ):
         Scaler.from_metatrain(FILES[1])
 
 
-def test_saved_and_loaded(tmp_path):
+def test_scales_of_metatrain_are_saved_and_loaded(tmp_path):
     scaler = Scaler.from_metatrain(*FILES)
     scaler.save(tmp_path / "scaler.pt")
     model = {"energy": tensor("energy", "model")}
@@ -161,26 +186,28 @@ def test_saved_and_loaded(tmp_path):
     assert torch.equal(one, other)
 
 
-def test_scales_fitted_after_a_baseline_need_it():
-    with pytest.raises(ValueError, match=r"after \['CompositionModel'\] came off.*thousands of eV"):
+def test_scales_fitted_after_a_baseline_need_its_checkpoint():
+    with pytest.raises(
+        ValueError, match=r"after subtracting \['CompositionModel'\].*thousands of eV"
+    ):
         Scaler.from_metatrain(FILES[0])
-    with pytest.raises(ValueError, match=r"after \['CompositionModel'\] came off"):
+    with pytest.raises(ValueError, match=r"after subtracting \['CompositionModel'\]"):
         Scaler.from_metatrain(FILES[0], {})
 
 
-def test_composition_of_other_targets():
+def test_composition_weights_of_other_targets_are_refused():
     forces_only = composition("charges", CHARGES, [[[0.0], [0.0]]], [1, 8])
     with pytest.raises(ValueError, match=r"target 'energy': expected composition weights.*charges"):
         Scaler.from_metatrain(FILES[0], forces_only)
 
 
-def test_composition_without_weights():
+def test_composition_checkpoint_without_weights_is_refused():
     with pytest.raises(ValueError, match="expected buffers named '<target>_composition_buffer'"):
         Scaler.from_metatrain(FILES[0], FILES[0])
 
 
 def test_state_dict_without_baseline():
-    with pytest.raises(ValueError, match="does not say whether additive models came off"):
+    with pytest.raises(ValueError, match="does not say whether additive models were subtracted"):
         Scaler.from_metatrain(ENERGY_STATE)
     scaler = Scaler.from_metatrain(ENERGY_STATE, {}, layouts={"energy": ENERGY})
     assert scaler.settings.baseline == "none"
@@ -198,13 +225,13 @@ def test_state_dict_with_baseline():
     assert physical["energy"].block().values.tolist() == [[-2025.5]]
 
 
-def test_state_dict_of_a_whole_model():
+def test_state_dict_of_a_whole_model_includes_its_composition():
     nested = {f"model.scaler.{name}": value for name, value in ENERGY_STATE.items()}
     weights = composition("energy", ENERGY, [[[-13.5], [-2000.0]]], [1, 8])
     nested |= {f"model.additive_models.0.{name}": value for name, value in weights.items()}
     scaler = Scaler.from_metatrain(nested)
     assert scaler.targets["energy"].baseline_types.tolist() == [1, 8]
-    with pytest.raises(ValueError, match="holds the weights of its own"):
+    with pytest.raises(ValueError, match="contains its composition weights; leave composition out"):
         Scaler.from_metatrain(nested, weights)
     nested["model.additive_models.1.dummy_buffer"] = torch.zeros(1)
     with pytest.raises(ValueError, match=r"additive models .*'additive_models\.1'"):
@@ -219,16 +246,18 @@ def test_checkpoint_fitted_without_baseline():
         Scaler.from_metatrain(checkpoint, FILES[1])
 
 
-def test_other_additive_models():
+def test_additive_models_other_than_the_composition_are_refused():
     checkpoint = {
         "model_state_dict": ENERGY_STATE,
         "training_additive_models": ["CompositionModel", "ZBL"],
     }
-    with pytest.raises(ValueError, match=r"\['CompositionModel', 'ZBL'\] came off.*fit anew"):
+    with pytest.raises(
+        ValueError, match=r"models \['CompositionModel', 'ZBL'\], of which .*fit again"
+    ):
         Scaler.from_metatrain(checkpoint, FILES[1])
 
 
-def test_types_of_a_state_dict():
+def test_a_state_dict_needs_the_atomic_types():
     with pytest.raises(ValueError, match=r"'charges': expected the 2 atomic types .*atomic_types="):
         Scaler.from_metatrain(CHARGES_STATE, {}, layouts={"charges": CHARGES})
     scaler = Scaler.from_metatrain(
@@ -240,8 +269,8 @@ def test_types_of_a_state_dict():
         scaler.convert([system(6)], {"charges": CHARGES})
 
 
-def test_components_that_a_state_dict_does_not_tell():
-    with pytest.raises(ValueError, match=r"'charges': the state dict does not tell .*layouts="):
+def test_a_state_dict_needs_the_layout_of_cartesian_targets():
+    with pytest.raises(ValueError, match=r"'charges': the state dict does not say .*layouts="):
         Scaler.from_metatrain(CHARGES_STATE, {}, atomic_types=[1, 8])
     vectors = atom_target(torch.ones(3, 3, 1), atom_samples(3), components=cartesian())
     scaler = Scaler.from_metatrain(
@@ -254,7 +283,7 @@ def test_components_that_a_state_dict_does_not_tell():
     assert loss[:, 0, 0].tolist() == [0.5, 0.25, 0.5]
 
 
-def test_components_of_spherical_targets_are_in_the_keys():
+def test_components_of_spherical_targets_are_derived_from_the_keys():
     mu = [labels("o3_mu_1", [0]), labels("o3_mu_2", [-1, 0, 1])]
     keys = labels(["o3_lambda_1", "o3_lambda_2", "o3_sigma_1", "o3_sigma_2"], [[0, 1, 1, 1]])
     target = TensorMap(keys, [block(torch.ones(1, 1, 3, 2), labels("system", [0]), mu)])
@@ -264,8 +293,8 @@ def test_components_of_spherical_targets_are_in_the_keys():
     assert model.block().values[0, 0].tolist() == [[1 / 6, 1 / 1.5]] * 3
 
 
-def test_properties_without_data():
-    # metatrain: full scale 1, per-target 4, per-property 1; here 1 = 4 · 0.25.
+def test_properties_without_data_have_scales_whose_product_is_one():
+    # metatrain: full scale 1, per-target 4, per-property 1. Here 1 = 4 · 0.25.
     target = structure_target([[0.0, 0.0]])
     state = state_dict("t", target, [[[8.0, 1.0]]], [[[4.0, 4.0]]], [[[2.0, 1.0]]])
     scaler = Scaler.from_metatrain(state, {}, layouts={"t": target})
@@ -273,7 +302,7 @@ def test_properties_without_data():
     assert scaler.scales["t"].block().values.tolist() == [[8.0, 1.0]]
 
 
-def test_properties_whose_data_were_zero():
+def test_properties_whose_data_are_zero_are_predicted_as_zero():
     target = structure_target([[0.0, 0.0]])
     state = state_dict("t", target, [[[8.0, 0.0]]], [[[4.0, 4.0]]], [[[2.0, 0.0]]])
     scaler = Scaler.from_metatrain(state, {}, layouts={"t": target})
@@ -283,13 +312,13 @@ def test_properties_whose_data_were_zero():
 
 
 @pytest.mark.parametrize("scale", [0.0, torch.finfo(torch.float64).max, math.nan, -1.0])
-def test_scales_that_are_none(scale):
+def test_scales_that_are_not_finite_and_positive_are_refused(scale):
     state = state_dict("energy", ENERGY, [[[scale]]], [[[scale]]])
     with pytest.raises(ValueError, match="target 'energy': expected finite positive scales, got"):
         Scaler.from_metatrain(state, {}, layouts={"energy": ENERGY})
 
 
-def test_trace_of_a_rank_2_baseline():
+def test_baseline_of_the_trace_of_a_rank_2_block():
     mu = [labels("o3_mu_1", [-1, 0, 1]), labels("o3_mu_2", [-1, 0, 1])]
     names = ["o3_lambda_1", "o3_lambda_2", "o3_sigma_1", "o3_sigma_2"]
     values = torch.zeros(1, 3, 3, 1)
@@ -297,9 +326,9 @@ def test_trace_of_a_rank_2_baseline():
         TensorMap(labels(names, [[1, 1, s, s]]), [block(values, labels("system", [0]), mu)])
         for s in (1, -1)
     )
-    unity = 5.0 * torch.eye(3)[None, :, :, None]
+    isotropic = 5.0 * torch.eye(3)[None, :, :, None]
     scaler = Scaler.from_metatrain(
-        state_dict("t", proper, [[[2.0]]], [[[2.0]]]), composition("t", proper, [unity], [8])
+        state_dict("t", proper, [[[2.0]]], [[[2.0]]]), composition("t", proper, [isotropic], [8])
     )
     assert scaler.targets["t"].weights[(1, 1, 1, 1)].tolist() == [[5.0]]
     physical = scaler.convert([system(8, 8)], {"t": proper}, "model", "physical")["t"]
@@ -307,11 +336,11 @@ def test_trace_of_a_rank_2_baseline():
     with pytest.raises(ValueError, match="expected composition weights of invariant blocks only"):
         Scaler.from_metatrain(
             state_dict("t", improper, [[[2.0]]], [[[2.0]]]),
-            composition("t", improper, [unity], [8]),
+            composition("t", improper, [isotropic], [8]),
         )
 
 
-def test_atom_pairs_are_the_identity():
+def test_atom_pairs_have_identity_scales():
     target = pair_target([[1.0]], [[0, 0, 1, 0, 0, 0]])
     samples = Labels(["first_atomic_type", "second_atomic_type"], torch.tensor([[0, 0]]))
     ones = TensorBlock(torch.ones(1, 1).double(), samples, [], target.block().properties)
@@ -320,11 +349,11 @@ def test_atom_pairs_are_the_identity():
     scaler = Scaler.from_metatrain(state, {}, layouts={"p": target})
     converted = scaler.convert([system(1, 1)], {"p": target}, "physical", "model")["p"]
     assert converted.block().values.tolist() == [[1.0]]
-    with pytest.raises(ValueError, match="does not tell"):
+    with pytest.raises(ValueError, match="does not say whether this target is a scalar"):
         Scaler.from_metatrain(state, {})
 
 
-def test_properties_of_another_layout():
+def test_properties_that_differ_from_the_layout_are_refused():
     with pytest.raises(ValueError, match=re.escape("a block (_=0) with the properties")):
         Scaler.from_metatrain(ENERGY_STATE, {}, layouts={"energy": structure_target([[0.0, 1.0]])})
     other = single(block([0.0], labels("system", [0]), property_name="u"))
@@ -332,14 +361,14 @@ def test_properties_of_another_layout():
         Scaler.from_metatrain(ENERGY_STATE, {}, layouts={"energy": other})
 
 
-def test_unknown_names():
+def test_unknown_target_names_suggest_the_nearest():
     with pytest.raises(ValueError, match=r"intensive_targets names the target 'enrgy'.*'energy'"):
         Scaler.from_metatrain(*FILES, intensive_targets=["enrgy"])
     with pytest.raises(ValueError, match=r"layouts names the target 'enrgy'.*did you mean"):
         Scaler.from_metatrain(*FILES, layouts={"enrgy": ENERGY})
 
 
-def test_fixed_numbers_and_switched_off_scales():
+def test_fixed_scales_fixed_baseline_and_disabled_scaling_are_read():
     weights = composition("energy", ENERGY, [[[-13.5], [-2000.0]]], [1, 8])
     checkpoint = {
         "model_state_dict": {
@@ -353,9 +382,9 @@ def test_fixed_numbers_and_switched_off_scales():
             "per_structure_targets": ["energy", "other"],
         },
     }
-    found = read_metatrain(checkpoint)
-    assert (found.enabled, found.baseline) == (False, "composition")
-    energy = found.targets["energy"]
+    scales = read_metatrain(checkpoint)
+    assert (scales.enabled, scales.baseline) == (False, "composition")
+    energy = scales.targets["energy"]
     assert energy.fixed == 0.5
     assert energy.fixed_weights == {1: -13.5, 8: -2000.0}
     assert not energy.extensive

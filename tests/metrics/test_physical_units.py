@@ -17,18 +17,16 @@ from builders import (
     structure_target,
     system,
 )
-from metatensor.torch import TensorBlock, TensorMap
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 
 from lightning_scaler import CompositionBaseline, PhysicalUnits, ScaleAccumulator
-from lightning_scaler.batches.atoms import Atoms
-from lightning_scaler.metrics.physical_units import physical_pairs
+from lightning_scaler.scaling import targets_to_loss
 
 NAN = float("nan")
 SYSTEMS = [system(8), system(1, 8, 1)]
 BASELINE = CompositionBaseline({"energy": {1: -5.0e4, 8: -1.0e5}})
 
-# In physical units. Energies per atom differ by 0.5 and 6 / 3, strain gradients likewise.
+# In physical units. Energies per atom differ by 0.5 and 6 / 3, strain gradients by 6 and 6 / 3.
 TARGETS = {
     "energy": structure_target(
         [-1e5 + 1.0, -2e5 - 7.0],
@@ -62,12 +60,12 @@ def rmse():
     return MeanSquaredError(squared=False)
 
 
-def test_energies_per_atom():
+def test_extensive_targets_are_compared_per_atom():
     assert measured(MeanAbsoluteError(), "energy").item() == pytest.approx((0.5 + 2) / 2, rel=1e-9)
     assert measured(rmse(), "energy").item() == pytest.approx(math.sqrt((0.25 + 4) / 2), rel=1e-9)
 
 
-def test_energies_as_they_are():
+def test_intensive_targets_are_compared_as_they_are():
     options = {"baseline": BASELINE, "intensive_targets": ["energy"]}
     targets, predictions = {"energy": TARGETS["energy"]}, {"energy": PREDICTIONS["energy"]}
     scaler = fit(SYSTEMS, targets, **options)
@@ -77,13 +75,13 @@ def test_energies_as_they_are():
     assert metric.compute().item() == pytest.approx((0.5 + 6) / 2, rel=1e-9)
 
 
-def test_forces_of_each_type_in_their_own_units():
+def test_forces_are_compared_in_the_units_of_the_data_set():
     # Twelve components, two of which differ, by 0.5 and 2.
     assert measured(MeanAbsoluteError(), "forces").item() == pytest.approx(2.5 / 12, rel=1e-12)
     assert measured(rmse(), "forces").item() == pytest.approx(math.sqrt(4.25 / 12), rel=1e-12)
 
 
-def test_gradients():
+def test_gradients_are_compared_instead_of_values():
     # Strain: 9 components of 6 / 1 and 9 of 6 / 3. Positions: one of twelve components by 1.
     strain = measured(MeanAbsoluteError(), "energy", gradient="strain")
     assert strain.item() == pytest.approx((6 + 2) / 2, rel=1e-12)
@@ -91,7 +89,7 @@ def test_gradients():
     assert positions.item() == pytest.approx(1 / 12, rel=1e-9)
 
 
-def test_one_block():
+def test_metrics_of_one_block():
     rows = labels("system", [0, 1])
     target = spherical({0: [[[1.0]], [[2.0]]], 2: np.zeros((2, 5, 1))}, rows)
     prediction = spherical({0: [[[2.0]], [[2.0]]], 2: np.full((2, 5, 1), 3.0)}, rows)
@@ -125,7 +123,7 @@ def test_batches_without_entries_or_without_the_target():
     assert not metric.metric.update_called
 
 
-def test_predictions_in_other_rows():
+def test_predictions_may_have_their_rows_in_another_order():
     scaler, predictions, targets = scaler_and_loss_space()
     rows = [[1, 2], [0, 0], [1, 0], [1, 1]]
     values = predictions["forces"].block().values[[3, 0, 1, 2]]
@@ -135,7 +133,7 @@ def test_predictions_in_other_rows():
     assert metric.compute().item() == pytest.approx(2.5 / 12, rel=1e-12)
 
 
-def test_targets_by_id():
+def test_targets_with_ids_as_system_labels():
     fixed = CompositionBaseline({"e": {1: -1.0, 8: -10.0}})
     accumulator = ScaleAccumulator(baseline=fixed, system_labels="id")
     target = structure_target([-11.0, -15.0], [1, 0])
@@ -149,7 +147,7 @@ def test_targets_by_id():
     assert metric.compute().item() == 0
 
 
-def test_batches_weigh_by_their_entries():
+def test_every_entry_has_the_same_weight_in_all_batches():
     systems = [system(8), system(8), system(8)]
     target = {"q": atom_target([0.0, 0.0, 0.0], atom_samples(1, 1, 1))}
     scaler = fit(systems, {"q": atom_target([1.0, 2.0, 6.0], atom_samples(1, 1, 1))})
@@ -169,7 +167,7 @@ def test_batches_weigh_by_their_entries():
     assert metric.compute().item() == 0
 
 
-def test_forward_gives_the_batch_and_keeps_the_sum():
+def test_forward_returns_the_metric_of_the_batch_and_accumulates():
     scaler, predictions, targets = scaler_and_loss_space()
     metric = PhysicalUnits(MeanAbsoluteError(), "energy")
     assert metric(scaler, SYSTEMS, targets, targets).item() == 0
@@ -178,14 +176,14 @@ def test_forward_gives_the_batch_and_keeps_the_sum():
     assert metric.compute().item() == pytest.approx(0.625, rel=1e-9)
 
 
-def test_collections():
+def test_metric_collections():
     found = measured(MetricCollection({"mae": MeanAbsoluteError(), "rmse": rmse()}), "forces")
     assert set(found) == {"mae", "rmse"}
     assert found["mae"].item() == pytest.approx(2.5 / 12, rel=1e-12)
     assert found["rmse"].item() == pytest.approx(math.sqrt(4.25 / 12), rel=1e-12)
 
 
-def test_collection_over_several_batches():
+def test_metric_collections_over_several_batches():
     scaler, predictions, targets = scaler_and_loss_space()
     metric = PhysicalUnits(MetricCollection({"mae": MeanAbsoluteError(), "rmse": rmse()}), "forces")
     for _ in range(3):
@@ -193,7 +191,7 @@ def test_collection_over_several_batches():
     assert metric.compute()["rmse"].item() == pytest.approx(math.sqrt(4.25 / 12), rel=1e-12)
 
 
-def test_large_totals_in_float32():
+def test_large_energies_in_float32_keep_small_errors():
     # Loss space is float32; the totals of 1e5 would leave 0.008 of a difference of 1e-4.
     scaler = fit(SYSTEMS, {"energy": TARGETS["energy"]}, baseline=BASELINE)
     target = structure_target([-1e5 + 1.0, -2e5 - 7.0])
@@ -241,51 +239,13 @@ def test_clones_are_independent():
     assert not any("scaler" in name for name in vars(metric))
 
 
-def test_no_graph_is_kept():
+def test_metrics_keep_no_graph():
     scaler, predictions, targets = scaler_and_loss_space()
     values = predictions["forces"].block().values.clone().requires_grad_()
     grown = {"forces": forces(values, 1, 3)}
     metric = PhysicalUnits(MeanAbsoluteError(), "forces")
     metric.update(scaler, SYSTEMS, grown, targets)
     assert not metric.compute().requires_grad
-
-
-def test_pairs_are_detached_and_lack_missing_entries():
-    scaler = fit(SYSTEMS, {"energy": structure_target([2.0, 2.0])})
-    values = torch.tensor([[1.0], [3.0]], requires_grad=True)
-    missing = structure_target([NAN, 4.0], dtype=torch.float32)
-    given = {"energy": structure_target(values)}, {"energy": missing}
-    (pair,) = physical_pairs(scaler, Atoms.from_systems(SYSTEMS), *given)["energy"]
-    assert (pair.key, pair.gradient) == ({"_": 0}, None)
-    sigma = float(scaler.targets["energy"].per_target[0])
-    assert pair.prediction.tolist() == [3.0 * sigma]
-    assert pair.target.tolist() == [4.0 * sigma]
-    for numbers in (pair.prediction, pair.target):
-        assert numbers.dtype == torch.float64
-        assert not numbers.requires_grad
-
-
-def test_pairs_of_several_targets_and_blocks():
-    """Each lacks its own missing entries; gradients go by the key of their own block."""
-    samples = labels("system", [0, 1])
-    scalar, vector = torch.ones(2, 1, 1), torch.ones(2, 3, 1)
-    mu = spherical({0: scalar, 1: vector}, samples)
-    scaler = fit(SYSTEMS, {"energy": structure_target([2.0, 2.0]), "mu": mu})
-    vector = vector.clone()
-    vector[1, 2] = NAN
-    blocks = [of_key.copy() for of_key in spherical({0: scalar, 1: vector}, samples).blocks()]
-    for of_key in blocks:
-        each = labels("sample", [0, 1])
-        strain = torch.ones_like(of_key.values)
-        strain = TensorBlock(strain, each, of_key.components, of_key.properties)
-        of_key.add_gradient("strain", strain)
-    given = {"energy": structure_target([2.0, 2.0]), "mu": TensorMap(mu.keys, blocks)}
-    pairs = physical_pairs(scaler, Atoms.from_systems(SYSTEMS), given, given)
-    assert [len(pair.target) for pair in pairs["energy"]] == [2]
-    assert [
-        (pair.key["o3_lambda"], pair.gradient, len(pair.prediction), len(pair.target))
-        for pair in pairs["mu"]
-    ] == [(0, None, 2, 2), (1, None, 5, 5), (0, "strain", 2, 2), (1, "strain", 6, 6)]
 
 
 def test_inputs_are_not_written_to():
@@ -297,7 +257,7 @@ def test_inputs_are_not_written_to():
     assert all(torch.equal(t.block().values, b) for t, b in zip(tensors, before, strict=True))
 
 
-def test_refusals():
+def test_missing_scales_and_predictions_are_refused():
     scaler, predictions, targets = scaler_and_loss_space()
     with pytest.raises(
         TypeError, match="expected a torchmetrics Metric or MetricCollection, got st"
@@ -320,13 +280,13 @@ def test_refusals():
         )
 
 
-def test_words():
+def test_repr_names_target_and_block():
     metric = PhysicalUnits(rmse(), "t", block={"o3_lambda": 2})
     assert "target='t', block={'o3_lambda': 2}" in repr(metric)
 
 
-def test_gradients_go_by_their_names_whatever_their_order():
-    # Three waters: as many entries in the forces as in the strain.
+def test_gradients_are_compared_by_name_in_any_order():
+    # Three water molecules: positions and strain have the same number of entries.
     waters = [system(8, 1, 1)] * 3
     rng = np.random.default_rng(0)
     numbers = {name: rng.normal(size=(3, 3, 3)).tolist() for name in ("positions", "strain")}
@@ -342,3 +302,21 @@ def test_gradients_go_by_their_names_whatever_their_order():
         wrapped.update(scaler, waters, {"energy": prediction}, {"energy": target})
         error = float(np.abs(expected).mean()) / divisor
         assert wrapped.compute().item() == pytest.approx(error, rel=1e-12)
+
+
+def test_a_replaced_target_is_compared_in_its_own_rows():
+    """The scales of H and O are 5 and 2 (RMS of 1, 7 and of 2, 2)."""
+    systems = [system(8), system(1, 1, 8)]
+    scaler = fit(systems, {"q": atom_target([2.0, 1.0, 7.0, 2.0], atom_samples(1, 3))})
+    targets = targets_to_loss(scaler, systems, {"q": atom_target([0.0] * 4, atom_samples(1, 3))})
+    predictions = {"q": atom_target([1.0] * 4, atom_samples(1, 3))}
+    for replaced, expected in [
+        (None, (2 + 5 + 5 + 2) / 4),
+        (atom_target([0.0, 0.0, 0.0], [[1, 2], [1, 1], [1, 0]]), (2 + 5 + 5) / 3),
+        (atom_target([0.0], [[1, 1]]), 5),
+    ]:
+        if replaced is not None:
+            targets["q"] = replaced
+        metric = PhysicalUnits(MeanAbsoluteError(), "q")
+        metric.update(scaler, systems, predictions, targets)
+        assert metric.compute().item() == pytest.approx(expected, rel=1e-6)

@@ -1,4 +1,4 @@
-"""The quantum-chemical labels: reproducible, covariant and consistent with each other."""
+"""Quantum-chemical labels are reproducible, equivariant and mutually consistent."""
 
 import functools
 from pathlib import Path
@@ -21,7 +21,7 @@ YZX = [1, 2, 0]
 
 
 def rotation() -> Array:
-    """Return a proper rotation without special angles."""
+    """A proper rotation without special angles."""
     q, r = np.linalg.qr(np.random.default_rng(1).standard_normal((3, 3)))
     q = q * np.sign(np.diag(r))
     return np.asarray(q * np.linalg.det(q))
@@ -36,19 +36,18 @@ def to_matrix(components: Array) -> Array:
 
 @functools.cache
 def formaldehyde() -> dict[str, Array]:
-    """Label a distorted formaldehyde."""
+    """Labels of a distorted formaldehyde."""
     return label(TYPES, POSITIONS)
 
 
 @functools.cache
 def rotated_formaldehyde() -> dict[str, Array]:
-    """Label the same formaldehyde in another orientation."""
+    """Labels of the same formaldehyde in another orientation."""
     return label(TYPES, POSITIONS @ rotation().T)
 
 
 @pytest.mark.parametrize("name", ["H2O", "HCN"])
-def test_labels_of_shipped_structure(name: str) -> None:
-    """The shipped labels are those of the shipped geometries."""
+def test_labels_of_shipped_geometries_are_reproduced(name: str) -> None:
     with np.load(SHIPPED) as archive:
         data = dict(archive)
     structure = np.flatnonzero(data["molecule_names"][data["molecule"]] == name)[0]
@@ -63,30 +62,26 @@ def test_labels_of_shipped_structure(name: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["energy", "charges", "populations"])
-def test_scalars_are_invariant(key: str) -> None:
-    """Scalars do not notice a rotation of the molecule."""
+def test_scalar_labels_are_invariant(key: str) -> None:
     np.testing.assert_allclose(
         rotated_formaldehyde()[key], formaldehyde()[key], rtol=1e-10, atol=1e-9
     )
 
 
 @pytest.mark.parametrize("key", ["forces", "dipole"])
-def test_vectors_rotate(key: str) -> None:
-    """Vectors rotate with the molecule."""
+def test_vector_labels_rotate_with_the_molecule(key: str) -> None:
     expected = formaldehyde()[key] @ rotation().T
     np.testing.assert_allclose(rotated_formaldehyde()[key], expected, rtol=1e-10, atol=1e-9)
 
 
-def test_atomic_dipoles_rotate() -> None:
-    """Atomic dipoles rotate as vectors whose components come in the order y, z, x."""
+def test_atomic_dipoles_rotate_as_vectors_in_the_order_yzx() -> None:
     expected = formaldehyde()["atomic_dipoles"] @ rotation()[np.ix_(YZX, YZX)].T
     np.testing.assert_allclose(
         rotated_formaldehyde()["atomic_dipoles"], expected, rtol=1e-10, atol=1e-9
     )
 
 
-def test_polarizability_rotates() -> None:
-    """The polarizability rotates as a matrix and keeps its Frobenius norm in components."""
+def test_polarizability_rotates_as_a_matrix_and_keeps_its_norm() -> None:
     matrix = to_matrix(formaldehyde()["polarizability"])
     expected = to_spherical(rotation() @ matrix @ rotation().T)
     np.testing.assert_allclose(
@@ -95,8 +90,7 @@ def test_polarizability_rotates() -> None:
     np.testing.assert_allclose(np.linalg.norm(matrix), np.linalg.norm(expected), rtol=1e-12)
 
 
-def test_atomic_labels_add_up() -> None:
-    """Charges and atomic dipoles rebuild the dipole; populations rebuild the charges."""
+def test_atomic_charges_dipoles_and_populations_sum_to_those_of_the_molecule() -> None:
     labels = formaldehyde()
     from_charges = labels["charges"] @ POSITIONS
     from_dipoles = labels["atomic_dipoles"].sum(axis=0)

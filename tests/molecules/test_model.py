@@ -1,4 +1,4 @@
-"""Tests of the example model: symmetries, forces, batches, dtypes."""
+"""Symmetries, forces, batches and dtypes of the example model."""
 
 import copy
 from collections.abc import Iterator
@@ -30,17 +30,13 @@ QUADRUPOLES[4] = (_XX - _YY) / 2**0.5
 
 
 @pytest.fixture(scope="module")
-def built_once() -> Iterator[MoleculesModel]:
+def model() -> Iterator[MoleculesModel]:
+    """A model in float64 that tests must not change."""
     # e3nn rounds its coupling coefficients to the default dtype when a module is built.
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
     yield MoleculesModel(channels=4, cutoff=CUTOFF)
     torch.set_default_dtype(torch.float32)
-
-
-@pytest.fixture
-def model(built_once: MoleculesModel) -> MoleculesModel:
-    return copy.deepcopy(built_once)
 
 
 def make_system(types: list[int], positions: torch.Tensor) -> System:
@@ -55,13 +51,15 @@ def make_system(types: list[int], positions: torch.Tensor) -> System:
     return system
 
 
-def make_systems(turn: torch.Tensor | None = None) -> list[System]:
-    """Three chiral clusters without any symmetry, one of them with pairs beyond the cutoff."""
+def make_systems(rotation: torch.Tensor | None = None) -> list[System]:
+    """Three clusters without symmetry, some of whose pairs are beyond the cutoff."""
     generator = torch.Generator().manual_seed(2)
     systems = []
     for types in ([8, 1, 6, 7], [6, 9], [1, 7, 6, 8, 1, 1]):
         positions = 1.4 * torch.randn(len(types), 3, dtype=torch.float64, generator=generator)
-        systems.append(make_system(types, positions if turn is None else positions @ turn.T))
+        systems.append(
+            make_system(types, positions if rotation is None else positions @ rotation.T)
+        )
     return systems
 
 
@@ -75,22 +73,24 @@ def tables(predictions: dict[str, TensorMap]) -> dict[str, torch.Tensor]:
     return {**found, "gradient": gradient.values.detach().squeeze(-1)}
 
 
-@pytest.mark.parametrize("turn", [ROTATION, INVERSION, -ROTATION], ids=["turn", "invert", "both"])
-def test_equivariance(model, turn):
-    before, after = tables(model(make_systems())), tables(model(make_systems(turn)))
+@pytest.mark.parametrize(
+    "rotation", [ROTATION, INVERSION, -ROTATION], ids=["rotation", "inversion", "both"]
+)
+def test_outputs_are_equivariant(model, rotation):
+    before, after = tables(model(make_systems())), tables(model(make_systems(rotation)))
     for name, value in before.items():
         if name in ("dipole/0", "gradient"):
-            value = value @ turn.T
+            value = value @ rotation.T
         elif name == "atomic_dipoles/0":  # y z x
-            value = (value[:, [2, 0, 1]] @ turn.T)[:, [1, 2, 0]]
+            value = (value[:, [2, 0, 1]] @ rotation.T)[:, [1, 2, 0]]
         elif name == "polarizability/1":
-            matrix = turn @ torch.einsum("nm,mab->nab", value, QUADRUPOLES) @ turn.T
+            matrix = rotation @ torch.einsum("nm,mab->nab", value, QUADRUPOLES) @ rotation.T
             value = torch.einsum("nab,mab->nm", matrix, QUADRUPOLES)
         assert value.abs().max() > 1e-3
         torch.testing.assert_close(after[name], value, rtol=0, atol=1e-8)
 
 
-def test_layouts(model):
+def test_outputs_have_the_layouts_of_the_targets(model):
     predictions = model(make_systems())
     assert set(predictions) == set(TARGETS)
     for name, target in TARGETS.items():
@@ -117,7 +117,7 @@ def test_gradient_is_the_derivative_of_the_energy(model):
 
 
 def test_outputs_vanish_smoothly_at_the_cutoff(model):
-    """Two atoms just inside the cutoff are as two atoms beyond it."""
+    """Two atoms just within the cutoff have the energy of two atoms just beyond it."""
     energies = [
         model([make_system([6, 8], torch.tensor([[0.0, 0, 0], [0, 0, distance]]))])["energy"][0]
         for distance in (CUTOFF - 1e-3, CUTOFF + 1e-3)
@@ -126,24 +126,24 @@ def test_outputs_vanish_smoothly_at_the_cutoff(model):
     assert energies[0].gradient("positions").values.abs().max() < 1e-6
 
 
-def test_a_molecule_alone_is_as_in_a_batch(model):
+def test_outputs_of_a_system_do_not_depend_on_its_batch(model):
     systems = make_systems()
-    together = tables(model(systems))
+    batch = tables(model(systems))
     owner = torch.tensor([len(s) for s in systems])
     owner = torch.arange(len(systems)).repeat_interleave(owner)
     for i, system in enumerate(systems):
         for name, value in tables(model([system])).items():
-            rows = [i] if len(together[name]) == len(systems) else (owner == i)
-            torch.testing.assert_close(value, together[name][rows], rtol=0, atol=1e-10)
+            rows = [i] if len(batch[name]) == len(systems) else (owner == i)
+            torch.testing.assert_close(value, batch[name][rows], rtol=0, atol=1e-10)
 
 
-def test_a_single_atom(model):
+def test_outputs_of_a_single_atom_are_finite_and_its_force_is_zero(model):
     predictions = tables(model([make_system([8], torch.zeros(1, 3))]))
     assert all(value.isfinite().all() for value in predictions.values())
     assert not predictions["gradient"].any()
 
 
-def test_systems_are_left_untouched(model):
+def test_systems_are_not_modified(model):
     systems = make_systems()
     before = [system.positions.clone() for system in systems]
     model(systems)
@@ -152,7 +152,8 @@ def test_systems_are_left_untouched(model):
         assert torch.equal(system.positions, positions)
 
 
-def test_every_parameter_learns_from_all_targets_together(model):
+def test_every_parameter_has_a_gradient(model):
+    model = copy.deepcopy(model)
     predictions = model(make_systems())
     gradient = predictions["energy"][0].gradient("positions").values
     blocks = [block for tensor in predictions.values() for block in tensor.blocks()]
@@ -161,9 +162,9 @@ def test_every_parameter_learns_from_all_targets_together(model):
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
-def test_evaluation_without_gradients(model):
+def test_evaluation_without_autograd_returns_the_same_values(model):
     with_gradients = tables(model(make_systems()))
-    model.eval()
+    model = copy.deepcopy(model).eval()
     with torch.inference_mode(), torch.inference_mode(False), torch.no_grad():
         predictions = model(make_systems())
     assert not any(b.values.requires_grad for t in predictions.values() for b in t.blocks())
@@ -171,16 +172,18 @@ def test_evaluation_without_gradients(model):
         torch.testing.assert_close(value, with_gradients[name])
 
 
-def test_single_precision_follows_double(model):
+def test_float32_outputs_agree_with_float64(model):
     expected = tables(model(make_systems()))
-    predictions = model.float()([system.to(torch.float32) for system in make_systems()])
+    systems = [system.to(torch.float32) for system in make_systems()]
+    predictions = copy.deepcopy(model).float()(systems)
     for name, value in tables(predictions).items():
         assert value.dtype == torch.float32
         torch.testing.assert_close(value.double(), expected[name], rtol=1e-3, atol=1e-4)
 
 
-def test_bfloat16_parameters_take_single_precision_systems(model):
-    predictions = model.bfloat16()([system.to(torch.float32) for system in make_systems()])
+def test_bfloat16_parameters_accept_float32_systems(model):
+    systems = [system.to(torch.float32) for system in make_systems()]
+    predictions = copy.deepcopy(model).bfloat16()(systems)
     assert all(value.isfinite().all() for value in tables(predictions).values())
 
 

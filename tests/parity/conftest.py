@@ -6,14 +6,14 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-collect_ignore_glob = [] if find_spec("metatrain") else ["*.py"]
+collect_ignore_glob = ["conftest.py"] if find_spec("metatrain") else ["*.py"]
 
 WORST: dict[str, float] = defaultdict(float)
 
 
 @pytest.fixture
 def agree():
-    """Compare numbers with those of metatrain, and keep the largest relative difference."""
+    """Compare values with those of metatrain, and record the largest relative difference."""
 
     def check(kind: str, ours: torch.Tensor, theirs: torch.Tensor, rtol: float = 1e-12) -> None:
         assert ours.shape == theirs.shape

@@ -1,4 +1,4 @@
-"""Random targets of every kind that metatrain has."""
+"""Random targets of every kind that metatrain supports."""
 
 from collections.abc import Callable
 
@@ -29,7 +29,7 @@ Maker = Callable[[list[System], Callable[..., torch.Tensor]], TensorMap]
 
 
 def random_numbers(seed: int) -> Callable[..., torch.Tensor]:
-    """Normal numbers around 1.5, so that no mean vanishes."""
+    """Normally distributed numbers around 1.5, so that no mean vanishes."""
     generator = torch.Generator().manual_seed(seed)
 
     def numbers(*shape: int) -> torch.Tensor:
@@ -56,7 +56,7 @@ def atoms_of_type(systems: list[System], atomic_type: int) -> list[list[int]]:
 
 
 def rank_2(samples: Labels, numbers: Callable[..., torch.Tensor]) -> TensorMap:
-    """Blocks of two angular momenta, with parities and numbers of properties that differ."""
+    """Blocks with two angular momenta, in which parities and numbers of properties differ."""
     names = ["o3_lambda_1", "o3_lambda_2", "o3_sigma_1", "o3_sigma_2"]
     keys = [[0, 0, 1, 1], [1, 1, 1, 1], [1, 2, 1, -1]]
     blocks = []
@@ -134,26 +134,26 @@ KINDS: dict[str, Maker] = {
 }
 
 
-def dropped(values: torch.Tensor, seed: int) -> torch.Tensor:
-    """A fifth of the entries, none of whose properties is lost for a type in these data."""
+def selection(values: torch.Tensor, seed: int) -> torch.Tensor:
+    """A fifth of the values; in these data the others cover every property of every type."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(values.shape, generator=generator) < 0.2
 
 
 def with_nan(tensor: TensorMap) -> TensorMap:
-    """A copy in which some entries are missing."""
+    """A copy with missing values."""
     changed = tensor.copy()
     for seed, one in enumerate(changed.blocks()):
-        one.values[dropped(one.values, seed)] = torch.nan
+        one.values[selection(one.values, seed)] = torch.nan
     return changed
 
 
 def mask_out(tensor: TensorMap) -> TensorMap:
-    """A mask that leaves out some entries."""
+    """A mask that excludes some values."""
     return TensorMap(
         tensor.keys,
         [
-            TensorBlock(~dropped(one.values, seed), one.samples, one.components, one.properties)
+            TensorBlock(~selection(one.values, seed), one.samples, one.components, one.properties)
             for seed, one in enumerate(tensor.blocks())
         ],
     )

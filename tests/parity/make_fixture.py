@@ -1,6 +1,6 @@
-"""Make tests/interop/metatrain_fixture: checkpoints of metatrain, and what it converts to.
+"""Write tests/interop/metatrain_fixture: checkpoints by metatrain, and its conversions.
 
-Run in the environment of the extra ``parity``: ``python tests/parity/make_fixture.py``.
+Run in an environment with the extra ``parity``: ``python tests/parity/make_fixture.py``.
 """
 
 import json
@@ -12,14 +12,14 @@ TARGETS = ["energy", "forces", "orbitals"]
 
 
 def main() -> None:
-    """Fit, save, and convert random numbers."""
+    """Fit random targets, save the fit, and convert random predictions."""
     sys.path.insert(0, str(TESTS / "support"))
     import test_checkpoints as fits
     from data import KINDS, random_numbers
     from metatrain.composition import CompositionModel
     from metatrain.scaler import Scaler
 
-    # A few systems are enough, and make a small file.
+    # A few systems suffice, and keep the file small.
     fits.SYSTEMS = fits.SYSTEMS[:5]
     folder = TESTS / "interop" / "metatrain_fixture"
     folder.mkdir(exist_ok=True)

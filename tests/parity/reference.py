@@ -1,4 +1,4 @@
-"""What metatrain makes of the same data."""
+"""The fit and the conversions of metatrain."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -10,7 +10,7 @@ from metatrain.utils.per_atom import average_by_num_atoms
 
 Batch = tuple[list[System], dict[str, TensorMap], dict[str, TensorMap]]
 
-# ScaleKind scales lie between two spaces, as (per-target, per-property).
+# Whether per-target and per-property scales are applied between two spaces.
 BETWEEN = {
     frozenset(("physical", "loss")): (True, False),
     frozenset(("loss", "model")): (False, True),
@@ -19,7 +19,7 @@ BETWEEN = {
 
 
 def layout_of(tensor: TensorMap) -> TensorMap:
-    """The tensor without samples, gradients included."""
+    """A copy without samples, with the gradients."""
 
     def no_rows(block: TensorBlock) -> TensorBlock:
         names = block.samples.names
@@ -35,7 +35,7 @@ def layout_of(tensor: TensorMap) -> TensorMap:
 
 
 def copies(targets: Mapping[str, TensorMap]) -> dict[str, TensorMap]:
-    """Copies, since metatrain writes zeros over NaNs in its input."""
+    """Copies, because metatrain overwrites NaNs in its input with zeros."""
     return {name: tensor.copy() for name, tensor in targets.items()}
 
 
@@ -45,7 +45,7 @@ def fit_metatrain(
     atomic_types: Sequence[int] = (1, 6, 8),
     fixed: Mapping[str, float | dict[int, float]] | None = None,
 ) -> BaseScaler:
-    """Two passes of metatrain over the batches."""
+    """Fit the scales with metatrain, in two passes over the batches."""
     layouts = {name: layout_of(tensor) for name, tensor in batches[0][1].items()}
     scaler = BaseScaler(list(atomic_types), layouts)
     passes = [(scaler.accumulate, lambda: scaler.fit(fixed_weights=fixed))]
@@ -66,7 +66,7 @@ def convert_metatrain(
     source: str,
     target: str,
 ) -> dict[str, TensorMap]:
-    """From one space to another by metatrain."""
+    """Convert from one space to another with metatrain."""
     order = ("physical", "loss", "model")
     per_target, per_property = BETWEEN[frozenset((source, target))]
     converted: dict[str, TensorMap] = scaler(

@@ -1,4 +1,4 @@
-"""What metatrain fits and saves is read back as the same conversions."""
+"""Scales read from the checkpoints of metatrain give the conversions of metatrain."""
 
 import copy
 
@@ -33,7 +33,7 @@ OF_CHECKPOINT = {
 
 
 def rows_of(tensor, position):
-    """One system's part, labelled by its place in the data set."""
+    """The rows of one system, labelled by its position in the dataset."""
     blocks = []
     for block in tensor.blocks():
         keep = block.samples.values[:, 0] == position
@@ -92,7 +92,7 @@ def fitted(tmp_path_factory):
 
 
 def physical_by_metatrain(scaler, composition, name, tensor):
-    """Multiplied by the scales of every sample, and the composition added, as in its models."""
+    """Multiply by the scales of every sample and add the composition, as models of metatrain do."""
     kind = "atom" if "atom" in tensor.sample_names else "system"
     outputs = {name: ModelOutput(sample_kind=kind)}
     scales = scaler.eval()(SYSTEMS, outputs)[name]
@@ -110,7 +110,7 @@ def physical_by_metatrain(scaler, composition, name, tensor):
 
 
 @pytest.mark.parametrize("name", OF_CHECKPOINT)
-def test_standalone_checkpoints(agree, fitted, name):
+def test_predictions_with_standalone_checkpoints(agree, fitted, name):
     folder, scaler, composition, _ = fitted
     ours = Scaler.from_metatrain(f"{folder}/scaler.ckpt", f"{folder}/composition_model.ckpt")
     assert list(ours.targets) == list(OF_CHECKPOINT)
@@ -121,7 +121,7 @@ def test_standalone_checkpoints(agree, fitted, name):
         agree(f"from_metatrain: {name}", one.values, other.values)
 
 
-def test_settings(fitted):
+def test_settings_of_the_checkpoints(fitted):
     folder, *_ = fitted
     ours = Scaler.from_metatrain(f"{folder}/scaler.ckpt", f"{folder}/composition_model.ckpt")
     assert ours.settings.baseline == "composition"
@@ -130,8 +130,8 @@ def test_settings(fitted):
     assert extensive == {"energy"}
 
 
-def test_what_torch_loads_is_the_same(fitted):
-    # With metatrain at hand the classes are real, and the result is the same.
+def test_loaded_checkpoints_give_the_same_scales_as_their_files(fitted):
+    # torch.load returns objects of metatrain here, since it is installed.
     folder, *_ = fitted
     files = [f"{folder}/scaler.ckpt", f"{folder}/composition_model.ckpt"]
     loaded = [torch.load(file, weights_only=False) for file in files]
@@ -141,9 +141,8 @@ def test_what_torch_loads_is_the_same(fitted):
             assert torch.equal(mine.values, yours.values)
 
 
-def test_targets_of_training(agree, fitted):
-    # In training metatrain removes baseline and per-target scale, of orbitals in a layout for all
-    # types; the sparse layout has the same numbers.
+def test_targets_in_loss_space(agree, fitted):
+    # Orbitals are left out: in training metatrain converts them in a layout for all types.
     folder, scaler, composition, whole = fitted
     ours = Scaler.from_metatrain(f"{folder}/scaler.ckpt", f"{folder}/composition_model.ckpt")
     for name in ("energy", "charges", "forces"):
@@ -161,7 +160,7 @@ def test_targets_of_training(agree, fitted):
         agree(f"from_metatrain: {name}", mine.block().values, yours[name].block().values)
 
 
-def test_fixed_numbers(tmp_path):
+def test_fixed_scales_and_fixed_baseline(tmp_path):
     data, info, _ = dataset(["energy", "forces"])
     atomic = {1: -13.6, 6: -1030.5, 8: -2041.8}
     composition = CompositionModel.from_valid_targets(info, TYPES)
@@ -183,7 +182,7 @@ def small_pet(info, **changes):
     return PET(hypers | changes, info)
 
 
-def test_checkpoint_of_a_whole_model(agree, tmp_path):
+def test_predictions_with_the_checkpoint_of_a_whole_model(agree, tmp_path):
     data, info, _ = dataset(["energy", "forces", "orbitals"])
     model = small_pet(info)
     fit_composition(model.additive_models[0], data, "")
@@ -196,22 +195,24 @@ def test_checkpoint_of_a_whole_model(agree, tmp_path):
         yours = physical_by_metatrain(model.scaler, model.additive_models[0], name, tensor)
         for one, other in zip(mine.blocks(), yours.blocks(), strict=True):
             agree(f"from_metatrain, whole model: {name}", one.values, other.values)
-    with pytest.raises(ValueError, match="holds the weights of its own"):
+    with pytest.raises(ValueError, match="contains its composition weights"):
         Scaler.from_metatrain(tmp_path / "model.ckpt", tmp_path / "model.ckpt")
 
 
-def test_model_with_another_additive_model(tmp_path):
+def test_a_model_with_zbl_is_refused(tmp_path):
     _, info, _ = dataset(["forces"])
     energy = TargetInfo(layout_of(structure_target([0.0])), quantity="energy", unit="eV")
     info.targets["energy"] = energy
     torch.save(small_pet(info, zbl=True).get_checkpoint(), tmp_path / "model.ckpt")
-    with pytest.raises(ValueError, match=r"additive models .*additive_models\.1.*came off"):
+    with pytest.raises(
+        ValueError, match=r"after subtracting the additive models .*additive_models\.1"
+    ):
         Scaler.from_metatrain(tmp_path / "model.ckpt")
 
 
-def test_state_dicts(agree, fitted):
+def test_predictions_with_state_dicts(agree, fitted):
     _, scaler, composition, whole = fitted
-    with pytest.raises(ValueError, match="does not say whether additive models came off"):
+    with pytest.raises(ValueError, match="does not say whether additive models were subtracted"):
         Scaler.from_metatrain(scaler.state_dict())
     layouts = {"charges": whole["charges"], "forces": whole["forces"]}
     ours = Scaler.from_metatrain(scaler.state_dict(), composition.state_dict(), layouts=layouts)
@@ -220,5 +221,5 @@ def test_state_dicts(agree, fitted):
     yours = physical_by_metatrain(scaler, composition, "alpha", tensor)
     for one, other in zip(mine.blocks(), yours.blocks(), strict=True):
         agree("from_metatrain: alpha", one.values, other.values)
-    # A state dict knows orbitals only in metatrain's layout for all types.
+    # A state dict has orbitals only in the layout of metatrain for all types.
     assert ours.targets["orbitals"].layout.key_names == ("o3_lambda", "o3_sigma")

@@ -1,4 +1,4 @@
-"""Where the results differ from metatrain's on purpose: both are shown, and which one is right."""
+"""Intended differences from metatrain: each test shows both results and says why."""
 
 import math
 
@@ -18,7 +18,7 @@ from builders import (
 )
 from metatensor.torch import TensorMap
 from reference import convert_metatrain, fit_metatrain
-from test_composition import composition_of, fit_composition, without_composition
+from test_composition_models import composition_of, fit_composition, without_composition
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
 
@@ -44,8 +44,8 @@ def charges(values=CHARGES):
     return {"charges": atom_target(values, atom_samples(1, 3))}
 
 
-def test_rule_1_missing_entries_stay_missing():
-    # metatrain writes 0 over NaN in the data themselves, and what reads them later trains on zeros.
+def test_rule_1_missing_values_stay_missing():
+    # metatrain overwrites NaNs in the data with 0, so that later readers train on zeros.
     data = charges([3.0, NAN, 4.0, 1.0])
     fit_metatrain([(WATER, {"charges": data["charges"].copy()}, {})], atomic_types=(1, 8))
     ours((WATER, data))
@@ -55,8 +55,8 @@ def test_rule_1_missing_entries_stay_missing():
     assert data["charges"].block().values[1] == 0.0
 
 
-def test_rule_1_missing_entries_under_a_mask():
-    # metatrain counts a NaN that the mask keeps as an observation of 0: a smaller scale.
+def test_rule_1_missing_values_that_a_mask_keeps():
+    # metatrain counts a NaN that the mask keeps as a value of 0, which makes the scale smaller.
     data = charges([3.0, 1.0, NAN, -1.0])
     mask = {"charges": mask_of(data["charges"], [[True, True, True, True]])}
     reference = fit_metatrain([(WATER, data, mask)], atomic_types=(1, 8))
@@ -65,17 +65,17 @@ def test_rule_1_missing_entries_under_a_mask():
 
 
 @pytest.mark.parametrize("infinite", [INF, -INF])
-def test_rule_2_infinite_entries(infinite):
-    # metatrain trains on with a scale of 1.8e308: every target of the type becomes 0.
+def test_rule_2_infinite_values(infinite):
+    # metatrain continues with a scale of 1.8e308: every target of the type becomes 0.
     data = charges([3.0, 1.0, infinite, -1.0])
     assert theirs((WATER, data)).scales["charges"].block().values.tolist() == [[1.0], [LARGEST]]
-    with pytest.raises(ValueError, match=r"'charges', block \(_=0\).* 1 infinite entries"):
+    with pytest.raises(ValueError, match=r"'charges', block \(_=0\).* 1 infinite"):
         ours((WATER, data))
 
 
 def test_rule_3_a_property_without_data():
-    # Both leave its predictions as they are (full scale 1). metatrain's per-property scale is 1, so
-    # the product of the two is 3, and loss space is not a stop on the way to physical space.
+    # Both leave its predictions unchanged (full scale 1). The per-property scale of metatrain is 1,
+    # so the product with the per-target scale is 3, not the full scale.
     data = {"alpha": structure_target([[3.0, NAN], [3.0, NAN]])}
     reference = theirs((WATER[:1] * 2, data), intensive_targets=["alpha"])
     scaler = ours((WATER[:1] * 2, data), intensive_targets=["alpha"])
@@ -87,7 +87,7 @@ def test_rule_3_a_property_without_data():
 
 
 def test_rule_3_types_without_data():
-    # The same for both: hydrogen has no charge in the data.
+    # Both agree; hydrogen has no charge in the data.
     data = charges([3.0, NAN, 4.0, NAN])
     expected = [[1.0], [RMS_OF_OXYGEN]]
     assert theirs((WATER, data)).scales["charges"].block().values.tolist() == expected
@@ -95,7 +95,7 @@ def test_rule_3_types_without_data():
 
 
 def test_rule_4_a_type_whose_data_are_zero():
-    # metatrain divides by 0: the targets of hydrogen are NaN, and so is the loss.
+    # metatrain divides by 0: the targets of hydrogen become NaN, and so does the loss.
     data = charges([3.0, 0.0, 4.0, 0.0])
     reference = theirs((WATER, data))
     assert reference.scales["charges"].block().values.tolist() == [[0.0], [RMS_OF_OXYGEN]]
@@ -108,7 +108,7 @@ def test_rule_4_a_type_whose_data_are_zero():
 
 
 def test_rule_4_a_property_whose_data_are_zero():
-    # metatrain multiplies its prediction by 0, so that it can never be trained again.
+    # metatrain multiplies its prediction by 0, so that its gradient is 0 too.
     data = {"alpha": structure_target([[3.0, 0.0], [3.0, 0.0]])}
     reference = theirs((WATER[:1] * 2, data), intensive_targets=["alpha"])
     assert reference.scales["alpha"].block().values.tolist() == [[pytest.approx(3.0), 0.0]]
@@ -118,9 +118,9 @@ def test_rule_4_a_property_whose_data_are_zero():
     assert scale(scaler, "alpha") == [[pytest.approx(3.0), pytest.approx(sigma)]]
 
 
-def test_rule_4_nothing_left_after_the_baseline():
-    # Totals that the composition explains: metatrain takes the rounding noise for a scale, and
-    # divides by it. The baseline is metatrain's here, so that only the scale differs.
+def test_rule_4_totals_without_a_residual():
+    # The composition explains these totals; metatrain divides by their rounding noise. Its scale is
+    # fitted to the residuals of its own composition.
     systems = [system(8), system(1, 1), system(1, 8, 1), system(1, 1, 1, 1, 8)]
     energy = {"energy": structure_target([-2041.84, -27.2, -2069.04, -2096.24])}
     model = fit_composition([(systems, energy)], (1, 8))
@@ -132,7 +132,7 @@ def test_rule_4_nothing_left_after_the_baseline():
 
 
 def test_rule_6_types_without_data():
-    # metatrain knows carbon from its list of types, has no data of it, and converts by 1.
+    # Carbon is in the list of types of metatrain, which has no data for it and converts by 1.
     data, carbon = charges(), {"charges": atom_target([2.0], atom_samples(1))}
     reference = theirs((WATER, data), types=(1, 6, 8))
     converted = convert_metatrain(reference, [system(6)], carbon, "physical", "loss")["charges"]
@@ -146,7 +146,7 @@ def test_rule_6_types_without_data():
 
 
 def test_rule_6_types_without_a_weight():
-    # metatrain's weight of carbon is 0: a total of methane is short of 1030 eV, without a word.
+    # The weight of carbon is 0 in metatrain: 1030 eV are silently missing in the total of methane.
     systems = [*WATER, system(1, 1)]
     energy = {"energy": structure_target([-2041.0, -2069.0, -27.5])}
     model = fit_composition([(systems, energy)], (1, 6, 8))
@@ -159,7 +159,7 @@ def test_rule_6_types_without_a_weight():
 
 
 def test_rule_7_other_types_of_an_atomic_basis():
-    # No row of a block is of another type; both have the full scale 1 there, ours as a product.
+    # No block has rows of another type. Both have the full scale 1 there, ours as a product.
     rows = {1: [[1, 0], [1, 2]], 8: [[0, 0], [1, 1]]}
     target = atomic_basis({(0, 1): [[[3.0]], [[3.0]]], (0, 8): [[[2.0]], [[2.0]]]}, rows)
     reference, scaler = theirs((WATER, {"n": target})), ours((WATER, {"n": target}))
@@ -170,7 +170,7 @@ def test_rule_7_other_types_of_an_atomic_basis():
 
 
 def test_rule_7_a_batch_without_one_of_the_types():
-    # metatrain fails on a block without rows, as of hydrogen in a batch of one oxygen.
+    # metatrain fails on a block without rows, here that of hydrogen in a batch of one oxygen.
     rows = {1: [], 8: [[0, 0]]}
     shape = torch.empty(0, 1, 1)
     target = {"n": atomic_basis({(0, 1): shape, (0, 8): [[[2.0]]]}, rows)}
@@ -187,17 +187,17 @@ def test_rule_7_a_batch_without_one_of_the_types():
     ],
 )
 def test_rule_11_rows_in_another_order(rows, values):
-    # metatrain goes by the place of a row, so that charges of oxygen count as hydrogen's.
-    usual, reordered = charges(), {"charges": atom_target(values, rows)}
+    # metatrain uses the index of a row, so that charges of oxygen count as those of hydrogen.
+    in_order, reordered = charges(), {"charges": atom_target(values, rows)}
     reference = theirs((WATER, reordered)).scales["charges"].block().values
-    assert not torch.allclose(reference, theirs((WATER, usual)).scales["charges"].block().values)
+    assert not torch.allclose(reference, theirs((WATER, in_order)).scales["charges"].block().values)
     scaler = ours((WATER, reordered))
-    assert scale(scaler, "charges") == scale(ours((WATER, usual)), "charges")
+    assert scale(scaler, "charges") == scale(ours((WATER, in_order)), "charges")
     assert scale(scaler, "charges") == [[1.0], [RMS_OF_OXYGEN]]
 
 
 def test_rule_11_a_subset_of_the_atoms():
-    # metatrain needs a row for every atom; charges of oxygen alone make it fail.
+    # metatrain needs a row for every atom; it fails on charges of oxygen alone.
     subset = {"charges": atom_target([3.0, 4.0], [[0, 0], [1, 1]])}
     with pytest.raises(IndexError):
         theirs((WATER, subset))
@@ -205,7 +205,7 @@ def test_rule_11_a_subset_of_the_atoms():
 
 
 def test_rule_11_totals_of_some_systems_in_another_order():
-    # metatrain divides -9 eV of H2O by the one atom of O, and -4 eV of O by three.
+    # metatrain divides the -9 eV of H2O by one atom, and the -4 eV of O by three.
     energy = {"energy": structure_target([-9.0, -4.0], systems=[1, 0])}
     reference = float(theirs((WATER, energy)).scales["energy"].block().values)
     assert reference == pytest.approx(math.sqrt((81.0 + 16.0 / 9) / 2))
@@ -215,7 +215,7 @@ def test_rule_11_totals_of_some_systems_in_another_order():
 
 
 def test_rule_10_fixed_scales_of_several_properties():
-    # metatrain refuses; ours keeps the ratios of the properties to the RMS of the data.
+    # metatrain refuses them; ours keep the ratios of the properties to the RMS of the data.
     data = {"alpha": structure_target([[3.0, 4.0]])}
     with pytest.raises(NotImplementedError, match="Multiple properties"):
         theirs((WATER[:1], data), fixed={"alpha": 2.0}, intensive_targets=["alpha"])
@@ -225,7 +225,7 @@ def test_rule_10_fixed_scales_of_several_properties():
 
 
 def test_rule_12_a_batch_without_systems():
-    # metatrain cannot read the types of no systems; ours takes such a batch for what it is.
+    # metatrain fails to read the types of an empty batch; ours skip it.
     empty = ([], {"charges": atom_target([], torch.empty(0, 2))})
     with pytest.raises(IndexError):
         theirs(empty, (WATER, charges()))
@@ -233,8 +233,8 @@ def test_rule_12_a_batch_without_systems():
 
 
 def test_trace_of_a_block_of_two_pseudovectors():
-    # Its trace is invariant, since the two parities cancel. metatrain fits it; ours leaves it to
-    # the network, which is equivariant too, at a larger scale.
+    # Its trace is invariant, since the two parities cancel. metatrain fits a baseline to it; ours
+    # leaves it to the network, with a larger scale.
     names = ["o3_lambda_1", "o3_lambda_2", "o3_sigma_1", "o3_sigma_2"]
     mu = [labels("o3_mu_1", [-1, 0, 1]), labels("o3_mu_2", [-1, 0, 1])]
     values = (5.0 * torch.eye(3))[None, :, :, None].repeat(2, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""Scales and conversions of every kind of target are those of metatrain."""
+"""Scales and conversions of every kind of target equal those of metatrain."""
 
 import itertools
 
@@ -13,19 +13,19 @@ SPACES = ("physical", "loss", "model")
 INTENSIVE = {"energy": ("target",), "irreps of structures": ("target",)}
 
 
-def batches_of(kind, entries):
+def batches_of(kind, variant):
     numbers = random_numbers(seed=3)
     for systems in BATCHES:
         target, masks = KINDS[kind](systems, numbers), {}
-        if entries == "missing":
+        if variant == "missing":
             target = with_nan(target)
-        if entries == "masked":
+        if variant == "masked":
             masks = {"target": mask_out(target)}
         yield systems, {"target": target}, masks
 
 
-def both(kind, entries, intensive=()):
-    batches = list(batches_of(kind, entries))
+def both(kind, variant, intensive=()):
+    batches = list(batches_of(kind, variant))
     accumulator = ScaleAccumulator(intensive_targets=intensive)
     for batch in batches:
         accumulator.update(*batch)
@@ -42,10 +42,10 @@ def compare(agree, name, ours, theirs):
             agree(name, one.gradient(parameter).values, other.gradient(parameter).values)
 
 
-@pytest.mark.parametrize("entries", ["complete", "missing", "masked"])
+@pytest.mark.parametrize("variant", ["complete", "missing", "masked"])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "atom pairs"])
-def test_scales(agree, kind, entries):
-    _, ours, theirs = both(kind, entries)
+def test_scales_of_every_kind(agree, kind, variant):
+    _, ours, theirs = both(kind, variant)
     compare(agree, kind, ours.per_target_scales["target"], theirs.per_target_scales["target"])
     for name, stored in (("scales", theirs.scales), ("per_property_scales", None)):
         tensor = getattr(ours, name)["target"]
@@ -58,15 +58,15 @@ def test_scales(agree, kind, entries):
 
 
 @pytest.mark.parametrize("kind", INTENSIVE)
-def test_intensive_targets(agree, kind):
+def test_scales_of_intensive_targets(agree, kind):
     _, ours, theirs = both(kind, "complete", INTENSIVE[kind])
     compare(agree, f"{kind}, intensive", ours.scales["target"], theirs.scales["target"])
 
 
-@pytest.mark.parametrize("entries", ["complete", "missing"])
+@pytest.mark.parametrize("variant", ["complete", "missing"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_conversions(agree, kind, entries):
-    batches, ours, theirs = both(kind, entries)
+def test_conversions_of_every_kind(agree, kind, variant):
+    batches, ours, theirs = both(kind, variant)
     for systems, targets, _ in batches:
         for source, target in itertools.permutations(SPACES, 2):
             mine = ours.convert(systems, targets, source, target)["target"]
@@ -75,7 +75,7 @@ def test_conversions(agree, kind, entries):
 
 
 @pytest.mark.parametrize("kind", ["energy, positions and strain", "forces", "atomic basis"])
-def test_single_precision(kind):
+def test_conversions_of_float32_targets(kind):
     batches, ours, _ = both(kind, "complete")
     batches = [
         (systems, {"target": targets["target"].to(torch.float32)}, masks)

@@ -7,7 +7,7 @@ from builders import atom_samples, atom_target, cartesian, structure_target, sys
 from rich.console import Console
 
 from lightning_scaler import ZBL, CompositionBaseline, ScaleAccumulator
-from lightning_scaler.reports.tables import errors_table
+from lightning_scaler.reports import errors_table
 
 
 def text_of(table):
@@ -16,9 +16,9 @@ def text_of(table):
     return console.export_text()
 
 
-def test_scales_are_told_per_type_with_the_rms_before_and_after():
-    # Energies per atom 3 and 5, of O and H2O: RMS sqrt(17) = 4.123; charges 3 for both O, and
-    # -1, 2 for H: RMS of O 3, of H sqrt(5/2) = 1.581.
+def test_scales_table_lists_types_and_rms_before_and_after_the_baseline():
+    # Energies per atom of O and H2O are 3 and 5: RMS sqrt(17) = 4.123. Charges are 3 for both O,
+    # and -1 and 2 for H: the RMS is 3 for O and sqrt(5/2) = 1.581 for H.
     accumulator = ScaleAccumulator()
     systems = [system(8), system(1, 1, 8)]
     charges = atom_target([3.0, -1.0, 2.0, 3.0], atom_samples(1, 3))
@@ -30,7 +30,7 @@ def test_scales_are_told_per_type_with_the_rms_before_and_after():
     assert ["8", "3", "1"] in words
 
 
-def test_many_types_are_cut_short():
+def test_scales_table_hides_types_after_the_twelfth():
     types = list(range(1, 31))
     accumulator = ScaleAccumulator(baseline=CompositionBaseline())
     values = torch.tensor([float(i) for i in range(60)]).double()
@@ -41,9 +41,10 @@ def test_many_types_are_cut_short():
     assert len(text.splitlines()) < 25
 
 
-def test_baselines_are_told_per_type_with_what_they_explain():
-    # O and H2O: O -2000 and H -15.25 leave nothing. Charges: H 0.4 and 0.2, O 0.2 and -0.6; about
-    # the means 0.3 and -0.2 the squares are 0.02 + 0.32, about the common mean 0.05 they are 0.59.
+def test_baselines_table_lists_types_and_explained_variance():
+    # O and H2O: -2000 for O and -15.25 for H leave no residual. Charges are 0.4 and 0.2 for H, 0.2
+    # and -0.6 for O: the squares sum to 0.02 + 0.32 about the means 0.3 and -0.2, and to 0.59 about
+    # the common mean 0.05. Explained: 1 - 0.34 / 0.59 = 42.4 %.
     accumulator = ScaleAccumulator(baseline=CompositionBaseline())
     systems = [system(8), system(1, 1, 8)]
     charges = atom_target([0.2, 0.4, 0.2, -0.6], atom_samples(1, 3))
@@ -63,17 +64,17 @@ def test_baselines_are_told_per_type_with_what_they_explain():
     assert accumulator.compute().baselines_table() is None
 
 
-def test_batches_explain_what_the_whole_does():
+def test_explained_variance_of_per_atom_targets_does_not_depend_on_batches():
     accumulator = ScaleAccumulator(baseline=CompositionBaseline())
-    # As above; the first batch has no H.
+    # The charges above; the first batch has no H.
     for one, values in ((system(8), [0.2]), (system(1, 1, 8), [0.4, 0.2, -0.6])):
         accumulator.update([one], {"charges": atom_target(values, atom_samples(len(values)))})
     explained = accumulator.compute().targets["charges"].explained_variance
     assert explained == pytest.approx(1 - 0.34 / 0.59)
 
 
-def test_batches_of_structures_explain_what_the_whole_does():
-    # H: (1 + 2 + 6 + 7 + 2 * 9) / (4 + 4) by least squares of the totals; the mean per atom is 4.1.
+def test_explained_variance_of_totals_does_not_depend_on_batches():
+    # Least squares of the totals: H is (1 + 2 + 6 + 7 + 2 * 9) / (4 + 4). The mean per atom is 4.1.
     numbers, sizes = [1.0, 2.0, 6.0, 7.0, 9.0], [1, 1, 1, 1, 2]
     systems = [system(*[1] * size) for size in sizes]
     whole = ScaleAccumulator(baseline=CompositionBaseline())
@@ -83,14 +84,14 @@ def test_batches_of_structures_explain_what_the_whole_does():
         parts.update([one], {"t": structure_target([number])})
     weight = (16 + 18) / 8
     per_atom = [1.0, 2.0, 6.0, 7.0, 4.5]
-    left = sum((x - weight) ** 2 for x in per_atom)
+    residual = sum((x - weight) ** 2 for x in per_atom)
     about_mean = sum((x - 4.1) ** 2 for x in per_atom)
     for accumulator in (whole, parts):
         explained = accumulator.compute().targets["t"].explained_variance
-        assert explained == pytest.approx(1 - left / about_mean)
+        assert explained == pytest.approx(1 - residual / about_mean)
 
 
-def test_large_totals_of_one_composition_explain_nothing():
+def test_explained_variance_of_large_totals_of_one_composition_is_zero():
     noise = [1e-3 * math.sin(7.0 * i) for i in range(30)]
     accumulator = ScaleAccumulator(baseline=CompositionBaseline())
     energy = structure_target([3 * (x - 1e5) for x in noise])
@@ -100,7 +101,7 @@ def test_large_totals_of_one_composition_explain_nothing():
     )
 
 
-def test_an_additive_module_is_named():
+def test_baselines_table_names_the_additive_module():
     accumulator = ScaleAccumulator(additive=ZBL(target="t"))
     near = system(1, 1, positions=[[0, 0, 0], [0, 0, 0.4]])
     accumulator.update([near, system(8)], {"t": structure_target([3.0, 5.0])})
@@ -108,15 +109,15 @@ def test_an_additive_module_is_named():
     assert "ZBL" in text
 
 
-def test_shares_near_one_have_digits_that_tell():
+def test_explained_variance_near_one_is_not_rounded_to_one():
     accumulator = ScaleAccumulator(baseline=CompositionBaseline(fixed={"t": {1: 1000.0, 8: 0.0}}))
     accumulator.update([system(1), system(8)], {"t": structure_target([1000.5, 0.5])})
-    # 2 * 0.25 of 2 * 500^2.
+    # 2 * 0.25 of 2 * 500^2 remain unexplained: 1e-6.
     text = text_of(accumulator.compute().baselines_table())
     assert "99.99990 %" in text
 
 
-def test_errors_are_told_in_units_and_relative_to_the_spread():
+def test_errors_table_has_units_and_relative_errors():
     metrics = {
         "test/loss/dataloader_idx_1": 0.3,
         "test/energy/mae_per_atom/dataloader_idx_1": 0.0123,

@@ -77,7 +77,7 @@ def numbers(tensor):
 @pytest.mark.filterwarnings("ignore:these data are zero")
 @pytest.mark.parametrize("baseline", [None, FITTED], ids=["none", "composition"])
 @pytest.mark.parametrize(("source", "target"), DIRECTIONS)
-def test_there_and_back(source, target, baseline):
+def test_conversions_and_their_inverses(source, target, baseline):
     scaler = fitted(baseline)
     for name, tensor in targets().items():
         there = scaler.convert(SYSTEMS, {name: tensor}, source, target)
@@ -334,7 +334,7 @@ def test_same_space_is_no_conversion():
     # H 4, O 2; over both sqrt((16 + 4) / 2).
     [("pooled", math.sqrt(10)), ("identity", 1.0)],
 )
-def test_unseen_types_stand_in(mode, expected):
+def test_policies_for_unseen_types(mode, expected):
     scaler = fit([system(8, 1)], {"q": atom_target([2.0, 4.0], atom_samples(2))}, unseen_types=mode)
     one = atom_target([1.0, 1.0], atom_samples(2))
     values = scaler.convert([system(6, 1)], {"q": one}, "model", "physical")["q"].block().values
@@ -375,7 +375,7 @@ def test_fixed_number_holds_for_unseen_types():
     assert found == pytest.approx([7 * math.sqrt(10) / sigma, 7 * 5 / sigma], rel=1e-14)
 
 
-def test_fixed_number_of_a_type_that_the_data_lack():
+def test_fixed_scale_of_a_type_without_data():
     training = atom_target([2.0, 4.0], atom_samples(2))
     scaler = fit([system(8, 1)], {"q": training}, fixed_scales={"q": {1: 3, 6: 5, 8: 7}})
     one = atom_target([1.0, 1.0, 1.0], atom_samples(3))
@@ -414,7 +414,7 @@ def test_type_without_weight_is_an_error_in_every_mode(mode):
     scaler.convert(carbon, {"e": structure_target([1.0, 2.0])}, "loss", "physical", baseline=False)
 
 
-def test_fixed_baseline_has_types_that_the_data_lack():
+def test_fixed_baseline_of_a_type_without_data():
     fixed = CompositionBaseline({"e": {1: -1.0, 8: -2.0, 6: -3.0}, "q": {1: 1, 8: 2, 6: 3}})
     training = {
         "e": structure_target([-4.0, -7.0, -11.0]),
@@ -428,10 +428,10 @@ def test_fixed_baseline_has_types_that_the_data_lack():
     assert scaler.scales["q"].block().samples == labels("atomic_type", [1, 8])
 
 
-# The baseline is asked only of what is there.
+# Only types of existing values need a baseline.
 
 
-def test_baseline_is_asked_only_of_rows_that_are_there():
+def test_only_types_of_rows_with_values_need_a_baseline():
     systems = [system(8, 1, 1), system(8)]
     charges = atom_target([1.0, 2.0], [[0, 0], [1, 0]])
     scaler = fit(systems, {"q": charges}, baseline=FITTED)

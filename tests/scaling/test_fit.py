@@ -1,4 +1,4 @@
-"""From the statistics of one target to its scales: the rules at the edges."""
+"""The fit of one target: scales, and the rules for edge cases."""
 
 import math
 import re
@@ -37,7 +37,7 @@ def near(*numbers):
     return pytest.approx(list(numbers), rel=1e-13)
 
 
-def test_three_structures():
+def test_scale_of_energies_is_the_rms_per_atom():
     # O, H2O and H4O2 with 3, 4 and 12 per atom: sqrt((9 + 16 + 144) / 3) = 13 / sqrt(3).
     energy = structure_target([3.0, 12.0, 72.0])
     scaler = fit(water_family(), {"energy": energy})
@@ -45,19 +45,19 @@ def test_three_structures():
         assert scale(scaler, "energy", which) == [near(13 / math.sqrt(3))]
     assert scale(scaler, "energy", "per_property_scales") == [[1.0]]
     assert scaler.scales["energy"].block().samples == labels("atomic_type", [-1])
-    left = scaler.convert(water_family(), {"energy": energy})["energy"].block().values
+    values = scaler.convert(water_family(), {"energy": energy})["energy"].block().values
     factor = math.sqrt(3) / 13
-    assert left.flatten().tolist() == near(3 * factor, 12 * factor, 72 * factor)
+    assert values.flatten().tolist() == near(3 * factor, 12 * factor, 72 * factor)
 
 
-def test_intensive_targets_are_taken_as_they_are():
+def test_intensive_targets_are_not_divided_by_the_number_of_atoms():
     gap = structure_target([3.0, 12.0, 72.0])
     scaler = fit(water_family(), {"gap": gap}, intensive_targets=["gap"])
     assert scale(scaler, "gap") == [near(rms(3, 12, 72))]
     assert not scaler.targets["gap"].extensive
 
 
-def test_forces_by_type():
+def test_scales_of_forces_are_those_of_each_type():
     numbers = [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, NAN]]
     scaler = fit(water_family()[:2], {"forces": forces(numbers, 1, 3)})
     # Atoms O | H O H.
@@ -66,7 +66,7 @@ def test_forces_by_type():
     assert scaler.scales["forces"].block().components == []
 
 
-def test_properties_relative_to_their_target():
+def test_per_property_scales_are_relative_to_the_target():
     # Per atom [1, 30], [2, 40]; a block each for lambda 0 and 1.
     values = {0: [[[1, 30]], [[2, 40]]], 1: [[[1], [2], [3]], [[4], [5], [6]]]}
     target = spherical(values, labels("system", [0, 1]))
@@ -81,7 +81,7 @@ def test_properties_relative_to_their_target():
     assert scale(scaler, "t", "scales", 0) == [near(rms(1, 2), rms(30, 40))]
 
 
-def test_one_property_in_two_blocks_is_several():
+def test_two_blocks_of_one_property_are_a_multi_property_target():
     target = spherical({0: [[[2.0]]], 1: [[[1.0], [2.0], [3.0]]]}, labels("system", [0]))
     scaler = fit([system(8)], {"t": target})
     assert scale(scaler, "t", "scales", 0) == [near(2)]
@@ -111,7 +111,7 @@ def test_padded_property_has_the_full_scale_one():
     assert scale(scaler, "q")[0] == near(4, 1)
 
 
-def test_full_is_the_product_without_exception():
+def test_full_scale_is_the_product_without_exception():
     values = [[3.0, NAN, 0.0], [4.0, NAN, 2.0], [0.0, NAN, NAN]]
     target = atom_target(values, atom_samples(3))
     with pytest.warns(UserWarning, match="zero"):
@@ -123,7 +123,7 @@ def test_full_is_the_product_without_exception():
         assert scale(scaler, "q")[row][1] == pytest.approx(1, rel=1e-14)
 
 
-def test_zeros_take_the_scale_of_their_target_or_of_all_types():
+def test_zeros_have_the_scale_of_their_target_or_of_all_types():
     # Types H (0, 0) | C (0, 5) | O (3, 4), atoms O, H, C.
     target = atom_target([[3.0, 4.0], [0.0, 0.0], [0.0, 5.0]], atom_samples(3), "n")
     with warnings.catch_warnings(record=True) as caught:
@@ -148,7 +148,7 @@ def test_one_warning_names_several_targets():
     assert scale(scaler, "a") == scale(scaler, "b") == [[1.0]]
 
 
-def test_units_do_not_decide_what_vanishes():
+def test_small_units_are_not_rounding_noise():
     small = [x * 1e-30 for x in (3.0, 12.0, 72.0)]
     assert scale(fit(water_family(), {"e": structure_target(small)}), "e") == [
         near(13e-30 / math.sqrt(3))
@@ -156,8 +156,8 @@ def test_units_do_not_decide_what_vanishes():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rounding_noise_of_the_stored_values_vanishes(dtype):
-    # Exactly a sum over atoms, of numbers that the dtype cannot hold: only rounding is left.
+def test_residuals_below_the_rounding_of_stored_values_are_noise(dtype):
+    # Sums over atoms of numbers that the dtype cannot represent: the residuals are rounding only.
     totals = [0.1 + 0.7 * n for n in range(1, 5)]
     systems = [system(8, *[1] * n) for n in range(1, 5)]
     with pytest.warns(UserWarning, match="rounding noise"):
@@ -170,20 +170,20 @@ def test_float64_residuals_below_float32_rounding_are_data():
     systems = [system(8, *[1] * n) for n in range(1, 6)]
     scaler = fit(systems, {"e": structure_target(totals)}, baseline=FITTED)
     assert 1e-6 < scale(scaler, "e")[0][0] < 1e-4
-    # The same numbers in float32 hold rounding only.
+    # In float32 the residuals of the same numbers are rounding only.
     rounded = structure_target(totals, dtype=torch.float32)
     with pytest.warns(UserWarning, match="rounding noise"):
         assert scale(fit(systems, {"e": rounded}, baseline=FITTED), "e") == [[1.0]]
 
 
-def test_small_data_without_baseline_are_no_noise():
-    # Next to a huge entry of another type, in float32, a tiny one is still data.
+def test_small_data_without_baseline_are_not_noise():
+    # A tiny float32 value next to a huge one of another type is still data.
     target = atom_target([1e8, 1e-8], atom_samples(2), dtype=torch.float32)
     scaler = fit([system(8, 1)], {"q": target})
     assert scale(scaler, "q")[0] == [pytest.approx(1e-8, rel=1e-6)]
 
 
-def test_atomic_basis_blocks_know_their_own_type():
+def test_atomic_basis_blocks_have_scales_of_their_own_type_only():
     values = {(0, 1): [[[3.0, 1.0]], [[4.0, 2.0]]], (1, 8): [[[1.0], [2.0], [6.0]]]}
     target = atomic_basis(values, {1: [[0, 0], [0, 2]], 8: [[0, 1]]})
     scaler = fit([system(1, 8, 1)], {"c": target})
@@ -192,7 +192,7 @@ def test_atomic_basis_blocks_know_their_own_type():
     assert scale(scaler, "c", "per_target_scales", 0)[0] == near(rms(3, 4, 1, 2), rms(3, 4, 1, 2))
 
 
-def test_gradients_take_no_part():
+def test_gradients_do_not_enter_the_scales():
     energy = structure_target([3.0, 12.0, 72.0], gradient={"strain": torch.full((3, 3, 3), 1e6)})
     assert scale(fit(water_family(), {"e": energy}), "e") == [near(13 / math.sqrt(3))]
 
@@ -206,7 +206,7 @@ def test_atom_pairs_have_identity_scales():
         fit([system(8, 1)], {"h": pair_target([5.0, 7.0], rows)}, fixed_scales={"h": 2.0})
 
 
-def test_fixed_baseline_for_atom_pairs():
+def test_fixed_baseline_of_atom_pairs_is_an_error():
     pairs = pair_target([5.0], [[0, 0, 1, 0, 0, 0]])
     with pytest.raises(ValueError, match="fixed_baseline of target 'h'"):
         fit(
@@ -216,7 +216,7 @@ def test_fixed_baseline_for_atom_pairs():
         )
 
 
-def test_fixed_number_and_numbers_per_type():
+def test_fixed_scales_for_a_target_and_per_type():
     targets = {"e": structure_target([3.0, 12.0]), "f": forces(torch.ones(4, 3), 1, 3)}
     fixed = {"e": 2, "f": {"1": 0.5, 8: 4, 6: 9.0}}
     scaler = fit(water_family()[:2], targets, fixed_scales=fixed)
@@ -227,7 +227,7 @@ def test_fixed_number_and_numbers_per_type():
     assert scale(one_number, "e") == [near(rms(3, 4))]
 
 
-def test_fixed_number_of_a_multi_property_target():
+def test_fixed_scale_of_a_multi_property_target():
     # full = fixed * rms_p / sigma_data, here 10 * (1, 7) / rms(1, 7).
     scaler = fit([system(8)], {"t": structure_target([[1.0, 7.0]])}, fixed_scales={"t": 10.0})
     factor = 10 / rms(1, 7)
@@ -246,13 +246,13 @@ def test_fixed_number_of_a_multi_property_target():
         ({"e": {1: 1.0, 8: 1.0}}, "expected one number for a per-structure target"),
     ],
 )
-def test_fixed_scales_that_do_not_suit(fixed, message):
+def test_fixed_scales_that_do_not_suit_the_target_are_an_error(fixed, message):
     targets = {"e": structure_target([3.0, 12.0]), "f": forces(torch.ones(4, 3), 1, 3)}
     with pytest.raises(ValueError, match=re.escape(message)):
         fit(water_family()[:2], targets, fixed_scales=fixed)
 
 
-def test_power_of_two_units_change_nothing_else():
+def test_units_by_a_power_of_two_scale_results_exactly():
     generator = torch.Generator().manual_seed(0)
     systems = [*water_family(), system(6, 8, 8), system(6, 1, 1, 1, 1)]
     values = torch.randn(5, 2, generator=generator).double() - 40
@@ -278,7 +278,7 @@ def test_power_of_two_units_change_nothing_else():
         assert torch.equal(ours, theirs)
 
 
-def test_scales_of_one_keep_the_baseline():
+def test_disabled_scales_keep_the_baseline():
     accumulator = ScaleAccumulator(baseline=FITTED)
     energy = structure_target([-75.0, -76.5, -153.5])
     accumulator.update(water_family(), {"e": energy})
@@ -290,7 +290,7 @@ def test_scales_of_one_keep_the_baseline():
     torch.testing.assert_close(ours, theirs * sigma, rtol=1e-12, atol=1e-14)
 
 
-def test_scales_of_one_do_not_warn():
+def test_disabled_scales_do_not_warn():
     accumulator = ScaleAccumulator()
     accumulator.update([system(8)], {"e": structure_target([0.0])})
     assert scale(accumulator.compute(enabled=False), "e") == [[1.0]]

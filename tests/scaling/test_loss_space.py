@@ -9,6 +9,7 @@ from builders import (
     labels,
     mask_of,
     pair_target,
+    spherical,
     structure_target,
     system,
     with_nested_gradient,
@@ -16,9 +17,12 @@ from builders import (
 from metatensor.torch import Labels, TensorMap
 
 from lightning_scaler import ScaleAccumulator
-from lightning_scaler.batches.atoms import Atoms
-from lightning_scaler.batches.device import move_to_device
-from lightning_scaler.scaling.loss_space import predictions_to_loss, targets_to_loss
+from lightning_scaler.batches import move_to_device
+from lightning_scaler.scaling import (
+    predictions_to_loss,
+    targets_to_loss,
+    values_in_physical_units,
+)
 
 SYSTEMS = [system(8), system(1, 1, 8)]
 
@@ -101,20 +105,35 @@ def test_predictions_that_are_no_mapping(scaler):
         predictions_to_loss(scaler, SYSTEMS, [], {})
 
 
-def test_what_is_known_of_targets_holds_for_predictions_like_them(scaler):
-    charges, prediction = (atom_target([1.0] * 4, atom_samples(1, 3)) for _ in range(2))
-    atoms = Atoms.from_systems(SYSTEMS)
-    in_loss = targets_to_loss(scaler, atoms, {"charges": charges})
-    predictions_to_loss(scaler, atoms, {"charges": prediction}, in_loss)
-    known = atoms.known.get(prediction)
-    assert known.usual
+def test_rows_and_layout_of_targets_are_kept_for_their_predictions(scaler):
+    charges, prediction = (atom_target([2.0, 1.0, 7.0, 2.0], atom_samples(1, 3)) for _ in range(2))
+    in_loss = targets_to_loss(scaler, SYSTEMS, {"charges": charges})
+    known = in_loss.indexed("charges")
+    assert known.tensor is in_loss["charges"]
+    assert known.rows == []
     assert known.layout is scaler.targets["charges"].layout
+    result = predictions_to_loss(scaler, SYSTEMS, {"charges": prediction}, in_loss)
+    # Model space is loss space for a single property.
+    assert result["charges"].block().values[:, 0].tolist() == [2.0, 1.0, 7.0, 2.0]
     # Other rows are another matter.
     swapped = labels(["system", "atom"], [[1, 0], [1, 1], [1, 2], [0, 0]])
     prediction = atom_target([1.0, 7.0, 2.0, 2.0], swapped)
-    result = predictions_to_loss(scaler, atoms, {"charges": prediction}, in_loss)
-    assert not atoms.known.get(prediction).usual
+    result = predictions_to_loss(scaler, SYSTEMS, {"charges": prediction}, in_loss)
     assert result["charges"].block().values[:, 0].tolist() == [2.0, 1.0, 7.0, 2.0]
+
+
+def test_rows_of_replaced_targets_are_not_kept(scaler):
+    """A training step may drop some of the rows, or convert targets of its own."""
+    in_loss = targets_to_loss(
+        scaler, SYSTEMS, {"charges": atom_target([2.0, 1.0, 7.0, 2.0], atom_samples(1, 3))}
+    )
+    prediction = atom_target([10.0, 20.0, 30.0, 40.0], atom_samples(1, 3))
+    in_loss["charges"] = atom_target([7.0, 2.0], [[1, 1], [1, 2]])
+    assert in_loss.indexed("charges") is None
+    assert in_loss.indexed("energy") is None
+    for targets in (in_loss, dict(in_loss)):
+        result = predictions_to_loss(scaler, SYSTEMS, {"charges": prediction}, targets)
+        assert result["charges"].block().values[:, 0].tolist() == [30.0, 40.0]
 
 
 def test_predictions_like_their_targets_that_cannot_be_converted(scaler):
@@ -183,15 +202,28 @@ def test_predictions_of_pairs_take_the_dtype_of_a_target_that_has_another():
     assert found["energy"].block().values.dtype == torch.float32
 
 
-def test_what_is_known_of_targets_holds_for_masked_ones(scaler):
-    """A device need not be asked for the labels again."""
+def test_physical_values_of_blocks_without_data_take_the_scale_of_the_target():
+    """The target has one scale; its data are 3 in the scalar block, and the fit has no other."""
+    rows = atom_samples(1, 3)
+    scaler = fit(SYSTEMS, {"q": spherical({0: torch.full((4, 1, 1), 3.0)}, rows)})
+    others = spherical({1: torch.full((4, 3, 1), 2.0), 0: torch.full((4, 1, 1), 5.0)}, rows)
+    found = values_in_physical_units(scaler, SYSTEMS, {"q": others}, {"q": others})["q"]
+    assert [part.key["o3_lambda"] for part in found] == [1, 0]
+    assert [part.target.tolist() for part in found] == [[6.0] * 12, [15.0] * 4]
+    assert [part.prediction.tolist() for part in found] == [[6.0] * 12, [15.0] * 4]
+
+
+def test_rows_and_layout_of_masked_targets_are_kept(scaler):
+    """So that a device need not be asked for the labels again."""
     charges = atom_target([1.0] * 4, atom_samples(1, 3))
     mask = mask_of(charges, [[True, False, True, True]])
     batch = {"system": SYSTEMS, "charges": charges, "charges_mask": mask}
     moved = move_to_device(batch, torch.device("cpu"), torch.float64)
-    atoms = Atoms.from_systems(moved["system"])
     masks = {"charges": moved["charges_mask"]}
-    in_loss = targets_to_loss(scaler, atoms, {"charges": moved["charges"]}, masks)
-    assert atoms.on_host(in_loss["charges"]) is charges
+    in_loss = targets_to_loss(scaler, moved["system"], {"charges": moved["charges"]}, masks)
+    known = in_loss.indexed("charges")
+    assert known.tensor is in_loss["charges"]
+    assert known.rows == []
+    assert known.layout is scaler.targets["charges"].layout
     missing = in_loss["charges"].block().values.isnan()
     assert missing.flatten().tolist() == [False, True, False, False]

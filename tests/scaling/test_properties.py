@@ -6,6 +6,8 @@ import itertools
 import math
 import pickle
 import tempfile
+from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import metatensor.torch as mts
@@ -58,7 +60,7 @@ def scales_of(scaler):
 
 @over(FEW)
 @given(SCALED)
-def test_there_and_back(case):
+def test_conversions_and_their_inverses(case):
     scaler = computed(case)
     systems, targets = everything(case)
     for source, space in DIRECTIONS:
@@ -69,7 +71,7 @@ def test_there_and_back(case):
 
 @over(FEW)
 @given(OFFSET)
-def test_there_and_back_with_a_baseline(case):
+def test_conversions_and_their_inverses_with_a_baseline(case):
     scaler = computed(case)
     systems, targets = everything(case)
     largest = max([1e-300, *np.abs(flat(targets["t"]))])
@@ -126,19 +128,48 @@ def test_neither_batches_nor_orders_nor_merging_matter(case, random):
 
 @over(FEW)
 @given(cases(), st.sampled_from(["error", "pooled", "identity"]))
-def test_full_is_the_product_of_both(case, unseen_types):
+def test_scales_are_finite_and_positive(case, unseen_types):
     if not case.blocks:
         return
-    scaler = computed(case, unseen_types)
-    product = flat(scaler.per_target_scales["t"]) * flat(scaler.per_property_scales["t"])
-    assert np.array_equal(flat(scaler.scales["t"]), product)
-    assert (product > 0).all()
-    assert np.isfinite(product).all()
+    scales = scales_of(computed(case, unseen_types))
+    assert (scales > 0).all()
+    assert np.isfinite(scales).all()
+
+
+@over(FEW)
+@given(cases(baselines=("none",), exponents=(-60, 60)))
+def test_squares_of_full_scales_add_up_to_those_of_the_per_target_scale(case):
+    """A sum of squares over a type is that over its blocks and properties: N σ² = Σ N_αp σ_αp²."""
+    if not case.blocks:
+        return
+    case = replace(case, fixed=None)
+    scaler = computed(case)
+    numbers = defaultdict(list)
+    for entry in case.entries():
+        # Without atoms, a value per atom is missing.
+        if case.compositions[entry.system] or not case.extensive:
+            numbers[entry.type, entry.block, entry.property].append(entry.value)
+    keys = {b: dict(zip(case.key_names, case.keys[b], strict=True)) for b in case.blocks}
+    full, per_target = (
+        {b: kind["t"].block(key).values.numpy() for b, key in keys.items()}
+        for kind in (scaler.scales, scaler.per_target_scales)
+    )
+    for row, atomic_type in enumerate(case.types):
+        of_type = {group: found for group, found in numbers.items() if group[0] == atomic_type}
+        # Properties that are 0 throughout have a stand-in for their scale.
+        parts = [
+            len(found) * full[b][row, p] ** 2
+            for (_, b, p), found in of_type.items()
+            if np.any(found)
+        ]
+        if parts:
+            whole = sum(map(len, of_type.values())) * per_target[case.blocks[0]][row, 0] ** 2
+            assert math.fsum(parts) == pytest.approx(whole, rel=1e-12)
 
 
 @over(FEW)
 @given(SCALED)
-def test_what_is_shown_is_what_converts(case):
+def test_displayed_scales_are_those_that_convert(case):
     scaler = computed(case)
     systems, targets = everything(case)
     ones = {"t": mts.ones_like(targets["t"])}
@@ -205,7 +236,7 @@ def through_file(scaler):
 @pytest.mark.parametrize("way", [through_pickle, copy.deepcopy, through_state_dict, through_file])
 @over(FEW // 4)
 @given(case=st.one_of(SCALED, OFFSET))
-def test_copies_convert_alike(way, case):
+def test_copies_give_the_same_conversions(way, case):
     scaler = computed(case, "pooled")
     other = way(scaler)
     systems, targets = everything(case)

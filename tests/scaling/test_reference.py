@@ -1,5 +1,6 @@
 """Scales against plain loops that restate the formulas, over targets of every kind."""
 
+import itertools
 import math
 import re
 import warnings
@@ -24,7 +25,7 @@ def rms(numbers: list[float]) -> float:
 
 
 def is_invariant(case: Case, entry: Entry) -> bool:
-    """Whether the baseline comes off this entry: scalars, and the diagonal of rank-2 blocks."""
+    """Whether this value has a baseline: scalars, and the diagonal of rank-2 blocks."""
     b = entry.block
     if not has_baseline(case.key_names, case.keys[b], case.axes[b]):
         return False
@@ -98,17 +99,27 @@ def residuals(case: Case) -> tuple[dict[tuple, list[float]], bool]:
 
 
 class Reference:
-    """The scales of a case, by the formulas and the rules for what is missing or vanishes."""
+    """The scales of a case, by the formulas and the rules for missing values and zeros.
+
+    An atomic type of ``None`` stands for all types together.
+    """
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        self.left, self.some_vanish = residuals(case)
-        every = self._numbers()
-        self.pooled = rms(every) if any(every) else 1.0
+        left, self.some_vanish = residuals(case)
+        # By block and property, and by type: the sum of squares and how many numbers there are.
+        self.sums: dict[tuple[int | None, int | None, int | None], tuple[float, int]] = {}
+        together = defaultdict(list)
+        for (b, p, atomic_type), numbers in left.items():
+            squares = [y * y for y in numbers]
+            for group in itertools.product(((b, p), (None, None)), (atomic_type, None)):
+                together[(*group[0], group[1])] += squares
+        for group, squares in together.items():
+            self.sums[group] = math.fsum(squares), len(squares)
         self.single_property = [case.n_properties[b] for b in case.blocks] == [1]
 
     def per_target(self, atomic_type: int | None) -> float:
-        """The fixed number or the RMS of a type; ``None``: over all types."""
+        """The fixed number or the RMS of a type."""
         fixed = self.case.fixed
         if isinstance(fixed, float):
             return fixed
@@ -118,35 +129,35 @@ class Reference:
 
     def per_property(self, b: int, p: int, atomic_type: int | None) -> float:
         """The RMS inside one block, one property and one type, relative to the target's."""
-        numbers = self._numbers(b, p, atomic_type)
         if self.single_property:
             return 1.0
-        if not numbers:
+        squares, count = self.sums.get((b, p, atomic_type), (0.0, 0))
+        if not count:
             return 1.0 / self.per_target(atomic_type)
-        return rms(numbers) / self._of_data(atomic_type) if any(numbers) else 1.0
+        return math.sqrt(squares / count) / self._of_data(atomic_type) if squares else 1.0
 
     def full(self, b: int, p: int, atomic_type: int | None) -> float:
         return self.per_target(atomic_type) * self.per_property(b, p, atomic_type)
 
     def _of_data(self, atomic_type: int | None) -> float:
-        numbers = self._numbers(None, None, atomic_type)
-        if not numbers:
-            return 1.0
-        return rms(numbers) if any(numbers) else self.pooled
-
-    def _numbers(self, *wanted: int | None) -> list[float]:
-        """Those of a block, a property and a type, ``None`` standing for all."""
-        wanted = wanted or (None, None, None)
-        return [
-            y
-            for group, numbers in self.left.items()
-            if all(want in (None, have) for want, have in zip(wanted, group, strict=True))
-            for y in numbers
-        ]
+        squares, count = self.sums.get((None, None, atomic_type), (0.0, 0))
+        if squares:
+            return math.sqrt(squares / count)
+        # No numbers; or zeros alone, which take what all types have.
+        return self._of_data(None) if count and atomic_type is not None else 1.0
 
 
-def computed(case: Case, some_vanish: bool, unseen_types: str = "error") -> Scaler:
-    """The Scaler of a case, with one warning if some of its data vanish, else with none."""
+def computed(
+    case: Case, some_vanish: bool, unseen_types: str = "error", restored: bool = False
+) -> Scaler:
+    """The Scaler of a case, with one warning if some of its data vanish, else with none.
+
+    Args:
+        case: its data.
+        some_vanish: whether the warning is expected.
+        unseen_types: a setting of the Scaler.
+        restored: the state of the Scaler is loaded into another one.
+    """
     fixed = {} if case.fixed is None else {"t": case.fixed}
     accumulator = case.accumulated()
     with warnings.catch_warnings(record=True) as caught:
@@ -155,7 +166,11 @@ def computed(case: Case, some_vanish: bool, unseen_types: str = "error") -> Scal
         warnings.simplefilter("ignore", DeprecationWarning)
         scaler = accumulator.compute(fixed, unseen_types)
     assert [str(one.message)[:21] for one in caught] == ["these data are zero, "] * some_vanish
-    return scaler
+    if not restored:
+        return scaler
+    other = Scaler()
+    other.load_state_dict(scaler.state_dict())
+    return other
 
 
 def tolerance(case: Case) -> float:
@@ -170,7 +185,7 @@ def test_scales_against_plain_loops(case):
             case.accumulated().compute()
         return
     reference = Reference(case)
-    scaler = computed(case, reference.some_vanish)
+    scaler = computed(case, reference.some_vanish, restored=case.seed % 4 == 0)
     for shown, wanted in (
         (scaler.per_target_scales, lambda b, p, z: reference.per_target(z)),
         (scaler.per_property_scales, reference.per_property),
@@ -185,33 +200,99 @@ def test_scales_against_plain_loops(case):
             np.testing.assert_allclose(block.values.numpy(), expected, rtol=tolerance(case))
 
 
-@over(EXAMPLES // 10)
-@given(cases(families=("plain", "parts", "spherical", "rank two"), readings=("position",)))
-def test_pooled_scales_against_plain_loops(case):
-    if not case.blocks or not case.per_atom:
-        return
-    reference = Reference(case)
-    scaler = computed(case, reference.some_vanish, "pooled")
-    one = {b: np.ones((1, *case.axes[b], case.n_properties[b])) for b in case.blocks}
-    unseen = replace(
+class Conversion:
+    """The numbers that values of seen and unseen types are multiplied by."""
+
+    def __init__(self, reference: Reference, unseen_types: str) -> None:
+        self.reference, self.unseen_types = reference, unseen_types
+        self.fixed, self.seen = reference.case.fixed, reference.case.types
+
+    def is_unseen(self, atomic_type: int) -> bool:
+        """Whether there is no number for a type: a single property needs only the fixed one."""
+        if atomic_type in self.seen:
+            return False
+        numbers = self.fixed if isinstance(self.fixed, dict) else {}
+        given = isinstance(self.fixed, float) or atomic_type in numbers
+        return not (self.reference.single_property and given)
+
+    def factors(self, b: int, p: int, atomic_type: int) -> dict[tuple[str, str], float]:
+        """By source and target."""
+        if not self.is_unseen(atomic_type):
+            per_target = self.reference.per_target(atomic_type)
+            per_property = self.reference.per_property(b, p, atomic_type)
+        elif self.unseen_types == "pooled":
+            per_target = self.reference.per_target(None)
+            per_property = self.reference.per_property(b, p, None)
+        else:
+            per_target = per_property = 1.0
+        return {
+            ("model", "loss"): per_property,
+            ("loss", "physical"): per_target,
+            ("model", "physical"): per_target * per_property,
+            ("physical", "loss"): 1.0 / per_target,
+        }
+
+
+def with_unseen_types(case: Case, rng: np.random.Generator) -> tuple[Case, list[int]]:
+    """Structures of seen and unseen types; every block has rows of its own, in its own order."""
+    elsewhere = (
+        [z for z in case.fixed if z not in case.types] if isinstance(case.fixed, dict) else []
+    )
+    pool = [*case.types[:3], UNSEEN, *elsewhere[:1]]
+    compositions = [rng.choice(pool, rng.integers(1, 5)).tolist() for _ in range(3)]
+    values, rows = {}, {}
+    for i, types in enumerate(compositions):
+        for b in case.blocks:
+            rows[i, b] = [atom for atom in range(len(types)) if rng.random() < 0.6]
+            shape = (len(rows[i, b]), *case.axes[b], case.n_properties[b])
+            values[i, b] = rng.uniform(1.0, 2.0, shape)
+    there = {
+        types[a] for i, types in enumerate(compositions) for b in case.blocks for a in rows[i, b]
+    }
+    other = replace(
         case,
-        compositions=[[UNSEEN]],
-        values={(0, b): ones for b, ones in one.items()},
-        rows={(0, b): [0] for b in case.blocks},
+        compositions=compositions,
+        values=values,
+        rows=rows,
         dtype=torch.float64,
         kept=None,
+        labels_are="position",
     )
-    systems, ones, _ = unseen.tensors([0], case.blocks)
-    for space, wanted in (
-        ("loss", lambda b, p, z: reference.per_property(b, p, z)),
-        ("physical", reference.full),
-    ):
-        found = scaler.convert(systems, ones, "model", space, baseline=False)["t"]
+    return other, sorted(there)
+
+
+@over(EXAMPLES // 8)
+@given(
+    cases(families=("plain", "parts", "spherical", "rank two"), readings=("position",)),
+    st.sampled_from(["pooled", "identity", "error"]),
+    st.booleans(),
+)
+def test_types_that_were_not_seen_against_plain_loops(case, unseen_types, restored):
+    if not case.blocks or not case.per_atom:
+        return
+    conversion = Conversion(Reference(case), unseen_types)
+    scaler = computed(case, conversion.reference.some_vanish, unseen_types, restored)
+    batch, types = with_unseen_types(case, np.random.default_rng(case.seed))
+    systems, tensors, _ = batch.tensors(range(3), case.blocks, shuffled=True)
+    unseen = [z for z in types if conversion.is_unseen(z)]
+    if unseen_types == "error" and unseen:
+        with pytest.raises(ValueError, match=r"target 't': no scale for the atomic types \["):
+            scaler.convert(systems, tensors, "model", "physical", baseline=False)
+        return
+    spaces = [("model", "loss"), ("loss", "physical"), ("model", "physical"), ("physical", "loss")]
+    for source, target in spaces:
+        found = scaler.convert(systems, tensors, source, target, baseline=False)["t"]
         for row, b in enumerate(case.blocks):
-            expected = [wanted(b, p, None) for p in range(case.n_properties[b])]
-            values = found.block_by_id(row).values.numpy().reshape(-1, len(expected))
-            for of_component in values:
-                np.testing.assert_allclose(of_component, expected, rtol=tolerance(case))
+            ours, theirs = found.block_by_id(row), tensors["t"].block_by_id(row)
+            of_rows = [batch.compositions[i][atom] for i, atom in theirs.samples.values.tolist()]
+            n_properties = case.n_properties[b]
+            factors = [
+                [conversion.factors(b, p, z)[source, target] for p in range(n_properties)]
+                for z in of_rows
+            ]
+            shape = (len(of_rows), *[1] * len(case.axes[b]), n_properties)
+            expected = theirs.values.numpy() * np.array(factors).reshape(shape)
+            np.testing.assert_allclose(ours.values.numpy(), expected, rtol=tolerance(case))
 
 
 @over(EXAMPLES // 20)

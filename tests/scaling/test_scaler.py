@@ -1,6 +1,7 @@
 """The Scaler as a module: what it shows, how it is cast, copied, saved and restored."""
 
 import copy
+import math
 import pickle
 from collections import OrderedDict
 
@@ -67,10 +68,11 @@ def test_not_fitted():
     assert repr(scaler) == "Scaler(not fitted)"
 
 
-def test_what_is_shown():
+def test_displayed_scales():
     scaler, targets = fitted(), data()
     assert scaler.fitted
-    assert repr(scaler) == "Scaler(energy, alpha, charges, basis)"
+    shown = "Scaler(energy, alpha, charges: types [1, 6, 8], basis: types [1, 6, 8])"
+    assert repr(scaler) == shown
     for shown in (scaler.scales, scaler.per_target_scales, scaler.per_property_scales):
         assert list(shown) == list(targets)
         for name, tensor in shown.items():
@@ -84,13 +86,51 @@ def test_what_is_shown():
                 assert (block.values > 0).all()
 
 
-def test_product_of_both_is_the_full_scale():
-    scaler = fitted()
-    for name, full in scaler.scales.items():
-        for row, block in enumerate(full.blocks()):
-            first = scaler.per_target_scales[name].block(row).values
-            second = scaler.per_property_scales[name].block(row).values
-            torch.testing.assert_close(first * second, block.values, rtol=1e-15, atol=0)
+def rms(numbers):
+    return math.sqrt(math.fsum(x * x for x in numbers) / len(numbers))
+
+
+def entries(name):
+    """Numbers of the data, per atom where extensive, by block, property and type."""
+    types = [s.types.tolist() for s in SYSTEMS]
+    found = {}
+    for row, block in enumerate(data()[name].blocks()):
+        for sample, values in zip(block.samples.values.tolist(), block.values, strict=True):
+            z = types[sample[0]][sample[1]] if len(sample) == 2 else -1
+            n_atoms = len(types[sample[0]]) if name == "energy" else 1
+            for column, of_property in enumerate((values / n_atoms).unbind(-1)):
+                found.setdefault((row, column, z), []).extend(of_property.flatten().tolist())
+    return found
+
+
+@pytest.mark.parametrize("name", ["energy", "alpha", "charges", "basis"])
+def test_scales_are_the_rms_of_the_data(name):
+    """Without a baseline, by plain loops: of each property (full), and of each type (per target).
+
+    A type without data has 1; in an atomic basis, that is what a block has for the other types.
+    """
+    scaler, by_group = fitted(baseline=None), entries(name)
+    blocks = zip(
+        scaler.scales[name].blocks(),
+        scaler.per_target_scales[name].blocks(),
+        scaler.per_property_scales[name].blocks(),
+        strict=True,
+    )
+    n_compared = 0
+    for row, (full, per_target, per_property) in enumerate(blocks):
+        for i, z in enumerate(full.samples.column("atomic_type").tolist()):
+            of_type = [x for group, numbers in by_group.items() if group[2] == z for x in numbers]
+            sigma = rms(of_type) if of_type else 1.0
+            for column in range(full.values.shape[1]):
+                numbers = by_group.get((row, column, z))
+                wanted = rms(numbers) if numbers else 1.0
+                assert full.values[i, column].item() == pytest.approx(wanted, rel=1e-13)
+                assert per_target.values[i, column].item() == pytest.approx(sigma, rel=1e-13)
+                relative = per_property.values[i, column].item()
+                assert relative == pytest.approx(wanted / sigma, rel=1e-13)
+                n_compared += 1
+    # One number; three properties; three types of two; a block each of one and two, three types.
+    assert n_compared == {"energy": 1, "alpha": 3, "charges": 6, "basis": 9}[name]
 
 
 def test_neither_parameters_nor_buffers():

@@ -86,7 +86,7 @@ def test_pseudovectors_beside_vectors():
         assert scale(scaler, "t", "scales", row) == [near(rms)]
         assert scale(scaler, "t", PER_TARGET, row) == [near(sigma)]
         assert scale(scaler, "t", PER_PROPERTY, row) == [near(rms / sigma)]
-    # Pseudoscalars change sign under inversion: nothing comes off, 6 stays 6.
+    # Pseudoscalars change sign under inversion: nothing is subtracted, 6 stays 6.
     assert scaler.targets["t"].weights == {}
     model = values(scaler, SYSTEMS, target, "physical", "model", block=2)
     assert model.flatten().tolist() == near(2 / math.sqrt(20), 6 / math.sqrt(20))

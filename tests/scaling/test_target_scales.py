@@ -2,14 +2,14 @@
 
 import copy
 import pickle
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
 from builders import atom_samples, labels, spherical, structure_target
 
-from lightning_scaler.scaling.target_scales import TargetScales
-from lightning_scaler.tensors.layout import TargetLayout
+from lightning_scaler.scaling import TargetScales
+from lightning_scaler.tensors import TargetLayout
 
 TWO_BLOCKS = spherical({0: torch.ones(1, 1, 2), 1: torch.ones(1, 3, 1)}, labels("system", [0]))
 
@@ -64,90 +64,118 @@ def test_rows_of_types():
         scales().rows(other, "error")
 
 
-def by_type(ours, kinds=(1, 8), which="full"):
-    tables = ours.by_type(which, kinds, torch.device("cpu"))
-    return (
-        None
-        if tables is None
-        else {key: table.nan_to_num(-1).tolist() for key, table in tables.items()}
-    )
+def tables(ours, kind="full"):
+    found = ours.tables(kind, torch.device("cpu"))
+    return {key: table.nan_to_num(-1).tolist() for key, table in found.items()}
 
 
-def per_atom():
-    """As above, for a target of atoms that has a fixed scale for carbon too."""
+def has_tables(ours, *types):
+    return ours.has_tables_for(torch.tensor(types))
+
+
+def per_atom(**changes):
+    """As above, for a per-atom target that has a fixed scale for carbon too."""
     ours = scales()
     tensor = spherical(
         {0: torch.ones(2, 1, 2), 1: torch.ones(2, 3, 1)}, atom_samples(2), dtype=torch.float64
     )
-    ours.layout, ours.fixed_only_types = TargetLayout.of("t", tensor), torch.tensor([6])
-    ours.per_target = torch.cat([ours.per_target, torch.tensor([7.0]).double()])
-    ours.per_property = {
-        key: torch.cat([table, torch.full_like(table[:1], 10)])
-        for key, table in ours.per_property.items()
+    carbon = {
+        "layout": TargetLayout.of("t", tensor),
+        "fixed_only_types": torch.tensor([6]),
+        "per_target": torch.cat([ours.per_target, torch.tensor([7.0]).double()]),
+        "per_property": {
+            key: torch.cat([table, torch.full_like(table[:1], 10)])
+            for key, table in ours.per_property.items()
+        },
     }
-    return ours
+    return replace(ours, **carbon | changes)
 
 
 def test_tables_by_type():
-    assert by_type(scales()) == {(0, 1): [[2, 4]], (1, 1): [14]}
+    assert tables(scales()) == {(0, 1): [[2, 4]], (1, 1): [14]}
+    assert has_tables(scales(), 92)
     ours = per_atom()
-    found = ours.by_type("full", [1, 6], torch.device("cpu"))
+    assert has_tables(ours, 1, 6)
+    found = ours.tables("full", torch.device("cpu"))
     types = torch.tensor([1, 6, 8])
     assert found[0, 1][types].tolist() == [[2, 4], [70, 70], [9, 12]]
     assert found[1, 1][types].tolist() == [14, 70, 24]
     assert found[0, 1].shape == (9, 2)
     assert found[0, 1][7].isnan().all()
-    assert ours.by_type("per_target", [1], torch.device("cpu"))[1, 1][types].tolist() == [2, 7, 3]
+    assert ours.tables("per_target", torch.device("cpu"))[1, 1][types].tolist() == [2, 7, 3]
 
 
 def test_types_that_no_table_has():
-    assert by_type(per_atom(), [1, 92]) is None
-    assert by_type(per_atom(), [0]) is None
+    assert not has_tables(per_atom(), 1, 92)
+    assert not has_tables(per_atom(), 0)
+    large = per_atom(types=torch.tensor([1, 4096]), fixed_only_types=torch.tensor([10**9]))
+    assert not has_tables(large, 4096)
+    assert not has_tables(large, 10**9)
+    assert has_tables(large, 1)
+    assert has_tables(large)
+    assert len(tables(large)[1, 1]) == 2
+
+
+def test_changed_copies_have_tables_of_their_own():
     ours = per_atom()
-    ours.types, ours.fixed_only_types = torch.tensor([1, 4096]), torch.tensor([10**9])
-    assert by_type(ours, [4096]) is None
-    assert by_type(ours, [10**9]) is None
-    assert by_type(ours, [1]) is not None
+    before = tables(ours)
+    assert tables(ours) == before
+    assert before[1, 1][1] == 14
+    twice = 2 * ours.per_target
+    assert tables(replace(ours, per_target=twice))[1, 1][1] == 28
+    first = torch.cat([torch.tensor([20.0]).double(), ours.per_target[1:]])
+    assert tables(replace(ours, per_target=first))[1, 1][1] == 140
+    per_property = ours.per_property | {(1, 1): 2 * ours.per_property[1, 1]}
+    assert tables(replace(ours, per_property=per_property))[1, 1][1] == 28
+    assert tables(replace(ours, per_target=torch.ones_like(twice)))[1, 1][1] == 7
+    other = replace(ours, types=torch.tensor([1, 7]))
+    assert not has_tables(other, 1, 8)
+    assert has_tables(other, 1, 7)
+    assert tables(ours) == before
 
 
-def test_tables_follow_the_scales():
+def test_attributes_cannot_be_replaced():
+    with pytest.raises(FrozenInstanceError, match="per_target"):
+        scales().per_target = torch.ones(4).double()
+
+
+def test_scales_can_be_compared_and_hashed_by_identity():
+    ours, other = scales(), scales()
+    assert ours in [other, ours]
+    assert ours != other
+    assert len({ours, other}) == 2
+
+
+def test_tables_are_part_of_no_copy_or_state():
     ours = per_atom()
-    before = by_type(ours)
-    assert by_type(ours) == before
-    ours.per_target[0] = 20.0
-    assert by_type(ours)[1, 1][1] == 140
-    ours.per_property[1, 1] = 2 * ours.per_property[1, 1]
-    assert by_type(ours)[1, 1][1] == 280
-    ours.per_target = torch.ones_like(ours.per_target)
-    assert by_type(ours)[1, 1][1] == 14
-    ours.types = torch.tensor([1, 7])
-    assert by_type(ours) is None
-
-
-def test_copies_have_tables_of_their_own():
-    ours = per_atom()
-    before, state = by_type(ours), set(ours.state())
+    size, state = len(pickle.dumps(ours)), set(ours.state())
+    before = tables(ours)
+    assert len(pickle.dumps(ours)) == size
     for other in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)), replace(ours)):
-        other.per_target = 2 * other.per_target
-        assert by_type(other)[1, 1][1] == 28
-    assert by_type(ours) == before
+        assert tables(other) == before
+        changed = replace(other, per_target=2 * other.per_target)
+        assert tables(changed)[1, 1][1] == 28
+    assert tables(ours) == before
     assert set(ours.state()) == set(per_atom().state()) == state
-    assert "_tables" not in state
+    assert not any("tables" in name for name in state)
 
 
 def test_tables_made_in_inference_mode_serve_autograd():
     ours = scales()
     with torch.inference_mode():
-        ours.by_type("full", [], torch.device("cpu"))
+        ours.tables("full", torch.device("cpu"))
     weight = torch.ones(1, requires_grad=True, dtype=torch.float64)
-    (weight / ours.by_type("full", [], torch.device("cpu"))[1, 1]).sum().backward()
+    (weight / ours.tables("full", torch.device("cpu"))[1, 1]).sum().backward()
     assert weight.grad.tolist() == [1 / 14]
 
 
 def test_state_comes_back(tmp_path):
-    ours = scales()
-    ours.fixed, ours.fixed_weights = {1: 2.0, 8: 3.0}, {1: -0.5}
-    ours.weights = {(0, 1): torch.ones(2, 2).double()}
+    ours = replace(
+        scales(),
+        fixed={1: 2.0, 8: 3.0},
+        fixed_weights={1: -0.5},
+        weights={(0, 1): torch.ones(2, 2).double()},
+    )
     torch.save(ours.state(), tmp_path / "scales.pt")
     again = TargetScales.from_state("t", torch.load(tmp_path / "scales.pt", weights_only=True))
     assert torch.equal(again.per_target, ours.per_target)

@@ -13,7 +13,7 @@ PAIR_NAMES = ["system", "first_atom", "second_atom", "cell_shift_a", "cell_shift
 
 
 def system(*types: int, positions: Any = None) -> System:
-    """Atoms of these types in an open box; positions of one's own where they matter."""
+    """A molecule of these types in an open box, at given or at distinct positions."""
     n_atoms = len(types)
     if positions is None:
         positions = [[1.1 * atom, 0.3 * atom * atom, -0.2 * atom] for atom in range(n_atoms)]
@@ -73,11 +73,11 @@ def structure_target(
     Args:
         values: one number per structure, or ``(n_structures, *components, n_properties)``.
         systems: the ``system`` labels; 0, 1, 2, … unless given.
-        name: of the properties.
-        gradient: by parameter. ``"positions"``: for every structure a nested list
-            ``(n_atoms, 3)``; ``"strain"``: ``(n_structures, 3, 3)``.
-        components: of the values.
-        dtype: of values and gradients.
+        name: name of the properties.
+        gradient: gradients by parameter: ``"positions"``, for every structure a nested list
+            ``(n_atoms, 3)``; or ``"strain"``, ``(n_structures, 3, 3)``.
+        components: components of the values.
+        dtype: dtype of values and gradients.
     """
     systems = range(len(values)) if systems is None else systems
     result = block(values, labels("system", list(systems)), components, name, dtype)
@@ -110,7 +110,7 @@ def with_nested_gradient(values: Any) -> TensorMap:
 
 
 def atom_samples(*counts: int) -> Labels:
-    """The usual samples of a per-atom target: all atoms of systems of these sizes."""
+    """Samples of a per-atom target: all atoms of systems of these sizes, in order."""
     rows = [[i, atom] for i, count in enumerate(counts) for atom in range(count)]
     return labels(["system", "atom"], rows)
 
@@ -127,9 +127,9 @@ def atom_target(
     Args:
         values: one number per atom, or ``(n_atoms, *components, n_properties)``.
         samples: pairs of ``system`` and ``atom``, or Labels (see :func:`atom_samples`).
-        name: of the properties.
-        components: of the values.
-        dtype: of the values.
+        name: name of the properties.
+        components: components of the values.
+        dtype: dtype of the values.
     """
     rows = (
         samples if isinstance(samples, torch.ScriptObject) else labels(["system", "atom"], samples)
@@ -152,9 +152,9 @@ def spherical(
 
     Args:
         values: ``(n_samples, 2λ+1, n_properties)`` by λ, or by ``(λ, σ)``.
-        samples: of every block.
-        name: of the properties.
-        dtype: of the values.
+        samples: samples of every block.
+        name: name of the properties.
+        dtype: dtype of the values.
     """
     keys = [key if isinstance(key, tuple) else (key, 1) for key in values]
     blocks = [
@@ -170,13 +170,13 @@ def atomic_basis(
     name: str = "n",
     dtype: torch.dtype = torch.float64,
 ) -> TensorMap:
-    """A per-atom target whose blocks each hold one atomic type.
+    """A per-atom target in which each block has the atoms of one type.
 
     Args:
         values: ``(n_atoms_of_type, 2λ+1, n_properties)`` by ``(λ, atomic type)``.
         samples: pairs of ``system`` and ``atom`` by atomic type.
-        name: of the properties.
-        dtype: of the values.
+        name: name of the properties.
+        dtype: dtype of the values.
     """
     blocks = [
         block(
@@ -198,7 +198,7 @@ def pair_target(values: Any, rows: Any, name: str = "hopping") -> TensorMap:
 
 
 def mask_of(target: TensorMap, keep: Sequence[Any]) -> TensorMap:
-    """A mask in the layout of the target; ``keep`` holds nested booleans for each block."""
+    """A mask for the target; ``keep`` has nested booleans for each block."""
     blocks = [
         TensorBlock(
             torch.as_tensor(flags, dtype=torch.bool).reshape(of.values.shape),
@@ -212,7 +212,7 @@ def mask_of(target: TensorMap, keep: Sequence[Any]) -> TensorMap:
 
 
 def water_family() -> list[System]:
-    """O, H2O and H4O2, the atoms of each in another order."""
+    """O, H2O and H4O2, each with its atoms in a different order."""
     return [system(8), system(1, 8, 1), system(1, 1, 8, 1, 8, 1)]
 
 
@@ -224,7 +224,7 @@ def fit(
     unseen_types: Any = "error",
     **settings: Any,
 ) -> Scaler:
-    """The Scaler of a single batch; ``settings`` are those of the accumulator."""
+    """The Scaler of a single batch, given settings of the accumulator."""
     accumulator = ScaleAccumulator(**settings)
     accumulator.update(systems, targets, masks)
     return accumulator.compute(fixed_scales, unseen_types)
@@ -237,7 +237,7 @@ def scale(scaler: Scaler, name: str, which: str = "scales", block: int = 0) -> l
 
 
 class Springs(torch.nn.Module):
-    """Energies k Σ r² with their gradient 2 k r, and charges of a tenth of the type."""
+    """Energies k Σ r² with their gradient 2 k r; charges, a tenth of the type of each atom."""
 
     def __init__(self, k=0.5, names=("energy", "charges"), dtype=torch.float64):
         super().__init__()

@@ -27,7 +27,7 @@ SIGMAS = [(1, 1), (1, -1), (-1, 1), (-1, -1)]
 
 
 def over(n_examples: int) -> settings:
-    """The same so many examples in every run."""
+    """The same examples in every run."""
     return settings(
         max_examples=max(n_examples, 10),
         deadline=None,
@@ -39,7 +39,7 @@ def over(n_examples: int) -> settings:
 
 @dataclass(frozen=True)
 class Molecule:
-    """All that the core asks of a system."""
+    """A system with the types and the length that the core needs."""
 
     types: torch.Tensor
 
@@ -48,37 +48,43 @@ class Molecule:
 
 
 class Entry(NamedTuple):
-    """One number of the data, with all that the formulas ask about it."""
+    """One value of the data, with everything that the formulas depend on."""
 
     block: int
     property: int
     system: int
-    type: int  # of the atom; -1 for a number that belongs to a whole structure
+    type: int  # of the atom; -1 for a value of a whole structure
     component: int
     value: float
 
 
 @dataclass(frozen=True)
 class Case:
-    """A data set with one target, ``"t"``, and how it is to be fitted.
+    """A data set with one target, ``"t"``, and the settings of its fit.
 
     Attributes:
-        keys: of the blocks, under ``key_names``.
+        per_atom: whether the target is per-atom.
+        key_names: names of the keys.
+        keys: key of each block.
         axes: lengths of the components of each block.
-        n_properties: of each block.
+        n_properties: number of properties of each block.
         compositions: types of the atoms of each structure.
-        batches: structures of each batch, in its order.
-        lacking: pairs of batch and block that are not there.
-        values: ``(n_rows, *axes, n_properties)`` by structure and block.
-        rows: atoms (or a single 0) that those rows belong to, likewise.
-        kept: which entries a mask keeps, likewise; ``None`` without masks.
-        mask_dtype: of the masks.
-        labels_are: what the ``system`` label is; rows are shuffled if it is a position.
-        ids: of the structures.
-        baseline: taken off first.
+        batches: indices of the structures of each batch, in order.
+        lacking: pairs of batch and block, for blocks that are absent from a batch.
+        values: values by structure and block, ``(n_rows, *axes, n_properties)``.
+        rows: atom of each row (0 for a structure), by structure and block.
+        kept: whether a mask keeps each value, by structure and block; ``None`` without masks.
+        mask_dtype: dtype of the masks.
+        dtype: dtype of the values.
+        intensive: whether a per-structure target is intensive.
+        labels_are: meaning of the ``system`` labels; rows are shuffled if it is ``"position"``.
+        ids: id of each structure.
+        baseline: baseline to subtract.
         fixed: fixed scale of the target.
-        gathered_by: updates of one accumulator, in which small batches wait for others or are read
-            one by one; or merging an accumulator, or the state of one, per batch.
+        seed: seed of the order of the rows.
+        gathered_by: ``"update"`` of one accumulator, which reads small batches in groups; ``"one by
+            one"``, where it reads each by itself; ``"merge"`` of one accumulator per batch, or of
+            its ``"state"``.
     """
 
     per_atom: bool
@@ -107,23 +113,23 @@ class Case:
         return not self.per_atom and not self.intensive
 
     def blocks_of(self, k: int) -> list[int]:
-        """The blocks that a batch holds."""
+        """The blocks in a batch."""
         return [b for b in range(len(self.keys)) if (k, b) not in self.lacking]
 
     @property
     def blocks(self) -> list[int]:
-        """The blocks that any batch holds."""
+        """The blocks in any batch."""
         return sorted({b for k in range(len(self.batches)) for b in self.blocks_of(k)})
 
     @property
     def types(self) -> list[int]:
-        """The types that are seen: those of the systems in batches that hold the target."""
-        names_with_layout = [batch for k, batch in enumerate(self.batches) if self.blocks_of(k)]
-        seen = {z for batch in names_with_layout for i in batch for z in self.compositions[i]}
+        """The types in batches with the target; -1 for a per-structure target."""
+        with_target = [batch for k, batch in enumerate(self.batches) if self.blocks_of(k)]
+        seen = {z for batch in with_target for i in batch for z in self.compositions[i]}
         return sorted(seen) if self.per_atom else [-1]
 
     def entries(self) -> Iterator[Entry]:
-        """Every number that is neither missing nor masked."""
+        """Every value that is neither missing nor masked."""
         for k, batch in enumerate(self.batches):
             for i in batch:
                 types = self.compositions[i]
@@ -163,11 +169,11 @@ class Case:
             ]
             order = rng.permutation(len(rows)) if shuffled else np.arange(len(rows))
             names = ["system", "atom"] if self.per_atom else ["system"]
-            samples = np.array(rows, dtype=np.int64).reshape(-1, 2)[order, : len(names)]
-            values.append(self._block(b, self.values, chosen, order, names, samples, self.dtype))
+            numbers = np.array(rows, dtype=np.int64).reshape(-1, 2)[order, : len(names)]
+            samples = labels(names, numbers)
+            values.append(self._block(b, self.values, chosen, order, samples, self.dtype))
             if self.kept is not None:
-                kept = self._block(b, self.kept, chosen, order, names, samples, self.mask_dtype)
-                masks.append(kept)
+                masks.append(self._block(b, self.kept, chosen, order, samples, self.mask_dtype))
         keys = [self.keys[b] for b in blocks]
         of_targets = {"t": TensorMap(labels(self.key_names, keys), values)}
         of_masks = {"t": TensorMap(labels(self.key_names, keys), masks)} if masks else {}
@@ -179,15 +185,14 @@ class Case:
         numbers: dict[tuple[int, int], np.ndarray],
         chosen: Sequence[int],
         order: np.ndarray,
-        names: list[str],
-        samples: np.ndarray,
+        samples: Labels,
         dtype: torch.dtype,
     ) -> TensorBlock:
         axes, n_properties = self.axes[b], self.n_properties[b]
         parts = [np.empty((0, *axes, n_properties)), *(numbers[i, b] for i in chosen)]
         together = torch.from_numpy(np.concatenate(parts)[order]).to(dtype)
         components = [_column(f"axis_{a + 1}", length) for a, length in enumerate(axes)]
-        return TensorBlock(together, labels(names, samples), components, _column("n", n_properties))
+        return TensorBlock(together, samples, components, _column("n", n_properties))
 
     def accumulator(self) -> ScaleAccumulator:
         """An accumulator with the settings of this case."""
@@ -197,11 +202,11 @@ class Case:
         )
 
     def accumulated(self) -> ScaleAccumulator:
-        """An accumulator that has seen all batches."""
+        """An accumulator of all batches."""
         total = self.accumulator()
         with pytest.MonkeyPatch.context() as patch:
             if self.gathered_by == "one by one":
-                patch.setattr("lightning_scaler.scaling.gathered.ENTRIES_AT_ONCE", 0)
+                patch.setattr("lightning_scaler.statistics.pending.SYSTEMS_PER_GROUP", 1)
             for k in range(len(self.batches)):
                 part = total.fresh() if self.gathered_by in ("merge", "state") else total
                 part.update(*self.batch(k))
@@ -243,7 +248,7 @@ def _blocks(
 
 
 def _partition(n_systems: int, rng: np.random.Generator) -> list[list[int]]:
-    """All systems in any order, cut into one to five batches, some of them empty."""
+    """All systems in random order, in one to five batches, some of them empty."""
     order = rng.permutation(n_systems).tolist()
     cuts = sorted(rng.integers(0, n_systems + 1, rng.integers(0, 5)).tolist())
     return [order[start:stop] for start, stop in itertools.pairwise([0, *cuts, n_systems])]
@@ -265,8 +270,8 @@ def cases(
         families: kinds of keys.
         baselines: none, fitted, or fixed numbers per type.
         exponents: smallest and largest power of ten.
-        readings: of the ``system`` labels.
-        every_block: no batch lacks a block.
+        readings: settings ``system_labels``.
+        every_block: every batch has all blocks.
         complete: neither zeros nor missing entries, rows or blocks, and no fixed scale.
     """
     seed = draw(st.integers(0, 2**32 - 1))
@@ -385,7 +390,7 @@ def cases(
 
 
 def has_baseline(key_names: tuple[str, ...], key: tuple[int, ...], axes: tuple[int, ...]) -> bool:
-    """Whether a block has a part that no rotation and no inversion changes."""
+    """Whether a block has a part that is invariant under rotation and inversion."""
     if key_names == ("_",):
         return not axes
     if key_names == RANK_TWO:

@@ -1,7 +1,7 @@
 """Runs that are killed in the middle, for test_resume.py.
 
-A process of its own: it imports everything once and forks for every run, and nothing that a test
-has started gets into the forks.
+A program of its own: it imports everything once, forks for every run, and nothing that a test has
+started gets into the forks.
 """
 
 import os
@@ -14,13 +14,12 @@ from pathlib import Path
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from small_training import SmallData, SmallDataset, SmallNet, quiet_trainer, scaler_callback
-from torch.utils.data import DataLoader
 
 EPOCHS = 3
 
 
 class Killed(Callback):
-    """Ends the process without a word: amid an epoch, or amid the writing of a checkpoint."""
+    """Kills the process in the middle of an epoch, or while a checkpoint is written."""
 
     def __init__(self, when):
         self.when = when
@@ -31,14 +30,14 @@ class Killed(Callback):
 
     def on_train_epoch_end(self, trainer, pl_module):
         if self.when == "writing" and trainer.current_epoch == 1:
-            # The kernel takes no more than these bytes of any file, and kills who writes more.
+            # The kernel kills a process that writes more than this number of bytes to a file.
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
             resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
 
 
 class KillingDataset(SmallDataset):
-    """Ends the process while the fourteenth structure is read, in the pass."""
+    """Kills the process when the data pass reads the fourteenth structure."""
 
     def __getitem__(self, index):
         if len(self.reads) == 13:
@@ -46,17 +45,12 @@ class KillingDataset(SmallDataset):
         return super().__getitem__(index)
 
 
-class InOrder(SmallData):
-    def train_dataloader(self):
-        return DataLoader(self.train, self.batch_size, collate_fn=self.collate_fn)
-
-
 def run(folder, when=None):
-    """A run that starts where an earlier one in the same folder ended; its network and data."""
-    data, net = InOrder(), SmallNet()
+    """Run, or continue the run in the same folder; return the network and its data."""
+    data, net = SmallData(shuffle=False), SmallNet()
     if when == "pass":
         data.train.__class__ = KillingDataset
-    # The callback that kills comes before the one that writes.
+    # The callback that kills is called before the one that writes.
     callbacks = [Killed(when), scaler_callback(), ModelCheckpoint(folder, save_last=True)]
     options = {"max_epochs": EPOCHS, "enable_checkpointing": True}
     trainer = quiet_trainer(folder, callbacks=callbacks, **options)
@@ -68,13 +62,16 @@ def run(folder, when=None):
 
 
 def main(folder):
+    """Start all runs at the same time, and print the signal that ended each of them."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    children = {}
     for when in ("pass", "training", "writing"):
-        child = os.fork()
-        if child == 0:
+        children[when] = os.fork()
+        if children[when] == 0:
             run(Path(folder) / when, when)
             os._exit(0)
+    for when, child in children.items():
         status = os.waitpid(child, 0)[1]
         print(when, os.WTERMSIG(status) if os.WIFSIGNALED(status) else "not killed")
 

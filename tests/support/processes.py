@@ -1,14 +1,24 @@
-"""What several real processes do together, in one process group, for test_processes.py."""
+"""What several real processes do together, for test_several_processes.py.
 
+A program of its own: it imports everything once, forks for every rank of every group, and nothing
+that a test has started gets into the forks.
+"""
+
+import contextlib
+import copy
 import os
+import shutil
 import socket
+import sys
 import time
+import traceback
 import warnings
 from pathlib import Path
 
 import torch
-import torch.multiprocessing
+import torch.distributed
 from builders import labels
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from metatensor.torch import TensorBlock, TensorMap
 from small_training import (
@@ -27,6 +37,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+WORLD_SIZES = (2, 3)
 BATCH_SIZES = (1, 4, 30)
 
 
@@ -44,7 +55,7 @@ def trainer_of(folder, world_size, **options):
 
 
 class Stream(IterableDataset):
-    """Its own part of the data for every process."""
+    """A different part of the data in every process."""
 
     def __init__(self, items, world_size):
         self.items, self.world_size = items, world_size
@@ -54,7 +65,7 @@ class Stream(IterableDataset):
 
 
 class Sampled(SmallData):
-    """The training data through a loader of some kind."""
+    """The training data through a loader with some kind of sampler."""
 
     def __init__(self, kind, batch_size, world_size, size=22):
         super().__init__(size, batch_size)
@@ -89,8 +100,8 @@ class Sampled(SmallData):
 KINDS = ("sequential", "random", "distributed", "weighted", "batches", "stream")
 
 
-def fitted(folder, world_size, data, **options):
-    """The network after the pass alone."""
+def fitted(folder, world_size, data, trainer_options=None, **options):
+    """A network after the data pass, without training."""
     net = SmallNet()
     trainer = trainer_of(
         folder,
@@ -99,6 +110,7 @@ def fitted(folder, world_size, data, **options):
         max_epochs=0,
         limit_val_batches=0,
         use_distributed_sampler=False,
+        **(trainer_options or {}),
     )
     trainer.fit(net, data)
     return net
@@ -118,7 +130,36 @@ def scales_of_loaders(folder, world_size):
     return answers
 
 
-# Collectives, as the profiler sees them in the backend.
+# Batches on each process, or a fraction of all twelve.
+OVERFITTED = (1, 0.5)
+
+
+class ReadsOfThePass(Callback):
+    def on_train_start(self, trainer, pl_module):
+        reads = trainer.datamodule.train.reads
+        self.of_pass = list(reads)
+        reads.clear()
+
+
+def reads_of_overfitting(folder, world_size):
+    """The structures that the data pass and the training read, with ``overfit_batches``."""
+    answers = {}
+    for batches in OVERFITTED:
+        data, reads = SmallData(48), ReadsOfThePass()
+        trainer = trainer_of(
+            folder,
+            world_size,
+            callbacks=[scaler_callback(unseen_types="pooled"), reads],
+            overfit_batches=batches,
+            num_sanity_val_steps=0,
+            check_val_every_n_epoch=2,
+        )
+        trainer.fit(SmallNet(), data)
+        answers[batches] = (reads.of_pass, list(data.train.reads))
+    return answers
+
+
+# Collectives, counted by the profiler in the backend.
 
 
 def collectives(folder, world_size):
@@ -139,7 +180,7 @@ def collectives(folder, world_size):
         callback = scaler_callback(**options)
         answers[name] = counts_of_fit_start(folder, world_size, callback, net, data)
         if name == "random":
-            # The scales are there already: no pass.
+            # The network already has scales.
             again = Sampled(kind, 4, world_size)
             answers["second fit"] = counts_of_fit_start(
                 folder, world_size, scaler_callback(), net, again
@@ -168,17 +209,17 @@ def counts_of_fit_start(folder, world_size, callback, net, data):
 
 
 class FaultyDataset(SmallDataset):
-    """Calls fault(index, number) before a structure is read."""
+    """Calls ``fault`` with the number of earlier reads before it reads a structure."""
 
-    fault = staticmethod(lambda index, number: None)
+    fault = staticmethod(lambda n_reads: None)
 
     def __getitem__(self, index):
-        self.fault(index, len(self.reads))
+        self.fault(len(self.reads))
         return super().__getitem__(index)
 
 
 class Raised(list):
-    """When a fault was raised in this process."""
+    """Times at which a fault was raised in this process."""
 
     def __call__(self, error):
         self.append(time.time())
@@ -186,7 +227,7 @@ class Raised(list):
 
 
 class FaultySampler(WeightedRandomSampler):
-    """Fails on the rank that draws."""
+    """Fails on the rank that draws the indices."""
 
     raised = None
 
@@ -194,8 +235,8 @@ class FaultySampler(WeightedRandomSampler):
         self.raised(ValueError("weights file not found"))
 
 
-def renamed(items):
-    """The charges with another property."""
+def collate_with_another_property(items):
+    """Charges whose property has another label."""
     batch = collate(items)
     charges = batch["charges"].block()
     other = TensorBlock(
@@ -212,25 +253,25 @@ class FaultyData(SmallData):
         self.last = self.rank == world_size - 1
         if fault == "infinite target":
             self.train.items[7][1]["dipole"][0, 1] = torch.inf
-        if fault == "other layout" and self.rank == 1:
-            self.collate_fn = renamed
-        of_reads = {
+        if fault == "other layout" and self.last:
+            self.collate_fn = collate_with_another_property
+        faults_of_reads = {
             "corrupt file": (self.rank == 1, 3, "structure 7 is truncated"),
             "empty shard": (self.rank == 0, 0, "structure 0 is truncated"),
             "at the very end": (self.last, 6, "structure 20 is truncated"),
             "at once, the others busy": (self.rank == 0, 0, "structure 0 is truncated"),
         }
 
-        def read(index, number):
-            here, when, message = of_reads[fault]
-            if here and number == when:
+        def read(n_reads):
+            here, when, message = faults_of_reads[fault]
+            if here and n_reads == when:
                 if fault == "at the very end":
                     time.sleep(2.5)
                 raised(OSError(message))
             if fault == "at once, the others busy":
                 time.sleep(0.5)
 
-        if fault in of_reads:
+        if fault in faults_of_reads:
             self.train.fault = read
 
     def train_dataloader(self):
@@ -246,19 +287,22 @@ class FaultyData(SmallData):
         return DataLoader(self.train, 1, collate_fn=self.collate_fn)
 
 
-# ScaleKind rank, and what every rank says.
+# The message of every rank, as a regular expression.
 FAULTS = {
     "corrupt file": "failed on rank 1: OSError: structure 7 is truncated",
     "infinite target": r"failed on rank 1: ValueError: target 'dipole', block \(_=0\).*1 infinite",
-    "other layout": r"data of rank 1 do not go with .*: target 'charges', block \(_=0\).*expected",
+    "other layout": r"rank {last} differ in layout .*: target 'charges', block \(_=0\).*expected",
     "custom sampler": "failed on rank 0: ValueError: weights file not found",
     "before the sampler": "failed on rank 1: FileNotFoundError: train.db",
     "at the very end": "failed on rank {last}: OSError: structure 20 is truncated",
     "at once, the others busy": "failed on rank 0: OSError: structure 0 is truncated",
     "empty shard": "failed on rank 0: OSError: structure 0 is truncated",
-    "other settings": "limit_batches is None on rank 0 and 4 on rank 1; give all processes",
-    "scales on one rank": "what is to be fitted is 'nothing' on rank 0 and 'all targets' on rank 1",
-    "another last bit": r"the hash of the scales is '\w+' on rank 0 and '\w+' on rank 1; give",
+    "other settings": (
+        r"fixed_scales: \{{\}} on rank 0, \{{'charges': 2.0\}} on rank {last}; "
+        "limit_batches: None on rank 0, 4 on rank {last}; give all processes"
+    ),
+    "scales on one rank": "targets to fit: 'nothing' on rank 0, 'all targets' on rank 1",
+    "another last bit": r"hash of the scales: '\w+' on rank 0, '\w+' on rank {last}; give",
 }
 
 
@@ -269,12 +313,13 @@ def faults(folder, world_size):
         raised = Raised()
         data, net = FaultyData(fault, world_size, raised), SmallNet()
         rank, options = rank_of_this_process(), {}
-        if fault == "other settings" and rank == 1:
-            options["limit_batches"] = 4
+        if fault == "other settings" and data.last:
+            options = {"limit_batches": 4, "fixed_scales": {"charges": 2.0}}
         if fault == "another last bit" or (fault == "scales on one rank" and rank == 0):
-            net.scaler.set_extra_state(fitted_before.scaler.get_extra_state())
-            if rank == 1:
-                net.scaler.targets["dipole"].per_target *= 1 + 2.0**-52
+            state = copy.deepcopy(fitted_before.scaler.get_extra_state())
+            if data.last:
+                state["targets"]["dipole"]["per_target"] *= 1 + 2.0**-52
+            net.scaler.set_extra_state(state)
         torch.distributed.barrier()
         start = time.time()
         try:
@@ -290,7 +335,7 @@ def faults(folder, world_size):
             "stopped": time.time(),
             "reads": len(data.train.reads),
         }
-    # The same process group goes on, and hears nothing of all that.
+    # Failures leave no trace in the process group.
     answers["afterwards"] = fitted(folder, world_size, SmallData()).scaler.get_extra_state()
     return answers
 
@@ -305,18 +350,18 @@ class HeldOut(SmallData):
 
 
 def without_charges_in_large_systems(items):
-    """Batches of one; those of three and more atoms lack a target, or have another order."""
+    """Collate one system; large ones have no charges, small ones another order of targets."""
     batch = collate(items)
     charges = batch.pop("charges")
     return batch if len(items[0][0]) > 2 else {"charges": charges, **batch}
 
 
 class MultiTask(SmallData):
-    """Processes meet targets in another order, or not at all."""
+    """Processes find targets in different orders, and some do not find all of them."""
 
     def __init__(self):
         super().__init__(batch_size=1, collate_fn=without_charges_in_large_systems)
-        # With two ranks, rank 0 has all systems of one and two atoms.
+        # With two ranks, rank 0 has all systems with one or two atoms.
         sizes = sorted(self.held_out.items, key=lambda item: len(item[0]) > 2)
         half = sum(len(item[0]) <= 2 for item in sizes)
         small, large = sizes[:half], sizes[half : 2 * half]
@@ -349,9 +394,9 @@ def evaluation(folder, world_size):
 
 
 class LateData(SmallData):
-    """Made in every process, since systems cannot be handed over to spawned ones.
+    """Data that every process creates, since systems cannot be sent to spawned processes.
 
-    metatomic makes a short-lived tensor of each, and torch passes on the file behind it.
+    metatomic returns short-lived tensors, and torch would send the files behind them.
     """
 
     def __init__(self):
@@ -366,7 +411,7 @@ class LateData(SmallData):
 
 
 class Parallel(SmallNet):
-    """Its weights are spread over the processes."""
+    """A network with sharded weights."""
 
     def configure_model(self):
         fully_shard(self, mesh=self.device_mesh["data_parallel"])
@@ -377,7 +422,7 @@ class Parallel(SmallNet):
 
 
 def resumed(folder, world_size, kind="ddp"):
-    """Losses of two epochs, of one, and of the one that follows after a restart."""
+    """Losses of two epochs, of the first one alone, and of the second after a restart."""
     answers = {}
     runs = {"whole": (2, None), "first": (1, None), "second": (2, f"{folder}/{kind}.ckpt")}
     for name, (epochs, path) in runs.items():
@@ -404,12 +449,13 @@ def resumed(folder, world_size, kind="ddp"):
 
 
 def run(folder, world_size):
-    """All of it."""
+    """All cases."""
     answers = {
         "scales": scales_of_loaders(folder, world_size),
         "evaluation": evaluation(folder, world_size),
     }
     if world_size > 1:
+        answers["overfit"] = reads_of_overfitting(folder, world_size)
         answers["collectives"] = collectives(folder, world_size)
         answers["faults"] = faults(folder, world_size)
         answers["ddp"] = resumed(folder, world_size)
@@ -417,28 +463,51 @@ def run(folder, world_size):
     return answers
 
 
-def spawned(rank, folder, world_size):
+def run_on_rank(rank, world_size, port, folder):
+    """All cases on one rank; answers are written to a file."""
     os.environ.update(
         MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=port(folder),
+        MASTER_PORT=str(port),
         RANK=str(rank),
         LOCAL_RANK=str(rank),
         WORLD_SIZE=str(world_size),
     )
+    torch.save(run(folder, world_size), f"{folder}/{rank}.pt")
+    # The store ends with rank 0.
+    torch.distributed.barrier()
+
+
+def free_ports(number):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def main(folder):
+    """Run groups of all sizes at the same time."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    torch.save(run(folder, world_size), f"{folder}/{rank}.pt")
+    children = []
+    for world_size, port in zip(WORLD_SIZES, free_ports(len(WORLD_SIZES)), strict=True):
+        own = Path(folder) / str(world_size)
+        own.mkdir()
+        shutil.copy(Path(folder) / "net.ckpt", own)
+        for rank in range(world_size):
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    run_on_rank(rank, world_size, port, own)
+                    status = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(status)
+            children.append(child)
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children))
 
 
-def port(folder):
-    """A free port that all processes agree on."""
-    file = Path(folder) / "port"
-    try:
-        with file.open("x") as new, socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            new.write(str(free.getsockname()[1]))
-    except FileExistsError:
-        pass
-    while not file.read_text():
-        pass
-    return file.read_text()
+if __name__ == "__main__":
+    main(sys.argv[1])

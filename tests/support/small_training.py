@@ -1,4 +1,4 @@
-"""A small data set and a small network, for runs of a real Trainer."""
+"""A small data set and a small network for runs of a real Trainer, and what these fit."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from metatensor.torch import TensorBlock, TensorMap
 from metatomic.torch import System
 from torch.utils.data import DataLoader
 
-from lightning_scaler import TargetScaler, TargetScalingMixin
+from lightning_scaler import Scaler, TargetScaler, TargetScalingMixin
 
 TYPES = torch.tensor([1, 6, 8])
 
@@ -34,7 +34,7 @@ def mu(degree: int) -> list[Any]:
 
 
 def target_maps(counts: Sequence[int], numbers: dict[str, Any]) -> Targets:
-    """The four targets of a batch of systems of these sizes, from plain tensors."""
+    """The four targets of a batch, from the number of atoms of each system and plain tensors."""
     structures, atoms = labels("system", range(len(counts))), atom_samples(*counts)
     rows = [[i, i, atom] for i, count in enumerate(counts) for atom in range(count)]
     energy = TensorBlock(numbers["energy"][:, None], structures, [], labels("property", [0]))
@@ -63,9 +63,10 @@ def target_maps(counts: Sequence[int], numbers: dict[str, Any]) -> Targets:
 
 
 class SmallDataset(torch.utils.data.Dataset):
-    """Random molecules whose labels are smooth functions of the positions; counts its reads.
+    """Random molecules whose targets are smooth functions of the positions; records its reads.
 
-    ``factors`` multiply targets (a change of units), ``total`` is added to the energy per atom.
+    ``factors`` multiply targets by name (a change of units); ``total`` sets the size of the
+    composition energy.
     """
 
     def __init__(
@@ -115,22 +116,23 @@ def collate(items: Sequence[Any]) -> dict[str, Any]:
 
 
 class SmallData(LightningDataModule):
-    """Loaders over the small data set, the training one shuffled with an incomplete last batch."""
+    """Loaders over the small data set, with an incomplete last batch."""
 
     def __init__(
         self,
         size: int = 22,
         batch_size: int = 4,
         collate_fn: Callable[[Any], Any] = collate,
+        shuffle: bool = True,
         **options: Any,
     ) -> None:
         super().__init__()
-        self.batch_size, self.collate_fn = batch_size, collate_fn
+        self.batch_size, self.collate_fn, self.shuffle = batch_size, collate_fn, shuffle
         self.train, self.held_out = SmallDataset(size, 0, **options), SmallDataset(9, 1, **options)
 
     def train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(
-            self.train, batch_size=self.batch_size, shuffle=True, collate_fn=self.collate_fn
+            self.train, batch_size=self.batch_size, shuffle=self.shuffle, collate_fn=self.collate_fn
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -155,7 +157,7 @@ class PlainNet(LightningModule):
         self.forward_dtypes: set[torch.dtype] = set()
 
     def forward(self, systems: Sequence[System]) -> Targets:
-        # On the CPU, wherever the weights are: what is tested is not the network.
+        # On the CPU even if the weights are not: the network itself is not tested.
         device, systems = self.weights.device, [system.to("cpu") for system in systems]
         counts = [len(system) for system in systems]
         owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
@@ -165,14 +167,14 @@ class PlainNet(LightningModule):
         with torch.enable_grad():
             r = torch.cat([s.positions for s in systems]).detach().requires_grad_()
             self.forward_dtypes.add(r.dtype)
-            of_atoms = weights[:, 0] * r.square().sum(1) + weights[:, 1]
-            (gradient,) = torch.autograd.grad(of_atoms.sum(), r, create_graph=self.training)
+            atomic = weights[:, 0] * r.square().sum(1) + weights[:, 1]
+            (gradient,) = torch.autograd.grad(atomic.sum(), r, create_graph=self.training)
 
         def summed(values: torch.Tensor) -> torch.Tensor:
             return values.new_zeros(len(counts), *values.shape[1:]).index_add_(0, owner, values)
 
         numbers = {
-            "energy": summed(of_atoms),
+            "energy": summed(atomic),
             "gradient": gradient,
             "dipole": summed(weights[:, 2:3] * r),
             "polarizability": summed(torch.cat([weights[:, 3:], matrix], 1)),
@@ -189,7 +191,7 @@ class PlainNet(LightningModule):
 
 
 class SmallNet(TargetScalingMixin, PlainNet):
-    """The network with target scaling; remembers the losses of its training steps."""
+    """The network with target scaling; records the losses of its training steps."""
 
     def __init__(self, lr: float = 0.05) -> None:
         super().__init__(lr=lr)
@@ -202,7 +204,7 @@ class SmallNet(TargetScalingMixin, PlainNet):
 
 
 def quiet_trainer(folder: Path, **options: Any) -> Trainer:
-    """A real Trainer on the CPU without logger, bars or checkpoints, unless asked for."""
+    """A real Trainer on the CPU, without logger, progress bars and checkpoints by default."""
     defaults: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,
@@ -217,5 +219,42 @@ def quiet_trainer(folder: Path, **options: Any) -> Trainer:
 
 
 def scaler_callback(**options: Any) -> TargetScaler:
-    """TargetScaler for the small data: dipole and polarizability are told per structure."""
+    """TargetScaler for the small data, whose dipole and polarizability are intensive."""
     return TargetScaler(**{"intensive_targets": ["dipole", "polarizability"], **options})
+
+
+def fitted_numbers(state: dict[str, Any]) -> dict[tuple[Any, ...], torch.Tensor]:
+    """All fitted tensors in the state of a Scaler, by target and name; pooled rows included."""
+    numbers = {}
+    for target, saved in state["targets"].items():
+        for name in ("types", "per_target"):
+            numbers[target, name] = saved[name]
+        for name in ("per_property", "weights"):
+            for key, values in saved[name]:
+                numbers[target, name, tuple(key)] = values
+    return numbers
+
+
+def assert_same_numbers(first: dict[str, Any], second: dict[str, Any], rtol: float = 0.0) -> None:
+    """Two states have the same scales and baselines; weights may differ by ten times ``rtol``."""
+    ours, theirs = fitted_numbers(first), fitted_numbers(second)
+    assert ours.keys() == theirs.keys()
+    for name, values in ours.items():
+        allowed = 10 * rtol if "weights" in name else rtol
+        torch.testing.assert_close(values, theirs[name], rtol=allowed, atol=0.0)
+
+
+def assert_same_scales(first: Scaler, second: Scaler, rtol: float = 0.0) -> None:
+    assert_same_numbers(first.get_extra_state(), second.get_extra_state(), rtol)
+
+
+def per_target_scales(scaler: Scaler, target: str) -> list[float]:
+    """The per-target scale of each atomic type, or the only one."""
+    return scaler.per_target_scales[target].block(0).values[:, 0].tolist()
+
+
+def baseline_weights(scaler: Scaler, target: str) -> list[dict[int, float]]:
+    """The contribution of each atomic type, for each block with a baseline."""
+    saved = scaler.get_extra_state()["targets"][target]
+    types = saved["composition_types"].tolist()
+    return [dict(zip(types, w[:, 0].tolist(), strict=True)) for _, w in saved["weights"]]

@@ -1,4 +1,4 @@
-"""TensorMaps compared with layouts, with the atoms of a batch and with each other."""
+"""Labels of TensorMaps compared with each other and with the atoms of a batch."""
 
 import pytest
 import torch
@@ -14,9 +14,9 @@ from builders import (
     structure_target,
     with_nested_gradient,
 )
+from metatensor.torch import TensorMap
 
-from lightning_scaler.tensors.labels import have_labels, have_one_dtype, have_rows
-from lightning_scaler.tensors.layout import TargetLayout, names_with_layout
+from lightning_scaler.tensors import blocks_in_batch_order, have_labels, have_one_dtype
 
 POSITIONS = {"positions": [[[1, 2, 3]], []]}
 
@@ -25,36 +25,61 @@ def energy(gradient=POSITIONS, systems=(5, 3)):
     return structure_target([1.0, 2.0], systems, gradient=gradient)
 
 
-def test_one_dtype():
-    single = structure_target([1.0], dtype=torch.float32)
+def test_have_one_dtype_passes_over_targets_without_blocks():
+    in_float32 = structure_target([1.0], dtype=torch.float32)
+    empty = TensorMap(labels("_", []), [])
     assert have_one_dtype([])
+    assert have_one_dtype([empty, in_float32, empty])
     assert have_one_dtype([energy(), energy({})])
-    assert not have_one_dtype([energy(), single, energy()])
+    assert not have_one_dtype([energy(), in_float32, energy()])
 
 
-def test_rows_are_compared_by_their_width():
+def test_blocks_in_batch_order_have_a_row_for_every_system_or_atom():
     tensors = [
         structure_target([1.0, 2.0]),
         structure_target([1.0, 2.0], [1, 0]),
+        structure_target([1.0]),
         forces([[0, 0, 0]] * 3, 1, 2),
         atom_target([1.0], [[0, 0]]),
         atom_target([1.0] * 3, [[0, 0], [1, 1], [1, 0]]),
         atom_target([1.0] * 3, [[0, 0], [0, 1], [1, 0]]),
         pair_target([[1.0, 1.0]], [[0, 0, 0, 0, 0, 0]]),
     ]
-    found, numbered = have_rows(tensors, torch.tensor([1, 2]), 3, [])
-    assert found == [True, False, True, False, False, False, False]
-    found, again = have_rows(tensors, torch.tensor([1, 2]), 3, numbered)
-    assert [column.tolist() for column in again] == [[0, 1], [0, 1, 1], [0, 0, 1]]
-    assert found == [True, False, True, False, False, False, False]
+    found = blocks_in_batch_order(tensors, torch.tensor([1, 2]), 3)
+    expected = [True, False, False, True, False, False, False, False]
+    assert found == [[in_order] for in_order in expected]
 
 
-def test_rows_that_targets_share():
-    """What is known of the rows of one target is known of another with the same labels."""
-    for systems, usual in (([0, 1], True), ([1, 0], False)):
-        samples = labels("system", systems)
-        tensors = [single(block([[1.0], [2.0]], samples)) for _ in range(3)]
-        assert have_rows(tensors, torch.tensor([1, 2]), 3, [])[0] == [usual] * 3
+def test_atoms_are_in_batch_order_beside_a_system_without_atoms():
+    tensors = [
+        structure_target([1.0, 2.0, 3.0]),
+        atom_target([1.0] * 4, atom_samples(1, 0, 3)),
+        atom_target([1.0] * 4, atom_samples(1, 3)),
+        atom_target([1.0] * 4, [[0, 0], [2, 0], [2, 2], [2, 1]]),
+    ]
+    found = blocks_in_batch_order(tensors, torch.tensor([1, 0, 3]), 4)
+    assert found == [[True], [True], [False], [False]]
+
+
+def test_each_block_has_an_order_of_its_own():
+    scalar, vector = [torch.ones(2, 2 * o3_lambda + 1, 1) for o3_lambda in (0, 1)]
+    in_order, swapped = labels("system", [0, 1]), labels("system", [1, 0])
+    blocks = [
+        spherical({0: scalar}, in_order).block(),
+        spherical({1: vector}, swapped).block(),
+        spherical({0: scalar}, in_order).block(),
+    ]
+    tensor = TensorMap(
+        labels(["o3_lambda", "o3_sigma"], [[0, 1], [1, 1], [0, -1]]), [b.copy() for b in blocks]
+    )
+    assert blocks_in_batch_order([tensor], torch.tensor([1, 2]), 3) == [[True, False, True]]
+
+
+@pytest.mark.parametrize(("systems", "in_order"), [([0, 1], True), ([1, 0], False)])
+def test_targets_with_the_same_samples_have_the_same_order(systems, in_order):
+    samples = labels("system", systems)
+    tensors = [single(block([[1.0], [2.0]], samples)) for _ in range(3)]
+    assert blocks_in_batch_order(tensors, torch.tensor([1, 2]), 3) == [[in_order]] * 3
 
 
 @pytest.mark.parametrize(
@@ -67,40 +92,20 @@ def test_rows_that_targets_share():
     ],
     ids=["samples", "gradients", "properties", "gradient samples"],
 )
-def test_labels_that_differ(other):
+def test_labels_differ(other):
     found = have_labels([energy(), energy(), energy()], [energy(), other, energy()])
     assert found == [True, False, True]
 
 
-def test_labels_are_the_same_whatever_the_dtype_of_real_floats():
+def test_labels_are_the_same_for_any_real_float_dtype():
     tensors = [structure_target([1.0, 2.0], dtype=d) for d in (torch.float32, torch.int64)]
     assert have_labels(tensors, [structure_target([1.0, 2.0])] * 2) == [True, False]
 
 
-def test_labels_elsewhere_are_not_the_same():
+def test_labels_on_another_device_differ():
     assert have_labels([energy().to(device="meta")], [energy()]) == [False]
 
 
-def test_gradients_of_gradients_are_not_the_same():
+def test_gradients_of_gradients_count_as_different_labels():
     tensor = with_nested_gradient([1.0, 2.0])
     assert have_labels([tensor], [tensor]) == [False]
-
-
-def test_a_layout_holds_what_it_was_read_from():
-    samples = labels("system", [0, 1])
-    scalar, matrix = torch.ones(2, 1, 1), torch.ones(2, 5, 3)
-    tensor = spherical({0: scalar, 2: matrix}, samples)
-    tensors = {
-        "same": tensor,
-        "no rows": spherical({0: scalar[:0], 2: matrix[:0]}, labels("system", [])),
-        "other order": spherical({2: matrix, 0: scalar}, samples),
-        "no block": spherical({0: scalar}, samples),
-        "other properties": spherical({0: scalar, 2: matrix[..., :2]}, samples),
-        "other samples": spherical({0: scalar, 2: matrix}, atom_samples(2)),
-        "integers": spherical({0: scalar, 2: matrix}, samples, dtype=torch.int32),
-    }
-    layouts = dict.fromkeys(tensors, TargetLayout.of("t", tensor))
-    assert names_with_layout(layouts, {**tensors, "unknown": tensor}) == {"same", "no rows"}
-    without_gradient = {"e": TargetLayout.of("e", energy({}))}
-    assert names_with_layout(without_gradient, {"e": energy({})}) == {"e"}
-    assert not names_with_layout(without_gradient, {"e": energy()})

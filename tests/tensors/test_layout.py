@@ -1,4 +1,4 @@
-"""What a target looks like."""
+"""The layout of a target."""
 
 import io
 
@@ -15,11 +15,11 @@ from builders import (
     single,
     spherical,
     structure_target,
+    with_nested_gradient,
 )
-from metatensor.torch import TensorBlock, TensorMap
+from metatensor.torch import TensorMap
 
-from lightning_scaler.settings import did_you_mean
-from lightning_scaler.tensors.layout import TargetLayout
+from lightning_scaler.tensors import CPU, TargetLayout, match_layouts
 
 ONE = labels("system", [0])
 
@@ -28,16 +28,16 @@ def layout_of(tensor, name="t"):
     return TargetLayout.of(name, tensor)
 
 
-def test_kinds_of_samples():
-    assert layout_of(structure_target([1.0])).kind == "structure"
-    assert layout_of(atom_target([1.0], atom_samples(1))).kind == "atom"
-    assert layout_of(pair_target([1.0], [[0, 0, 0, 1, 0, 0]])).kind == "pair"
+def test_sample_kinds():
+    assert layout_of(structure_target([1.0])).sample_kind == "structure"
+    assert layout_of(atom_target([1.0], atom_samples(1))).sample_kind == "atom"
+    assert layout_of(pair_target([1.0], [[0, 0, 0, 1, 0, 0]])).sample_kind == "pair"
 
 
 @pytest.mark.parametrize(
     "names", [["atom", "system"], ["structure"], ["system", "center"], ["system", "atom", "n"]]
 )
-def test_unknown_samples_are_refused(names):
+def test_unknown_sample_names_are_refused(names):
     rows = labels(names, [list(range(len(names)))])
     with pytest.raises(ValueError, match=r"target 't': expected samples named .*, got \['"):
         layout_of(single(block([1.0], rows)))
@@ -50,18 +50,11 @@ def test_values_must_be_real_floats(dtype):
 
 
 def test_gradients_of_gradients_are_refused():
-    outer = block(torch.ones(1, 3, 3, 1), labels("sample", [0]), cartesian(2))
-    inner = TensorBlock(
-        torch.ones(1, 3, 3, 3, 1).double(),
-        labels(["sample", "atom"], [[0, 0]]),
-        [labels("xyz", [0, 1, 2]), *cartesian(2)],
-        outer.properties,
-    )
-    outer.add_gradient("positions", inner)
-    value = block([1.0], ONE)
-    value.add_gradient("strain", outer)
-    with pytest.raises(NotImplementedError, match="gradients of gradients"):
-        layout_of(single(value))
+    strain = structure_target([1.0], gradient={"strain": torch.ones(1, 3, 3)})
+    assert layout_of(strain).gradients == ("strain",)
+    message = r"target 'energy', block \(_=0\).*'strain'.*\['positions'\].*gradients of gradients"
+    with pytest.raises(NotImplementedError, match=message):
+        layout_of(with_nested_gradient([1.0]), "energy")
 
 
 def test_single_property_is_one_block_with_one_property():
@@ -132,7 +125,7 @@ def test_union_holds_the_blocks_of_both():
     assert union.keys().values.tolist() == [[0, 1], [2, 1]]
     assert not union.single_property
     assert list(union.union(layout_of(both)).blocks) == [(0, 1), (2, 1)]
-    # The first one is as it was.
+    # The first one is unchanged.
     assert list(layout_of(zero).blocks) == [(0, 1)]
 
 
@@ -158,12 +151,62 @@ def test_union_of_other_samples_or_keys_is_refused():
         layout_of(structure).union(layout_of(spherical({0: torch.ones(1, 1, 1)}, ONE)))
 
 
-def test_words_for_a_property():
+def test_a_layout_holds_for_tensors_with_its_blocks():
+    samples = labels("system", [0, 1])
+    scalar, matrix = torch.ones(2, 1, 1), torch.ones(2, 5, 3)
+    tensor = spherical({0: scalar, 2: matrix}, samples)
+    known = layout_of(tensor)
+    same = {
+        "same": tensor,
+        "no rows": spherical({0: scalar[:0], 2: matrix[:0]}, labels("system", [])),
+    }
+    others = {
+        "other order": spherical({2: matrix, 0: scalar}, samples),
+        "no block": spherical({0: scalar}, samples),
+    }
+    tensors = {**same, **others, "unknown": tensor}
+    found = match_layouts(dict.fromkeys([*same, *others], known), tensors, CPU)
+    assert {name for name, layout in found.items() if layout is known} == {"same", "no rows"}
+    assert {name: list(layout.blocks) for name, layout in found.items()} == {
+        "same": [(0, 1), (2, 1)],
+        "no rows": [(0, 1), (2, 1)],
+        "other order": [(2, 1), (0, 1)],
+        "no block": [(0, 1)],
+        "unknown": [(0, 1), (2, 1)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "samples", "dtype", "message"),
+    [
+        ({2: torch.ones(2, 5, 2)}, labels("system", [0, 1]), torch.float64, "expected components"),
+        ({2: torch.ones(2, 5, 3)}, atom_samples(2), torch.float64, "expected structure samples"),
+        ({2: torch.ones(2, 5, 3)}, labels("system", [0, 1]), torch.int32, "expected real floating"),
+    ],
+    ids=["properties", "samples", "integers"],
+)
+def test_tensors_that_disagree_with_a_known_layout_are_refused(values, samples, dtype, message):
+    known = layout_of(spherical({2: torch.ones(2, 5, 3)}, labels("system", [0, 1])))
+    with pytest.raises(ValueError, match=rf"target 't'.*{message}"):
+        match_layouts({"t": known}, {"t": spherical(values, samples, dtype=dtype)}, CPU)
+
+
+def test_gradients_that_are_not_in_a_known_layout_are_read():
+    gradient = {"strain": torch.ones(1, 3, 3)}
+    plain, with_strain = structure_target([1.0]), structure_target([1.0], gradient=gradient)
+    known = {"e": layout_of(plain)}
+    assert match_layouts(known, {"e": plain}, CPU)["e"] is known["e"]
+    assert match_layouts(known, {"e": with_strain}, CPU)["e"].gradients == ("strain",)
+    known = {"e": layout_of(with_strain)}
+    assert match_layouts(known, {"e": plain}, CPU)["e"] is known["e"]
+
+
+def test_a_property_is_described_by_block_and_label():
     layout = layout_of(spherical({1: torch.ones(1, 3, 2)}, ONE, name="n"))
     assert layout.describe_property((1, 1), 1) == "block (o3_lambda=1, o3_sigma=1), property (n=1)"
 
 
-def test_state_is_plain_and_comes_back():
+def test_states_are_plain_and_restored():
     tensor = atomic_basis(
         {(0, 1): torch.ones(1, 1, 2), (1, 8): torch.ones(1, 3, 3)}, {1: [[0, 0]], 8: [[0, 1]]}
     )
@@ -172,12 +215,7 @@ def test_state_is_plain_and_comes_back():
     torch.save(layout.state(), buffer)
     buffer.seek(0)
     again = TargetLayout.from_state("t", torch.load(buffer, weights_only=True))
-    assert again.kind == "atom"
+    assert again.sample_kind == "atom"
     assert again.key_names == layout.key_names
     assert list(again.blocks) == list(layout.blocks) == [(0, 1, 1), (1, 1, 8)]
     assert again.union(layout) is again
-
-
-def test_did_you_mean():
-    assert did_you_mean("engery", ["forces", "energy"]).startswith("did you mean 'energy'?")
-    assert did_you_mean("x", ["forces", "energy"]) == "known: ['energy', 'forces']"

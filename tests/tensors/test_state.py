@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from lightning_scaler.tensors.state import digest, flatten_state, unflatten_state
+from lightning_scaler.tensors import digest, flatten_state, unflatten_state
 
 STATE = {
     "name": "energy",
@@ -16,7 +16,7 @@ STATE = {
 }
 
 
-def test_numbers_are_taken_out_and_put_back():
+def test_flattened_states_are_restored():
     skeleton, numbers = flatten_state(STATE)
     assert numbers.tolist()[:7] == [0, 1, 2, 3, 4, 5, 0.5]
     assert len(numbers) == 8
@@ -25,7 +25,7 @@ def test_numbers_are_taken_out_and_put_back():
     assert digest(unflatten_state(skeleton, padded)) == digest(STATE)
 
 
-def test_what_is_put_back_shares_no_memory():
+def test_restored_states_share_no_memory():
     skeleton, numbers = flatten_state(STATE)
     again = unflatten_state(skeleton, numbers)
     again["sums"][0][0, 0] = 9.0

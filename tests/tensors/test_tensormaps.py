@@ -1,61 +1,98 @@
-"""SystemIndexing and rebuilding TensorMaps."""
+"""TensorMaps read, masked and rebuilt."""
 
 import pytest
 import torch
 from builders import (
     atom_samples,
-    block,
-    cartesian,
     forces,
     labels,
     mask_of,
-    single,
     spherical,
     structure_target,
     system,
 )
-from metatensor.torch import TensorBlock, TensorMap
+from metatensor.torch import TensorMap
 
-from lightning_scaler.tensors.tensormaps import (
+from lightning_scaler.tensors import (
     apply_mask,
     block_with_samples,
-    check_gradients,
     describe,
     dtype_of,
-    is_system,
+    gradients_of_blocks,
+    have_labels,
     is_tensormap,
     map_blocks,
+    rebuild,
+    script_class_name,
+    scripted_gradients_of_blocks,
+    values_and_gradients,
 )
 
 NAN = float("nan")
 
 
-def test_kinds_of_objects():
+def test_is_tensormap():
     target = structure_target([1.0])
     assert is_tensormap(target)
-    assert is_system(system(1))
     for other in (target.block(), target.keys, system(1), None, "energy", torch.zeros(1), {}):
         assert not is_tensormap(other)
-    for other in (target, None, torch.zeros(1)):
-        assert not is_system(other)
+
+
+def test_class_names_of_torchscript_objects():
+    assert script_class_name(structure_target([1.0])) == "TensorMap"
+    assert script_class_name(system(1)) == "System"
+    assert script_class_name(torch.zeros(1)) is None
+
+
+def energy_with_positions():
+    """Two structures, the first with one atom, the second without."""
+    return structure_target([1.0, 2.0], [5, 3], gradient={"positions": [[[1, 2, 3]], []]})
+
+
+def test_rebuild_keeps_the_labels_and_replaces_the_values():
+    old = energy_with_positions()
+    values, gradients = values_and_gradients(old)
+    new = rebuild(old, [10 * v for v in values], [100 * g for g in gradients])
+    assert have_labels([new], [old]) == [True]
+    assert new.block().values.tolist() == [[10.0], [20.0]]
+    assert new.block().gradient("positions").values.flatten().tolist() == [100, 200, 300]
+    assert old.block().values.tolist() == [[1.0], [2.0]]
+
+
+def test_autograd_follows_rebuilt_values():
+    weight = torch.tensor([3.0, 4.0], dtype=torch.float64, requires_grad=True)
+    new = rebuild(structure_target([1.0, 2.0]), [weight[:, None]], [])
+    new.block().values.square().sum().backward()
+    assert weight.grad.tolist() == [6.0, 8.0]
+
+
+def test_gradients_are_listed_by_block_and_parameter():
+    gradients = {"positions": [[[1, 2, 3]], [[4, 5, 6]]], "strain": torch.full((2, 3, 3), 7.0)}
+    target = structure_target([1.0, 2.0], gradient=gradients)
+    blocks, parameters = gradients_of_blocks(target)
+    assert (blocks, sorted(parameters)) == ([0, 0], ["positions", "strain"])
+    assert scripted_gradients_of_blocks(target) == (blocks, parameters)
+    # Values of gradients come in the same order.
+    first_values = [values.flatten()[0].item() for values in values_and_gradients(target)[1]]
+    assert dict(zip(parameters, first_values, strict=True)) == {"positions": 1, "strain": 7}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_dtype(dtype):
+def test_dtype_of_a_tensormap_is_that_of_its_values(dtype):
     assert dtype_of(structure_target([1.0], dtype=dtype)) == dtype
 
 
-def test_dtype_without_blocks():
+def test_dtype_of_a_tensormap_without_blocks_is_float64():
     assert dtype_of(TensorMap(labels("_", []), [])) == torch.float64
 
 
-def test_description_of_labels():
+def test_describe_gives_one_row_of_labels_in_words():
     assert describe(labels(["o3_lambda", "o3_sigma"], [[0, 1], [2, -1]]), 1) == (
         "o3_lambda=2, o3_sigma=-1"
     )
 
 
-def test_map_blocks_gives_row_keys_and_block():
+def test_map_blocks_passes_index_keys_and_block():
     target = spherical({1: torch.ones(1, 3, 2), 0: torch.ones(1, 1, 1)}, labels("system", [0]))
     seen = []
 
@@ -69,26 +106,7 @@ def test_map_blocks_gives_row_keys_and_block():
     assert mapped.block({"o3_lambda": 0}).values.item() == 2.0
 
 
-def test_gradients_of_gradients_are_refused():
-    target = structure_target([1.0], gradient={"strain": torch.ones(1, 3, 3)})
-    check_gradients("energy", target)
-    inner = TensorBlock(
-        torch.ones(1, 3, 3, 3, 1).double(),
-        labels(["sample", "atom"], [[0, 0]]),
-        [labels("xyz", [0, 1, 2]), *cartesian(2)],
-        target.block().properties,
-    )
-    outer = target.block().gradient("strain").copy()
-    outer.add_gradient("positions", inner)
-    nested = block([1.0], labels("system", [0]), property_name="energy")
-    nested.add_gradient("strain", outer)
-    with pytest.raises(
-        NotImplementedError, match=r"target 'energy', block \(_=0\).*'strain'.*\['positions'\]"
-    ):
-        check_gradients("energy", single(nested))
-
-
-def test_mask_makes_entries_missing_in_a_copy():
+def test_masked_values_are_nan_in_a_copy():
     target = structure_target(
         [[1.0, 2.0], [NAN, 4.0], [5.0, 6.0]], dtype=torch.float32, systems=[4, 0, 2]
     )
@@ -102,14 +120,14 @@ def test_mask_makes_entries_missing_in_a_copy():
     torch.testing.assert_close(target.block().values, before, equal_nan=True, rtol=0, atol=0)
 
 
-def test_mask_keeps_the_gradients():
+def test_masks_leave_the_gradients():
     target = structure_target([1.0, 2.0], gradient={"strain": torch.ones(2, 3, 3) * 7})
     masked = apply_mask("energy", target, mask_of(target, [[False, True]]))
     assert masked.block().values[0].isnan()
     assert masked.block().gradient("strain").values.unique().tolist() == [7.0]
 
 
-def test_mask_of_several_blocks_and_components():
+def test_masks_of_several_blocks_and_components():
     target = spherical(
         {0: torch.full((2, 1, 1), 3.0), 1: torch.arange(6.0).reshape(2, 3, 1)}, atom_samples(2)
     )
@@ -120,7 +138,7 @@ def test_mask_of_several_blocks_and_components():
     assert nans.tolist() == [[False, False, True], [True, False, False]]
 
 
-def test_mask_of_another_layout():
+def test_masks_with_other_labels_or_shapes_are_refused():
     target = forces(torch.zeros(3, 3), 1, 2)
     with pytest.raises(ValueError, match="mask of target 'forces': expected the keys"):
         apply_mask("forces", target, spherical({0: torch.zeros(3, 1, 1)}, atom_samples(3)))

@@ -1,11 +1,16 @@
-"""Whether restored scales are what the settings of now ask for."""
+"""Whether the settings requested now are those of restored scales, or of other processes."""
+
+import copy
+from dataclasses import replace
 
 import pytest
+import torch
 from builders import atom_samples, atom_target, structure_target, system
+from small_training import SmallData, SmallNet, collate, quiet_trainer, scaler_callback
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
 from lightning_scaler.settings import Settings
-from lightning_scaler.training.fit_decision import check_restored
+from lightning_scaler.training.fit_decision import FitRequest, check_restored
 
 
 @pytest.fixture
@@ -26,7 +31,7 @@ def scaler():
 
 
 AS_FITTED = {
-    "asked": Settings(baseline="composition"),
+    "requested": Settings(baseline="composition"),
     "targets": (),
     "intensive_targets": ["gap"],
     "fixed_scales": {"charges": {1: 0.5, 8: 0.25}},
@@ -34,21 +39,35 @@ AS_FITTED = {
 }
 
 
-def test_the_same_settings_are_fine(scaler):
+def test_the_settings_of_the_fit_match_restored_scales(scaler):
     check_restored(scaler, **AS_FITTED)
 
 
-def test_auto_goes_with_any_reading_of_labels(scaler):
-    asked = Settings(baseline="composition", system_labels="id")
-    check_restored(scaler, **{**AS_FITTED, "asked": asked})
+def test_automatic_system_labels_match_any(scaler):
+    for fitted_with, now in (("position", "auto"), ("auto", "id"), ("id", "id")):
+        scaler.settings = Settings(baseline="composition", system_labels=fitted_with)
+        requested = Settings(baseline="composition", system_labels=now)
+        check_restored(scaler, **{**AS_FITTED, "requested": requested})
+
+
+def test_other_system_labels_are_reported_with_both_values(scaler):
+    scaler.settings = Settings(baseline="composition", system_labels="position")
+    requested = Settings(baseline="composition", system_labels="id")
+    with pytest.raises(ValueError, match="system_labels was 'position' and is 'id'"):
+        check_restored(scaler, **{**AS_FITTED, "requested": requested})
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"asked": Settings()}, "baseline was 'composition' and is 'none'"),
+        ({"requested": Settings()}, "baseline was 'composition' and is 'none'"),
         (
-            {"asked": Settings(baseline="composition", unseen_types="pooled")},
+            {"requested": Settings(baseline="composition", enabled=False)},
+            "enabled was True and is False",
+        ),
+        ({"additive": "ZBL"}, "additive module was None and is 'ZBL'"),
+        (
+            {"requested": Settings(baseline="composition", unseen_types="pooled")},
             "unseen_types was 'error' and is 'pooled'",
         ),
         ({"intensive_targets": []}, "intensive_targets: gap was True and is False"),
@@ -57,11 +76,87 @@ def test_auto_goes_with_any_reading_of_labels(scaler):
         ({"fixed_scales": {"charge": 1.0}}, "fixed_scales names the target 'charge'.*'charges'"),
     ],
 )
-def test_each_contradiction_is_told_with_both_values(scaler, change, message):
+def test_each_setting_that_differs_is_reported_with_both_values(scaler, change, message):
     with pytest.raises(ValueError, match=message):
         check_restored(scaler, **{**AS_FITTED, **change})
 
 
-def test_settings_of_targets_yet_to_be_fitted_are_no_contradiction(scaler):
+def test_settings_of_targets_without_scales_are_no_contradiction(scaler):
     settings = {**AS_FITTED["fixed_scales"], "spins": 2.0}
     check_restored(scaler, **{**AS_FITTED, "targets": ["spins"], "fixed_scales": settings})
+
+
+REQUEST = FitRequest(
+    Settings(), None, frozenset(), {}, CompositionBaseline(), None, limit_batches=None, refit=False
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"settings": Settings(unseen_types="pooled")}, "settings"),
+        ({"settings": Settings(system_labels="id")}, "settings"),
+        ({"intensive_targets": frozenset(["gap"])}, "intensive_targets"),
+        ({"fixed_scales": {"charges": {1: 0.5}}}, "fixed_scales"),
+        ({"baseline": CompositionBaseline({"charges": {1: 0.5}})}, "fixed_baseline"),
+        ({"additive": torch.nn.Identity()}, "additive module"),
+        ({"limit_batches": 4}, "limit_batches"),
+    ],
+)
+def test_every_setting_is_compared_with_that_of_other_processes(change, name):
+    ours, theirs = REQUEST.by_setting(), replace(REQUEST, **change).by_setting()
+    assert [key for key in ours if repr(ours[key]) != repr(theirs[key])] == [name]
+
+
+def fit(folder, net, data, **options):
+    callbacks = [scaler_callback(**options)]
+    trainer = quiet_trainer(folder, callbacks=callbacks, max_epochs=0, limit_val_batches=0)
+    trainer.fit(net, data)
+    trainer.save_checkpoint(folder / "net.ckpt")
+    return data.train.reads
+
+
+def restored(folder):
+    return SmallNet.load_from_checkpoint(folder / "net.ckpt", weights_only=True)
+
+
+def test_the_settings_of_a_fit_are_restored_and_refit_replaces_them(tmp_path):
+    """Every setting has a value that is not the default."""
+    settings = {
+        "enabled": False,
+        "unseen_types": "pooled",
+        "intensive_targets": ["dipole"],
+        "fixed_scales": {"charges": 2.0},
+        "fixed_baseline": {"energy": {1: -1.0, 6: -2.0, 8: -3.0}},
+        "system_labels": "id",
+    }
+    assert len(fit(tmp_path, SmallNet(), SmallData(), **settings)) == 22
+    net = restored(tmp_path)
+    assert fit(tmp_path, copy.deepcopy(net), SmallData(), **settings) == []
+    message = (
+        "enabled was False and is True; unseen_types was 'pooled' and is 'error'; "
+        "system_labels was 'id' and is 'position'; fixed_baseline: energy was .* and is None; "
+        "intensive_targets: polarizability was False and is True; fixed_scales: charges was 2.0 "
+        "and is None; use the same settings, or set refit=True"
+    )
+    data = SmallData()
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, net, data, system_labels="position")
+    assert data.train.reads == []
+    assert len(fit(tmp_path, net, SmallData(), refit=True, system_labels="position")) == 22
+    assert fit(tmp_path, restored(tmp_path), SmallData(), system_labels="position") == []
+
+
+def test_automatic_system_labels_are_settled_by_the_data_and_restored(tmp_path):
+    def with_ids(items):
+        batch = collate(items)
+        values = batch["energy"].block().values
+        ids = range(100, 100 + len(values))
+        return {"system": batch["system"], "energy": structure_target(values, ids)}
+
+    data = SmallData(collate_fn=with_ids)
+    fit(tmp_path, SmallNet(), data, intensive_targets=[])
+    net = restored(tmp_path)
+    assert fit(tmp_path, net, SmallData(), intensive_targets=[], system_labels="id") == []
+    with pytest.raises(ValueError, match="system_labels was 'id' and is 'position'"):
+        fit(tmp_path, net, data, intensive_targets=[], system_labels="position")

@@ -1,4 +1,4 @@
-"""What only a CUDA device shows."""
+"""Fits and steps on a CUDA device."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch.distributed
 from lightning.pytorch.strategies import FSDPStrategy
 from small_training import SmallData, SmallNet, collate, quiet_trainer, scaler_callback
 
-from lightning_scaler.training.processes import Ranks
+from lightning_scaler.training.processes import FitProcesses
 
 pytestmark = [
     pytest.mark.gpu,
@@ -16,7 +16,7 @@ pytestmark = [
 
 class Momentum(SmallNet):
     def configure_optimizers(self):
-        # Lightning may not restore an optimizer without state.
+        # Lightning cannot restore an optimizer without state here.
         return torch.optim.SGD(self.parameters(), lr=self.hparams["lr"], momentum=0.9)
 
 
@@ -27,7 +27,7 @@ def fitted(folder, **options):
     return net
 
 
-def worst(first, second):
+def largest_difference(first, second):
     """The largest relative difference of any scale."""
     differences = []
     for name, scales in first.scaler.scales.items():
@@ -38,9 +38,9 @@ def worst(first, second):
 
 
 @pytest.mark.parametrize("strategy", ["auto", "ddp"])
-def test_scales_are_those_of_the_cpu(tmp_path, strategy):
+def test_scales_equal_those_of_the_cpu(tmp_path, strategy):
     on_gpu = fitted(tmp_path, accelerator="gpu", strategy=strategy)
-    assert worst(on_gpu, fitted(tmp_path)) <= 1e-12
+    assert largest_difference(on_gpu, fitted(tmp_path)) <= 1e-12
 
 
 @pytest.fixture
@@ -52,23 +52,23 @@ def nccl(tmp_path):
     torch.distributed.destroy_process_group()
 
 
-def test_nccl_gathers_the_numbers_of_an_empty_shard(nccl):
-    ranks = Ranks(0, 1, nccl, torch.device("cuda", 0))
-    assert ranks.gather_objects(("skeleton", 0)) == [("skeleton", 0)]
-    (nothing,) = ranks.gather_numbers(torch.zeros(0).double(), [0])
+def test_nccl_gathers_the_values_of_an_empty_shard(nccl):
+    process = FitProcesses(0, 1, nccl, torch.device("cuda", 0))
+    assert process.gather_objects(("structure", 0)) == [("structure", 0)]
+    (nothing,) = process.gather_values(torch.zeros(0).double(), [0])
     assert (nothing.shape, nothing.dtype) == ((0,), torch.float64)
     numbers = torch.tensor([0.1, 1e300]).double()
-    (same,) = ranks.gather_numbers(numbers, [2])
+    (same,) = process.gather_values(numbers, [2])
     assert torch.equal(same, numbers)
 
 
-def test_targets_on_their_way_to_the_loss_do_not_wait_for_the_device(tmp_path):
-    """Labels of predictions are made on the device, and compared there with those of targets."""
+def test_converting_targets_to_the_loss_does_not_synchronize_with_the_device(tmp_path):
+    """Labels of predictions are created on the device, and compared with those of targets there."""
     net, device = fitted(tmp_path), torch.device("cuda", 0)
     net.to(device)
     moved = net.transfer_batch_to_device(collate(SmallData().train.items[:6]), device, 0)
     before = torch.cuda.get_sync_debug_mode()
-    for mode in ("default", "error"):  # the first time fills what is kept on the device
+    for mode in ("default", "error"):  # the first run fills the tables on the device
         torch.cuda.set_sync_debug_mode(mode)
         try:
             systems, targets, masks = net.unpack_batch(moved)
@@ -79,7 +79,7 @@ def test_targets_on_their_way_to_the_loss_do_not_wait_for_the_device(tmp_path):
     assert loss.item() == 0.0
 
 
-def test_fsdp_restores_after_the_fit_start_without_a_second_pass(tmp_path):
+def test_fsdp_restores_after_on_fit_start_without_a_second_data_pass(tmp_path):
     reads = []
     for epochs, path in ((1, None), (2, tmp_path / "net.ckpt")):
         net, data = Momentum(), SmallData()
@@ -90,4 +90,4 @@ def test_fsdp_restores_after_the_fit_start_without_a_second_pass(tmp_path):
             trainer.save_checkpoint(tmp_path / "net.ckpt")
         reads.append(len(data.train.reads))
     assert reads == [2 * 22, 22]
-    assert worst(net, fitted(tmp_path)) <= 1e-12
+    assert largest_difference(net, fitted(tmp_path)) <= 1e-12

@@ -5,7 +5,6 @@ import pytest
 import torch
 from builders import atom_samples, atom_target, block, labels, single, spherical, structure_target
 
-from lightning_scaler.tensors.torchscript import with_values
 from lightning_scaler.training.loss import mean_squared_error, zero_loss
 
 NAN, INF = float("nan"), float("inf")
@@ -15,7 +14,7 @@ def loss_of(predictions, targets):
     return mean_squared_error(predictions, targets).item()
 
 
-def test_mean_over_targets_whatever_their_sizes():
+def test_targets_count_equally_whatever_their_sizes():
     predictions = {
         "e": structure_target([1.0, 2.0]),
         "q": atom_target([1.0, 1.0, 4.0], atom_samples(1, 2)),
@@ -25,31 +24,31 @@ def test_mean_over_targets_whatever_their_sizes():
     assert loss_of(predictions, targets) == pytest.approx((5 + 5 / 3) / 2, rel=1e-14)
 
 
-def test_gradients_are_terms_of_their_own():
+def test_gradients_are_separate_terms():
     gradient = {"strain": np.full((1, 3, 3), 2.0), "positions": [[[1, 0, 0], [0, 0, 0]]]}
     zero = {"strain": np.zeros((1, 3, 3)), "positions": [[[0, 0, 0], [0, 0, 0]]]}
     predictions = {"e": structure_target([3.0], gradient=gradient)}
     targets = {"e": structure_target([0.0], gradient=zero)}
     # 9, 4 and 1 / 6.
     assert loss_of(predictions, targets) == pytest.approx((9 + 4 + 1 / 6) / 3, rel=1e-14)
-    # Those that the target lacks do not count.
+    # Gradients that the target does not have do not count.
     assert loss_of(predictions, {"e": structure_target([0.0])}) == pytest.approx(9)
 
 
-def test_blocks_of_a_target_are_one_term():
+def test_all_blocks_of_a_target_are_one_term():
     rows = labels("system", [0])
     prediction = spherical({0: [[[2.0]]], 1: [[[1.0], [1.0], [0.0]]]}, rows)
     target = spherical({0: [[[0.0]]], 1: np.zeros((1, 3, 1))}, rows)
     assert loss_of({"t": prediction}, {"t": target}) == pytest.approx((4 + 1 + 1) / 4)
 
 
-def test_missing_entries_count_neither_above_nor_below():
+def test_missing_values_count_neither_in_the_sum_nor_in_the_number_of_values():
     predictions = {"e": structure_target([[1.0, 7.0], [2.0, 9.0]])}
     targets = {"e": structure_target([[0.0, NAN], [5.0, NAN]])}
     assert loss_of(predictions, targets) == pytest.approx(5)
 
 
-def test_terms_without_entries_are_left_out():
+def test_terms_without_values_do_not_count():
     predictions = {"e": structure_target([3.0]), "g": structure_target([100.0])}
     targets = {"e": structure_target([0.0]), "g": structure_target([NAN])}
     assert loss_of(predictions, targets) == pytest.approx(9)
@@ -57,7 +56,7 @@ def test_terms_without_entries_are_left_out():
     assert loss_of(predictions | empty, targets | empty) == 0
 
 
-def test_nothing_present():
+def test_the_loss_is_zero_if_all_values_are_missing():
     predictions = {"e": structure_target(torch.tensor([[3.0]], requires_grad=True))}
     loss = mean_squared_error(predictions, {"e": structure_target([NAN])})
     assert loss.item() == 0
@@ -65,7 +64,7 @@ def test_nothing_present():
 
 
 @pytest.mark.parametrize("missing", [1.0, NAN, INF])
-def test_no_gradient_from_missing_entries(missing):
+def test_missing_values_have_no_gradient(missing):
     values = torch.tensor([[1.0], [missing], [3.0]], dtype=torch.float64, requires_grad=True)
     targets = {"e": structure_target([0.0, NAN, 5.0])}
     loss = mean_squared_error({"e": structure_target(values)}, targets)
@@ -75,51 +74,64 @@ def test_no_gradient_from_missing_entries(missing):
     assert values.grad.flatten().tolist() == [1, 0, -2]
 
 
-def test_missing_entries_of_gradients():
+def test_missing_values_of_target_gradients_do_not_count():
     tensor = torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
     strain = (tensor * torch.ones(9).double()).reshape(1, 3, 3, 1)
     given, like = structure_target([0.0]), np.zeros((1, 3, 3))
     like[0, 1, 2] = NAN
     target = structure_target([NAN], gradient={"strain": like})
     prediction = block(given.block().values, labels("system", [0]), property_name="energy")
-    of = target.block().gradient("strain")
-    prediction.add_gradient("strain", block(strain, of.samples, of.components, "energy"))
+    rows = target.block().gradient("strain")
+    prediction.add_gradient("strain", block(strain, rows.samples, rows.components, "energy"))
     loss = mean_squared_error({"e": single(prediction)}, {"e": target})
     assert loss.item() == pytest.approx(4)
     loss.backward()
     assert tensor.grad.item() == pytest.approx(4)
 
 
-def test_infinite_difference_is_seen():
+def test_infinite_and_nan_predictions_are_not_hidden():
     assert loss_of({"e": structure_target([INF])}, {"e": structure_target([0.0])}) == INF
     assert np.isnan(loss_of({"e": structure_target([NAN])}, {"e": structure_target([0.0])}))
 
 
-def test_targets_without_prediction_are_passed_over():
+def test_targets_without_a_prediction_are_ignored():
     targets = {"e": structure_target([0.0]), "other": structure_target([5.0])}
     assert loss_of({"e": structure_target([3.0])}, targets) == pytest.approx(9)
 
 
-def test_no_predictions():
-    """A batch without targets, as multi-task data have it."""
+def test_the_loss_of_no_predictions_is_zero():
+    """As in a batch without targets, in multi-task data."""
     assert mean_squared_error({}, {"e": structure_target([0.0])}).item() == 0.0
 
 
-def test_float32():
+def test_the_loss_has_the_dtype_of_the_predictions():
     single_precision = {"e": structure_target([3.0], dtype=torch.float32)}
     loss = mean_squared_error(single_precision, {"e": structure_target([1.0], dtype=torch.float32)})
     assert loss.dtype == torch.float32
     assert loss.item() == 4
 
 
-def test_the_loss_of_nothing_has_a_gradient_of_zero():
-    """Infinite predictions included; what is no TensorMap is no prediction."""
+def test_the_zero_loss_has_a_gradient_of_zero():
+    """Even for infinite predictions; anything but a TensorMap is ignored."""
     weight = torch.tensor([1.0, INF], requires_grad=True)
-    unused = structure_target([1.0, 2.0])
-    values = unused.block().values * weight[:, None]
-    unused = with_values(unused, [values], [])
+    values = torch.tensor([[1.0], [2.0]]) * weight[:, None]
+    unused = structure_target(values, dtype=torch.float32)
     loss = zero_loss({"e": unused, "features": weight})
     assert loss.item() == 0.0
     loss.backward()
     assert torch.equal(weight.grad, torch.zeros(2))
     assert zero_loss({}).item() == 0.0
+
+
+def test_the_zero_loss_depends_on_gradients_of_blocks():
+    """A head may contribute to a gradient only."""
+    weight = torch.tensor([1.0, INF], dtype=torch.float64, requires_grad=True)
+    strain = (weight.sum() * torch.ones(9).double()).reshape(1, 3, 3, 1)
+    energy = structure_target([0.0], gradient={"strain": np.zeros((1, 3, 3))}).block()
+    predicted = block(energy.values, energy.samples, property_name="energy")
+    rows = energy.gradient("strain")
+    predicted.add_gradient("strain", block(strain, rows.samples, rows.components, "energy"))
+    loss = zero_loss({"e": single(predicted)})
+    assert loss.item() == 0.0
+    loss.backward()
+    assert torch.equal(weight.grad, torch.zeros(2).double())

@@ -1,27 +1,31 @@
-"""ScaleKind metrics are logged of a target, and under what names."""
+"""The metrics that are logged for a target, their names and values, and logged losses."""
+
+import math
 
 import pytest
 import torch
 from builders import atom_samples, spherical, structure_target
+from small_training import SmallData, SmallNet, collate, quiet_trainer, scaler_callback
+from torch.utils.data import DataLoader
 from torchmetrics import MeanAbsoluteError, MetricCollection
 
-from lightning_scaler.tensors.layout import TargetLayout
-from lightning_scaler.training.metric_logging import WeightedMean, metrics_of_part, parts_of_target
+from lightning_scaler.tensors import TargetLayout
+from lightning_scaler.training.metric_logging import WeightedMean, copy_metrics, metric_scopes
 
 
 def names(tensor, extensive, per_block=()):
     layout = TargetLayout.of("t", tensor)
-    return [part.name("mae") for part in parts_of_target(layout, extensive, per_block)]
+    return [scope.logged_name("mae") for scope in metric_scopes(layout, extensive, per_block)]
 
 
-def test_gradients_of_positions_are_not_divided_by_atoms_and_those_of_strain_are():
+def test_only_position_gradients_of_extensive_targets_are_not_per_atom():
     gradient = {"positions": [[[1.0, 0, 0]]], "strain": [[[1.0, 0, 0]] * 3]}
     energy = structure_target([1.0], gradient=gradient)
     assert names(energy, True) == ["t/mae_per_atom", "t/positions/mae", "t/strain/mae_per_atom"]
     assert names(energy, False) == ["t/mae", "t/positions/mae", "t/strain/mae"]
 
 
-def test_blocks_are_named_by_what_tells_them_apart():
+def test_names_of_blocks_consist_of_their_keys_without_a_sigma_of_one():
     values = {(0, 1): [[[1.0]]], (1, -1): [[[1.0], [2.0], [3.0]]]}
     tensor = spherical(values, atom_samples(1))
     assert names(tensor, False) == ["t/mae"]
@@ -29,18 +33,18 @@ def test_blocks_are_named_by_what_tells_them_apart():
     assert names(tensor, False, per_block=["t"]) == ["t/mae", *blocks]
 
 
-def test_metrics_are_copied_and_a_single_one_is_refused():
+def test_metrics_are_copied_in_float64_and_must_be_a_collection():
     metrics = MetricCollection({"mae": MeanAbsoluteError()})
-    first, second = (metrics_of_part(metrics)["mae"] for _ in range(2))
+    first, second = (copy_metrics(metrics)["mae"] for _ in range(2))
     assert first is not second
     first.update(torch.zeros(1, dtype=torch.float64), torch.full((1,), 1e-9, dtype=torch.float64))
     assert first.compute() == torch.tensor(1e-9, dtype=torch.float64)
     assert not second.update_called
     with pytest.raises(TypeError, match=r"expected a torchmetrics MetricCollection.*MeanAbsolute"):
-        metrics_of_part(MeanAbsoluteError())
+        copy_metrics(MeanAbsoluteError())
 
 
-def test_a_mean_weighs_and_keeps_nan():
+def test_a_weighted_mean_uses_weights_and_propagates_nan():
     mean = WeightedMean()
     mean.update(torch.tensor(1.0), 3)
     mean.update(torch.tensor(7.0), 0)
@@ -51,3 +55,122 @@ def test_a_mean_weighs_and_keeps_nan():
     mean.reset()
     mean.update(torch.tensor(4.0), 2)
     assert mean.compute().item() == 4.0
+
+
+# The blocks of the polarizability, and where their components are in the data.
+BLOCKS = {"o3_lambda_0": (0, slice(0, 1)), "o3_lambda_2": (2, slice(1, 6))}
+
+
+class PerBlock(SmallNet):
+    metrics_per_block = ("polarizability",)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["intensive", "extensive"])
+def evaluated(request, tmp_path_factory):
+    """What is logged, by stage; differences of predictions and data by block; the suffix."""
+    intensive_targets = ["dipole"] if request.param else ["dipole", "polarizability"]
+    callback = scaler_callback(intensive_targets=intensive_targets)
+    trainer = quiet_trainer(tmp_path_factory.mktemp("evaluated"), callbacks=[callback])
+    net, data = PerBlock(), SmallData()
+    trainer.fit(net, data)
+    logged = {
+        "val": trainer.validate(net, data, verbose=False)[0],
+        "test": trainer.test(net, data, verbose=False)[0],
+    }
+    differences = {name: [] for name in BLOCKS}
+    predictions = trainer.predict(net, data)
+    for of_batch, start in zip(predictions, range(0, 9, 4), strict=True):
+        for row, (molecule, numbers) in enumerate(data.held_out.items[start : start + 4]):
+            for name, (o3_lambda, columns) in BLOCKS.items():
+                block = of_batch["polarizability"].block({"o3_lambda": o3_lambda})
+                predicted, truth = block.values[row, :, 0], numbers["polarizability"][0, columns]
+                n_atoms = len(molecule) if request.param else 1
+                differences[name] += ((predicted - truth) / n_atoms).tolist()
+    return logged, differences, "_per_atom" if request.param else ""
+
+
+def mae(differences):
+    return math.fsum(map(abs, differences)) / len(differences)
+
+
+def rmse(differences):
+    return math.sqrt(math.fsum(x * x for x in differences) / len(differences))
+
+
+@pytest.mark.parametrize(("stage", "metric"), [("val", mae), ("test", rmse)])
+def test_metrics_per_block_are_those_of_each_block_alone(evaluated, stage, metric):
+    logged, differences, suffix = evaluated
+    expected = {name: metric(of_block) for name, of_block in differences.items()}
+    for name, value in expected.items():
+        path = f"{stage}/polarizability/{name}/{metric.__name__}{suffix}"
+        # Predictions pass through float32 once, in model space.
+        assert logged[stage][path] == pytest.approx(value, rel=1e-5), name
+    # One block and five components, which could not be told apart if they were equal.
+    values = list(expected.values())
+    assert abs(values[0] - values[1]) > 0.05 * max(values)
+    together = metric([x for of_block in differences.values() for x in of_block])
+    path = f"{stage}/polarizability/{metric.__name__}{suffix}"
+    assert logged[stage][path] == pytest.approx(together, rel=1e-5)
+
+
+class Recording(SmallNet):
+    """Remembers the loss and the number of systems of every step, by stage."""
+
+    def __init__(self, lr=0.05):
+        super().__init__(lr=lr)
+        self.steps = {"train": [], "val": [], "test": []}
+        self.stage = None
+
+    def unpack_batch(self, batch):
+        self.n_systems = len(batch["system"])
+        return super().unpack_batch(batch)
+
+    def compute_loss(self, predictions, targets):
+        loss = super().compute_loss(predictions, targets)
+        self.steps[self.stage].append((self.n_systems, loss.item()))
+        return loss
+
+    def training_step(self, batch, batch_idx):
+        self.stage = "train"
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self.stage = "val"
+        super().validation_step(batch, batch_idx, dataloader_idx)
+
+    def test_step(self, batch, batch_idx, dataloader_idx=0):
+        self.stage = "test"
+        super().test_step(batch, batch_idx, dataloader_idx)
+
+
+class Uneven(SmallData):
+    """Batches of the given sizes, in training and in evaluation."""
+
+    def __init__(self, sizes):
+        super().__init__(size=sum(sizes))
+        self.held_out = type(self.held_out)(sum(sizes), 1)
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        self.batches = [list(range(s, s + n)) for s, n in zip(starts, sizes, strict=True)]
+
+    def train_dataloader(self):
+        return DataLoader(self.train, batch_sampler=self.batches, collate_fn=collate)
+
+    def val_dataloader(self):
+        return DataLoader(self.held_out, batch_sampler=self.batches, collate_fn=collate)
+
+
+def test_losses_of_an_epoch_are_weighted_by_the_systems_of_each_batch(tmp_path):
+    sizes = [3, 1, 7, 2]
+    net, data = Recording(), Uneven(sizes)
+    trainer = quiet_trainer(
+        tmp_path, callbacks=[scaler_callback(unseen_types="pooled")], num_sanity_val_steps=0
+    )
+    trainer.fit(net, data)
+    logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    logged["test/loss"] = trainer.test(net, data, verbose=False)[0]["test/loss"]
+    for stage, steps in net.steps.items():
+        assert [n_systems for n_systems, _ in steps] == sizes
+        weighted = math.fsum(n * loss for n, loss in steps) / sum(sizes)
+        unweighted = math.fsum(loss for _, loss in steps) / len(steps)
+        assert logged[f"{stage}/loss"] == pytest.approx(weighted, rel=1e-6)
+        assert abs(weighted - unweighted) > 1e-3 * weighted  # the two can be told apart

@@ -1,4 +1,4 @@
-"""The steps, helpers and refusals of TargetScalingMixin, in runs of a real Trainer."""
+"""The steps, helpers and errors of TargetScalingMixin in runs of a real Trainer."""
 
 import math
 
@@ -12,25 +12,41 @@ from small_training import (
     SmallData,
     SmallDataset,
     SmallNet,
+    baseline_weights,
     collate,
+    per_target_scales,
     quiet_trainer,
     scaler_callback,
 )
+from torch.utils.data import DataLoader
 from torchmetrics import MeanAbsoluteError, MetricCollection
 from torchmetrics.wrappers import LambdaInputTransformer
 
 from lightning_scaler import Scaler, TargetScalingMixin
 
 
+@pytest.fixture(scope="module")
+def trained_state(tmp_path_factory):
+    net, folder = SmallNet(), tmp_path_factory.mktemp("trained")
+    quiet_trainer(folder, callbacks=[scaler_callback()]).fit(net, SmallData())
+    return net.state_dict()
+
+
 @pytest.fixture
-def fitted(tmp_path):
-    data, net = SmallData(), SmallNet()
-    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()])
-    trainer.fit(net, data)
-    return trainer, data, net
+def fitted(trained_state, tmp_path):
+    """A trainer, data, and a network with scales after one epoch."""
+    net = SmallNet()
+    net.load_state_dict(trained_state)
+    return quiet_trainer(tmp_path), SmallData(), net
 
 
-def test_the_wrong_order_of_bases_is_refused():
+def with_values(tensor, values):
+    block = tensor.block()
+    labels = (block.samples, block.components, block.properties)
+    return TensorMap(tensor.keys, [TensorBlock(values, *labels)])
+
+
+def test_the_mixin_after_lightning_module_is_an_error():
     with pytest.raises(
         TypeError, match=r"write class Wrong\(TargetScalingMixin, LightningModule\)"
     ):
@@ -39,8 +55,8 @@ def test_the_wrong_order_of_bases_is_refused():
             pass
 
 
-def test_metrics_are_those_of_predictions_against_the_data(fitted):
-    """RMSE and MAE in the units of the data, computed from the predictions by a plain loop."""
+def test_metrics_compare_predictions_and_data_in_physical_units(fitted):
+    """RMSE and MAE, computed from the predictions by a plain loop."""
     trainer, data, net = fitted
     logged = trainer.validate(net, data, verbose=False)[0]
     squares, absolutes, count = [], [], 0
@@ -59,7 +75,7 @@ def test_metrics_are_those_of_predictions_against_the_data(fitted):
         truth = torch.cat([numbers["charges"] for _, numbers in items])
         charges += (predictions["charges"].block().values[:, 0] - truth).abs().tolist()
     assert count == 9
-    # Predictions pass through float32 once, in model space.
+    # Predictions are float32 in model space.
     assert logged["val/energy/rmse_per_atom"] == pytest.approx(
         math.sqrt(math.fsum(squares) / count), rel=1e-5
     )
@@ -73,7 +89,7 @@ def test_metrics_are_those_of_predictions_against_the_data(fitted):
 
 
 def test_the_loss_is_the_mean_over_terms_in_loss_space(fitted):
-    """The loss of one batch by a plain loop from the raw network, data, scales and weights."""
+    """The loss of one batch, by a plain loop over network outputs, data, scales and weights."""
     _, data, net = fitted
     items = data.held_out.items[:3]
     batch = net.transfer_batch_to_device(collate(items), torch.device("cpu"), 0)
@@ -83,10 +99,8 @@ def test_the_loss_is_the_mean_over_terms_in_loss_space(fitted):
     predictions = net.predictions_to_loss(systems, raw, targets)
     loss = net.compute_loss(predictions, targets).item()
 
-    energy = net.scaler.targets["energy"]
-    types = energy.baseline_types.tolist()
-    weights = dict(zip(types, energy.weights[(0,)][:, 0].tolist(), strict=True))
-    sigma = energy.per_target[0].item()
+    (weights,) = baseline_weights(net.scaler, "energy")
+    (sigma,) = per_target_scales(net.scaler, "energy")
     terms = []
     for row, (molecule, numbers) in enumerate(items):
         baseline = sum(weights[z] for z in molecule.types.tolist())
@@ -97,50 +111,42 @@ def test_the_loss_is_the_mean_over_terms_in_loss_space(fitted):
     truth = torch.cat([numbers["gradient"] for _, numbers in items]).reshape(-1) / sigma
     gradient = raw["energy"].block().gradient("positions").values.reshape(-1).double()
     terms.append(((gradient - truth) ** 2).mean().item())
-    sigma = net.scaler.targets["dipole"].per_target[0].item()
+    (sigma,) = per_target_scales(net.scaler, "dipole")
     truth = torch.cat([numbers["dipole"] for _, numbers in items]).reshape(-1) / sigma
     dipole = raw["dipole"].block().values.reshape(-1).double()
     terms.append(((dipole - truth) ** 2).mean().item())
-    # polarizability: two blocks with a scale each, the first with a baseline
-    scales = net.scaler.targets["polarizability"]
-    sigma, squares = scales.per_target[0].item(), []
+    # The polarizability has two blocks, each with a scale, and the first with a baseline.
+    (sigma,), squares = per_target_scales(net.scaler, "polarizability"), []
+    (weights,) = baseline_weights(net.scaler, "polarizability")
+    per_property = net.scaler.per_property_scales["polarizability"]
     for row, (molecule, numbers) in enumerate(items):
         for key, columns in (((0, 1), slice(0, 1)), ((2, 1), slice(1, 6))):
             truth = numbers["polarizability"][0, columns]
             if key == (0, 1):
-                of_type = dict(zip(types, scales.weights[key][:, 0].tolist(), strict=True))
-                truth = truth - sum(of_type[z] for z in molecule.types.tolist())
-            block = raw["polarizability"].block({"o3_lambda": key[0], "o3_sigma": key[1]})
-            relative = scales.per_property[key][0, 0].item()
+                truth = truth - sum(weights[z] for z in molecule.types.tolist())
+            name = {"o3_lambda": key[0], "o3_sigma": key[1]}
+            block = raw["polarizability"].block(name)
+            relative = per_property.block(name).values.item()
             predicted = block.values[row, :, 0].double() * relative
             squares += ((predicted - truth / sigma) ** 2).tolist()
     terms.append(math.fsum(squares) / len(squares))
-    scales = net.scaler.targets["charges"]
-    squares = []
-    of_type = {
-        z: (w, s)
-        for z, w, s in zip(
-            scales.types.tolist(),
-            scales.weights[(0,)][:, 0].tolist(),
-            scales.per_target.tolist(),
-            strict=False,
-        )
-    }
+    (weights,), squares = baseline_weights(net.scaler, "charges"), []
+    sigmas = dict(zip([1, 6, 8], per_target_scales(net.scaler, "charges"), strict=True))
     atoms = [z for molecule, _ in items for z in molecule.types.tolist()]
     truth = torch.cat([numbers["charges"] for _, numbers in items]).tolist()
     predicted = raw["charges"].block().values[:, 0].tolist()
     for z, q, p in zip(atoms, truth, predicted, strict=True):
-        squares.append(((q - of_type[z][0]) / of_type[z][1] - p) ** 2)
+        squares.append(((q - weights[z]) / sigmas[z] - p) ** 2)
     terms.append(math.fsum(squares) / len(squares))
     assert loss == pytest.approx(math.fsum(terms) / 5, rel=1e-5)
 
 
-def test_predictions_are_physical_and_float64_where_a_baseline_is_added(fitted):
+def test_predictions_are_in_physical_units_and_float64_if_a_baseline_is_added(fitted):
     trainer, data, net = fitted
     predictions = trainer.predict(net, data)[0]
     assert predictions["energy"].block().values.dtype == torch.float64
     assert predictions["dipole"].block().values.dtype == torch.float32
-    # The baseline of about -1000 per unit of k is on again.
+    # The baseline of about -1000 per unit of k was added.
     assert predictions["energy"].block().values.max() < -500
     assert not predictions["energy"].block().values.requires_grad
     raw = net([data.held_out[0][0].to(torch.float32)])["dipole"].block().values
@@ -148,17 +154,17 @@ def test_predictions_are_physical_and_float64_where_a_baseline_is_added(fitted):
     assert torch.allclose(predictions["dipole"].block().values[:1], raw * scale)
 
 
-def test_predicting_needs_no_targets(fitted, tmp_path):
+def test_predict_needs_no_targets(fitted, tmp_path):
     trainer, data, net = fitted
     systems = [molecule for molecule, _ in data.held_out.items]
-    loader = torch.utils.data.DataLoader(systems, batch_size=9, collate_fn=lambda s: {"system": s})
+    loader = DataLoader(systems, batch_size=9, collate_fn=lambda s: {"system": s})
     alone = trainer.predict(net, loader)[0]["energy"].block().values
     together = torch.cat([p["energy"].block().values for p in trainer.predict(net, data)])
     assert torch.allclose(alone, together, rtol=1e-12)
 
 
-def test_a_training_step_of_ones_own(tmp_path):
-    """The six lines of the README give the losses of the mixin's own step."""
+def test_a_custom_training_step_gives_the_losses_of_the_default_one(tmp_path):
+    """With the six lines of the README."""
 
     class Own(SmallNet):
         def training_step(self, batch, batch_idx):
@@ -181,25 +187,25 @@ def test_a_training_step_of_ones_own(tmp_path):
     assert logged[0] == logged[1]
 
 
-def test_unfitted_evaluation_is_an_error(tmp_path):
+def test_evaluation_without_scales_is_an_error(tmp_path):
     trainer = quiet_trainer(tmp_path)
     for entry in (trainer.validate, trainer.test, trainer.predict):
         with pytest.raises(RuntimeError, match=r"SmallNet has no target scales; train with"):
             entry(SmallNet(), SmallData())
 
 
-def test_fitting_without_the_callback_is_an_error_before_any_step(tmp_path):
+def test_training_without_scales_is_an_error_before_the_first_step(tmp_path):
     data = SmallData()
     with pytest.raises(RuntimeError, match=r"Trainer\(callbacks=\[TargetScaler\(\)\]\)"):
         quiet_trainer(tmp_path).fit(SmallNet(), data)
     assert data.held_out.reads == []
 
 
-def test_a_target_without_prediction_is_an_error(fitted):
+def test_a_target_without_a_prediction_is_an_error(fitted):
     _, data, net = fitted
     systems, targets, _ = net.unpack_batch(collate(data.held_out.items[:2]))
     targets = net.targets_to_loss(systems, targets)
-    with pytest.raises(ValueError, match=r"target 'dipole', of which forward gives no prediction"):
+    with pytest.raises(ValueError, match=r"target 'dipole', for which forward gives no prediction"):
         net.predictions_to_loss(systems, {"energy": targets["energy"]}, targets)
 
 
@@ -224,7 +230,7 @@ def test_tensormaps_and_systems_are_moved_and_systems_cast(fitted):
     assert moved["system"][1].positions.device.type == "meta"
     assert moved["system"][1].positions.dtype == torch.float32
     assert batch["system"][1].positions.dtype == torch.float64
-    # Types and labels were read before the move: the meta device could not be asked.
+    # Types and labels were read before the move, since tensors on the meta device have no values.
     in_loss = net.targets_to_loss(*net.unpack_batch(moved))
     assert in_loss["charges"].block().values.dtype == torch.float32
     assert in_loss["charges"].device.type == "meta"
@@ -246,7 +252,7 @@ def test_a_batch_made_in_inference_mode_can_be_differentiated(fitted):
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("32-true", torch.float32), ("64-true", torch.float64)]
 )
-def test_systems_come_in_the_dtype_of_the_module(tmp_path, precision, dtype):
+def test_systems_are_converted_to_the_dtype_of_the_module(tmp_path, precision, dtype):
     net = SmallNet()
     quiet_trainer(tmp_path, callbacks=[scaler_callback()], precision=precision).fit(
         net, SmallData()
@@ -269,14 +275,14 @@ def test_bf16_true_keeps_scales_in_float64_and_systems_in_float32(tmp_path):
             assert torch.equal(first.values, second.values)
 
 
-def test_masks_and_missing_values_leave_the_loss_alone(fitted):
-    """A masked entry and a NaN change nothing, whatever stands there, and give no NaN gradient."""
+def test_masked_values_and_nan_do_not_change_the_loss(fitted):
+    """Masked values may be anything, and neither gives a NaN in gradients."""
     _, data, net = fitted
     batch = collate(data.held_out.items[:3])
     charges = batch["charges"]
-    keep = torch.ones_like(charges.block().values, dtype=torch.bool)
-    keep[1] = False
-    mask = with_values(charges, keep)
+    present = torch.ones_like(charges.block().values, dtype=torch.bool)
+    present[1] = False
+    mask = with_values(charges, present)
     nonsense, nan = charges.block().values.clone(), charges.block().values.clone()
     nonsense[1], nan[1] = 1e6, torch.nan
     losses = []
@@ -294,7 +300,7 @@ def test_masks_and_missing_values_leave_the_loss_alone(fitted):
     assert losses[0] == losses[1]
 
 
-def test_metrics_of_ones_own_and_per_block(tmp_path):
+def test_custom_metrics_are_logged_for_blocks_on_request(tmp_path):
     class Own(SmallNet):
         metrics_per_block = ("polarizability",)
 
@@ -316,7 +322,7 @@ def test_metrics_of_ones_own_and_per_block(tmp_path):
     }
 
 
-def test_metrics_given_once_are_copied_for_every_target(tmp_path):
+def test_every_target_has_copies_of_a_shared_metric(tmp_path):
     class Own(SmallNet):
         def __init__(self):
             super().__init__()
@@ -335,7 +341,7 @@ def test_metrics_given_once_are_copied_for_every_target(tmp_path):
         assert value == reference.callback_metrics[name], name
 
 
-def test_wrappers_of_torchmetrics_are_logged_too(tmp_path):
+def test_metric_wrappers_of_torchmetrics_are_logged(tmp_path):
     class Own(SmallNet):
         def configure_metrics(self):
             in_milli = LambdaInputTransformer(
@@ -350,7 +356,7 @@ def test_wrappers_of_torchmetrics_are_logged_too(tmp_path):
         assert found[f"{name}/milli"] == pytest.approx(1000 * found[f"{name}/mae"], rel=1e-6)
 
 
-def test_common_private_names_are_the_users(tmp_path):
+def test_common_private_names_can_be_used_by_the_module(tmp_path):
     class Own(SmallNet):
         def _step(self, batch):
             raise AssertionError
@@ -362,9 +368,14 @@ def test_common_private_names_are_the_users(tmp_path):
     assert len(net.losses) == 6
 
 
-def test_evaluating_again_gives_the_same_errors(fitted, tmp_path):
-    """Lightning resets the metrics in inference mode; the next run writes to them outside of it."""
-    trainer, data, net = fitted
+def test_evaluating_again_gives_the_same_errors(tmp_path):
+    """Lightning resets metrics in inference mode, and the next run updates them outside of it."""
+    trainer, data, net = (
+        quiet_trainer(tmp_path, callbacks=[scaler_callback()]),
+        SmallData(),
+        SmallNet(),
+    )
+    trainer.fit(net, data)
     first = trainer.validate(net, data, verbose=False)[0]
     for other in (trainer, quiet_trainer(tmp_path), quiet_trainer(tmp_path, inference_mode=False)):
         assert other.validate(net, data, verbose=False)[0] == first
@@ -372,29 +383,12 @@ def test_evaluating_again_gives_the_same_errors(fitted, tmp_path):
     quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(net, data)
 
 
-def test_a_batch_without_targets_changes_nothing(tmp_path):
-    """Unlabelled structures in multi-task data."""
-
-    def without(items):
-        batch = collate(items)
-        if len(items) == 2:  # the last batch of an epoch
-            return {"system": batch["system"]}
-        return batch
-
-    net = SmallNet()
-    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()], max_epochs=2)
-    trainer.fit(net, SmallData(collate_fn=without))
-    assert len(net.losses) == 12
-    assert net.losses.count(0.0) == 2
-    assert bool(torch.isfinite(net.weights).all())
-
-
-def test_several_loaders_have_metrics_of_their_own(fitted, tmp_path):
+def test_every_evaluation_loader_has_separate_metrics(fitted, tmp_path):
     trainer, data, net = fitted
     other = SmallDataset(3, seed=5)
     loaders = [
         data.val_dataloader(),
-        torch.utils.data.DataLoader(other, batch_size=3, collate_fn=collate),
+        DataLoader(other, batch_size=3, collate_fn=collate),
     ]
     both = trainer.test(net, loaders, verbose=False)
     alone = [trainer.test(net, loader, verbose=False)[0] for loader in loaders]
@@ -406,8 +400,8 @@ def test_several_loaders_have_metrics_of_their_own(fitted, tmp_path):
     assert alone[0]["test/charges/rmse"] != alone[1]["test/charges/rmse"]
 
 
-def test_metrics_start_anew_every_epoch(tmp_path):
-    """With a learning rate of zero all epochs have the same errors."""
+def test_metrics_are_reset_every_epoch(tmp_path):
+    """With a learning rate of zero, all epochs have the same errors."""
     values = []
 
     class Still(SmallNet):
@@ -420,7 +414,7 @@ def test_metrics_start_anew_every_epoch(tmp_path):
     assert values[0] == values[1] == values[2]
 
 
-def test_a_module_fitted_elsewhere_needs_no_callback(fitted, tmp_path):
+def test_a_module_with_a_fitted_scaler_needs_no_callback(fitted, tmp_path):
     _, _, net = fitted
     net.scaler.save(tmp_path / "scaler.pt")
     fresh = SmallNet()
@@ -429,8 +423,7 @@ def test_a_module_fitted_elsewhere_needs_no_callback(fitted, tmp_path):
     assert len(fresh.losses) == 6
 
 
-def test_plain_checkpoints_load_as_unfitted(tmp_path):
-    """A checkpoint from before the plugin."""
+def test_a_checkpoint_without_a_scaler_loads_as_not_fitted(tmp_path):
     trainer = quiet_trainer(tmp_path)
     trainer.strategy.connect(PlainNet())
     trainer.save_checkpoint(tmp_path / "old.ckpt")
@@ -441,6 +434,95 @@ def test_plain_checkpoints_load_as_unfitted(tmp_path):
     assert net.scaler.fitted
 
 
-def with_values(tensor, values):
-    of = tensor.block()
-    return TensorMap(tensor.keys, [TensorBlock(values, of.samples, of.components, of.properties)])
+TARGETS = ("energy", "dipole", "polarizability", "charges")
+
+
+def times(block, factor, of_gradients):
+    """A block whose values, and whose gradients, are multiplied by a number each."""
+    scaled = TensorBlock(block.values * factor, block.samples, block.components, block.properties)
+    for name in block.gradients_list():
+        gradient = block.gradient(name)
+        values = gradient.values * of_gradients
+        scaled.add_gradient(
+            name,
+            TensorBlock(values, gradient.samples, gradient.components, gradient.properties),
+        )
+    return scaled
+
+
+class Heads(SmallNet):
+    """Has a weight for every block, and for the gradient of the energies.
+
+    Remembers the targets and the gradients of the weights of every step.
+    """
+
+    def __init__(self):
+        super().__init__(lr=1e-4)
+        names = [f"{name}_0" for name in TARGETS] + ["polarizability_1", "forces"]
+        self.heads = torch.nn.ParameterDict(
+            {name: torch.nn.Parameter(torch.tensor(1.0)) for name in names}
+        )
+        self.steps = []
+
+    def forward(self, systems):
+        return {
+            name: TensorMap(
+                tensor.keys,
+                [
+                    times(block, self.heads[f"{name}_{row}"], self.heads["forces"])
+                    for row, block in enumerate(tensor.blocks())
+                ],
+            )
+            for name, tensor in super().forward(systems).items()
+        }
+
+    def training_step(self, batch, batch_idx):
+        self.targets = set(TARGETS) & batch.keys()
+        return super().training_step(batch, batch_idx)
+
+    def on_after_backward(self):
+        gradients = {name: head.grad for name, head in self.heads.items()}
+        self.steps.append(
+            (self.targets, {n: None if g is None else g.item() for n, g in gradients.items()})
+        )
+
+
+class WithoutSomeTargets(SmallData):
+    """Three batches of four; the second one has no other targets than these."""
+
+    def __init__(self, there):
+        super().__init__(size=12)
+        self.there = there
+
+    def train_dataloader(self):
+        def collate_some(items):
+            batch = collate(items)
+            if items[0] is self.train.items[4]:
+                return {name: batch[name] for name in ("system", *self.there)}
+            return batch
+
+        return DataLoader(self.train, batch_size=4, collate_fn=collate_some)
+
+
+def heads_of(targets):
+    """The weights that predictions of these targets depend on."""
+    of_target = {name: {f"{name}_0"} for name in TARGETS}
+    of_target["polarizability"].add("polarizability_1")
+    of_target["energy"].add("forces")
+    return set().union(*(of_target[name] for name in targets))
+
+
+@pytest.mark.parametrize(
+    "there",
+    [("polarizability", "charges"), ("energy",), ()],
+    ids=lambda there: "+".join(there) or "nothing",
+)
+def test_every_head_has_a_gradient_in_every_step_whatever_the_batch_has(tmp_path, there):
+    net, data = Heads(), WithoutSomeTargets(there)
+    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()], limit_val_batches=0)
+    trainer.fit(net, data)
+    assert [targets for targets, _ in net.steps] == [set(TARGETS), set(there), set(TARGETS)]
+    for targets, gradients in net.steps:
+        assert None not in gradients.values(), gradients
+        used = heads_of(targets)
+        assert {name for name, gradient in gradients.items() if gradient != 0.0} == used

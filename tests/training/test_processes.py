@@ -1,4 +1,4 @@
-"""Agreement through a store, in threads that stand for processes; see test_processes.py too."""
+"""Agreement and failures of processes, which are threads with a common store here."""
 
 import threading
 import time
@@ -7,23 +7,24 @@ import pytest
 import torch
 from torch.distributed import HashStore
 
-from lightning_scaler.training import processes as module
-from lightning_scaler.training.processes import Ranks, RanksDisagreeError
+# The module itself, to shorten its waiting times.
+from lightning_scaler.training import processes
+from lightning_scaler.training.processes import FitProcesses, ProcessesDisagreeError
 
 
 @pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr(module, "SECONDS_BETWEEN_LOOKS", 0.0)
-    monkeypatch.setattr(module, "SECONDS_TO_READ_A_FAILURE", 0.5)
+def short_waits(monkeypatch):
+    monkeypatch.setattr(processes, "SECONDS_BETWEEN_CHECKS", 0.0)
+    monkeypatch.setattr(processes, "SECONDS_TO_READ_A_FAILURE", 0.5)
 
 
-def together(work, world_size=3):
-    """What work(ranks) gives or raises on every rank."""
+def on_all_ranks(work, world_size=3):
+    """What work(process) returns or raises on every rank."""
     store, answers = HashStore(), [None] * world_size
 
     def on_rank(rank):
         try:
-            answers[rank] = work(Ranks(rank, world_size, store))
+            answers[rank] = work(FitProcesses(rank, world_size, store))
         except Exception as error:
             answers[rank] = error
 
@@ -38,120 +39,121 @@ def together(work, world_size=3):
     return answers
 
 
-def test_nobody_goes_on_before_all_are_there():
+def test_a_barrier_holds_until_all_processes_have_arrived():
     arrived = []
 
-    def work(ranks):
+    def work(process):
         for _ in range(3):
-            time.sleep(0.02 * ranks.rank)
-            arrived.append(ranks.rank)
-            ranks.meet()
+            time.sleep(0.02 * process.rank)
+            arrived.append(process.rank)
+            process.barrier()
             seen = len(arrived)
-            ranks.meet()
+            process.barrier()
         return seen
 
-    assert together(work) == [9, 9, 9]
+    assert on_all_ranks(work) == [9, 9, 9]
 
 
-def test_who_waits_hears_of_a_failure(quick):
-    def work(ranks):
+def test_a_failure_reaches_processes_at_a_barrier(short_waits):
+    def work(process):
         try:
-            if ranks.rank == 1:
+            if process.rank == 1:
                 raise OSError("no such file")
-            ranks.meet()
+            process.barrier()
         except Exception as error:
-            return ranks.stop_all(error)
+            return process.report_failure(error)
 
-    assert together(work) == 3 * ["on rank 1: OSError: no such file"]
+    assert on_all_ranks(work) == 3 * ["on rank 1: OSError: no such file"]
 
 
-def test_who_reads_hears_of_a_failure(quick):
-    def work(ranks):
+def test_a_failure_reaches_processes_that_read_data(short_waits):
+    def work(process):
         try:
-            if ranks.rank == 2:
+            if process.rank == 2:
                 raise OSError("no such file")
             while True:
-                ranks.look()
+                process.check_for_failure()
         except Exception as error:
-            return ranks.stop_all(error)
+            return process.report_failure(error)
 
-    assert together(work) == 3 * ["on rank 2: OSError: no such file"]
+    assert on_all_ranks(work) == 3 * ["on rank 2: OSError: no such file"]
 
 
-class LastOneArrives:
-    """A store in which, between two looks, the last rank comes, goes on, and fails later."""
+class StoreWithALateFailure:
+    """A store in which rank 1 passes the barrier and then fails, before rank 0 counts again."""
 
     def __init__(self):
         self.store = HashStore()
         self.add = self.store.add
 
     def check(self, keys):
-        self.store.add("meeting 1", 1)
-        self.store.set(module.FAILURE, "on rank 1: ValueError: later")
+        self.store.add("barrier 1", 1)
+        self.store.set(processes.FAILURE, "on rank 1: ValueError: later")
         return self.store.check(keys)
 
 
-def test_a_failure_after_a_meeting_does_not_undo_it():
-    """The others are in a collective already; who is late to look must come, or they wait."""
-    Ranks(0, 2, LastOneArrives()).meet()
+def test_a_failure_after_a_barrier_does_not_stop_processes_at_it():
+    """The others are in the collective behind it already and would wait forever."""
+    FitProcesses(0, 2, StoreWithALateFailure()).barrier()
 
 
-def test_the_first_of_several_failures_is_told(quick):
-    def work(ranks):
-        time.sleep(0.1 * (2 - ranks.rank))
-        return ranks.stop_all(ValueError(f"of {ranks.rank}"))
+def test_the_first_of_several_failures_is_reported(short_waits):
+    def work(process):
+        time.sleep(0.1 * (2 - process.rank))
+        return process.report_failure(ValueError(f"of {process.rank}"))
 
-    assert together(work) == 3 * ["on rank 2: ValueError: of 2"]
+    assert on_all_ranks(work) == 3 * ["on rank 2: ValueError: of 2"]
 
 
-def test_what_differs_is_told_with_rank_and_values():
-    def work(ranks):
-        mine = {"limit_batches": 3 + (ranks.rank == 1), "targets": ("energy",)}
-        ranks.check_equal(mine, "use the same")
+@pytest.mark.parametrize("different", [1, 2])
+def test_values_that_differ_are_reported_with_their_rank(different):
+    def work(process):
+        local = {"limit_batches": 3 + (process.rank == different), "targets": ("energy",)}
+        process.check_equal(local, "use the same")
 
-    for error in together(work):
-        assert isinstance(error, RanksDisagreeError)
-        assert "limit_batches is 3 on rank 0 and 4 on rank 1; use the same" in str(error)
+    for error in on_all_ranks(work):
+        assert isinstance(error, ProcessesDisagreeError)
+        assert f"limit_batches: 3 on rank 0, 4 on rank {different}; use the same" in str(error)
         assert "targets" not in str(error)
 
 
-def test_equal_values_are_fine_again_and_again():
-    def work(ranks):
-        for number in range(3):
-            ranks.check_equal({"number": number}, "")
+def test_equal_values_can_be_compared_several_times():
+    def work(process):
+        for value in range(3):
+            process.check_equal({"value": value}, "")
         return True
 
-    assert together(work) == [True, True, True]
+    assert on_all_ranks(work) == [True, True, True]
 
 
-def test_one_process_needs_no_store():
-    alone = Ranks()
-    alone.meet()
-    alone.look()
+def test_a_single_process_needs_no_store():
+    alone = FitProcesses()
+    alone.barrier()
+    alone.check_for_failure()
     alone.check_equal({"a": 1}, "")
-    assert alone.from_first(lambda: [1, 2]) == [1, 2]
+    assert alone.broadcast_from_rank_zero(lambda: [1, 2]) == [1, 2]
     assert alone.gather_objects("a") == ["a"]
-    numbers = torch.arange(3).double()
-    assert torch.equal(alone.gather_numbers(numbers, [3])[0], numbers)
+    values = torch.arange(3).double()
+    assert torch.equal(alone.gather_values(values, [3])[0], values)
 
 
-def test_who_failed_stays_until_the_others_have_read_it(monkeypatch):
-    """The store ends with rank 0, and launchers end everything when one process has ended."""
-    monkeypatch.setattr(module, "SECONDS_BETWEEN_LOOKS", 0.0)
+def test_a_failed_process_waits_until_the_others_have_read_why(monkeypatch):
+    """The store ends with rank 0, and launchers end all processes when one of them does."""
+    monkeypatch.setattr(processes, "SECONDS_BETWEEN_CHECKS", 0.0)
     stopped = []
 
-    def work(ranks):
+    def work(process):
         try:
-            if ranks.rank == 0:
+            if process.rank == 0:
                 raise OSError("no such file")
             time.sleep(0.4)
-            ranks.look()
+            process.check_for_failure()
         except Exception as error:
-            if ranks.rank != 0:
-                stopped.append(ranks.rank)
-            ranks.stop_all(error)
-            if ranks.rank == 0:
+            if process.rank != 0:
+                stopped.append(process.rank)
+            process.report_failure(error)
+            if process.rank == 0:
                 stopped.append(0)
 
-    together(work, 2)
+    on_all_ranks(work, 2)
     assert stopped == [1, 0]

@@ -1,4 +1,4 @@
-"""Runs that were killed go on as if they had not been."""
+"""Runs that were killed continue as if they had not been."""
 
 import os
 import signal
@@ -8,49 +8,40 @@ from pathlib import Path
 
 import killed
 import pytest
+from small_training import assert_same_scales
 
-STEPS = 6  # of an epoch
+pytestmark = pytest.mark.slow
 
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The run that never stopped."""
-    return killed.run(tmp_path_factory.mktemp("whole"))
+STEPS_PER_EPOCH = 6
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Where three runs were killed."""
+def runs(tmp_path_factory):
+    """The folder in which three runs were killed, and the network of a run that was not."""
     folder = tmp_path_factory.mktemp("killed")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(killed.__file__)), str(folder)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    ends = dict(line.split() for line in result.stdout.splitlines() if line)
-    assert ends == {
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as program:
+        uninterrupted, _ = killed.run(tmp_path_factory.mktemp("uninterrupted"))
+        output, _ = program.communicate()
+    assert program.returncode == 0
+    signals = dict(line.split() for line in output.splitlines() if line)
+    assert signals == {
         "pass": str(signal.SIGKILL.value),
         "training": str(signal.SIGKILL.value),
         "writing": str(signal.SIGXFSZ.value),
     }
-    return folder
+    return folder, uninterrupted
 
 
 @pytest.mark.parametrize(("when", "epochs_kept"), [("pass", 0), ("training", 1), ("writing", 1)])
-def test_a_killed_run_goes_on_as_the_one_that_never_stopped(whole, folder, when, epochs_kept):
-    expected, _ = whole
-    left = sorted(file.name for file in (folder / when).glob("*.ckpt"))
-    assert left == (["epoch=0-step=6.ckpt", "last.ckpt"] if epochs_kept else [])
+def test_a_killed_run_continues_as_if_it_had_not_been_killed(runs, when, epochs_kept):
+    folder, uninterrupted = runs
+    checkpoints = sorted(file.name for file in (folder / when).glob("*.ckpt"))
+    assert checkpoints == (["epoch=0-step=6.ckpt", "last.ckpt"] if epochs_kept else [])
     net, data = killed.run(folder / when)
-    assert len(expected.losses) == killed.EPOCHS * STEPS
-    assert net.losses == expected.losses[epochs_kept * STEPS :]
-    assert bits(net) == bits(expected)
+    assert len(uninterrupted.losses) == killed.EPOCHS * STEPS_PER_EPOCH
+    assert net.losses == uninterrupted.losses[epochs_kept * STEPS_PER_EPOCH :]
+    assert_same_scales(net.scaler, uninterrupted.scaler)
     passes = len(data.train.reads) / 22 - (killed.EPOCHS - epochs_kept)
     assert passes == (0 if epochs_kept else 1)
-
-
-def bits(net):
-    """All numbers of the scales."""
-    return [
-        part.tolist()
-        for t in net.scaler.targets.values()
-        for part in (t.per_target, *t.per_property.values(), *t.weights.values())
-    ]

@@ -1,108 +1,129 @@
-"""Fits and evaluations in several real processes, against one; the cases are in processes.py."""
+"""Fits and evaluations in several real processes against one; the cases are in processes.py."""
 
 import itertools
+import os
 import re
-import time
+import signal
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import processes
 import pytest
 import torch
-import torch.multiprocessing
-from small_training import SmallData, SmallNet, quiet_trainer, scaler_callback
+from small_training import (
+    SmallData,
+    SmallNet,
+    assert_same_numbers,
+    fitted_numbers,
+    quiet_trainer,
+    scaler_callback,
+)
 
-from lightning_scaler.scaling.scaler import Scaler
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
-pytestmark = pytest.mark.distributed
-
-# About five times what it takes.
-SECONDS_UNTIL_IT_HANGS = 180
+# About five times what they take.
+SECONDS_UNTIL_GROUPS_HANG = 180
 EPSILON = torch.finfo(torch.float64).eps
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """What one process gives."""
-    folder = tmp_path_factory.mktemp("alone")
-    trainer, net = quiet_trainer(folder, callbacks=[scaler_callback()]), SmallNet()
-    trainer.fit(net, SmallData())
+def groups(tmp_path_factory):
+    """The folder and the running program of the groups of processes."""
+    folder = tmp_path_factory.mktemp("groups")
+    trainer = quiet_trainer(folder, callbacks=[scaler_callback()])
+    trainer.fit(SmallNet(), SmallData())
     trainer.save_checkpoint(folder / "net.ckpt")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(processes.__file__)), str(folder)]
+    with (folder / "log").open("w") as log:
+        program = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    yield folder, program
+    if program.poll() is None:
+        os.killpg(program.pid, signal.SIGKILL)
+        program.wait()
+
+
+@pytest.fixture(scope="module")
+def alone(groups):
+    """The answers of one process, found while the groups run."""
+    folder, _ = groups
     with warnings.catch_warnings():
         # Lightning, about loaders that drop their only batch; the pass reads it.
         warnings.simplefilter("ignore")
-        return folder, processes.run(folder, 1)
+        return processes.run(folder, 1)
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def together(request, alone, tmp_path_factory):
-    """What each of several processes gives, all cases in one process group."""
-    folder, world_size = tmp_path_factory.mktemp("together"), request.param
-    (folder / "net.ckpt").write_bytes((alone[0] / "net.ckpt").read_bytes())
-    arguments = (str(folder), world_size)
-    context = torch.multiprocessing.spawn(processes.spawned, arguments, world_size, join=False)
-    deadline = time.monotonic() + SECONDS_UNTIL_IT_HANGS
-    while not context.join(timeout=5):
-        if time.monotonic() > deadline:
-            for process in context.processes:
-                process.kill()
-            pytest.fail(f"{world_size} processes wait for each other")
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
+@pytest.fixture(scope="module", params=processes.WORLD_SIZES)
+def together(request, groups):
+    """The answers of each process of a group."""
+    folder, program = groups
+    try:
+        status = program.wait(SECONDS_UNTIL_GROUPS_HANG)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"processes wait for each other: {(folder / 'log').read_text()}")
+    assert status == 0, (folder / "log").read_text()
+    files = [folder / str(request.param) / f"{rank}.pt" for rank in range(request.param)]
+    return [torch.load(file, weights_only=True) for file in files]
 
 
 def largest_difference(first, second):
-    """The largest relative difference of any scale, over what rounding allows of its target."""
+    """The largest relative difference of scales, over what rounding allows for the target."""
     largest = 0.0
-    first, second = (scaler_of(state) for state in (first, second))
-    assert first.targets.keys() == second.targets.keys()
-    for name, ours in first.targets.items():
-        theirs = second.targets[name]
-        assert ours.types.tolist() == theirs.types.tolist()
-        assert ours.per_property.keys() == theirs.per_property.keys()
-        allowed = max(1e-12, EPSILON * ours.rms_before / (ours.rms_after or 1.0))
-        pairs = [(ours.per_target, theirs.per_target)]
-        pairs += [(ours.per_property[key], theirs.per_property[key]) for key in ours.per_property]
-        for a, b in pairs:
-            largest = max(largest, float(((a - b) / b).abs().max()) / allowed)
+    ours, theirs = fitted_numbers(first), fitted_numbers(second)
+    assert ours.keys() == theirs.keys()
+    for (target, name, *_), values in ours.items():
+        other = theirs[(target, name, *_)]
+        if name == "types":
+            assert values.tolist() == other.tolist()
+        elif name != "weights":
+            saved = first["targets"][target]
+            rounding = EPSILON * saved["rms_before"] / (saved["rms_after"] or 1.0)
+            difference = float(((values - other) / other).abs().max())
+            largest = max(largest, difference / max(1e-12, rounding))
     return largest
 
 
-def scaler_of(state):
-    scaler = Scaler()
-    scaler.set_extra_state(state)
-    return scaler
+def test_ddp_spawn_returns_the_scales_to_the_main_process(alone, tmp_path):
+    """The first test, since it can run while the groups do."""
+    net, options = SmallNet(), {"strategy": "ddp_spawn", "devices": 2}
+    quiet_trainer(tmp_path, callbacks=[scaler_callback()], **options).fit(net, processes.LateData())
+    assert largest_difference(net.scaler.get_extra_state(), alone["scales"]["random", 4][0]) <= 1
 
 
-def bits(state):
-    """All numbers of a scaler."""
-    targets = scaler_of(state).targets.values()
-    return [
-        part.tolist()
-        for t in targets
-        for part in (t.per_target, *t.per_property.values(), *t.weights.values())
-    ]
-
-
-def test_scales_are_those_of_one_process_whatever_the_loader(alone, together):
-    reference = alone[1]["scales"]
+def test_scales_equal_those_of_one_process_for_every_kind_of_loader(alone, together):
+    reference = alone["scales"]
     assert len(reference) == len(processes.KINDS) * len(processes.BATCH_SIZES) + 2
     for case, (expected, _) in reference.items():
         states = [answers["scales"][case][0] for answers in together]
         assert largest_difference(states[0], expected) <= 1.0, case
         for state in states[1:]:
-            assert bits(state) == bits(states[0]), case
+            assert_same_numbers(state, states[0])
 
 
 def test_every_sample_is_read_once_over_all_processes(alone, together):
-    for case, (_, read_alone) in alone[1]["scales"].items():
+    for case, (_, read_alone) in alone["scales"].items():
         read = [index for answers in together for index in answers["scales"][case][1]]
         assert sorted(read) == sorted(read_alone), case
         assert case[0] == "stream" or read
-    # One structure: all but one process have nothing to read.
+    # With one structure, only one process has something to read.
     assert [len(a["scales"]["few", 1][1]) for a in together] == [1] + [0] * (len(together) - 1)
 
 
-def test_one_pass_and_one_gather_of_the_numbers(together):
-    """all_gather_object, of the skeletons, is two gathers: of lengths and of bytes."""
+def test_overfit_batches_restricts_the_data_pass_to_the_batches_trained_on(together):
+    """Batches of four of 48 structures; a number counts those of one process."""
+    for batches, n_read in {1: 4 * len(together), 0.5: 24}.items():
+        of_ranks = [answers["overfit"][batches] for answers in together]
+        read = sorted(index for of_pass, _ in of_ranks for index in of_pass)
+        trained_on = sorted(index for _, of_training in of_ranks for index in of_training)
+        assert read == trained_on == list(range(n_read))
+
+
+def test_a_fit_is_one_pass_and_one_gather_of_values(together):
+    """The two other gathers are of states without values, by all_gather_object."""
     gathers, drawn = {"gloo:all_gather": 3}, {"gloo:broadcast": 2}
     for answers in together:
         found = {name: case["collectives"] for name, case in answers["collectives"].items()}
@@ -117,7 +138,7 @@ def test_one_pass_and_one_gather_of_the_numbers(together):
 
 
 @pytest.mark.parametrize("fault", processes.FAULTS)
-def test_a_fault_stops_all_with_its_message(together, fault):
+def test_a_failure_stops_all_processes_with_its_message(together, fault):
     answers = [answers["faults"][fault] for answers in together]
     expected = processes.FAULTS[fault].format(last=len(together) - 1)
     for answer in answers:
@@ -126,46 +147,39 @@ def test_a_fault_stops_all_with_its_message(together, fault):
     since = min(raised or [answer["start"] for answer in answers])
     assert max(answer["stopped"] for answer in answers) - since < 10.0
     if fault == "at once, the others busy":
-        # They stop amid their part of the 22.
+        # The others stop in the middle of their part of the 22 structures.
         assert max(answer["reads"] for answer in answers) < 22 // len(together)
 
 
-def test_a_fit_after_a_fault_hears_nothing_of_it(alone, together):
-    expected = alone[1]["scales"]["random", 4][0]
+def test_a_fit_after_a_failure_works(alone, together):
+    expected = alone["scales"]["random", 4][0]
     for answers in together:
         assert largest_difference(answers["faults"]["afterwards"], expected) <= 1.0
 
 
-def test_metrics_count_every_sample_once(alone, together):
-    """Lightning repeats samples, so that all processes have equally many."""
-    for case, expected in alone[1]["evaluation"].items():
+def test_metrics_count_padded_samples_once(alone, together):
+    """Lightning repeats samples to give all processes equal numbers of them."""
+    for case, expected in alone["evaluation"].items():
         assert len(expected) == 11
         for answers in together:
             errors = answers["evaluation"][case]
             assert errors.keys() == expected.keys()
             for name, value in expected.items():
-                # A loss is a mean over batches, and so depends on which structures share one.
+                # A loss is a mean over batches, so it depends on which structures share a batch.
                 if not name.endswith("loss") or case[2] == 1:
                     assert errors[name] == pytest.approx(value, rel=1e-12), (case, name)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "model-parallel"])
-def test_a_restart_reads_nothing_and_goes_on_as_if_there_had_been_none(together, strategy):
-    """ModelParallelStrategy restores the scales after the fit has started."""
+def test_a_resumed_run_has_no_data_pass_and_the_losses_of_an_uninterrupted_one(together, strategy):
+    """ModelParallelStrategy restores the scales after on_fit_start."""
     for answers in together:
         runs = answers[strategy]
         assert len(runs["whole"]["losses"]) > len(runs["first"]["losses"]) > 0
         assert runs["first"]["losses"] + runs["second"]["losses"] == runs["whole"]["losses"]
-        assert bits(runs["second"]["state"]) == bits(runs["first"]["state"])
-        assert bits(runs["second"]["state"]) == bits(together[0][strategy]["whole"]["state"])
+        assert_same_numbers(runs["second"]["state"], runs["first"]["state"])
+        assert_same_numbers(runs["second"]["state"], together[0][strategy]["whole"]["state"])
         # The pass, and two epochs; no pass after the restart.
         epoch = runs["whole"]["reads"] - runs["first"]["reads"]
         assert runs["second"]["reads"] == epoch
         assert runs["first"]["reads"] > epoch
-
-
-def test_spawned_processes_bring_the_scales_back(alone, tmp_path):
-    """Strategy ddp_spawn: Lightning starts the processes by itself, and ends them."""
-    net, options = SmallNet(), {"strategy": "ddp_spawn", "devices": 2}
-    quiet_trainer(tmp_path, callbacks=[scaler_callback()], **options).fit(net, processes.LateData())
-    assert largest_difference(net.scaler.get_extra_state(), alone[1]["scales"]["random", 4][0]) <= 1

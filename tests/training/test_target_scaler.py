@@ -1,14 +1,10 @@
-"""TargetScaler in runs of a real Trainer: one pass, restored scales, refusals."""
+"""TargetScaler in runs of a real Trainer: its fits, restored scales, and errors."""
 
-import random
-
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import (
     Callback,
     EMAWeightAveraging,
-    LearningRateFinder,
     StochasticWeightAveraging,
 )
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -16,27 +12,18 @@ from small_training import (
     PlainNet,
     SmallData,
     SmallNet,
+    assert_same_scales,
+    baseline_weights,
     collate,
+    per_target_scales,
     quiet_trainer,
     scaler_callback,
 )
-from torch.utils.data import WeightedRandomSampler
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator, Scaler, TargetScaler
 
 
-def assert_same_scales(first: Scaler, second: Scaler, rtol: float = 0.0) -> None:
-    assert first.scales.keys() == second.scales.keys()
-    for name, scales in first.scales.items():
-        for ours, theirs in zip(scales.blocks(), second.scales[name].blocks(), strict=True):
-            torch.testing.assert_close(ours.values, theirs.values, rtol=rtol, atol=0.0)
-    for name, scales in first.targets.items():
-        for key, weights in scales.weights.items():
-            theirs = second.targets[name].weights[key]
-            torch.testing.assert_close(weights, theirs, rtol=max(rtol, 1e-10), atol=0.0)
-
-
-def test_the_pass_reads_every_training_sample_once_and_equals_the_accumulator(tmp_path):
+def test_the_data_pass_reads_every_sample_once_and_equals_an_accumulator(tmp_path):
     data, net = SmallData(), SmallNet()
     read_before_training = []
 
@@ -57,7 +44,7 @@ def test_the_pass_reads_every_training_sample_once_and_equals_the_accumulator(tm
 
 
 @pytest.mark.parametrize("source", ["datamodule", "loader", "module", "several"])
-def test_wherever_the_data_come_from(tmp_path, source):
+def test_data_from_a_datamodule_loaders_or_the_module_give_the_same_scales(tmp_path, source):
     data, reference = SmallData(), SmallNet()
     quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(reference, SmallData())
     net = SmallNet()
@@ -71,7 +58,7 @@ def test_wherever_the_data_come_from(tmp_path, source):
         net.val_dataloader = data.val_dataloader
         trainer.fit(net)
     else:
-        # Two halves that are iterated together; each is read once, whatever the mode.
+        # Two halves that training iterates together; the pass reads each of them once.
         halves = [torch.utils.data.Subset(data.train, part) for part in (range(15), range(15, 22))]
         loaders = [
             torch.utils.data.DataLoader(half, batch_size=4, collate_fn=collate) for half in halves
@@ -86,65 +73,7 @@ def test_wherever_the_data_come_from(tmp_path, source):
     assert_same_scales(net.scaler, reference.scaler, rtol=1e-11)
 
 
-def test_random_states_are_left_alone(tmp_path):
-    """A generator of the loader's own included: the data order is as without the pass."""
-    states, orders = [], []
-
-    class Spy(Callback):
-        def on_sanity_check_start(self, trainer, pl_module):
-            numbers = np.random.get_state()[1].tolist()
-            states.append((random.getstate(), numbers, torch.get_rng_state().tolist()))
-
-    class Seeded(SmallData):
-        def __init__(self):
-            super().__init__()
-            self.generator = torch.Generator().manual_seed(11)
-
-        def train_dataloader(self):
-            return torch.utils.data.DataLoader(
-                self.train,
-                batch_size=4,
-                sampler=WeightedRandomSampler(
-                    [1.0] * 22, 22, replacement=False, generator=self.generator
-                ),
-                collate_fn=collate,
-            )
-
-    fitted = SmallNet()
-    quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(fitted, SmallData())
-    for scaler in (Scaler(), fitted.scaler):
-        random.seed(5), np.random.seed(6), torch.manual_seed(7)
-        data, net = Seeded(), SmallNet()
-        torch.manual_seed(8)
-        net.scaler.targets, net.scaler.settings = scaler.targets, scaler.settings
-        callbacks = [Spy(), scaler_callback()]
-        quiet_trainer(tmp_path, callbacks=callbacks, num_sanity_val_steps=1).fit(net, data)
-        orders.append(data.train.reads[-22:])
-    assert states[0] == states[1]
-    assert orders[0] == orders[1]
-
-
-def test_a_second_fit_and_a_second_callback_read_nothing_again(tmp_path):
-    data, net = SmallData(), SmallNet()
-    callbacks = [scaler_callback(), scaler_callback()]
-    quiet_trainer(tmp_path, callbacks=callbacks).fit(net, data)
-    assert len(data.train.reads) == 2 * 22
-    quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(net, data)
-    assert len(data.train.reads) == 3 * 22
-
-
-def test_callbacks_that_train_in_their_own_fit_start_find_the_scales(tmp_path):
-    data, net = SmallData(), SmallNet()
-    finder = LearningRateFinder(num_training_steps=3, attr_name="lr")
-    net.lr = 0.01
-    quiet_trainer(tmp_path, callbacks=[finder, scaler_callback()], enable_checkpointing=True).fit(
-        net, data
-    )
-    assert data.train.reads[:22] == list(range(22))
-    assert len(net.losses) >= 6
-
-
-def test_resuming_and_loading_restore_the_scales_without_data(tmp_path):
+def test_resuming_and_loading_restore_the_scales_without_a_data_pass(tmp_path):
     data, net = SmallData(), SmallNet()
     trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()])
     trainer.fit(net, data)
@@ -162,38 +91,23 @@ def test_resuming_and_loading_restore_the_scales_without_data(tmp_path):
     resumed, more = SmallNet(), SmallData()
     trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()], max_epochs=2)
     trainer.fit(resumed, more, ckpt_path=tmp_path / "net.ckpt", weights_only=True)
-    assert len(more.train.reads) == 22  # the second epoch alone
+    assert len(more.train.reads) == 22  # the second epoch
     assert_same_scales(resumed.scaler, net.scaler)
 
 
-def test_a_resumed_run_goes_on_as_the_one_that_never_stopped(tmp_path):
-    whole = SmallNet()
-    torch.manual_seed(0)
-    order = SequentialData()
-    quiet_trainer(tmp_path, callbacks=[scaler_callback()], max_epochs=3).fit(whole, order)
-    first, second = SmallNet(), SmallNet()
-    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()], max_epochs=1)
-    trainer.fit(first, SequentialData())
-    trainer.save_checkpoint(tmp_path / "first.ckpt")
-    quiet_trainer(tmp_path, callbacks=[scaler_callback()], max_epochs=3).fit(
-        second, SequentialData(), ckpt_path=tmp_path / "first.ckpt", weights_only=True
-    )
-    assert first.losses + second.losses == whole.losses
-
-
-def test_settings_that_contradict_restored_ones_are_an_error(tmp_path):
+def test_settings_that_contradict_those_of_restored_scales_are_an_error(tmp_path):
     data, net = SmallData(), SmallNet()
     quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(net, data)
     other = TargetScaler(enabled=False, intensive_targets=["dipole"], fixed_scales={"charges": 2.0})
     message = (
         r"enabled was True and is False; intensive_targets: polarizability was True and is False; "
-        r"fixed_scales: charges was None and is 2.0; use the same settings, or refit=True"
+        r"fixed_scales: charges was None and is 2.0; use the same settings, or set refit=True"
     )
     with pytest.raises(ValueError, match=message):
         quiet_trainer(tmp_path, callbacks=[other]).fit(net, data)
 
 
-def test_unknown_names_are_errors_where_scales_are_kept_too(tmp_path):
+def test_unknown_names_in_settings_are_errors_even_if_scales_are_kept(tmp_path):
     net = SmallNet()
     quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(net, SmallData())
     other = scaler_callback(fixed_scales={"enrgy": 2.0})
@@ -201,8 +115,7 @@ def test_unknown_names_are_errors_where_scales_are_kept_too(tmp_path):
         quiet_trainer(tmp_path, callbacks=[other]).fit(net, SmallData())
 
 
-def test_iterable_data_sets(tmp_path):
-    """No length, no sampler; limits are counted as the batches come."""
+def test_an_iterable_dataset_gives_the_scales_of_a_map_style_one(tmp_path):
 
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):
@@ -218,59 +131,25 @@ def test_iterable_data_sets(tmp_path):
     assert_same_scales(net.scaler, reference.scaler)
 
 
-def test_refit_starts_anew(tmp_path):
-    net, larger = SmallNet(), SmallData(factors={"dipole": 8.0})
-    quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(net, SmallData())
-    before = net.scaler.targets["dipole"].per_target[0].item()
-    quiet_trainer(tmp_path, callbacks=[scaler_callback(refit=True)]).fit(net, larger)
-    assert net.scaler.targets["dipole"].per_target[0].item() == 8.0 * before
-
-
-def test_targets_that_restored_scales_lack_are_fitted_and_the_others_stay(tmp_path):
-    net = SmallNet()
-    known = ["energy", "dipole", "polarizability", "charges"]
-    only = [name for name in known if name != "charges"]
+def test_targets_without_scales_are_fitted_and_the_others_are_kept(tmp_path):
+    net, all_but_charges = SmallNet(), ["energy", "dipole", "polarizability"]
+    no_steps = {"max_epochs": 0, "limit_val_batches": 0}
+    settings = {
+        "fixed_scales": {"dipole": 2.0},
+        "fixed_baseline": {"energy": {1: -1000.0, 6: -2000.0, 8: -3000.0}},
+    }
+    first = scaler_callback(targets=all_but_charges, **settings)
     data = SmallData(factors={"dipole": 2.0})
-    with_charges = scaler_callback(targets=known)
-    callbacks = [scaler_callback(targets=only)]
-    quiet_trainer(tmp_path, callbacks=callbacks, max_epochs=0, limit_val_batches=0).fit(net, data)
-    old = {name: net.scaler.targets[name] for name in only}
-    quiet_trainer(tmp_path, callbacks=[with_charges]).fit(net, SmallData())
-    assert {name: net.scaler.targets[name] for name in only} == old
+    quiet_trainer(tmp_path, callbacks=[first], **no_steps).fit(net, data)
+    expected = Scaler()
+    expected.update(net.scaler)
+    second = scaler_callback(targets=[*all_but_charges, "charges"], **settings)
+    quiet_trainer(tmp_path, callbacks=[second]).fit(net, SmallData())
     reference = SmallNet()
-    quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(reference, SmallData())
-    ours, theirs = (n.scaler.targets["charges"].per_target for n in (net, reference))
-    assert torch.equal(ours, theirs)
-
-
-def test_where_every_number_is_given_one_batch_shows_the_layouts(tmp_path):
-    """Single-property targets without baseline: no pass, and the losses of a fit with the pass."""
-
-    class Charges(SmallNet):
-        def unpack_batch(self, batch):
-            systems, targets, masks = super().unpack_batch(batch)
-            return systems, {name: targets[name] for name in ("dipole", "charges")}, masks
-
-    runs = []
-    targets = ["dipole", "charges"]
-    settings = {"targets": targets, "intensive_targets": ["dipole"], "baseline": "none"}
-    for fixed in (None, "numbers"):
-        if fixed:
-            scaler = runs[0][0].scaler
-            charges = scaler.targets["charges"]
-            per_type = zip(charges.types.tolist(), charges.per_target.tolist(), strict=False)
-            fixed = {
-                "dipole": scaler.targets["dipole"].per_target[0].item(),
-                "charges": dict(per_type),
-            }
-        torch.manual_seed(0)
-        data, net = SmallData(), Charges()
-        callback = TargetScaler(fixed_scales=fixed, **settings)
-        quiet_trainer(tmp_path, callbacks=[callback]).fit(net, data)
-        runs.append((net, len(data.train.reads)))
-    (fitted, reads), (given, fewer_reads) = runs
-    assert (reads, fewer_reads) == (22 + 22, 4 + 22)
-    assert given.losses == fitted.losses
+    charges = TargetScaler(targets=["charges"])
+    quiet_trainer(tmp_path, callbacks=[charges], **no_steps).fit(reference, SmallData())
+    expected.update(reference.scaler)
+    assert_same_scales(net.scaler, expected)
 
 
 def test_disabled_scaling_has_scales_of_one_and_the_same_baseline(tmp_path):
@@ -279,12 +158,11 @@ def test_disabled_scaling_has_scales_of_one_and_the_same_baseline(tmp_path):
     quiet_trainer(tmp_path, callbacks=[scaler_callback(enabled=False)]).fit(off, SmallData())
     for scales in off.scaler.scales.values():
         assert all(bool((block.values == 1.0).all()) for block in scales.blocks())
-    for name, scales in on.scaler.targets.items():
-        for key, weights in scales.weights.items():
-            assert torch.equal(weights, off.scaler.targets[name].weights[key])
+    for name in on.scaler.scales:
+        assert baseline_weights(on.scaler, name) == baseline_weights(off.scaler, name)
 
 
-def test_fast_dev_run_is_provisional(tmp_path):
+def test_scales_of_a_fast_dev_run_are_replaced_by_the_next_fit(tmp_path):
     data, net = SmallData(), SmallNet()
     quiet_trainer(tmp_path, callbacks=[scaler_callback()], fast_dev_run=1).fit(net, data)
     assert len(data.train.reads) == 8  # one batch for the scales, one step
@@ -295,7 +173,7 @@ def test_fast_dev_run_is_provisional(tmp_path):
     assert net.scaler.settings.unseen_types == "error"
 
 
-def test_limit_batches_spreads_them_over_the_data(tmp_path):
+def test_limit_batches_reads_evenly_spaced_batches(tmp_path):
     data, net = SmallData(), SmallNet()
     trainer = quiet_trainer(
         tmp_path, callbacks=[scaler_callback(limit_batches=3)], limit_train_batches=2
@@ -305,14 +183,6 @@ def test_limit_batches_spreads_them_over_the_data(tmp_path):
     assert data.train.reads[:10] == [4, 5, 6, 7, 12, 13, 14, 15, 20, 21]
 
 
-def test_overfit_batches_are_the_very_batches(tmp_path):
-    data, net = SequentialData(), SmallNet()
-    quiet_trainer(
-        tmp_path, callbacks=[scaler_callback(unseen_types="pooled")], overfit_batches=2
-    ).fit(net, data)
-    assert data.train.reads == 2 * list(range(8))
-
-
 def test_a_module_without_the_mixin_is_an_error(tmp_path):
     with pytest.raises(TypeError, match=r"write class PlainNet\(TargetScalingMixin, LightningMod"):
         quiet_trainer(tmp_path, callbacks=[TargetScaler()]).fit(
@@ -320,8 +190,8 @@ def test_a_module_without_the_mixin_is_an_error(tmp_path):
         )
 
 
-def test_a_named_target_never_seen_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"'enery' is to be fitted.*did you mean 'energy'\?"):
+def test_a_requested_target_that_is_not_in_the_data_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"'enery' was requested.*did you mean 'energy'\?"):
         quiet_trainer(tmp_path, callbacks=[TargetScaler(targets=["enery"])]).fit(
             SmallNet(), SmallData()
         )
@@ -340,20 +210,20 @@ def test_unknown_names_in_settings_are_errors(tmp_path, setting, message):
         quiet_trainer(tmp_path, callbacks=[TargetScaler(**setting)]).fit(SmallNet(), SmallData())
 
 
-def test_infinite_targets_are_an_error_that_says_where(tmp_path):
+def test_infinite_values_are_an_error_that_names_target_and_block(tmp_path):
     data = SmallData()
     data.train.items[13][1]["dipole"][0, 2] = torch.inf
     with pytest.raises(ValueError, match=r"target 'dipole', block \(_=0\).*1 infinite entries"):
         quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(SmallNet(), data)
 
 
-def test_a_batch_that_is_not_understood_is_an_error(tmp_path):
+def test_an_unknown_format_of_batches_is_an_error(tmp_path):
     data = SmallData(collate_fn=lambda items: [system for system, _ in items])
     with pytest.raises(TypeError, match=r"override unpack_batch\(batch\)"):
         quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(SmallNet(), data)
 
 
-def test_unknown_choices_are_errors_at_once():
+def test_invalid_arguments_are_errors_at_once():
     with pytest.raises(ValueError, match=r"unseen_types: expected one of \['error', 'pooled'"):
         TargetScaler(unseen_types="ignore")
     with pytest.raises(ValueError, match=r"baseline: expected one of \['composition', 'none'\]"):
@@ -364,10 +234,38 @@ def test_unknown_choices_are_errors_at_once():
         TargetScaler(limit_batches=0)
     with pytest.raises(ValueError, match="contradict each other"):
         TargetScaler(baseline="none", fixed_baseline={"energy": {1: 2.0}})
+    with pytest.raises(TypeError, match=r"got the class Linear; write Linear\(\)"):
+        TargetScaler(baseline=torch.nn.Linear)
 
 
-def test_losses_do_not_depend_on_units(tmp_path):
-    """A change of units by powers of two leaves every loss the same to the last bit."""
+def test_repr_shows_the_settings_that_differ_from_the_defaults():
+    assert repr(TargetScaler()) == "TargetScaler()"
+    callback = TargetScaler(
+        enabled=False,
+        targets=["energy"],
+        fixed_scales={"energy": 2},
+        intensive_targets=["gap", "dipole"],
+        baseline=torch.nn.Identity(),
+        fixed_baseline={"energy": {"1": -13.6}},
+        unseen_types="pooled",
+        system_labels="id",
+        limit_batches=5,
+        refit=True,
+    )
+    assert repr(callback) == (
+        "TargetScaler(enabled=False, targets=('energy',), fixed_scales={'energy': 2.0}, "
+        "intensive_targets=('dipole', 'gap'), baseline=Identity(), "
+        "fixed_baseline={'energy': {1: -13.6}}, unseen_types='pooled', system_labels='id', "
+        "limit_batches=5, refit=True)"
+    )
+    assert repr(TargetScaler(baseline="none")) == "TargetScaler(baseline='none')"
+    deep = torch.nn.Sequential(torch.nn.Identity())
+    assert repr(TargetScaler(baseline=deep)) == "TargetScaler(baseline=Sequential(...))"
+
+
+@pytest.mark.slow
+def test_units_do_not_change_the_losses(tmp_path):
+    """Powers of two are exact, so that losses are equal to the last bit."""
     runs = []
     factors = {"energy": 4096.0, "dipole": 0.25, "polarizability": 2.0**-9, "charges": 2.0**30}
     for changed in ({}, *({name: factor} for name, factor in factors.items()), factors):
@@ -392,8 +290,8 @@ def test_losses_do_not_depend_on_units(tmp_path):
                         )
 
 
-def test_relative_errors_do_not_depend_on_units_that_are_no_powers_of_two(tmp_path):
-    """kJ/mol instead of eV, the network in float64."""
+def test_units_do_not_change_the_relative_errors(tmp_path):
+    """kJ/mol instead of eV, with the network in float64."""
     errors = []
     for factor in (1.0, 96.48533212331):
         torch.manual_seed(0)
@@ -412,15 +310,8 @@ def test_relative_errors_do_not_depend_on_units_that_are_no_powers_of_two(tmp_pa
         assert errors[1][name] == pytest.approx(value, rel=1e-9), name
 
 
-class SequentialData(SmallData):
-    """Not shuffled, so that runs can be compared step by step."""
-
-    def train_dataloader(self):
-        return torch.utils.data.DataLoader(self.train, batch_size=4, collate_fn=self.collate_fn)
-
-
 @pytest.mark.parametrize("kind", ["ema", "swa"])
-def test_checkpoints_of_averaged_weights_hold_the_scales(tmp_path, kind):
+def test_checkpoints_of_averaged_weights_have_the_scales(tmp_path, kind):
     """These callbacks copy the module before the fit and save the copy."""
     data, net = SmallData(), SmallNet()
     averaging = (
@@ -430,14 +321,14 @@ def test_checkpoints_of_averaged_weights_hold_the_scales(tmp_path, kind):
     )
     trainer = quiet_trainer(tmp_path, callbacks=[averaging, scaler_callback()], max_epochs=2)
     trainer.fit(net, data)
-    trainer.save_checkpoint(tmp_path / "per_atom.ckpt")
-    loaded = SmallNet.load_from_checkpoint(tmp_path / "per_atom.ckpt", weights_only=True)
+    trainer.save_checkpoint(tmp_path / "averaged.ckpt")
+    loaded = SmallNet.load_from_checkpoint(tmp_path / "averaged.ckpt", weights_only=True)
     assert net.scaler.fitted
     assert_same_scales(loaded.scaler, net.scaler)
 
 
-def test_a_strategy_that_restores_after_the_fit_start(tmp_path):
-    """ModelParallelStrategy: no second pass on a resume, and the restored scales are used."""
+def test_a_strategy_that_restores_after_on_fit_start_has_no_second_data_pass(tmp_path):
+    """As ModelParallelStrategy does; the restored scales are used."""
     data, net = SmallData(), SmallNet()
     trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()])
     trainer.fit(net, data)
@@ -458,17 +349,76 @@ def test_a_strategy_that_restores_after_the_fit_start(tmp_path):
     assert_same_scales(again.scaler, net.scaler)
 
 
-def test_fixed_scales_of_some_targets_leave_the_others_to_the_pass(tmp_path):
-    """The first batch has one target only; without named targets nobody knows what comes later."""
+def test_several_processes_without_a_process_group_are_an_error(tmp_path):
+    strategy = SingleDeviceStrategy(device=torch.device("cpu"))
+    strategy.world_size = 2
+    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()], strategy=strategy)
+    with pytest.raises(RuntimeError, match=r"expected a process group .* 2 processes, but SingleD"):
+        trainer.fit(SmallNet(), SmallData())
 
-    def energies_first(items):
+
+def test_fixed_scales_of_some_targets_do_not_replace_the_data_pass(tmp_path):
+    """The first batch has only the target with a fixed scale, but all targets are to be fitted."""
+
+    def charges_first(items):
         batch = collate(items)
         first = items[0] is first_item
         return {"system": batch["system"], "charges": batch["charges"]} if first else batch
 
-    data = SequentialData(collate_fn=energies_first)
+    data = SmallData(collate_fn=charges_first, shuffle=False)
     first_item = data.train.items[0]
     callback = TargetScaler(fixed_scales={"charges": 2.0}, baseline="none")
     net = SmallNet()
     quiet_trainer(tmp_path, callbacks=[callback], limit_val_batches=0).fit(net, data)
-    assert set(net.scaler.targets) == {"energy", "dipole", "polarizability", "charges"}
+    assert set(net.scaler.scales) == {"energy", "dipole", "polarizability", "charges"}
+
+
+TARGETS = {"energy", "dipole", "polarizability", "charges"}
+WITHOUT_TRAINING = {"max_epochs": 0, "limit_val_batches": 0}
+
+
+def fit(folder, net, data, **options):
+    trainer = quiet_trainer(folder, callbacks=[scaler_callback(**options)], **WITHOUT_TRAINING)
+    trainer.fit(net, data)
+
+
+def test_refit_of_one_target_leaves_no_others(tmp_path):
+    net = SmallNet()
+    fit(tmp_path, net, SmallData())
+    fit(tmp_path, net, SmallData(), targets=["charges"], intensive_targets=[], refit=True)
+    assert set(net.scaler.scales) == {"charges"}
+
+
+def test_refit_on_data_without_a_target_leaves_no_scales_of_it(tmp_path):
+    def without_charges(items):
+        return {name: part for name, part in collate(items).items() if name != "charges"}
+
+    net = SmallNet()
+    fit(tmp_path, net, SmallData())
+    fit(tmp_path, net, SmallData(collate_fn=without_charges), refit=True)
+    assert set(net.scaler.scales) == TARGETS - {"charges"}
+
+
+@pytest.mark.parametrize("same_trainer", [False, True], ids=["two trainers", "one trainer"])
+def test_one_callback_fits_every_fresh_module(tmp_path, same_trainer):
+    """A factor of 8 is exact: the second module's scales are those of its own data."""
+    callback, first, second = scaler_callback(), SmallNet(), SmallNet()
+    trainer = quiet_trainer(tmp_path, callbacks=[callback], **WITHOUT_TRAINING)
+    trainer.fit(first, SmallData())
+    data = SmallData(factors={"dipole": 8.0})
+    if not same_trainer:
+        trainer = quiet_trainer(tmp_path, callbacks=[callback], **WITHOUT_TRAINING)
+    trainer.fit(second, data)
+    assert sorted(data.train.reads) == list(range(22))
+    (before,), (after,) = (per_target_scales(net.scaler, "dipole") for net in (first, second))
+    assert after == 8.0 * before
+
+
+def test_one_callback_with_refit_fits_at_every_fit(tmp_path):
+    callback, net, scales = scaler_callback(refit=True), SmallNet(), []
+    for factor in (1.0, 8.0, 0.5):
+        data = SmallData(factors={"dipole": factor})
+        quiet_trainer(tmp_path, callbacks=[callback], **WITHOUT_TRAINING).fit(net, data)
+        assert sorted(data.train.reads) == list(range(22))
+        scales += per_target_scales(net.scaler, "dipole")
+    assert scales == [scales[0], 8.0 * scales[0], 0.5 * scales[0]]

@@ -1,4 +1,4 @@
-"""Composition baseline and scales together are those of metatrain, where its fit is accurate."""
+"""Composition baselines and scales equal those of metatrain, where its fit is accurate."""
 
 import pytest
 import torch
@@ -65,7 +65,7 @@ def without_composition(model, systems, targets):
 
 
 @pytest.mark.parametrize("kind", WITH_INVARIANTS)
-def test_weights_and_scales(agree, kind):
+def test_composition_weights_scales_and_predictions(agree, kind):
     numbers = random_numbers(seed=11)
     batches = [(systems, {"target": KINDS[kind](systems, numbers)}) for systems in BATCHES]
     model = fit_composition(batches, (1, 6, 8))
@@ -97,9 +97,9 @@ def test_weights_and_scales(agree, kind):
             agree(compared, one.values, other.values, ACCURACY)
 
 
-def test_totals_of_large_numbers(agree):
-    # -1e4 eV with 1e-2 eV left. Against 60 digits metatrain is off by 2e-9, ours by 1e-10: normal
-    # equations square the condition number.
+def test_large_totals_with_small_residuals(agree):
+    # -1e4 eV with residuals of 1e-2 eV. Compared with a fit in 60 digits, the error of metatrain is
+    # 2e-9, ours is 1e-10: normal equations square the condition number.
     numbers = random_numbers(seed=2)
     systems = [one for batch in BATCHES for one in batch]
     atomic = {1: -13.6, 6: -1030.5, 8: -2041.8}
@@ -119,8 +119,8 @@ def test_totals_of_large_numbers(agree):
     )
 
 
-def test_a_missing_total():
-    # metatrain's normal equations take a NaN in: no weight is left. Ours leaves the row out.
+def test_a_missing_total_is_left_out():
+    # A NaN in the normal equations of metatrain makes all its weights NaN.
     systems = [system(8), system(1, 1), system(1, 8, 1), system(1, 8)]
     energy = {"energy": structure_target([-2041.0, -27.0, -2070.0, float("nan")])}
     assert (
@@ -134,15 +134,15 @@ def test_a_missing_total():
     assert torch.equal(weights, accumulator.compute().targets["energy"].weights[(0,)])
 
 
-def test_compositions_that_determine_no_weights():
-    # All water: both give -2069 eV for water. Ours are the weights of smallest norm, 2/5 and 1/5 of
-    # it; metatrain's are those that its regulariser and rounding happen to give.
+def test_weights_of_a_single_composition():
+    # Both give -2069 eV for water. Our weights have the minimum norm: 2/5 and 1/5 of the total.
+    # Those of metatrain depend on its regulariser and on rounding.
     systems = [system(1, 8, 1), system(1, 1, 8), system(8, 1, 1)]
     energy = {"energy": structure_target([-2069.0, -2070.0, -2068.0])}
     model = fit_composition([(systems, energy)], (1, 8))
-    of_water = composition_of(model, systems[:1], energy)["energy"].block().values
+    total_of_water = composition_of(model, systems[:1], energy)["energy"].block().values
     accumulator = ScaleAccumulator(baseline=CompositionBaseline())
     accumulator.update(systems, energy)
     weights = accumulator.compute().targets["energy"].weights[(0,)]
     torch.testing.assert_close(weights, torch.tensor([[-827.6], [-413.8]]).double())
-    assert float(of_water) == pytest.approx(-2069.0, rel=1e-3)
+    assert float(total_of_water) == pytest.approx(-2069.0, rel=1e-3)

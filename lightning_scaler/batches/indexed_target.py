@@ -1,0 +1,160 @@
+"""A target of a batch with everything that its labels say, settled once."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from metatensor.torch import Labels, TensorBlock, TensorMap
+from torch import Tensor
+
+from ..settings import SystemLabels
+from ..tensors import (
+    TargetLayout,
+    block_with_samples,
+    blocks_in_batch_order,
+    map_blocks,
+    match_layouts,
+)
+from .atoms import Atoms, read_atoms
+from .system_labels import SystemIndexing, infer_system_indexing
+from .systems import HasTypes
+
+
+class IndexedTarget(NamedTuple):
+    """A target of a batch, with its rows and its layout.
+
+    Attributes:
+        tensor: values and gradients.
+        rows: for each block the index of every row's system (per-structure targets) or atom among
+            all atoms of the batch (per-atom targets), ``(n_samples,)``. Empty where every block has
+            all of them in batch order, and for atom pairs.
+        layout: layout of the tensor, its blocks in the same order; the known layout itself where
+            it has just these blocks.
+    """
+
+    tensor: TensorMap
+    rows: list[Tensor]
+    layout: TargetLayout
+
+
+def read_layouts(
+    atoms: Atoms, tensors: Mapping[str, TensorMap], known: Mapping[str, TargetLayout]
+) -> dict[str, TargetLayout]:
+    """The layout of each target of a batch; see :func:`tensors.match_layouts`."""
+    where, labelled = _where_labels_are(atoms, tensors)
+    return match_layouts(known, labelled, where.types.device)
+
+
+def index_targets(
+    atoms: Atoms,
+    tensors: Mapping[str, TensorMap],
+    layouts: Mapping[str, TargetLayout],
+    system_labels: SystemLabels = "position",
+    exact: bool = False,
+) -> tuple[SystemIndexing, dict[str, IndexedTarget]]:
+    """Settle the rows of the targets of a batch.
+
+    Args:
+        atoms: atoms of the batch, on the device of the targets.
+        tensors: targets by name.
+        layouts: layout of each target in this batch.
+        system_labels: what their ``system`` labels mean.
+        exact: see :func:`system_labels.infer_system_indexing`.
+
+    Raises:
+        ValueError: for rows that are not in the batch, or labels that could mean two things.
+    """
+    where, labelled = _where_labels_are(atoms, tensors)
+    found = blocks_in_batch_order(list(labelled.values()), where.n_atoms, where.types.numel())
+    in_order = dict(zip(labelled, found, strict=True))
+    indexing = infer_system_indexing(where, labelled, in_order, system_labels, exact)
+    device, indexed = atoms.types.device, {}
+    for name, tensor in tensors.items():
+        rows: list[Tensor] = []
+        all_in_order = all(in_order[name]) and indexing.ids is None
+        if not all_in_order and layouts[name].sample_kind != "pair":
+            blocks = labelled[name].blocks()
+            rows = [indexing.rows(name, block.samples, where).to(device) for block in blocks]
+        indexed[name] = IndexedTarget(tensor, rows, layouts[name])
+    return indexing, indexed
+
+
+class IndexedBatch(NamedTuple):
+    """The targets of a batch, with rows and layouts settled.
+
+    Attributes:
+        atoms: atoms of the batch, on the device of the targets.
+        indexing: meaning of the ``system`` labels of the targets.
+        targets: targets by name, with rows and layouts.
+    """
+
+    atoms: Atoms
+    indexing: SystemIndexing
+    targets: dict[str, IndexedTarget]
+
+
+def index_batch(
+    systems: Sequence[HasTypes] | Atoms,
+    tensors: Mapping[str, TensorMap],
+    known: Mapping[str, TargetLayout],
+    system_labels: SystemLabels = "position",
+    exact: bool = False,
+) -> IndexedBatch:
+    """Settle rows and layouts of targets whose layouts are known.
+
+    Args:
+        systems: systems of the batch, or their atoms.
+        tensors: TensorMaps by name, at least one.
+        known: layouts by name, those of the tensors among them.
+        system_labels: what their ``system`` labels mean.
+        exact: see :func:`system_labels.infer_system_indexing`.
+    """
+    atoms = read_atoms(systems).to(next(iter(tensors.values())).device)
+    layouts = read_layouts(atoms, tensors, known)
+    return IndexedBatch(atoms, *index_targets(atoms, tensors, layouts, system_labels, exact))
+
+
+def relabel_by_position(
+    name: str, tensor: TensorMap, indexing: SystemIndexing, atoms: Atoms
+) -> TensorMap:
+    """The same target with positions in the batch as ``system`` labels, in its gradients too."""
+    if indexing.ids is None:
+        return tensor
+    where, labelled = _where_labels_are(atoms, {name: tensor})
+    originals = labelled[name].blocks()
+
+    def relabel(index: int, _keys: Labels, block: TensorBlock) -> TensorBlock:
+        positions = indexing.positions(name, originals[index].samples, where)
+        positions = positions.to(block.samples.values)
+        gradients, gradient_samples = {}, {}
+        for parameter in block.gradients_list():
+            gradient = block.gradient(parameter)
+            gradients[parameter] = gradient.values
+            samples = gradient.samples
+            if "system" in samples.names:
+                of_rows = positions[samples.values[:, 0].long()]
+                samples = _with_column(samples, "system", of_rows)
+            gradient_samples[parameter] = samples
+        samples = _with_column(block.samples, "system", positions)
+        return block_with_samples(block, block.values, samples, gradients, gradient_samples)
+
+    return map_blocks(tensor, relabel)
+
+
+def _where_labels_are(
+    atoms: Atoms, tensors: Mapping[str, TensorMap]
+) -> tuple[Atoms, dict[str, TensorMap]]:
+    """Atoms and labels on the host if all TensorMaps were moved from there, else on the device.
+
+    Reading labels on the host waits for no device. Predictions, masked targets and TensorMaps that
+    replace others have labels on the device alone.
+    """
+    originals = {name: atoms.original(tensor) for name, tensor in tensors.items()}
+    if any(originals[name] is tensor for name, tensor in tensors.items()):
+        return atoms, dict(tensors)
+    return atoms.on_host, originals
+
+
+def _with_column(labels: Labels, name: str, column: Tensor) -> Labels:
+    values = labels.values.clone()
+    values[:, labels.names.index(name)] = column.to(values.dtype)
+    return Labels(labels.names, values)

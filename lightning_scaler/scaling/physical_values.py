@@ -1,0 +1,74 @@
+"""Predictions and targets from loss space in physical units, for metrics."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from metatensor.torch import TensorMap
+from torch import Tensor
+
+from ..batches import Atoms, IndexedTarget, read_atoms
+from .arithmetic import ConversionArgs, physical_values
+from .conversion import factors_of_rows, n_atoms_of_rows
+from .loss_space import Systems, index_loss_targets
+from .scaler import Scaler
+
+
+class PhysicalValues(NamedTuple):
+    """Values of a block, or of one of its gradients, in physical units, where none is missing.
+
+    Attributes:
+        key: key of the block, by name.
+        gradient: parameter of the gradient, ``None`` for values.
+        prediction: predicted values, ``(n_values,)`` float64, detached.
+        target: target values, ``(n_values,)`` float64, detached.
+    """
+
+    key: dict[str, int]
+    gradient: str | None
+    prediction: Tensor
+    target: Tensor
+
+
+def values_in_physical_units(
+    scaler: Scaler,
+    systems: Systems,
+    predictions: Mapping[str, TensorMap],
+    targets: Mapping[str, TensorMap],
+    per_atom: bool = False,
+) -> dict[str, list[PhysicalValues]]:
+    """Blocks and gradients of predictions and targets in physical units, without the baseline.
+
+    Args:
+        scaler: fitted scaler.
+        systems: systems of the batch, or their atoms.
+        predictions: predictions in loss space, by target name, in the rows of the targets.
+        targets: targets in loss space, by name, among them those with a prediction; NaN where
+            missing.
+        per_atom: divide extensive values by the number of atoms; ``False`` if they are per
+            atom already.
+    """
+    names = [name for name in scaler.targets if name in predictions]
+    if not names:
+        return {}
+    chosen = {name: targets[name] for name in names}
+    atoms = read_atoms(systems).to(next(iter(chosen.values())).device)
+    indexed = index_loss_targets(scaler, atoms, chosen, targets)
+    args = [_metric_args(scaler, name, indexed[name], atoms, per_atom) for name in names]
+    found = physical_values(args, [predictions[name] for name in names])
+    values: dict[str, list[PhysicalValues]] = {}
+    for name, (blocks, parameters, *of_parts) in zip(names, found, strict=True):
+        layout = indexed[name].layout
+        keys = [dict(zip(layout.key_names, key, strict=True)) for key in layout.blocks]
+        keys_of_parts = [*keys, *(keys[block] for block in blocks)]
+        gradients = [None] * len(keys) + parameters
+        values[name] = list(map(PhysicalValues, keys_of_parts, gradients, *of_parts))
+    return values
+
+
+def _metric_args(
+    scaler: Scaler, name: str, target: IndexedTarget, atoms: Atoms, per_atom: bool
+) -> ConversionArgs:
+    scales, unseen_types = scaler.targets[name], scaler.settings.unseen_types
+    factors, scale_index = factors_of_rows(scales, "per_target", target, atoms, unseen_types)
+    n_atoms = n_atoms_of_rows(target, atoms) if per_atom and scales.extensive else []
+    return ConversionArgs(target.tensor, factors, scale_index, n_atoms, [], [])

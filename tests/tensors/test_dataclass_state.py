@@ -1,0 +1,102 @@
+"""States of dataclasses and named tuples."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from lightning_scaler.tensors import from_state, to_state
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: float
+
+
+class OwnState:
+    def __init__(self, number):
+        self.number = number
+
+    def state(self):
+        return {"half": self.number / 2}
+
+    @classmethod
+    def from_state(cls, state):
+        return cls(2 * state["half"])
+
+
+@dataclass
+class Everything:
+    tensor: torch.Tensor
+    text: str
+    pair: Pair
+    optional: Pair | None
+    missing: Pair | None
+    by_key: dict[tuple[int, int], Pair]
+    by_name: dict[str, list[int]]
+    grouped: list[tuple[list[int], OwnState]]
+    names: set[str]
+    seen: set[tuple[str, str]]
+    sizes: tuple[int, ...] = ()
+    number: int | float = 1
+    derived: int = field(default=7, init=False)
+
+
+def everything():
+    pair = Pair(torch.tensor([0.1, float("nan")]).double(), 0.1)
+    return Everything(
+        tensor=torch.tensor([3, 1]),
+        text="a",
+        pair=pair,
+        optional=pair,
+        missing=None,
+        by_key={(0, 1): pair, (2, 1): pair},
+        by_name={"b": [1, 2], "c": []},
+        grouped=[([0, 2], OwnState(3.0))],
+        names={"y", "x"},
+        seen={("b", "c")},
+        sizes=(2, 3),
+        number=2.5,
+    )
+
+
+def test_state_is_restored(tmp_path):
+    value = everything()
+    torch.save(to_state(value), tmp_path / "state.pt")
+    again = from_state(Everything, torch.load(tmp_path / "state.pt", weights_only=True))
+    assert type(again) is Everything
+    assert torch.equal(again.tensor, value.tensor)
+    assert type(again.pair) is type(again.optional) is type(again.by_key[2, 1]) is Pair
+    for pair in (again.pair, again.optional, *again.by_key.values()):
+        assert torch.equal(pair.first.view(torch.int64), value.pair.first.view(torch.int64))
+        assert pair.second == 0.1
+    assert again.missing is None
+    assert list(again.by_key) == [(0, 1), (2, 1)]
+    (((properties, own),),) = (again.grouped,)
+    assert properties == [0, 2]
+    assert own.number == 3.0
+    for name in ("text", "by_name", "names", "seen", "sizes", "number"):
+        assert getattr(again, name) == getattr(value, name), name
+
+
+def test_state_holds_plain_objects_in_a_fixed_order():
+    state = to_state(everything())
+    assert state["names"] == ["x", "y"]
+    assert state["by_key"][0][0] == [0, 1]
+    assert state["grouped"] == [[[0, 2], {"half": 1.5}]]
+    assert "derived" not in state
+
+
+def test_unknown_and_missing_parts_are_refused():
+    state = to_state(everything())
+    with pytest.raises(KeyError, match="other"):
+        from_state(Everything, {**state, "other": 1})
+    del state["text"]
+    with pytest.raises(TypeError, match="text"):
+        from_state(Everything, state)
+
+
+def test_empty_dict_with_any_keys():
+    assert from_state(dict[int, str], to_state({})) == {}
+    assert from_state(dict[str, Pair], to_state({})) == {}
