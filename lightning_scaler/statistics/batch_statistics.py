@@ -228,8 +228,8 @@ def _check_finite(layout: TargetLayout, blocks: dict[Key, SampleValues]) -> None
         if bool(infinite.any()):
             raise ValueError(
                 f"{where}: expected finite numbers, or NaN for missing ones, got "
-                f"{int(infinite.sum())} infinite entries in a batch; remove these structures or "
-                "set the entries to NaN; nothing is fitted"
+                f"{int(infinite.sum())} infinite values in a batch; remove these structures or "
+                "set the values to NaN; nothing is fitted"
             )
         largest = float(torch.nan_to_num(raw.double()).abs().max()) if raw.numel() else 0.0
         if not math.isfinite(largest * largest * raw.numel()):

@@ -158,9 +158,10 @@ def check_restored(
         requested: general settings; ``system_labels="auto"`` matches any.
         targets: names of the targets to fit.
         intensive_targets: names of the targets that are not divided by the number of atoms.
-        fixed_scales: per-target scales by target name, as ``settings.fixed_scales`` returns them.
+        fixed_scales: per-target scales by target name, as ``settings.parse_fixed_scales`` returns
+            them.
         fixed_baseline: contributions per atomic type by target name, as
-            ``settings.fixed_baseline`` returns them.
+            ``settings.parse_fixed_baseline`` returns them.
         additive: class name of the additive module; ``None`` matches one that the network provides.
 
     Raises:

@@ -308,7 +308,7 @@ def test_infinite_entries_are_an_error_that_counts_them(case, infinity):
     case = replace(case, values=case.values | {(i, b): numbers})
     where = ", ".join(f"{n}={k}" for n, k in zip(case.key_names, case.keys[b], strict=True))
     words = f"target 't', block ({where}): expected finite numbers, or NaN for missing ones, got "
-    words += f"{np.isinf(numbers).sum()} infinite entries"
+    words += f"{np.isinf(numbers).sum()} infinite values"
     with pytest.raises(ValueError, match=re.escape(words)):
         case.accumulated()
 

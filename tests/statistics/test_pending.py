@@ -226,7 +226,7 @@ def test_batches_of_many_sets_of_targets():
 def test_infinite_value_is_an_error_of_its_own_batch():
     accumulator = ScaleAccumulator()
     accumulator.update([system(8)], {"e": energy(2.0)})
-    with pytest.raises(ValueError, match=r"target 'e', .* 1 infinite entries"):
+    with pytest.raises(ValueError, match=r"target 'e', .* 1 infinite values"):
         accumulator.update([system(8)], {"e": energy(INF)})
     assert scale(accumulator.compute(), "e") == [[2.0]]
 

@@ -133,14 +133,14 @@ def test_values_of_the_caller_are_not_changed():
 @pytest.mark.parametrize("value", [INF, -INF])
 def test_infinite_values_are_an_error_that_counts_them(value):
     tensor = forces([[1, 2, value], [4, NAN, 6], [value, 8, -value]], 1, 2)
-    words = r"target 't', block \(_=0\): expected finite numbers.* got 3 infinite entries"
+    words = r"target 't', block \(_=0\): expected finite numbers.* got 3 infinite values"
     with pytest.raises(ValueError, match=words):
         read([system(8), system(1, 8)], tensor)
 
 
 @pytest.mark.parametrize("value", [INF, -INF])
 def test_one_infinite_value_among_missing_ones_is_an_error(value):
-    with pytest.raises(ValueError, match="got 1 infinite entries"):
+    with pytest.raises(ValueError, match="got 1 infinite values"):
         read([system(8), system(1, 8)], forces([[1, 2, value], [4, NAN, 6], [7, 8, 9]], 1, 2))
 
 

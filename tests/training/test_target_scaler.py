@@ -213,7 +213,7 @@ def test_unknown_names_in_settings_are_errors(tmp_path, setting, message):
 def test_infinite_values_are_an_error_that_names_target_and_block(tmp_path):
     data = SmallData()
     data.train.items[13][1]["dipole"][0, 2] = torch.inf
-    with pytest.raises(ValueError, match=r"target 'dipole', block \(_=0\).*1 infinite entries"):
+    with pytest.raises(ValueError, match=r"target 'dipole', block \(_=0\).*1 infinite values"):
         quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(SmallNet(), data)
 
 
