@@ -51,6 +51,9 @@ def test_composition_counts_the_requested_types():
     atoms = read_atoms([system(8), system(), system(1, 8, 1, 7), system(6, 6)])
     expected = [[0, 0, 1], [0, 0, 0], [2, 0, 1], [0, 2, 0]]
     assert atoms.composition(torch.tensor([1, 6, 8])).tolist() == expected
+    # As many types as the batch has, one of them another.
+    atoms = read_atoms([system(8, 6), system(8, 8)])
+    assert atoms.composition(torch.tensor([1, 8])).tolist() == [[0, 1], [0, 2]]
 
 
 def test_types_are_found_in_a_sorted_list():

@@ -100,12 +100,26 @@ def test_ids_are_numbered_by_first_appearance_not_by_size():
     assert rows == {"charges": [[0, 1, 2, 3, 4, 5]]}
 
 
+def test_ids_are_numbered_by_the_first_of_their_rows():
+    # The last rows of the systems 8, 5 and 6 come in the order 8, 6, 5.
+    charges = atom_target(torch.arange(6.0), [[8, 0], [5, 0], [6, 0], [5, 1], [6, 1], [5, 2]])
+    indexing, rows = index(BATCH, charges=charges)
+    assert indexing.ids.tolist() == [8, 5, 6]
+    assert rows == {"charges": [[0, 1, 4, 2, 5, 3]]}
+
+
 def test_shuffled_labels_that_could_be_positions_or_ids_are_refused():
     energy = structure_target([1.0, 2.0, 3.0], systems=[2, 0, 1])
     with pytest.raises(ValueError, match=r"different results .*\[2, 0, 1\].*set system_labels="):
         index(BATCH, energy=energy)
     assert index(BATCH, "position", energy=energy)[1] == {"energy": [[2, 0, 1]]}
     assert index(BATCH, "id", energy=energy)[1] == {"energy": [[0, 1, 2]]}
+
+
+def test_swapped_systems_of_other_types_and_the_same_size_are_refused():
+    energy = structure_target([1.0, 2.0], systems=[1, 0])
+    with pytest.raises(ValueError, match=r"different results .*\[1, 0\].*set system_labels="):
+        index([system(8, 1), system(6, 8)], energy=energy)
 
 
 def test_isomers_may_be_swapped_unless_exact_rows_are_needed():
