@@ -57,6 +57,14 @@ def test_gradients_of_gradients_are_refused():
         layout_of(with_nested_gradient([1.0]), "energy")
 
 
+def test_gradients_of_gradients_are_refused_after_batches_without_them():
+    strain = structure_target([1.0], gradient={"strain": torch.ones(1, 3, 3)})
+    known = {"energy": layout_of(strain, "energy")}
+    message = r"target 'energy', block \(_=0\).*'strain'.*\['positions'\].*gradients of gradients"
+    with pytest.raises(NotImplementedError, match=message):
+        match_layouts(known, {"energy": with_nested_gradient([1.0])}, CPU)
+
+
 def test_single_property_is_one_block_with_one_property():
     assert layout_of(structure_target([1.0])).single_property
     assert layout_of(

@@ -41,6 +41,7 @@ def test_restored_states_share_no_memory():
         lambda s: s.update(name="energie"),
         lambda s: s.update(empty=torch.zeros(0, 5).double()),
         lambda s: s["sums"].append(None),
+        lambda s: s["nested"][0][1].update(other=s["nested"][0][1].pop("rest")),
     ],
 )
 def test_any_difference_changes_the_digest(change):
