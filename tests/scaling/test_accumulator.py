@@ -112,6 +112,17 @@ def test_names_that_only_the_other_has_seen():
             merged.compute()
 
 
+def test_a_mask_of_a_target_that_is_not_fitted_is_no_error_after_a_merge():
+    """Each batch has the energy; one of them has the mask of the forces, the other the forces."""
+    systems, energy, vectors = [system(8)], structure_target([2.0]), forces([[1, 2, 3]], 1)
+    mask = {"forces": mask_of(vectors, [[[True] * 3]])}
+    masked, other = (ScaleAccumulator(targets=["energy"]) for _ in range(2))
+    masked.update(systems, {"energy": energy}, mask)
+    other.update(systems, {"energy": energy, "forces": vectors})
+    masked.merge(other)
+    assert scale(masked.compute(), "energy") == [[2.0]]
+
+
 @FEW_DATA
 def test_compute_can_be_called_in_between():
     options = {"baseline": FITTED, "intensive_targets": ["alpha"]}
@@ -161,6 +172,19 @@ def test_merge_of_other_readings():
     unsettled = accumulated([(systems, {"e": structure_target([1.0, 2.0])})])
     unsettled.merge(by_id)
     assert unsettled.system_labels == "id"
+
+
+def test_merged_states_carry_the_reading_of_the_labels():
+    systems = [system(8), system(1, 8, 1)]
+    by_id = accumulated([(systems, {"e": structure_target([NAN, NAN], [7, 3])})])
+    merged = by_id.fresh()
+    merged.merge_state(by_id.state())
+    # As ids, O has 4 and H2O has 27 / 3.
+    merged.update(systems, {"e": structure_target([4.0, 27.0], [1, 0])})
+    assert scale(merged.compute(), "e")[0] == pytest.approx([math.sqrt((16 + 81) / 2)])
+    by_position = accumulated([(systems, {"e": structure_target([1.0], [1])})])
+    with pytest.raises(ValueError, match=r"same settings.*labels='id'.*labels='position'"):
+        merged.merge_state(by_position.state())
 
 
 def test_reading_is_settled_once():

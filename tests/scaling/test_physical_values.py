@@ -5,9 +5,11 @@ import pytest
 import torch
 from builders import (
     atom_target,
+    block,
     cartesian,
     fit,
     labels,
+    single,
     spherical,
     structure_target,
     system,
@@ -52,6 +54,14 @@ def test_rows_in_any_order_are_divided_by_their_own_number_of_atoms():
     found = averages(structure_target([8.0, 6.0], [2, 1], gradient=gradients))
     assert found[None].tolist() == [4, 2]
     assert found["strain"].tolist() == [6] * 9 + [4] * 9
+
+
+def test_strain_of_some_structures_is_divided_by_their_own_number_of_atoms():
+    energy = block([5.0, 6.0, 8.0], labels("system", [0, 1, 2]))
+    strain = block(np.full((2, 3, 3, 1), 12.0), labels("sample", [1, 2]), cartesian(2))
+    energy.add_gradient("strain", strain)
+    # Of the last two systems, with 3 and 2 atoms.
+    assert averages(single(energy))["strain"].tolist() == [4] * 9 + [6] * 9
 
 
 def test_all_components_are_divided_by_the_number_of_atoms():
