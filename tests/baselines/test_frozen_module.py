@@ -293,6 +293,27 @@ def test_one_property_goes_with_one_whatever_its_label():
     assert scale(scaler, "energy")[0] == pytest.approx([math.sqrt(29 / 3)])
 
 
+def with_gradients(energy, positions, strain):
+    """Energies and both of their gradients, the same number everywhere."""
+    gradients = {
+        "positions": [[[positions] * 3] * len(s) for s in SYSTEMS],
+        "strain": [[[strain] * 3] * 3 for _ in SYSTEMS],
+    }
+    return structure_target([energy] * len(SYSTEMS), gradient=gradients)
+
+
+def test_each_gradient_loses_the_contribution_to_it():
+    target, module = (
+        with_gradients(3.0, 5.0, 8.0),
+        giving({"energy": with_gradients(1.0, 1.0, 2.0)}),
+    )
+    scaler = fit(SYSTEMS, {"energy": target}, fixed_scales={"energy": 2.0}, additive=module)
+    loss = scaler.convert(SYSTEMS, {"energy": target})["energy"].block()
+    # (5 - 1) / 2 and (8 - 2) / 2.
+    assert loss.gradient("positions").values.unique().tolist() == [2.0]
+    assert loss.gradient("strain").values.unique().tolist() == [3.0]
+
+
 def test_contributions_in_some_batches_only_are_an_error():
     module = Springs()
     accumulator = ScaleAccumulator(additive=module)
