@@ -101,6 +101,21 @@ def test_metrics_of_one_block():
         assert metric.compute().item() == pytest.approx(expected, rel=1e-12)
 
 
+def test_every_name_in_the_key_of_one_block_counts():
+    # Blocks (0, 1), (0, -1) and (1, 1) with errors 1, 2 and 4.
+    rows, sizes = labels("system", [0, 1]), {(0, 1): 1, (0, -1): 1, (1, 1): 3}
+    target = spherical({key: np.zeros((2, n, 1)) for key, n in sizes.items()}, rows)
+    errors = dict(zip(sizes, (1.0, 2.0, 4.0), strict=True))
+    prediction = spherical({k: np.full((2, n, 1), errors[k]) for k, n in sizes.items()}, rows)
+    scaler = fit(SYSTEMS, {"t": prediction}, intensive_targets=["t"])
+    in_loss = [scaler.convert(SYSTEMS, {"t": t}) for t in (prediction, target)]
+    for (o3_lambda, o3_sigma), expected in errors.items():
+        block = {"o3_lambda": o3_lambda, "o3_sigma": o3_sigma}
+        metric = PhysicalUnits(MeanAbsoluteError(), "t", block=block)
+        metric.update(scaler, SYSTEMS, *in_loss)
+        assert metric.compute().item() == pytest.approx(expected, rel=1e-12)
+
+
 def test_missing_entries_are_left_out():
     target = atom_target([1.0, NAN, 3.0, NAN], atom_samples(1, 3))
     prediction = atom_target([2.0, 50.0, 3.0, 60.0], atom_samples(1, 3))

@@ -15,3 +15,12 @@ def test_batches_are_joined_before_the_root():
 def test_the_baseline_alone_is_one():
     metric = RelativeRootMeanSquaredError()
     assert metric(torch.zeros(3), torch.tensor([0.1, -2.0, 3.0])).item() == 1.0
+
+
+def test_processes_are_joined_before_the_root():
+    # Errors 1 and -2 against targets 4 and 12: sqrt(5 / 160), not the mean of 1 / 4 and 2 / 12.
+    metrics = [RelativeRootMeanSquaredError() for _ in range(2)]
+    metrics[0].update(torch.tensor([5.0]), torch.tensor([4.0]))
+    metrics[1].update(torch.tensor([10.0]), torch.tensor([12.0]))
+    metrics[0].merge_state(metrics[1])
+    assert metrics[0].compute().item() == pytest.approx((5 / 160) ** 0.5)
