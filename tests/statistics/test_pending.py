@@ -150,6 +150,19 @@ def test_rounding_noise_of_float32_is_known_after_float64_data():
         assert scale(accumulator.compute(), "e") == [[1.0]]
 
 
+def test_rounding_noise_of_float32_is_known_if_only_one_of_the_targets_changes_its_dtype():
+    """The numbers of the test above, beside a target that is always float64."""
+    baseline = CompositionBaseline(fixed={"e": {8: 1e4}})
+    accumulator = ScaleAccumulator(baseline=baseline)
+    for dtype, other in ((torch.float32, 1.0), (torch.float64, 3.0)):
+        targets = {"e": energy(1e4 + 2.0**-10, dtype=dtype), "q": energy(other)}
+        accumulator.update([system(8)], targets)
+    with pytest.warns(UserWarning, match=r"rounding noise .* target 'e'"):
+        scaler = accumulator.compute()
+    # The values 1 and 3 are 1 away from their mean.
+    assert [scale(scaler, name) for name in "eq"] == [[[1.0]], [[1.0]]]
+
+
 def test_blocks_that_come_and_go():
     accumulator, samples = ScaleAccumulator(), labels("system", [0])
     scalar = spherical({0: torch.ones(1, 1, 1)}, samples)
@@ -229,6 +242,21 @@ def test_infinite_value_is_an_error_of_its_own_batch():
     with pytest.raises(ValueError, match=r"target 'e', .* 1 infinite values"):
         accumulator.update([system(8)], {"e": energy(INF)})
     assert scale(accumulator.compute(), "e") == [[2.0]]
+
+
+@pytest.mark.parametrize("degree", [0, 2])
+def test_infinite_value_of_any_block_is_an_error_of_its_own_batch(degree):
+    shapes = {0: (1, 1, 1), 2: (1, 5, 1)}
+
+    def both(value):
+        blocks = {d: torch.full(s, value if d == degree else 2.0) for d, s in shapes.items()}
+        return {"p": spherical(blocks, labels("system", [0]))}
+
+    accumulator = ScaleAccumulator()
+    accumulator.update([system(8)], both(2.0))
+    with pytest.raises(ValueError, match=rf"block \(o3_lambda={degree}.* infinite entries"):
+        accumulator.update([system(8)], both(INF))
+    assert accumulator.compute().per_target_scales["p"].block_by_id(0).values.tolist() == [[2.0]]
 
 
 def test_single_value_whose_square_overflows_is_an_error_of_its_own_batch():
