@@ -41,6 +41,21 @@ def test_scales_table_hides_types_after_the_twelfth():
     assert len(text.splitlines()) < 25
 
 
+def test_baselines_table_hides_types_after_the_twelfth():
+    # Both atoms of type z have the charge z / 10, the contribution of their type.
+    types = list(range(1, 31))
+    accumulator = ScaleAccumulator(baseline=CompositionBaseline())
+    values = torch.tensor([0.1 * z for z in types * 2]).double()
+    accumulator.update([system(*types)] * 2, {"q": atom_target(values, atom_samples(30, 30))})
+    with pytest.warns(UserWarning, match="below their rounding noise"):
+        scaler = accumulator.compute()
+    text = text_of(scaler.baselines_table())
+    assert "… 18 more types" in text
+    words = [line.split() for line in text.splitlines()]
+    assert ["12", "1.2"] in words
+    assert ["13", "1.3"] not in words
+
+
 def test_baselines_table_lists_types_and_explained_variance():
     # O and H2O: -2000 for O and -15.25 for H leave no residual. Charges are 0.4 and 0.2 for H, 0.2
     # and -0.6 for O: the squares sum to 0.02 + 0.32 about the means 0.3 and -0.2, and to 0.59 about
