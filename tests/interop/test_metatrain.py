@@ -238,6 +238,17 @@ def test_state_dict_of_a_whole_model_includes_its_composition():
         Scaler.from_metatrain(nested)
 
 
+@pytest.mark.parametrize("best", [0.25, None])
+def test_scales_are_those_of_the_best_model_if_the_checkpoint_has_one(best):
+    """As in metatrain's export; the best model is None before the first validation."""
+    checkpoint = {"model_state_dict": ENERGY_STATE, "best_model_state_dict": None}
+    checkpoint["training_additive_models"] = []
+    if best is not None:
+        checkpoint["best_model_state_dict"] = state_dict("energy", ENERGY, [[[best]]], [[[best]]])
+    scaler = Scaler.from_metatrain(checkpoint, layouts={"energy": ENERGY})
+    assert scaler.scales["energy"].block().values.tolist() == [[best or 0.5]]
+
+
 def test_checkpoint_fitted_without_baseline():
     checkpoint = {"model_state_dict": ENERGY_STATE, "training_additive_models": []}
     scaler = Scaler.from_metatrain(checkpoint, layouts={"energy": ENERGY})
