@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from builders import atom_samples, atom_target, block, labels, single, spherical, structure_target
+from metatensor.torch import TensorBlock, TensorMap
 
 from lightning_scaler.training.loss import mean_squared_error, zero_loss
 
@@ -40,6 +41,28 @@ def test_all_blocks_of_a_target_are_one_term():
     prediction = spherical({0: [[[2.0]]], 1: [[[1.0], [1.0], [0.0]]]}, rows)
     target = spherical({0: [[[0.0]]], 1: np.zeros((1, 3, 1))}, rows)
     assert loss_of({"t": prediction}, {"t": target}) == pytest.approx((4 + 1 + 1) / 4)
+
+
+def test_gradients_of_all_blocks_of_a_target_are_one_term():
+    def target(value, *strains):
+        values = spherical({0: [[[value]]], 1: np.zeros((1, 3, 1))}, labels("system", [0]))
+        blocks = [of_block.copy() for of_block in values.blocks()]
+        axes = [labels("xyz_1", [0, 1, 2]), labels("xyz_2", [0, 1, 2])]
+        for of_block, strain in zip(blocks, strains, strict=True):
+            shape = (1, 3, 3, *of_block.values.shape[1:])
+            strain_block = TensorBlock(
+                torch.full(shape, strain).double(),
+                labels("sample", [0]),
+                [*axes, *of_block.components],
+                of_block.properties,
+            )
+            of_block.add_gradient("strain", strain_block)
+        return {"t": TensorMap(values.keys, blocks)}
+
+    # 4 over four values; 9 · 4 and 27 · 1 over 36 gradients.
+    expected = (4 / 4 + (9 * 4 + 27 * 1) / 36) / 2
+    found = loss_of(target(2.0, 2.0, 1.0), target(0.0, 0.0, 0.0))
+    assert found == pytest.approx(expected, rel=1e-14)
 
 
 def test_missing_values_count_neither_in_the_sum_nor_in_the_number_of_values():
