@@ -174,8 +174,10 @@ def check_restored(
     restored = scaler.settings
     pairs = {
         name: (getattr(restored, name), getattr(requested, name))
-        for name in ("enabled", "baseline", "unseen_types")
+        for name in ("enabled", "baseline")
     }
+    if not restored.provisional:  # those are "pooled", whatever was requested
+        pairs["unseen_types"] = (restored.unseen_types, requested.unseen_types)
     if "auto" not in (restored.system_labels, requested.system_labels):
         pairs["system_labels"] = (restored.system_labels, requested.system_labels)
     restored_additive = None

@@ -254,7 +254,7 @@ def test_infinite_value_of_any_block_is_an_error_of_its_own_batch(degree):
 
     accumulator = ScaleAccumulator()
     accumulator.update([system(8)], both(2.0))
-    with pytest.raises(ValueError, match=rf"block \(o3_lambda={degree}.* infinite entries"):
+    with pytest.raises(ValueError, match=rf"block \(o3_lambda={degree}.* infinite values"):
         accumulator.update([system(8)], both(INF))
     assert accumulator.compute().per_target_scales["p"].block_by_id(0).values.tolist() == [[2.0]]
 

@@ -173,6 +173,15 @@ def test_scales_of_a_fast_dev_run_are_replaced_by_the_next_fit(tmp_path):
     assert net.scaler.settings.unseen_types == "error"
 
 
+def test_another_fast_dev_run_keeps_the_scales_of_the_first(tmp_path):
+    net, data, callbacks = SmallNet(), SmallData(factors={"dipole": 8.0}), [scaler_callback()]
+    quiet_trainer(tmp_path, callbacks=callbacks, fast_dev_run=1).fit(net, SmallData())
+    before = net.scaler.per_target_scales["dipole"].block().values
+    quiet_trainer(tmp_path, callbacks=callbacks, fast_dev_run=1).fit(net, data)
+    assert torch.equal(net.scaler.per_target_scales["dipole"].block().values, before)
+    assert len(data.train.reads) == 4  # one step
+
+
 def test_limit_batches_reads_evenly_spaced_batches(tmp_path):
     data, net = SmallData(), SmallNet()
     trainer = quiet_trainer(
