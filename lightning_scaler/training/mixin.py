@@ -211,6 +211,7 @@ class TargetScalingMixin(_Module):
     @override
     def on_fit_start(self) -> None:
         """Called when fit begins, after the callbacks. Raises an error if there are no scales."""
+        super().on_fit_start()
         if not self.trainer.strategy.restore_checkpoint_after_setup:
             self._check_scales()
 

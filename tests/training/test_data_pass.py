@@ -340,3 +340,42 @@ def test_the_baseline_of_a_target_with_a_fixed_scale_is_fitted_to_all_data(tmp_p
     (weights,) = baseline_weights(net.scaler, "energy")
     np.testing.assert_allclose([weights[z] for z in (1, 6, 8)], expected, rtol=1e-10)
     assert per_target_scales(net.scaler, "energy") == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("options", "n_batches"), [({"overfit_batches": 3}, 3), ({"fast_dev_run": 2}, 2)]
+)
+def test_limit_batches_does_not_count_under_overfit_batches_and_fast_dev_run(
+    tmp_path, options, n_batches
+):
+    data, net = SmallData(shuffle=False), SmallNet()
+    callback = scaler_callback(unseen_types="pooled", limit_batches=1)
+    quiet_trainer(tmp_path, callbacks=[callback], limit_val_batches=0, **options).fit(net, data)
+    assert len(data.train.reads) == 2 * 4 * n_batches  # the pass, and the steps
+
+
+class Splitting(SmallData):
+    """Draws its training set whenever it is asked for a loader."""
+
+    def train_dataloader(self):
+        torch.rand(3)
+        return super().train_dataloader()
+
+
+class StateAtTheStart(Callback):
+    def on_fit_start(self, trainer, pl_module):
+        self.state = torch.get_rng_state()
+
+
+def test_random_numbers_drawn_for_the_loader_of_the_data_pass_are_drawn_again(tmp_path):
+    """The first fit has a data pass, the second one does not."""
+    net, states = SmallNet(), []
+    for reads in (22, 0):
+        recorder, data = StateAtTheStart(), Splitting()
+        callbacks = [recorder, scaler_callback()]
+        trainer = quiet_trainer(tmp_path, callbacks=callbacks, max_epochs=0)
+        torch.manual_seed(0)
+        trainer.fit(net, data)
+        assert len(data.train.reads) == reads
+        states.append(recorder.state)
+    assert torch.equal(*states)

@@ -6,19 +6,21 @@ import pytest
 import torch
 from builders import system
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from metatensor.torch import TensorBlock, TensorMap
 from small_training import (
     PlainNet,
     SmallData,
     SmallDataset,
     SmallNet,
+    assert_same_scales,
     baseline_weights,
     collate,
     per_target_scales,
     quiet_trainer,
     scaler_callback,
 )
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler, Subset
 from torchmetrics import MeanAbsoluteError, MetricCollection
 from torchmetrics.wrappers import LambdaInputTransformer
 
@@ -526,3 +528,68 @@ def test_every_head_has_a_gradient_in_every_step_whatever_the_batch_has(tmp_path
         assert None not in gradients.values(), gradients
         used = heads_of(targets)
         assert {name for name, gradient in gradients.items() if gradient != 0.0} == used
+
+
+class WithHooks(PlainNet):
+    """Records which of its hooks were called, and keeps a number in its checkpoints."""
+
+    def __init__(self, lr=0.05):
+        super().__init__(lr=lr)
+        self.called, self.number = set(), 0
+
+    def on_fit_start(self):
+        self.called.add("fit")
+
+    def on_validation_batch_start(self, batch, batch_idx, dataloader_idx=0):
+        self.called.add(f"validation {batch_idx}")
+
+    def on_test_batch_start(self, batch, batch_idx, dataloader_idx=0):
+        self.called.add(f"test {batch_idx}")
+
+    def transfer_batch_to_device(self, batch, device, dataloader_idx):
+        self.called.add("transfer")
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["number"] = self.number
+
+    def on_load_checkpoint(self, checkpoint):
+        self.number = checkpoint["number"]
+
+
+class NetWithHooks(TargetScalingMixin, WithHooks):
+    pass
+
+
+def test_hooks_of_the_class_below_the_mixin_are_called(tmp_path):
+    net, data = NetWithHooks(), SmallData()
+    net.number = 7
+    limits = {"limit_train_batches": 1, "limit_val_batches": 2, "limit_test_batches": 1}
+    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()], **limits)
+    trainer.fit(net, data)
+    trainer.test(net, data, verbose=False)
+    assert net.called == {"fit", "transfer", "validation 0", "validation 1", "test 0"}
+    trainer.save_checkpoint(tmp_path / "seven.ckpt")
+    restored = NetWithHooks.load_from_checkpoint(tmp_path / "seven.ckpt", weights_only=True)
+    assert restored.number == 7
+    assert_same_scales(restored.scaler, net.scaler)
+
+
+@pytest.mark.parametrize("sizes", [(8, 5), (5, 8)])
+def test_padding_of_every_evaluation_loader_is_that_of_its_own_sampler(fitted, tmp_path, sizes):
+    """Rank 1 of 2 reads the samples 1, 3, 0 of five, the last one a repeat, and 1, 3, 5, 7."""
+    _, data, net = fitted
+    of_rank = {5: [1, 3], 8: [1, 3, 5, 7]}
+    subsets = [Subset(data.held_out, range(size)) for size in sizes]
+    padded = [
+        DataLoader(s, sampler=DistributedSampler(s, 2, 1, shuffle=False), collate_fn=collate)
+        for s in subsets
+    ]
+    alone = [DataLoader(Subset(data.held_out, of_rank[n]), collate_fn=collate) for n in sizes]
+    expected = quiet_trainer(tmp_path).validate(net, alone, verbose=False)
+    strategy = SingleDeviceStrategy(device=torch.device("cpu"))
+    strategy.world_size = 2
+    trainer = quiet_trainer(tmp_path, strategy=strategy, use_distributed_sampler=False)
+    found = trainer.validate(net, padded, verbose=False)
+    for errors, without_padding in zip(found, expected, strict=True):
+        assert errors == pytest.approx(without_padding, rel=1e-12)

@@ -431,3 +431,26 @@ def test_one_callback_with_refit_fits_at_every_fit(tmp_path):
         assert sorted(data.train.reads) == list(range(22))
         scales += per_target_scales(net.scaler, "dipole")
     assert scales == [scales[0], 8.0 * scales[0], 0.5 * scales[0]]
+
+
+def test_a_strategy_that_restores_late_has_scales_without_a_sanity_check(tmp_path):
+    class Late(SingleDeviceStrategy):
+        @property
+        def restore_checkpoint_after_setup(self):
+            return True
+
+    data, net = SmallData(), SmallNet()
+    options = {"strategy": Late(device=torch.device("cpu")), "num_sanity_val_steps": 0}
+    quiet_trainer(tmp_path, callbacks=[scaler_callback()], **options).fit(net, data)
+    assert len(data.train.reads) == 2 * 22
+    assert len(net.losses) == 6
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("fixed_scales", {"dipole": 2.0}), ("fixed_baseline", {"charges": {1: 0.5}})],
+)
+def test_settings_of_targets_that_are_not_requested_are_errors(tmp_path, setting, value):
+    callback = TargetScaler(targets=["energy"], **{setting: value})
+    with pytest.raises(ValueError, match=f"{setting} names the target '{next(iter(value))}'"):
+        quiet_trainer(tmp_path, callbacks=[callback]).fit(SmallNet(), SmallData())
