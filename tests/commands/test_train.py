@@ -58,6 +58,28 @@ def test_task_predict_writes_total_energies_of_every_structure(trained, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The dirpath has changed from")
+def test_task_train_resumes_from_a_checkpoint(trained, tmp_path, capsys):
+    """The checkpoint is that of the last epoch, so that nothing is left to train."""
+    folder, training = trained
+    run_here(tmp_path, *SHORT_TRAINING, f"ckpt_path={folder / 'run' / 'last.ckpt'}")
+    printed = capsys.readouterr().out
+    assert "Target scales" not in printed  # no fit
+    assert read_errors(printed) == read_errors(training.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:these data are zero")
+def test_the_seed_decides_the_weights(tmp_path, capsys):
+    errors = []
+    for folder, seed in (("a", 1), ("b", 2), ("c", 1)):
+        run_here(tmp_path / folder, *SHORT_TRAINING, "trainer.max_epochs=0", f"seed={seed}")
+        errors.append(read_errors(capsys.readouterr().out))
+    assert len(errors[0]) == 2 * 9
+    assert errors[0] == errors[2] != errors[1]
+
+
+@pytest.mark.slow
 def test_a_misspelled_override_is_reported_without_a_traceback(tmp_path):
     result = launch(tmp_path, "callbacks.target_scaler.fixed_scale=1")
     assert result.returncode == 1
