@@ -1,32 +1,14 @@
-"""The folder of the Hydra configs, and the plugin that shows it to every Hydra application.
+"""The plugin that makes the shared configs visible to every Hydra application.
 
-A copy is installed as ``hydra_plugins.lightning_scaler_searchpath``, where Hydra looks for plugins.
-It runs at the start of every Hydra application in the environment, so it imports only Hydra.
+Installed as ``hydra_plugins.lightning_scaler_searchpath``, where Hydra looks for plugins. It runs
+at the start of every Hydra application in the environment, so it imports only Hydra and the
+function that finds the configs.
 """
-
-from importlib.util import find_spec
-from pathlib import Path
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-
-def configs_folder() -> Path:
-    """Find the configs: inside the installed package, or beside the package in a checkout.
-
-    Raises:
-        FileNotFoundError: if they are in neither place.
-    """
-    spec = find_spec("lightning_scaler")
-    package = Path((spec and spec.origin) or __file__).parent
-    folders = (package / "configs", package.parent / "configs")
-    for folder in folders:
-        if (folder / "callbacks" / "target_scaler.yaml").is_file():
-            return folder
-    raise FileNotFoundError(
-        f"expected the configs of lightning_scaler in one of {[str(f) for f in folders]}, found "
-        "them in neither; reinstall the package"
-    )
+from lightning_scaler.commands.config_files import configs_folder
 
 
 class LightningScalerSearchPath(SearchPathPlugin):

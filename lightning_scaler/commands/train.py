@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from .search_path import configs_folder
+from .config_files import configs_folder
 
 
 @hydra.main(

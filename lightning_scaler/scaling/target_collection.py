@@ -92,7 +92,8 @@ class TargetCollection:
         plain = {
             name: target.tensor
             for name, target in targets.items()
-            if not (target.rows or name in keep or name in contributions)
+            if target.layout.sample_kind != "pair"
+            and not (target.rows or name in keep or name in contributions)
             # Otherwise the batch has blocks that were absent so far, or only some of the blocks.
             and (name not in self._statistics or self._statistics[name].layout is target.layout)
         }

@@ -9,7 +9,7 @@ from launching import composed
 from omegaconf import OmegaConf
 
 from lightning_scaler import TargetScaler
-from lightning_scaler.commands.search_path import configs_folder
+from lightning_scaler.commands.config_files import configs_folder
 
 CHOICES = sorted(
     (group.name, choice.stem)
