@@ -12,8 +12,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
-from lightning_scaler.commands.run import run
 from lightning_scaler.commands.config_files import configs_folder
+from lightning_scaler.commands.run import run
 
 COMMAND = Path(sys.executable).with_name("lightning-scaler-train")
 SHORT_TRAINING = [
