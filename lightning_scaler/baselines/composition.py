@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from metatensor.torch import TensorBlock
+from metatensor.torch import TensorMap
 from torch import Tensor
 
 from ..batches import Atoms, find_types
@@ -142,7 +142,11 @@ class BlockWeights(NamedTuple):
 
 
 def baseline_of_rows(
-    block: BlockWeights, atoms: Atoms, rows: Tensor | None, target: "TensorBlock | None" = None
+    block: BlockWeights,
+    atoms: Atoms,
+    rows: Tensor | None,
+    target: "TensorMap | None" = None,
+    index: int = 0,
 ) -> Tensor:
     """The baseline of every row, in a shape that expands to the values of the block.
 
@@ -150,8 +154,9 @@ def baseline_of_rows(
         block: weights of the block.
         atoms: atoms of the batch.
         rows: index of every row's system, or atom; ``None`` for all of them in batch order.
-        target: block of a target, whose missing values (NaN) need no weight; ``None`` for
-            predictions, which need all weights.
+        target: the target, whose missing values (NaN) need no weight; ``None`` for predictions,
+            which need all weights.
+        index: index of the block in the target.
 
     Raises:
         ValueError: for types without a weight.
@@ -167,7 +172,7 @@ def baseline_of_rows(
     if not complete:
         without_weight = baseline.isnan()
         if target is not None:
-            without_weight = without_weight & ~target.values.isnan()
+            without_weight = without_weight & ~target.block_by_id(index).values.isnan()
         if bool(without_weight.any()):
             found = without_weight.flatten(1).any(1)
             found = found.nonzero()[:, 0] if rows is None else rows[found]

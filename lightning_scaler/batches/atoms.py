@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from metatensor.torch import TensorMap
@@ -65,6 +65,20 @@ def find_types(types: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
     return index, among[index] == types
 
 
+class MovedTensor(NamedTuple):
+    """A TensorMap on a device, with what is known of its labels on the host.
+
+    Attributes:
+        tensor: TensorMap on the device.
+        original: TensorMap on the host, with the same labels.
+        in_batch_order: whether each block has all systems, or all atoms, in batch order.
+    """
+
+    tensor: TensorMap
+    original: TensorMap
+    in_batch_order: list[bool]
+
+
 @dataclass(frozen=True)
 class Atoms:
     """The atoms of a batch, system after system.
@@ -78,7 +92,7 @@ class Atoms:
         ids_are_positions: whether the ids, if there are any, number the systems from 0.
         systems: the systems themselves; empty if only their atoms are known.
         host: the same atoms where they were read, if they have been moved since.
-        moved: the TensorMaps that were moved to a device with the atoms, each with its original.
+        moved: the TensorMaps that were moved to a device with the atoms.
     """
 
     types: Tensor
@@ -89,7 +103,7 @@ class Atoms:
     ids_are_positions: bool = True
     systems: Sequence[HasTypes] = field(default=(), repr=False)
     host: "Atoms | None" = field(default=None, repr=False)
-    moved: tuple[tuple[TensorMap, TensorMap], ...] = field(default=(), repr=False)
+    moved: tuple[MovedTensor, ...] = field(default=(), repr=False)
 
     @classmethod
     def from_systems(cls, systems: Sequence[HasTypes]) -> "Atoms":
@@ -125,13 +139,13 @@ class Atoms:
     def to(
         self,
         device: torch.device | str,
-        moved: Sequence[tuple[TensorMap, TensorMap]] = (),
+        moved: Sequence[MovedTensor] = (),
     ) -> "Atoms":
         """The same atoms on another device.
 
         Args:
             device: device of the result.
-            moved: TensorMaps of the batch on that device, each with its original.
+            moved: TensorMaps of the batch on that device.
         """
         if self.types.device == torch.device(device) and not moved:
             return self
@@ -151,12 +165,9 @@ class Atoms:
         """The atoms where they were read; asking these waits for no other device."""
         return self if self.host is None else self.host
 
-    def original(self, tensor: TensorMap) -> TensorMap:
-        """The TensorMap that ``tensor`` was moved from, which has the same labels; else itself."""
-        for after, before in self.moved:
-            if after is tensor:
-                return before
-        return tensor
+    def find_moved(self, tensor: TensorMap) -> MovedTensor | None:
+        """What is known on the host of a TensorMap that was moved; ``None`` for any other."""
+        return next((moved for moved in self.moved if moved.tensor is tensor), None)
 
     @property
     def n_systems(self) -> int:

@@ -1,5 +1,6 @@
 """Systems and TensorMaps of a batch moved to a device; Lightning moves tensors only."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,8 +8,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from metatensor.torch import Labels, TensorBlock, TensorMap
 from metatomic.torch import System
 
-from ..tensors import is_tensormap, scripted, scripted_arithmetic
-from .atoms import Atoms
+from ..tensors import blocks_in_batch_order, is_tensormap, scripted, scripted_arithmetic
+from .atoms import Atoms, MovedTensor
 from .systems import ReadSystems, is_system
 
 
@@ -28,9 +29,23 @@ def move_to_device(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
     move = _Move(device, dtype)
     moved_batch = move(batch)
     for atoms, systems in move.lists:
-        pairs = [(after, atoms.original(before)) for before, after in move.tensors]
-        systems.attach_atoms(atoms.to(device, pairs))
+        systems.attach_atoms(atoms.to(device, _read_labels(atoms, move.tensors)))
     return moved_batch
+
+
+def _read_labels(atoms: Atoms, pairs: Sequence[tuple[TensorMap, TensorMap]]) -> list[MovedTensor]:
+    """What later steps ask of the labels of TensorMaps, each given before and after the move."""
+    known = [atoms.find_moved(before) for before, _ in pairs]
+    originals = [
+        before if moved is None else moved.original
+        for (before, _), moved in zip(pairs, known, strict=True)
+    ]
+    host = atoms.on_host
+    in_order = blocks_in_batch_order(originals, host.n_atoms, host.types.numel())
+    return [
+        MovedTensor(after, original, flags)
+        for (_, after), original, flags in zip(pairs, originals, in_order, strict=True)
+    ]
 
 
 class _Move:

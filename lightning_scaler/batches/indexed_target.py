@@ -40,8 +40,8 @@ def read_layouts(
     atoms: Atoms, tensors: Mapping[str, TensorMap], known: Mapping[str, TargetLayout]
 ) -> dict[str, TargetLayout]:
     """The layout of each target of a batch; see :func:`tensors.match_layouts`."""
-    where, labelled = _where_labels_are(atoms, tensors)
-    return match_layouts(known, labelled, where.types.device)
+    labelled = _find_labels(atoms, tensors)
+    return match_layouts(known, labelled.tensors, labelled.atoms.types.device)
 
 
 def index_targets(
@@ -63,9 +63,10 @@ def index_targets(
     Raises:
         ValueError: for rows that are not in the batch, or labels that could mean two things.
     """
-    where, labelled = _where_labels_are(atoms, tensors)
-    found = blocks_in_batch_order(list(labelled.values()), where.n_atoms, where.types.numel())
-    in_order = dict(zip(labelled, found, strict=True))
+    where, labelled, in_order = _find_labels(atoms, tensors)
+    if in_order is None:
+        found = blocks_in_batch_order(list(labelled.values()), where.n_atoms, where.types.numel())
+        in_order = dict(zip(labelled, found, strict=True))
     indexing = infer_system_indexing(where, labelled, in_order, system_labels, exact)
     device, indexed = atoms.types.device, {}
     for name, tensor in tensors.items():
@@ -119,7 +120,7 @@ def relabel_by_position(
     """The same target with positions in the batch as ``system`` labels, in its gradients too."""
     if indexing.ids is None:
         return tensor
-    where, labelled = _where_labels_are(atoms, {name: tensor})
+    where, labelled, _ = _find_labels(atoms, {name: tensor})
     originals = labelled[name].blocks()
 
     def relabel(index: int, _keys: Labels, block: TensorBlock) -> TensorBlock:
@@ -140,18 +141,30 @@ def relabel_by_position(
     return map_blocks(tensor, relabel)
 
 
-def _where_labels_are(
-    atoms: Atoms, tensors: Mapping[str, TensorMap]
-) -> tuple[Atoms, dict[str, TensorMap]]:
-    """Atoms and labels on the host if all TensorMaps were moved from there, else on the device.
+class _Labelled(NamedTuple):
+    """Where the labels of some targets are read: the atoms there, and TensorMaps with the labels.
+
+    ``in_order`` says for every block whether it is in batch order, if that is known.
+    """
+
+    atoms: Atoms
+    tensors: dict[str, TensorMap]
+    in_order: dict[str, list[bool]] | None
+
+
+def _find_labels(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> _Labelled:
+    """Labels on the host if all TensorMaps were moved from there, else on the device.
 
     Reading labels on the host waits for no device. Predictions, masked targets and TensorMaps that
     replace others have labels on the device alone.
     """
-    originals = {name: atoms.original(tensor) for name, tensor in tensors.items()}
-    if any(originals[name] is tensor for name, tensor in tensors.items()):
-        return atoms, dict(tensors)
-    return atoms.on_host, originals
+    moved = {name: atoms.find_moved(tensor) for name, tensor in tensors.items()}
+    known = {name: found for name, found in moved.items() if found is not None}
+    if len(known) < len(tensors):
+        return _Labelled(atoms, dict(tensors), None)
+    originals = {name: found.original for name, found in known.items()}
+    in_order = {name: found.in_batch_order for name, found in known.items()}
+    return _Labelled(atoms.on_host, originals, in_order)
 
 
 def _with_column(labels: Labels, name: str, column: Tensor) -> Labels:

@@ -185,8 +185,8 @@ def _conversion_args(
             if key in scales.weights:
                 block = BlockWeights(scales.layout, key, scales.baseline_types, scales.weights[key])
                 # Missing values of a target need no weight; predictions need all of them.
-                known = tensor.block_by_id(i) if conversion.source == "physical" else None
-                baseline = baseline_of_rows(block, atoms, rows[i] if rows else None, known)
+                known = tensor if conversion.source == "physical" else None
+                baseline = baseline_of_rows(block, atoms, rows[i] if rows else None, known, i)
             contribution = contributions[i] if contributions else None
             if contribution is not None:
                 added = contribution.values

@@ -167,8 +167,8 @@ def test_types_and_labels_are_read_before_the_move(device):
     assert atoms.types.device == device
     assert atoms.unique_types.tolist() == [1, 6, 8]
     assert atoms.ids_are_positions
-    assert atoms.original(targets["e"]) is energy
-    assert atoms.original(targets["q"]) is charges
+    assert atoms.find_moved(targets["e"]).original is energy
+    assert atoms.find_moved(targets["q"]).original is charges
     assert index(atoms, targets, known) == {"e": [], "q": []}
 
 
@@ -199,7 +199,7 @@ def test_batches_moved_twice_are_read_where_they_came_from():
     systems, targets = move_to_device(once, META, torch.float64)
     atoms = read_atoms(systems)
     assert atoms.on_host.types.device == CPU
-    assert atoms.original(targets["e"]) is energy
+    assert atoms.find_moved(targets["e"]).original is energy
     assert index(atoms, targets, known) == {"e": []}
 
 
