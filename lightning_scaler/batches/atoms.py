@@ -20,19 +20,19 @@ LARGEST_IN_TABLE = 4095
 FEWEST_FOR_TABLE = 1024
 
 
-def unique_types(types: Tensor) -> tuple[Tensor, int]:
+def unique_types(types: Tensor, largest_in_table: int = LARGEST_IN_TABLE) -> tuple[Tensor, int]:
     """The types that occur, sorted, ``(n_types,)`` int64, and the smallest of them.
 
     Without types the smallest is 0. If it is negative, the list is empty.
     """
     if types.numel() == 0 or types.is_meta:
         return types[:0], 0
-    smallest, largest = (int(bound) for bound in torch.aminmax(types))
-    if smallest < 0:
-        return types[:0], smallest
-    if largest <= LARGEST_IN_TABLE:
-        return torch.bincount(types).nonzero()[:, 0], smallest
-    return torch.unique(types), smallest
+    smallest, largest = torch.aminmax(types)
+    if int(smallest) < 0:
+        return types[:0], int(smallest)
+    if int(largest) <= largest_in_table:
+        return torch.bincount(types).nonzero()[:, 0], int(smallest)
+    return torch.unique(types), int(smallest)
 
 
 def index_types(types: Tensor, among: Tensor) -> Tensor:
@@ -87,7 +87,6 @@ class Atoms:
         types: atomic type of every atom, ``(n_all_atoms,)`` int64.
         n_atoms: number of atoms of every system, ``(n_systems,)`` int64.
         unique_types: the types that occur, sorted, ``(n_types,)`` int64, always on the CPU.
-        type_index: index of every atom's type in :attr:`unique_types`, ``(n_all_atoms,)`` int64.
         sample_ids: id of every system in the data set, ``(n_systems,)``, if the batch has ids.
         ids_are_positions: whether the ids, if there are any, number the systems from 0.
         systems: the systems themselves; empty if only their atoms are known.
@@ -98,7 +97,6 @@ class Atoms:
     types: Tensor
     n_atoms: Tensor
     unique_types: Tensor
-    type_index: Tensor
     sample_ids: Tensor | None = None
     ids_are_positions: bool = True
     systems: Sequence[HasTypes] = field(default=(), repr=False)
@@ -113,7 +111,7 @@ class Atoms:
             ValueError: for negative types, and for systems on the meta device.
         """
         read = systems.atoms if isinstance(systems, ReadSystems) else None
-        atoms = cls.from_types(*_read(systems)) if read is None else read
+        atoms = cls._checked(*_read(systems)) if read is None else read
         if not isinstance(systems, IdentifiedSystems):
             return replace(atoms, systems=systems)
         ids = torch.tensor(systems.sample_id)
@@ -129,12 +127,15 @@ class Atoms:
     @classmethod
     def from_types(cls, types: Tensor, n_atoms: Tensor) -> "Atoms":
         """Atoms of these types, ``n_atoms`` of them in every system."""
+        return cls._checked(types, n_atoms, *unique_types(types))
+
+    @classmethod
+    def _checked(cls, types: Tensor, n_atoms: Tensor, found: Tensor, smallest: int) -> "Atoms":
         if types.device.type == "meta":
             raise ValueError("expected systems with data, got systems on the meta device")
-        found, smallest = unique_types(types)
         if smallest < 0:
             raise ValueError(f"expected non-negative atomic types, got {smallest} in the systems")
-        return cls(types, n_atoms, found.cpu(), index_types(types, found))
+        return cls(types, n_atoms, found.cpu())
 
     def to(
         self,
@@ -154,7 +155,6 @@ class Atoms:
             self,
             types=self.types.to(device, non_blocking=True),
             n_atoms=self.n_atoms.to(device, non_blocking=True),
-            type_index=self.type_index.to(device, non_blocking=True),
             sample_ids=None if ids is None else ids.to(device, non_blocking=True),
             host=replace(self.on_host, systems=()),
             moved=tuple(moved) or self.moved,
@@ -173,6 +173,13 @@ class Atoms:
     def n_systems(self) -> int:
         """Number of systems."""
         return self.n_atoms.numel()
+
+    @cached_property
+    def type_index(self) -> Tensor:
+        """Index of every atom's type in :attr:`unique_types`, ``(n_all_atoms,)`` int64."""
+        if self.host is not None and self.host.types.device != self.types.device:
+            return self.host.type_index.to(self.types.device, non_blocking=True)
+        return index_types(self.types, self.unique_types.to(self.types.device))
 
     @cached_property
     def first_atom(self) -> Tensor:
@@ -232,29 +239,31 @@ def _count_types(type_index: Tensor, n_atoms: Tensor, n_types: int) -> Tensor:
     return counts.reshape([n_atoms.numel(), n_types])
 
 
-def _read(systems: Sequence[HasTypes]) -> tuple[Tensor, Tensor]:
-    """Types of all atoms, and the number of atoms of every system."""
+def _read(systems: Sequence[HasTypes]) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Types of all atoms, number of atoms of every system, unique types, and the smallest type."""
     if set(map(type, systems)) == {torch.ScriptObject} and is_system(systems[0]):
         return _system_reader()(list(systems))
-    types = [torch.as_tensor(system.types) for system in systems]
-    device = types[0].device if types else torch.device("cpu")
-    all_types = torch.cat([torch.empty(0, dtype=torch.int64, device=device), *types]).long()
-    return all_types, torch.tensor([len(t) for t in types], dtype=torch.int64, device=device)
+    per_system = [torch.as_tensor(system.types) for system in systems]
+    device = per_system[0].device if per_system else torch.device("cpu")
+    types = torch.cat([torch.empty(0, dtype=torch.int64, device=device), *per_system]).long()
+    n_atoms = torch.tensor([len(t) for t in per_system], dtype=torch.int64, device=device)
+    return types, n_atoms, *unique_types(types)
 
 
 @cache
-def _system_reader() -> Callable[[list[Any]], tuple[Tensor, Tensor]]:
+def _system_reader() -> Callable[[list[Any]], tuple[Tensor, Tensor, Tensor, int]]:
     # Four times faster than the same loop in Python for 32 systems. The class is registered with
     # torch once there is a system.
     def read(
         systems: list[torch.classes.metatomic.System],  # type: ignore[name-defined]
-    ) -> tuple[Tensor, Tensor]:
-        types: list[Tensor] = []
-        n_atoms: list[int] = []
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        per_system: list[Tensor] = []
+        counts: list[int] = []
         for system in systems:
-            types.append(system.types)
-            n_atoms.append(len(types[-1]))
-        all_types = torch.cat(types).to(torch.int64)
-        return all_types, torch.tensor(n_atoms, device=all_types.device)
+            per_system.append(system.types)
+            counts.append(len(per_system[-1]))
+        types = torch.cat(per_system).to(torch.int64)
+        found, smallest = unique_types(types)
+        return types, torch.tensor(counts, device=types.device), found, smallest
 
     return scripted(read)

@@ -65,7 +65,9 @@ class TargetCollection:
         # A layout that is found is on the CPU. Moving takes 33 µs a tensor, even from there.
         layouts = find_known_layouts(known, tensors, CPU)
         moved = {name: t.to(device="cpu") for name, t in tensors.items() if name not in layouts}
-        return {**tensors, **moved}, {**layouts, **match_layouts(known, moved, CPU)}
+        if moved:
+            layouts |= match_layouts(known, moved, CPU)
+        return {**tensors, **moved}, layouts
 
     def is_extensive(self, layout: TargetLayout) -> bool:
         """Whether a target is divided by the number of atoms first."""
