@@ -140,7 +140,7 @@ class TargetScales:
             float64 where the device has it.
         """
         # Made once per device: without tables, the conversions of a training step of the embedded
-        # set take an eighth longer.
+        # set take a tenth longer.
         if (kind, device) not in self._tables:
             # Tables made during validation in inference mode serve the training after it too.
             with torch.inference_mode(False):

@@ -1,7 +1,8 @@
 """Small batches, kept until there are enough of them to be worth reading together.
 
-Reading a batch costs about 1.5 ms whatever its size. With batches of 32 molecules of the embedded
-set, read together in groups of about 1000, a pass costs 0.57 instead of 2.15 ms per batch.
+Reading a batch costs milliseconds whatever its size. In batches of 32 molecules of the embedded
+set, a pass costs 0.9 ms per batch over bare iteration if they are read in groups of about 1000
+molecules, and 3.9 ms if every batch is read at once.
 """
 
 from collections.abc import Mapping
