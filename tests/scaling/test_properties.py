@@ -58,6 +58,7 @@ def scales_of(scaler):
 # Round trips.
 
 
+@pytest.mark.slow
 @over(FEW)
 @given(SCALED)
 def test_conversions_and_their_inverses(case):
@@ -69,6 +70,7 @@ def test_conversions_and_their_inverses(case):
         np.testing.assert_allclose(flat(back), flat(targets["t"]), rtol=1e-14)
 
 
+@pytest.mark.slow
 @over(FEW)
 @given(OFFSET)
 def test_conversions_and_their_inverses_with_a_baseline(case):
@@ -101,6 +103,7 @@ def test_one_step_equals_two(case):
 # Batches, orders, merging.
 
 
+@pytest.mark.slow
 @over(FEW)
 @given(cases(complete=True, readings=BY_POSITION), st.randoms(use_true_random=False))
 def test_neither_batches_nor_orders_nor_merging_matter(case, random):
@@ -199,6 +202,7 @@ def bits(tensors):
     return [b.values.numpy().tobytes() for t in tensors.values() for b in t.blocks()]
 
 
+@pytest.mark.slow
 @over(FEW)
 @given(st.one_of(SCALED, OFFSET))
 def test_inputs_stay_as_they_are(case):
@@ -283,6 +287,7 @@ def of_vectors_and_matrices(vectors, matrices, samples):
     }
 
 
+@pytest.mark.slow
 @over(FEW)
 @given(st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from([None, CompositionBaseline()]))
 def test_rotated_data_have_the_same_scales(seed, per_atom, baseline):

@@ -177,6 +177,7 @@ def tolerance(case: Case) -> float:
     return 1e-12 if case.baseline is None else 1e-8
 
 
+@pytest.mark.slow
 @over(EXAMPLES)
 @given(cases())
 def test_scales_against_plain_loops(case):
@@ -261,6 +262,7 @@ def with_unseen_types(case: Case, rng: np.random.Generator) -> tuple[Case, list[
     return other, sorted(there)
 
 
+@pytest.mark.slow
 @over(EXAMPLES // 8)
 @given(
     cases(families=("plain", "parts", "spherical", "rank two"), readings=("position",)),
