@@ -79,7 +79,7 @@ class MovedTensor(NamedTuple):
     in_batch_order: list[bool]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Atoms:
     """The atoms of a batch, system after system.
 
