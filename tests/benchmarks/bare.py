@@ -133,7 +133,7 @@ def bare(work: Workload, n_batches: int) -> dict[str, Callable[[], Callable[[], 
 
 def _by_type(scales: TargetScales, n_types: int) -> Tensor:
     """The per-target scales of all types, or the only one."""
-    if scales.layout.kind != "atom":
+    if scales.layout.sample_kind != "atom":
         return scales.per_target[:1]
     by_type = torch.full((n_types,), torch.nan, dtype=torch.float64)
     by_type[scales.types] = scales.per_target[: len(scales.types)]

@@ -1,0 +1,26 @@
+"""The benchmarks, which are run by hand, still run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SPEED = Path(__file__).parent / "benchmarks" / "speed.py"
+
+
+@pytest.mark.slow
+def test_the_benchmarks_print_a_line_for_every_item(tmp_path):
+    items = ["batch-forces", "batch-polarizability"]
+    options = ["--items", *items, "--times", "9", "--memory", "--baseline", "--embedded"]
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", str(SPEED), *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    for item in items:
+        assert any(line.startswith(item) for line in result.stdout.splitlines())
+    assert "conversions" in result.stdout
