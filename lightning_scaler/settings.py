@@ -1,4 +1,4 @@
-"""What users set, in Python or YAML: checked, and converted to plain Python types."""
+"""Settings from Python or YAML, checked and converted to plain Python types."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -57,9 +57,11 @@ def check_names(setting: str, names: Iterable[str], known: Iterable[str]) -> Non
 
 
 def list_of_names(setting: str, names: Iterable[str]) -> tuple[str, ...]:
-    """The names as a tuple; ``TypeError`` for a string, whose letters would be taken as names."""
+    """The names as a tuple; ``TypeError`` for a string, or for no list at all."""
     if isinstance(names, str):
         raise TypeError(f"{setting}: expected a list of names, got the string {names!r}")
+    if not isinstance(names, Iterable):
+        raise TypeError(f"{setting}: expected a list of names, got {names!r}")
     return tuple(names)
 
 
@@ -102,7 +104,7 @@ def parse_fixed_scales(settings: Numbers | None) -> dict[str, FixedScale]:
         {'energy': 1.0, 'forces': {1: 0.2, 8: 1.1}}
     """
     plain: dict[str, FixedScale] = {}
-    for name, value in (settings or {}).items():
+    for name, value in _by_target("fixed_scales", settings).items():
         where = f"fixed_scales of target '{name}'"
         scale = (
             numbers_by_type(where, value) if isinstance(value, Mapping) else number(where, value)
@@ -125,7 +127,7 @@ def parse_fixed_baseline(settings: Numbers | None) -> dict[str, dict[int, float]
         {'energy': {1: -13.6}}
     """
     plain = {}
-    for name, value in (settings or {}).items():
+    for name, value in _by_target("fixed_baseline", settings).items():
         where = f"fixed_baseline of target '{name}'"
         if not isinstance(value, Mapping):
             raise ValueError(
@@ -133,3 +135,12 @@ def parse_fixed_baseline(settings: Numbers | None) -> dict[str, dict[int, float]
             )
         plain[name] = numbers_by_type(where, value)
     return plain
+
+
+def _by_target(setting: str, settings: Numbers | None) -> Numbers:
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ValueError(
+            f"{setting}: expected a mapping by target name, such as {{'energy': ...}}, got "
+            f"{settings!r}"
+        )
+    return settings or {}

@@ -65,6 +65,17 @@ def test_fixed_baseline_is_per_type():
         parse_fixed_baseline({"energy": -13.6})
 
 
+@pytest.mark.parametrize("value", [0.5, ["energy"], "energy"])
+def test_fixed_numbers_are_given_by_target_name(value):
+    for setting, parse in (
+        ("fixed_scales", parse_fixed_scales),
+        ("fixed_baseline", parse_fixed_baseline),
+    ):
+        message = f"{setting}: expected a mapping by target name, .* got {re.escape(repr(value))}"
+        with pytest.raises(ValueError, match=message):
+            parse(value)
+
+
 def test_fixed_baseline_must_be_finite():
     with pytest.raises(ValueError, match=r"fixed_baseline of target 'energy', type 1: .*finite"):
         parse_fixed_baseline({"energy": {1: float("nan")}})
@@ -74,6 +85,8 @@ def test_a_string_is_not_a_list_of_names():
     assert list_of_names("targets", ["energy"]) == ("energy",)
     with pytest.raises(TypeError, match="targets: expected a list of names, got the string 'ene"):
         list_of_names("targets", "energy")
+    with pytest.raises(TypeError, match="targets: expected a list of names, got 5"):
+        list_of_names("targets", 5)
 
 
 def test_unknown_choices_list_the_known_ones():

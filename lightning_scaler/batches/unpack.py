@@ -46,7 +46,8 @@ def unpack(batch: Any) -> Batch:
     else:
         raise _not_understood(_types([batch]))
     if not isinstance(systems, Sequence) or not all(hasattr(s, "types") for s in systems):
-        raise _not_understood(f"{_types([systems])} in the place of the systems")
+        contents = f" of {_types(systems[:1])}" if isinstance(systems, (list, tuple)) else ""
+        raise _not_understood(f"{_types([systems])}{contents} in the place of the systems")
     sample_id = named.get("sample_id")
     if isinstance(sample_id, Sequence) and all(isinstance(i, int) for i in sample_id):
         systems = IdentifiedSystems(systems, sample_id)

@@ -71,7 +71,7 @@ def test_batches_without_systems():
         ((SYSTEMS,), "got tuple"),
         (torch.ones(2), "got Tensor"),
         ({"system": torch.ones(2), "energy": ENERGY}, "Tensor in the place of the systems"),
-        ({"system": [1, 2], "energy": ENERGY}, "in the place of the systems"),
+        ({"system": [1, 2], "energy": ENERGY}, "list of int in the place of the systems"),
         (None, "got NoneType"),
     ],
 )
