@@ -18,7 +18,7 @@ def quiet_lightning():
 
 @pytest.fixture
 def one_thread():
-    """Waking a second thread takes longer than all that very small tensors ask."""
+    """Waking a second thread takes longer than the work on very small tensors."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

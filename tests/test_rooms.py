@@ -12,7 +12,7 @@ import lightning_scaler
 
 PACKAGE = Path(lightning_scaler.__file__).parent
 
-# From the lowest to the highest: a room imports only rooms above it in this list.
+# From the lowest to the highest: a room imports only those before it.
 ROOMS = [
     "settings",
     "reports",

@@ -1,7 +1,7 @@
 """What is subtracted from targets before they are scaled: a composition, an additive module.
 
-Imports ``tensors``, ``batches`` and ``statistics``. :class:`ZBL` is imported on first use, because
-it needs the extra ``zbl``.
+Imports ``settings``, ``tensors``, ``batches`` and ``statistics``. :class:`ZBL` is imported on first
+use, because it needs the extra ``zbl``.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -47,7 +47,7 @@ def align_contributions(
         indexing: meaning of the ``system`` labels of the targets.
 
     Returns:
-        By target name a list with one entry per block; ``None`` for a block without contributions.
+        By target name, the contribution to each block; ``None`` for a block without one.
 
     Raises:
         ValueError: for other key names, components or properties than those of the target, or rows
@@ -158,8 +158,8 @@ class AdditiveCoverage:
         """
         coverage = cls(set(outputs))
         for name, layout in layouts.items():
-            of_blocks = contributions.get(name) or [None] * len(layout.blocks)
-            for key, contribution in zip(layout.blocks, of_blocks, strict=True):
+            by_block = contributions.get(name) or [None] * len(layout.blocks)
+            for key, contribution in zip(layout.blocks, by_block, strict=True):
                 coverage.blocks[name, key] = contribution is not None
                 if contribution is not None:
                     missing = contribution.missing_gradients

@@ -11,7 +11,6 @@ from .indexed_target import (
     IndexedTarget,
     index_batch,
     index_targets,
-    read_layouts,
     relabel_by_position,
 )
 from .system_labels import SystemIndexing
@@ -31,7 +30,6 @@ __all__ = [
     "is_system",
     "move_to_device",
     "read_atoms",
-    "read_layouts",
     "relabel_by_position",
     "unpack",
 ]

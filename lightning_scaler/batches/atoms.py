@@ -17,7 +17,7 @@ from .systems import HasTypes, IdentifiedSystems, ReadSystems, is_system
 LARGEST_IN_TABLE = 4095
 
 # For fewer atoms a binary search is faster than a table.
-FEWEST_FOR_TABLE = 1024
+MIN_ATOMS_FOR_TABLE = 1024
 
 
 def unique_types(types: Tensor, largest_in_table: int = LARGEST_IN_TABLE) -> tuple[Tensor, int]:
@@ -37,7 +37,7 @@ def unique_types(types: Tensor, largest_in_table: int = LARGEST_IN_TABLE) -> tup
 
 def index_types(types: Tensor, among: Tensor) -> Tensor:
     """Index of every type in the sorted tensor ``among``, which holds all of them, int64."""
-    if types.numel() < FEWEST_FOR_TABLE:
+    if types.numel() < MIN_ATOMS_FOR_TABLE:
         return torch.searchsorted(among, types)
     return _index_by_table(types, among)
 
@@ -66,7 +66,7 @@ def find_types(types: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class MovedTensor(NamedTuple):
-    """A TensorMap on a device, with what is known of its labels on the host.
+    """A TensorMap on a device, with its labels on the host.
 
     Attributes:
         tensor: TensorMap on the device.
@@ -87,7 +87,7 @@ class Atoms:
         types: atomic type of every atom, ``(n_all_atoms,)`` int64.
         n_atoms: number of atoms of every system, ``(n_systems,)`` int64.
         unique_types: the types that occur, sorted, ``(n_types,)`` int64, always on the CPU.
-        sample_ids: id of every system in the data set, ``(n_systems,)``, if the batch has ids.
+        sample_ids: id of every system in the dataset, ``(n_systems,)``, if the batch has ids.
         ids_are_positions: whether the ids, if there are any, number the systems from 0.
         systems: the systems themselves; empty if only their atoms are known.
         host: the same atoms where they were read, if they have been moved since.
@@ -166,7 +166,7 @@ class Atoms:
         return self if self.host is None else self.host
 
     def find_moved(self, tensor: TensorMap) -> MovedTensor | None:
-        """What is known on the host of a TensorMap that was moved; ``None`` for any other."""
+        """The record of a TensorMap that was moved with the atoms; ``None`` for any other."""
         return next((moved for moved in self.moved if moved.tensor is tensor), None)
 
     @property
@@ -188,7 +188,7 @@ class Atoms:
 
     @cached_property
     def n_atoms_or_nan(self) -> Tensor:
-        """Number of atoms of every system, ``(n_systems,)`` float64; NaN for a system without."""
+        """Number of atoms of every system, ``(n_systems,)`` float64; NaN where it is 0."""
         n_atoms = self.n_atoms.double()
         return torch.where(n_atoms > 0, n_atoms, torch.nan)
 

@@ -34,7 +34,7 @@ def move_to_device(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def _read_labels(atoms: Atoms, pairs: Sequence[tuple[TensorMap, TensorMap]]) -> list[MovedTensor]:
-    """What later steps ask of the labels of TensorMaps, each given before and after the move."""
+    """Records of moved TensorMaps, from pairs of the TensorMap before and after the move."""
     known = [atoms.find_moved(before) for before, _ in pairs]
     originals = [
         before if moved is None else moved.original

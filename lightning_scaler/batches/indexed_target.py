@@ -1,4 +1,4 @@
-"""A target of a batch with everything that its labels say, settled once."""
+"""The targets of a batch with their rows and layouts, which are settled once."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -36,14 +36,6 @@ class IndexedTarget(NamedTuple):
     layout: TargetLayout
 
 
-def read_layouts(
-    atoms: Atoms, tensors: Mapping[str, TensorMap], known: Mapping[str, TargetLayout]
-) -> dict[str, TargetLayout]:
-    """The layout of each target of a batch; see :func:`tensors.match_layouts`."""
-    labelled = _find_labels(atoms, tensors)
-    return match_layouts(known, labelled.tensors, labelled.atoms.types.device)
-
-
 def index_targets(
     atoms: Atoms,
     tensors: Mapping[str, TensorMap],
@@ -63,18 +55,19 @@ def index_targets(
     Raises:
         ValueError: for rows that are not in the batch, or labels that could mean two things.
     """
-    where, labelled, in_order = _find_labels(atoms, tensors)
+    label_atoms, labelled, in_order = _find_labels(atoms, tensors)
     if in_order is None:
-        found = blocks_in_batch_order(list(labelled.values()), where.n_atoms, where.types.numel())
+        n_atoms, n_all_atoms = label_atoms.n_atoms, label_atoms.types.numel()
+        found = blocks_in_batch_order(list(labelled.values()), n_atoms, n_all_atoms)
         in_order = dict(zip(labelled, found, strict=True))
-    indexing = infer_system_indexing(where, labelled, in_order, system_labels, exact)
+    indexing = infer_system_indexing(label_atoms, labelled, in_order, system_labels, exact)
     device, indexed = atoms.types.device, {}
     for name, tensor in tensors.items():
         rows: list[Tensor] = []
         all_in_order = all(in_order[name]) and indexing.ids is None
         if not all_in_order and layouts[name].sample_kind != "pair":
             blocks = labelled[name].blocks()
-            rows = [indexing.rows(name, block.samples, where).to(device) for block in blocks]
+            rows = [indexing.rows(name, block.samples, label_atoms).to(device) for block in blocks]
         indexed[name] = IndexedTarget(tensor, rows, layouts[name])
     return indexing, indexed
 
@@ -110,7 +103,8 @@ def index_batch(
         exact: see :func:`system_labels.infer_system_indexing`.
     """
     atoms = read_atoms(systems).to(next(iter(tensors.values())).device)
-    layouts = read_layouts(atoms, tensors, known)
+    labelled = _find_labels(atoms, tensors)
+    layouts = match_layouts(known, labelled.tensors, labelled.atoms.types.device)
     return IndexedBatch(atoms, *index_targets(atoms, tensors, layouts, system_labels, exact))
 
 
@@ -120,11 +114,11 @@ def relabel_by_position(
     """The same target with positions in the batch as ``system`` labels, in its gradients too."""
     if indexing.ids is None:
         return tensor
-    where, labelled, _ = _find_labels(atoms, {name: tensor})
+    label_atoms, labelled, _ = _find_labels(atoms, {name: tensor})
     originals = labelled[name].blocks()
 
     def relabel(index: int, _keys: Labels, block: TensorBlock) -> TensorBlock:
-        positions = indexing.positions(name, originals[index].samples, where)
+        positions = indexing.positions(name, originals[index].samples, label_atoms)
         positions = positions.to(block.samples.values)
         gradients, gradient_samples = {}, {}
         for parameter in block.gradients_list():
@@ -132,8 +126,8 @@ def relabel_by_position(
             gradients[parameter] = gradient.values
             samples = gradient.samples
             if "system" in samples.names:
-                of_rows = positions[samples.values[:, 0].long()]
-                samples = _with_column(samples, "system", of_rows)
+                gradient_positions = positions[samples.values[:, 0].long()]
+                samples = _with_column(samples, "system", gradient_positions)
             gradient_samples[parameter] = samples
         samples = _with_column(block.samples, "system", positions)
         return block_with_samples(block, block.values, samples, gradients, gradient_samples)

@@ -17,7 +17,7 @@ class SystemIndexing:
     """The meaning of the ``system`` labels of a batch's targets.
 
     Attributes:
-        labels: ``"position"`` in the batch, ``"id"`` in the data set, or ``"auto"`` where both
+        labels: ``"position"`` in the batch, ``"id"`` in the dataset, or ``"auto"`` where both
             give the same.
         ids: id of every system, in the order of the batch, ``(n_systems,)``, for ``"id"``.
     """
@@ -44,7 +44,7 @@ class SystemIndexing:
             known = (atom >= 0) & (atom < atoms.n_atoms[found])
         if not bool(known.all()):
             row = int((~known).nonzero()[0])
-            meaning = "a position in it" if self.ids is None else "an id of the data set"
+            meaning = "a position in it" if self.ids is None else "an id of the dataset"
             raise ValueError(
                 f"target '{name}': the sample ({describe(samples, row)}) is not in the batch of "
                 f"{atoms.n_systems} systems, its system label being read as {meaning}; "
@@ -71,7 +71,7 @@ def infer_system_indexing(
     setting: SystemLabels,
     exact: bool = False,
 ) -> SystemIndexing:
-    """Decide what the ``system`` labels of a batch mean (SPEC, section 2, rule 11).
+    """Decide what the ``system`` labels of a batch mean.
 
     Rows in batch order mean the same both ways. Otherwise ``"position"`` fits if every label is a
     position in the batch, ``"id"`` if some block covers every system once its labels are numbered
@@ -122,7 +122,7 @@ def infer_system_indexing(
         return SystemIndexing("auto")
     raise ValueError(
         "the system labels of the targets can be read as positions in the batch and as ids of the "
-        f"data set, with different results {first}; set system_labels='position' or 'id'"
+        f"dataset, with different results {first}; set system_labels='position' or 'id'"
     )
 
 

@@ -1,4 +1,4 @@
-"""Lists of systems that remember what was read from them, or which of the data set they are."""
+"""Lists of systems with the atoms that were read from them, or with their ids in the dataset."""
 
 from collections.abc import Sequence
 from operator import is_
@@ -55,7 +55,7 @@ class ReadSystems(list[Any]):
 
 
 class IdentifiedSystems(ReadSystems):
-    """The systems of a batch with their ids in the data set.
+    """The systems of a batch with their ids in the dataset.
 
     Args:
         systems: systems of the batch.

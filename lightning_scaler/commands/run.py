@@ -75,7 +75,7 @@ def join_predictions(batches: Sequence[Mapping[str, TensorMap]]) -> dict[str, Te
     """Join the predictions of one loader, as ``Trainer.predict`` returns them.
 
     Args:
-        batches: Predictions of each batch by target name; ``system`` is the position in the batch.
+        batches: predictions of each batch by target name; ``system`` is the position in the batch.
 
     Returns:
         One TensorMap per target on the CPU; ``system`` is the position in the dataset.

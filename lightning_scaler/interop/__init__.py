@@ -1,6 +1,6 @@
 """Files of other projects: scales and baselines fitted by metatrain.
 
-Imports ``scaling`` and the rooms below it; none of the other projects has to be installed.
+Imports ``scaling`` and the rooms above it; none of the other projects has to be installed.
 """
 
 from .metatrain import read_metatrain

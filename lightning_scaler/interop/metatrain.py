@@ -131,7 +131,7 @@ def _read_scales(
             key: ones[:, None].repeat(1, block.n_properties) for key, block in layout.blocks.items()
         }
         return _Scales(torch.tensor(types), ones, identity, rms=1.0)
-    # Without the numbers of values, the RMS over all types is unknown.
+    # Without the counts of values, the RMS over all types is unknown.
     unseen = torch.tensor([torch.nan, 1.0], dtype=torch.float64)
     per_target = buffers["per_target"].block_by_id(0).values[:, 0].double()
     if len(types) != len(per_target):

@@ -26,16 +26,16 @@ class MetatrainCheckpoint:
     """The parts of a checkpoint that describe scales and baseline.
 
     Attributes:
-        where: The file, for error messages.
-        scales: By target name, the ``"full"``, ``"per_target"`` and ``"per_property"`` scales;
+        where: the file, for error messages.
+        scales: by target name, the ``"full"``, ``"per_target"`` and ``"per_property"`` scales;
             samples ``["atomic_type"]`` are -1 or indices into the sorted atomic types.
-        weights: Composition weights by target name, with samples ``["center_type"]``.
-        layouts: Layouts of the targets, TensorMaps without samples.
-        atomic_types: Sorted atomic types; ``None`` if the checkpoint does not list them.
-        additive: Class names of the additive models that were subtracted before the scales were
+        weights: composition weights by target name, with samples ``["center_type"]``.
+        layouts: layouts of the targets, TensorMaps without samples.
+        atomic_types: sorted atomic types; ``None`` if the checkpoint does not list them.
+        additive: class names of the additive models that were subtracted before the scales were
             fitted; ``None`` if the checkpoint does not say.
-        nested: Whether this is a whole model, which contains its additive models.
-        hypers: Hyperparameters of the training.
+        nested: whether this is a whole model, which contains its additive models.
+        hypers: hyperparameters of the training.
     """
 
     where: str
@@ -52,7 +52,7 @@ def read_checkpoint(source: Source) -> MetatrainCheckpoint:
     """Read the checkpoint of a scaler, of a composition model, or of a whole model with both.
 
     Args:
-        source: A ``.ckpt`` file, what ``torch.load`` returns for it, or a state dict.
+        source: a ``.ckpt`` file, what ``torch.load`` returns for it, or a state dict.
 
     Raises:
         ValueError: If the file is not a checkpoint, or has the scales of several models.
@@ -102,8 +102,8 @@ def read_baseline(
     """Find the checkpoint that has the composition weights; ``None`` if there was no baseline.
 
     Args:
-        scaler: The checkpoint that has the scales.
-        composition: The checkpoint of the composition model; ``{}`` if there was none.
+        scaler: the checkpoint that has the scales.
+        composition: the checkpoint of the composition model; ``{}`` if there was none.
 
     Raises:
         ValueError: Unless it is certain that no additive model is missing.
@@ -147,9 +147,9 @@ def layout_from_keys(where: str, scales: TensorMap, has_weights: bool) -> Tensor
     """Derive the layout of a target, without samples, from the keys of its scales.
 
     Args:
-        where: File and target, for error messages.
-        scales: The full scales of the target; they have no components.
-        has_weights: Whether the target has composition weights, so that a single block is a scalar.
+        where: file and target, for error messages.
+        scales: the full scales of the target; they have no components.
+        has_weights: whether the target has composition weights, so that a single block is a scalar.
 
     Raises:
         ValueError: If the keys do not determine the components.
@@ -203,7 +203,7 @@ def _load(path: str | os.PathLike[str]) -> Mapping[str, Any]:
         ) from error
     if not isinstance(content, Mapping):
         raise ValueError(
-            f"'{os.fspath(path)}': expected a checkpoint of metatrain, got {type(content)}"
+            f"'{os.fspath(path)}': expected a checkpoint of metatrain, got {type(content).__name__}"
         )
     return content
 

@@ -1,6 +1,6 @@
 """Metrics of torchmetrics in physical units.
 
-Imports ``scaling`` and the rooms below it.
+Imports ``scaling`` and the rooms above it.
 """
 
 from .physical_units import PhysicalUnits, leave_inference_mode, select_values

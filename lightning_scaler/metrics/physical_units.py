@@ -1,4 +1,4 @@
-"""Torchmetrics in the units of the data set."""
+"""Torchmetrics in the units of the dataset."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ from ..scaling import (
 
 
 class PhysicalUnits(WrapperMetric):
-    """Any torchmetrics metric of one target, in the units of the data set.
+    """Any torchmetrics metric of one target, in the units of the dataset.
 
     Predictions and targets in loss space are multiplied by the per-target scale alone: the baseline
     cancels in a difference and is never added. Extensive per-structure targets are compared per
@@ -106,7 +106,7 @@ class PhysicalUnits(WrapperMetric):
 
     @override
     def compute(self) -> Any:
-        """The metric of all batches since the last reset, in the units of the data set."""
+        """The metric of all batches since the last reset, in the units of the dataset."""
         return self.metric.compute()
 
     @override

@@ -1,6 +1,6 @@
 """The embedded example: a real dataset, its generator, a datamodule and a model.
 
-Imports ``training`` and the rooms below it; needs the extra ``molecules``.
+Imports ``training`` and the rooms above it; needs the extra ``molecules``.
 """
 
 from importlib.util import find_spec

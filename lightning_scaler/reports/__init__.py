@@ -1,6 +1,6 @@
-"""Tables of plain rows and numbers.
+"""Tables from plain values.
 
-Imports no other room: the caller passes the rows.
+Imports no other room: the caller passes the values.
 """
 
 from .tables import (

@@ -17,11 +17,11 @@ class ScalesOfTarget(NamedTuple):
     """The scales of one target, in the units of the dataset.
 
     Attributes:
-        name: Name of the target.
-        samples: Kind of its samples: ``"system"``, ``"system/atom"`` (extensive), ``"atom"``, …
+        name: name of the target.
+        samples: kind of its samples: ``"system"``, ``"system/atom"`` (extensive), ``"atom"``, …
         rms: RMS of all values before subtracting the baseline.
         residual: RMS after subtracting the baseline; ``None`` without a baseline.
-        by_type: Atomic type (``"all"`` unless the target is per-atom), per-target scale, and
+        by_type: atomic type (``"all"`` unless the target is per-atom), per-target scale, and
             per-property scales of each block.
     """
 
@@ -36,10 +36,10 @@ class BaselineOfTarget(NamedTuple):
     """The baseline of one target, in the units of the dataset.
 
     Attributes:
-        name: Name of the target.
-        explained: Fraction of the variance that the baseline explains.
-        module: Class name of the additive module, if there is one.
-        by_type: Atomic type, and its contributions to the properties of each block.
+        name: name of the target.
+        explained: fraction of the variance that the baseline explains.
+        module: class name of the additive module, if there is one.
+        by_type: atomic type, and its contributions to the properties of each block.
     """
 
     name: str
@@ -101,10 +101,10 @@ def errors_table(
     """MAE and RMSE of every target in physical units, and the RMSE relative to the RMS.
 
     Args:
-        title: Title of the table.
-        metrics: Values by name as logged by the mixin: ``test/energy/rmse_per_atom``,
+        title: title of the table.
+        metrics: values by name as logged by the mixin: ``test/energy/rmse_per_atom``,
             ``test/forces/mae``, …, with or without the suffix ``/dataloader_idx_0``.
-        units: Units by target, or by target and gradient:
+        units: units by target, or by target and gradient:
             ``{"energy": "eV", "energy/positions": "eV/Å"}``.
     """
     rows: dict[str, dict[str, float]] = {}

@@ -1,8 +1,9 @@
 """The fit of the scales and the conversions between the three spaces.
 
 :class:`ScaleAccumulator` collects the statistics of targets and computes a :class:`Scaler`, which
-converts tensors. Imports the rooms from ``tensors`` to ``baselines``, and ``reports`` when a table
-is asked for; works without Lightning.
+converts tensors. Imports ``settings`` and the rooms from ``tensors`` to ``baselines``; also
+``reports`` when a table is requested, and ``interop`` when a checkpoint of metatrain is read. Works
+without Lightning.
 """
 
 from .accumulator import ScaleAccumulator

@@ -46,7 +46,7 @@ class ScaleAccumulator:
             atoms before any statistics.
         baseline: baseline that is subtracted before the scales are taken; ``None``: none.
         system_labels: meaning of the ``system`` label of targets: the ``"position"`` in the batch,
-            an ``"id"`` in the data set (numbered by first appearance), or ``"auto"``: as decided by
+            an ``"id"`` in the dataset (numbered by first appearance), or ``"auto"``: as decided by
             the first batch that only one of them fits.
         additive: module that contributes to some targets, subtracted before the baseline; see
             :meth:`Scaler.set_additive`.
@@ -136,11 +136,11 @@ class ScaleAccumulator:
         chosen, layouts = self._collection.read_layouts(chosen)
         # A target without any block is absent from the batch.
         chosen = {name: tensor for name, tensor in chosen.items() if layouts[name].blocks}
-        keep = {}
+        kept_values = {}
         for name, mask in (masks or {}).items():
             if name in chosen:
                 _check_tensormap(f"mask of target '{name}'", mask)
-                keep[name] = mask_values(name, chosen[name], mask.to(device="cpu"))
+                kept_values[name] = mask_values(name, chosen[name], mask.to(device="cpu"))
         atoms = Atoms.from_systems(systems).to("cpu")
         indexing, indexed = index_targets(atoms, chosen, layouts, self.system_labels)
         # All targets are requested: a module may know some that are not fitted here.
@@ -151,7 +151,7 @@ class ScaleAccumulator:
             fitted = {name: layouts[name] for name in chosen}
             coverage = AdditiveCoverage.of_batch(outputs, fitted, contributions)
             self._coverage.check(coverage, self.additive.name, layouts)
-        self._collection.update(indexed, atoms, keep, contributions)
+        self._collection.update(indexed, atoms, kept_values, contributions)
         self._coverage.merge(coverage)
         self.system_labels = indexing.labels
         self._ignored |= targets.keys() - chosen.keys()
@@ -182,7 +182,7 @@ class ScaleAccumulator:
         self._collection.merge(other._collection)
 
     def all_fixed(self, fixed_scales: Numbers | None) -> bool:
-        """Whether the targets seen so far need no more data, because all numbers are given.
+        """Whether the targets seen so far need no more data, because every scale is fixed.
 
         This holds if the targets to fit were named and seen, and each has a single property, a
         fixed scale, and a fixed baseline or none.
@@ -235,10 +235,10 @@ class ScaleAccumulator:
                     stacklevel=2,
                 )
         scales, below_noise = {}, []
-        for name, of_target in statistics.items():
+        for name, target_statistics in statistics.items():
             scales[name], words = fit_target(
-                of_target,
-                self._collection.is_extensive(of_target.layout),
+                target_statistics,
+                self._collection.is_extensive(target_statistics.layout),
                 self.baseline,
                 fixed.get(name),
                 enabled,
@@ -305,4 +305,4 @@ class ScaleAccumulator:
 
 def _check_tensormap(what: str, value: Any) -> None:
     if not is_tensormap(value):
-        raise TypeError(f"{what}: expected a TensorMap, got {type(value)}")
+        raise TypeError(f"{what}: expected a TensorMap, got {type(value).__name__}")

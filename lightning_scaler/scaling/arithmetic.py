@@ -20,7 +20,7 @@ class ConversionArgs(NamedTuple):
         factors: scales, ``(n_factors,)`` or ``(n_factors, n_properties)``: one row per sample, a
             single row, or a table that ``scale_index`` refers to.
         scale_index: row of the factors for each sample (its atomic type), ``(n_samples,)``.
-        n_atoms: numbers of atoms by which values, and gradients with respect to the whole structure
+        n_atoms: number of atoms by which values, and gradients with respect to the whole structure
             (strain), are divided in the end, ``(n_samples,)``.
         baseline: baseline of every block in a shape that expands to its values, ``None`` for a
             block without; if there are any, the target is computed in float64.
@@ -41,7 +41,7 @@ def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _expandable(rows: Tensor, values: Tensor) -> Tensor:
-    """Something per row, or per row and property, in a shape that expands to the values."""
+    """Factors per row, or per row and property, in a shape that expands to the values."""
     if rows.size(0) != 1:
         for _ in range(values.dim() - rows.dim()):
             rows = rows.unsqueeze(1)
@@ -109,8 +109,8 @@ def _rescale_target(
                 # Only a derivative with respect to the whole structure is per atom.
                 per_atom = "atom" in gradient.samples.names
                 gradient_n_atoms = None if per_atom else n_atoms.index_select(0, samples)
-            of_gradients = args.gradient_baseline
-            baseline = of_gradients[len(gradients)] if len(of_gradients) > 0 else None
+            gradient_baselines = args.gradient_baseline
+            baseline = gradient_baselines[len(gradients)] if len(gradient_baselines) > 0 else None
             new = _rescale_values(
                 _cast(gradient.values, working),
                 gradient_factor,

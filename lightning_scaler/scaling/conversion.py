@@ -16,6 +16,7 @@ from ..baselines import (
     baseline_of_rows,
 )
 from ..batches import Atoms, IndexedBatch, IndexedTarget
+from ..settings import UnseenTypes
 from ..tensors import scripted_gradients_of_blocks
 from .arithmetic import ConversionArgs, rescale
 from .target_scales import ScaleKind, TargetScales, on_device
@@ -41,7 +42,7 @@ class Conversion:
     source: str
     target: str
     baseline: bool = True
-    unseen_types: str = "error"
+    unseen_types: UnseenTypes = "error"
     per_atom: bool = False
     dtype: torch.dtype | None = None
 
@@ -108,7 +109,11 @@ def convert_targets(
 
 
 def factors_of_rows(
-    scales: TargetScales, kind: ScaleKind, target: IndexedTarget, atoms: Atoms, unseen_types: str
+    scales: TargetScales,
+    kind: ScaleKind,
+    target: IndexedTarget,
+    atoms: Atoms,
+    unseen_types: UnseenTypes,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The scales of a target in tables, and the row in them of every sample.
 

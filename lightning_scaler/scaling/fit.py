@@ -6,7 +6,7 @@ from ..baselines import CompositionBaseline, CompositionWeights
 from ..settings import FixedScale
 from ..statistics import BlockStatistics, TargetStatistics
 from ..tensors import Key, TargetLayout
-from .scale_formula import BlockSums, FittedScales, fit_scales
+from .scale_formula import BlockSums, FittedScales, compute_scales
 from .target_scales import TargetScales
 
 # The residuals of a baseline contain a few roundings of its fit, which is in float64.
@@ -47,12 +47,12 @@ def fit_target(
         weights = baseline.weights(statistics)
     if layout.sample_kind == "pair":
         return TargetScales(layout, extensive, types, *_identity(layout)), []
-    of_types = weights.for_types(statistics.types)
-    residual_sq_sums = {k: block.residual_sq_sum(of_types.get(k)) for k, block in blocks.items()}
+    by_key = weights.for_types(statistics.types)
+    residual_sq_sums = {k: block.residual_sq_sum(by_key.get(k)) for k, block in blocks.items()}
     _check_finite(layout, residual_sq_sums)
-    fitted = fit_scales(
+    fitted = compute_scales(
         [
-            BlockSums(residual_sq_sums[key], block.counts, _noise_sq_sum(block, of_types.get(key)))
+            BlockSums(residual_sq_sums[key], block.counts, _noise_sq_sum(block, by_key.get(key)))
             for key, block in blocks.items()
         ],
         fixed_per_target,
@@ -165,8 +165,8 @@ def _describe_noise(
     for key, below_noise in zip(keys, fitted.below_noise, strict=True):
         for row, column in below_noise.nonzero().tolist():
             atomic_type = int(types[row])
-            of_type = "" if atomic_type == -1 else f", type {atomic_type}"
+            suffix = "" if atomic_type == -1 else f", type {atomic_type}"
             descriptions.append(
-                f"target '{layout.name}', {layout.describe_property(key, column)}{of_type}"
+                f"target '{layout.name}', {layout.describe_property(key, column)}{suffix}"
             )
     return descriptions

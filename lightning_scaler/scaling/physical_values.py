@@ -56,12 +56,12 @@ def values_in_physical_units(
     args = [_metric_args(scaler, name, indexed[name], atoms, per_atom) for name in names]
     found = physical_values(args, [predictions[name] for name in names])
     values: dict[str, list[PhysicalValues]] = {}
-    for name, (blocks, parameters, *of_parts) in zip(names, found, strict=True):
+    for name, (blocks, parameters, *values_of_parts) in zip(names, found, strict=True):
         layout = indexed[name].layout
         keys = [dict(zip(layout.key_names, key, strict=True)) for key in layout.blocks]
         keys_of_parts = [*keys, *(keys[block] for block in blocks)]
         gradients = [None] * len(keys) + parameters
-        values[name] = list(map(PhysicalValues, keys_of_parts, gradients, *of_parts))
+        values[name] = list(map(PhysicalValues, keys_of_parts, gradients, *values_of_parts))
     return values
 
 

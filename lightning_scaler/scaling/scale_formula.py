@@ -41,7 +41,7 @@ class FittedScales(NamedTuple):
     below_noise: list[torch.Tensor]
 
 
-def fit_scales(
+def compute_scales(
     blocks: Sequence[BlockSums],
     fixed: torch.Tensor | None = None,
     fixed_pooled: float | None = None,
@@ -74,23 +74,23 @@ def fit_scales(
         torch.where(noise, 0.0, block.sq_sum)
         for noise, block in zip(below_noise, blocks, strict=True)
     ]
-    sq_sum = torch.stack([of_block.sum(1) for of_block in squares]).sum(0)  # (n_types,)
+    sq_sum = torch.stack([block_squares.sum(1) for block_squares in squares]).sum(0)  # (n_types,)
     count = torch.stack([block.counts.sum(1) for block in blocks]).sum(0)
     pooled = _rms(sq_sum.sum(), count.sum(), 1.0)
     rms = torch.where(count > 0, _rms(sq_sum, count, pooled), 1.0)
     per_target = rms if fixed is None else fixed
     pooled_target = pooled if fixed_pooled is None else torch.full_like(pooled, fixed_pooled)
     if single_property:
-        per_property = [torch.ones_like(of_block) for of_block in squares]
-        pooled_property = [of_block.new_ones(of_block.shape[1]) for of_block in squares]
+        per_property = [torch.ones_like(block_squares) for block_squares in squares]
+        pooled_property = [scales.new_ones(scales.shape[1]) for scales in per_property]
         return FittedScales(per_target, per_property, pooled_target, pooled_property, below_noise)
     per_property, pooled_property = [], []
-    for of_block, block, noise in zip(squares, blocks, below_noise, strict=True):
-        relative = _rms(of_block, block.counts, 1.0) / rms[:, None]
+    for block_squares, block, noise in zip(squares, blocks, below_noise, strict=True):
+        relative = _rms(block_squares, block.counts, 1.0) / rms[:, None]
         relative = torch.where(noise, 1.0, relative)
         no_data = 1.0 / per_target[:, None]
         per_property.append(torch.where(block.counts > 0, relative, no_data))
-        total, n_values = of_block.sum(0), block.counts.sum(0)  # (n_properties,)
+        total, n_values = block_squares.sum(0), block.counts.sum(0)  # (n_properties,)
         relative = torch.where(total == 0.0, 1.0, _rms(total, n_values, 1.0) / pooled)
         pooled_property.append(torch.where(n_values > 0, relative, 1.0 / pooled_target))
     return FittedScales(per_target, per_property, pooled_target, pooled_property, below_noise)

@@ -35,7 +35,7 @@ class Scaler(torch.nn.Module):
     ``state_dict``, stay float64 whatever the module is cast to, and are never broadcast.
     :meth:`ScaleAccumulator.compute` returns one; ``Scaler()`` is not fitted.
 
-    The three spaces: *physical*, the units of the data set; *loss*, baseline subtracted and divided
+    The three spaces: *physical*, the units of the dataset; *loss*, baseline subtracted and divided
     by the per-target scale; *model*, the output of a network, loss space divided by the
     per-property scale.
 
@@ -84,7 +84,7 @@ class Scaler(torch.nn.Module):
 
         Each ``TensorMap`` has the keys and properties of the target, no components, and samples
         ``atomic_type`` (one sample -1 unless the target is per-atom); float64, in the units of the
-        data set (per atom for extensive targets).
+        dataset (per atom for extensive targets).
         """
         return self._tensormaps("per_target")
 
@@ -99,7 +99,7 @@ class Scaler(torch.nn.Module):
         return self._tensormaps("full")
 
     def table(self) -> "Table":
-        """The scales as a table of the rich library, in the units of the data set."""
+        """The scales as a table of the rich library, in the units of the dataset."""
         from ..reports import scales_table
 
         return scales_table(summarize_scales(self.targets))

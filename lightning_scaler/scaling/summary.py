@@ -1,4 +1,4 @@
-"""The numbers of a Scaler that its tables show."""
+"""The values of a Scaler that its tables show."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SAMPLES = {"structure": "system", "atom": "atom", "pair": "pair"}
 
 
 def summarize_scales(targets: Mapping[str, TargetScales]) -> list[ScalesOfTarget]:
-    """The scales of every target, one entry per atomic type."""
+    """The scales of every target, by atomic type."""
     from ..reports import ScalesOfTarget
 
     return [
@@ -68,6 +68,6 @@ def describe_targets(targets: Mapping[str, TargetScales]) -> str:
     words = []
     for name, scales in targets.items():
         types = scales.types.tolist()
-        of_types = f": {len(types)} types" if len(types) > 12 else f": types {types}"
-        words.append(name + (of_types if scales.layout.sample_kind == "atom" else ""))
+        suffix = f": {len(types)} types" if len(types) > 12 else f": types {types}"
+        words.append(name + (suffix if scales.layout.sample_kind == "atom" else ""))
     return ", ".join(words)

@@ -77,7 +77,7 @@ class TargetCollection:
         self,
         targets: Mapping[str, IndexedTarget],
         atoms: Atoms,
-        keep: Mapping[str, list[Tensor]],
+        masks: Mapping[str, list[Tensor]],
         contributions: Mapping[str, Sequence[Contribution | None]],
     ) -> None:
         """Add one batch; an error leaves everything as it was.
@@ -85,7 +85,7 @@ class TargetCollection:
         Args:
             targets: targets of the batch, each with at least one block.
             atoms: atoms of the batch.
-            keep: masks by target name, for each block ``False`` where a value is missing.
+            masks: masks by target name, for each block ``False`` where a value is missing.
             contributions: contributions of an additive module to every block, by target name.
 
         Raises:
@@ -95,7 +95,7 @@ class TargetCollection:
             name: target.tensor
             for name, target in targets.items()
             if target.layout.sample_kind != "pair"
-            and not (target.rows or name in keep or name in contributions)
+            and not (target.rows or name in masks or name in contributions)
             # Otherwise the batch has blocks that were absent so far, or only some of the blocks.
             and (name not in self._statistics or self._statistics[name].layout is target.layout)
         }
@@ -103,7 +103,9 @@ class TargetCollection:
         small = {name: values for name, values in zip(plain, copies, strict=True) if values}
         batch = {
             name: self._read_batch(
-                target.layout, _block_values(target, keep.get(name), contributions.get(name)), atoms
+                target.layout,
+                _block_values(target, masks.get(name), contributions.get(name)),
+                atoms,
             )
             for name, target in targets.items()
             if name not in small

@@ -10,7 +10,7 @@ from metatensor.torch import Labels, TensorBlock, TensorMap
 from torch import Tensor
 
 from ..batches import LARGEST_IN_TABLE, find_types
-from ..settings import FixedScale
+from ..settings import FixedScale, UnseenTypes
 from ..tensors import Key, TargetLayout
 
 ScaleKind = Literal["per_target", "per_property", "full"]
@@ -99,7 +99,7 @@ class TargetScales:
         ]
         return TensorMap(self.layout.keys().to(device), blocks)
 
-    def rows(self, types: Tensor, unseen_types: str) -> Tensor:
+    def rows(self, types: Tensor, unseen_types: UnseenTypes) -> Tensor:
         """Row of the scales for each atomic type, ``(n_types,)``.
 
         A single-property target uses its fixed scales for unseen types too.

@@ -128,10 +128,10 @@ def _sum_powers(
             if masks is not None:
                 values = _apply_mask(values, masks[i][first : first + n_rows])
             if centre is not None:
-                of_block = centre[:, column : column + values.size(2)]
+                block_centre = centre[:, column : column + values.size(2)]
                 if type_index is not None:
-                    of_block = of_block.index_select(0, type_index)
-                values = values - of_block.unsqueeze(1)
+                    block_centre = block_centre.index_select(0, type_index)
+                values = values - block_centre.unsqueeze(1)
             column += values.size(2)
             counts = rows[:, width + start : width + ends[i]] if skip_missing else None
             _write_powers(values, power, rows[:, start : ends[i]], counts)
@@ -224,8 +224,8 @@ def _sum_components(sums: Tensor, values: list[Tensor], ends: list[int]) -> Tens
     start = 0
     for i, block in enumerate(values):
         n_components = (ends[i] - start) // max(1, block.size(2))
-        of_block = sums[:, start : ends[i]].reshape(sums.size(0), n_components, block.size(2))
-        columns.append(of_block.sum(1))
+        shape = [sums.size(0), n_components, block.size(2)]
+        columns.append(sums[:, start : ends[i]].reshape(shape).sum(1))
         start = ends[i]
     return torch.cat(columns, 1)
 

@@ -20,7 +20,7 @@ from ..tensors import TargetLayout, scripted_arithmetic
 VALUES_PER_GROUP = 2**14
 SYSTEMS_PER_GROUP = 1024
 # ... and all groups are read if there are more of them, which bounds their memory.
-MOST_GROUPS = 8
+MAX_GROUPS = 8
 
 # Values of every block, by target name.
 ValuesByTarget = dict[str, list[Tensor]]
@@ -110,7 +110,7 @@ class PendingBatches:
         due = []
         if names in self._groups and not self._groups[names].accepts(layouts, values):
             due.append(self._groups.pop(names).join())
-        if names not in self._groups and len(self._groups) == MOST_GROUPS:
+        if names not in self._groups and len(self._groups) == MAX_GROUPS:
             due += self.take_all()
         group = self._groups.setdefault(names, _Group({name: layouts[name] for name in names}))
         group.add(atoms, values)

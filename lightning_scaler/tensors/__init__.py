@@ -1,6 +1,6 @@
 """TensorMaps read, compared and rebuilt; the layout of a target; states as one tensor.
 
-Imports ``settings`` alone. Nothing here knows what a batch or a scale is.
+Imports no other room. Nothing here knows what a batch or a scale is.
 """
 
 from .labels import (

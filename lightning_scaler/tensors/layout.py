@@ -263,7 +263,7 @@ def match_layouts(
     See :func:`find_known_layouts` for the arguments.
 
     Raises:
-        ValueError: if a tensor disagrees with the known layout, or has no layout of a target.
+        ValueError: if a layout disagrees with the known one, or is not that of a target.
     """
     layouts = find_known_layouts(known, tensors, device)
     for name, tensor in tensors.items():

@@ -24,7 +24,7 @@ def flatten_state(state: Any) -> tuple[Any, torch.Tensor]:
 
     Returns:
         The structure, with a :class:`TensorSlot` in the place of every float64 tensor; and the
-        numbers of all of them, one after the other, ``(n_numbers,)``.
+        values of all of them, one after the other, ``(n_values,)``.
 
     Example:
         >>> flatten_state({"a": torch.ones(1, 2).double(), "b": "c"})
@@ -41,8 +41,8 @@ def flatten_state(state: Any) -> tuple[Any, torch.Tensor]:
     return _map_leaves(state, take), torch.cat(parts)
 
 
-def unflatten_state(skeleton: Any, numbers: torch.Tensor) -> Any:
-    """The inverse of :func:`flatten_state`; numbers after the last slot are not used."""
+def unflatten_state(structure: Any, values: torch.Tensor) -> Any:
+    """The inverse of :func:`flatten_state`; values after the last slot are not used."""
     start = 0
 
     def fill(leaf: Any) -> Any:
@@ -51,9 +51,9 @@ def unflatten_state(skeleton: Any, numbers: torch.Tensor) -> Any:
             return leaf
         length = torch.Size(leaf.shape).numel()
         start += length
-        return numbers[start - length : start].reshape(leaf.shape).clone()
+        return values[start - length : start].reshape(leaf.shape).clone()
 
-    return _map_leaves(skeleton, fill)
+    return _map_leaves(structure, fill)
 
 
 def state_to_cpu(state: Any) -> Any:

@@ -160,14 +160,15 @@ def mask_values(name: str, tensor: TensorMap, mask: TensorMap) -> list[Tensor]:
             f"{mask.keys}"
         )
     masks = []
-    for index, (block, keep) in enumerate(zip(tensor.blocks(), mask.blocks(), strict=True)):
-        if keep.values.shape != block.values.shape or keep.samples != block.samples:
+    for index, (block, mask_block) in enumerate(zip(tensor.blocks(), mask.blocks(), strict=True)):
+        same_samples = mask_block.samples == block.samples
+        if mask_block.values.shape != block.values.shape or not same_samples:
             raise ValueError(
                 f"mask of target '{name}', block ({describe(tensor.keys, index)}): expected the "
                 f"samples and shape {tuple(block.values.shape)} of the target, got "
-                f"{tuple(keep.values.shape)}"
+                f"{tuple(mask_block.values.shape)}{'' if same_samples else ' with other samples'}"
             )
-        masks.append(keep.values.to(torch.bool))
+        masks.append(mask_block.values.to(torch.bool))
     return masks
 
 

@@ -1,6 +1,6 @@
 """Target scaling in a Lightning ``Trainer``: the callback, the mixin and the data pass.
 
-Imports ``metrics``, ``scaling`` and the rooms below them, and ``reports``.
+Imports ``metrics``, ``scaling`` and the rooms above them.
 """
 
 from .mixin import TargetScalingMixin

@@ -42,7 +42,7 @@ def fit_scales(
     fixed_scales = decision.fixed_scales()
     accumulator = decision.accumulator(module.scaler, module.device)
     if fixed_scales and decision.targets is not None:
-        # One batch shows the layouts, and no more is needed if every number is fixed.
+        # One batch shows the layouts, and no more is needed if all scales and baselines are fixed.
         read_training_data(trainer, module, accumulator, processes, limit_batches=1)
     if not accumulator.all_fixed(fixed_scales):
         accumulator = accumulator.fresh()
@@ -116,8 +116,8 @@ def _merge_all(
     gathered = processes.gather_objects((structure, values.numel()))
     structures, lengths = [list(parts) for parts in zip(*gathered, strict=True)]
     _check_compatible(structures)
-    of_ranks = processes.gather_values(values, lengths)
-    for structure, values in zip(structures, of_ranks, strict=True):
+    values_by_rank = processes.gather_values(values, lengths)
+    for structure, values in zip(structures, values_by_rank, strict=True):
         accumulator.merge_state(unflatten_state(structure, values))
 
 
@@ -158,7 +158,7 @@ def _fast_dev_run_batches(trainer: Trainer) -> int | None:
 
 
 def _overfit_batches(trainer: Trainer, loaders: Any) -> int | None:
-    """The number of batches to overfit, over all processes; ``None`` if that is not asked for."""
+    """The number of batches to overfit, over all processes; ``None`` if there is no such limit."""
     batches: int | float = trainer.overfit_batches  # type: ignore[attr-defined]
     if not batches:
         return None

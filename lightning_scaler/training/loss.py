@@ -40,10 +40,10 @@ def _terms(
 ) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
     """Pairs (prediction, target) of tensors by gradient name, with the values under ``""``."""
     terms: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-    for of_target, predicted in zip(target.blocks(), prediction.blocks(), strict=True):
-        terms.setdefault("", []).append((predicted.values, of_target.values))
-        for name in of_target.gradients_list():
-            pair = (predicted.gradient(name).values, of_target.gradient(name).values)
+    for target_block, prediction_block in zip(target.blocks(), prediction.blocks(), strict=True):
+        terms.setdefault("", []).append((prediction_block.values, target_block.values))
+        for name in target_block.gradients_list():
+            pair = (prediction_block.gradient(name).values, target_block.gradient(name).values)
             terms.setdefault(name, []).append(pair)
     return terms
 

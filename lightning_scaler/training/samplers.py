@@ -31,8 +31,8 @@ def shard_loaders(
 
     Shuffling, ``drop_last`` and the padding of distributed samplers are ignored; collation,
     workers and pinning are those of the original loader. Sequential, random (without replacement)
-    and distributed samplers are replaced by the whole data set behind them; one epoch of any other
-    sampler or batch sampler is drawn on rank 0. Each process reads iterable data sets as they are.
+    and distributed samplers are replaced by the whole dataset behind them; one epoch of any other
+    sampler or batch sampler is drawn on rank 0. Each process reads iterable datasets as they are.
 
     Args:
         loaders: a loader or any nesting of several; each of them is read once.
@@ -172,7 +172,7 @@ def padded_positions(loader: Any, batch_idx: int, n_systems: int) -> list[int]:
         n_systems: number of systems in the batch.
 
     Returns:
-        An empty list for other samplers and batch samplers, and where a sample of the data set is
+        An empty list for other samplers and batch samplers, and where a sample of the dataset is
         not a single system. Without automatic batching a sample is a whole batch, so that either
         all its systems are padding or none.
     """

@@ -50,7 +50,7 @@ class TargetScaler(Callback):
         unseen_types: scale of atomic types that are not in the training data: ``"error"`` raises an
             error, ``"pooled"`` uses the RMS over all types, ``"identity"`` uses 1.
         system_labels: meaning of ``system`` in the samples of targets: the ``"position"`` in the
-            batch, the ``"id"`` in the data set, or ``"auto"`` to infer it from the data.
+            batch, the ``"id"`` in the dataset, or ``"auto"`` to infer it from the data.
         limit_batches: maximum number of batches to read, evenly spaced over the data. Default: all.
         refit: fit all targets again, even if a checkpoint had scales.
 
@@ -107,7 +107,7 @@ class TargetScaler(Callback):
         self.unseen_types: UnseenTypes = unseen_types
         self.limit_batches = limit_batches
         self.refit = refit
-        # The accumulator checks the other settings and brings them to one form.
+        # The accumulator checks these settings and converts them to tuples and sets.
         checked = ScaleAccumulator(targets, intensive_targets, self.baseline, system_labels)
         self.targets, self.intensive_targets = checked.targets, checked.intensive_targets
         self.system_labels: SystemLabels = system_labels

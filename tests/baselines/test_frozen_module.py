@@ -34,7 +34,7 @@ TYPES = [z for s in SYSTEMS for z in s.types.tolist()]
 
 
 def energies(left, gradients=None, dtype=torch.float64):
-    """Totals of which the springs leave these numbers."""
+    """Totals that are these values after subtracting the springs."""
     totals = [0.5 * r2 + rest for r2, rest in zip(SQUARES, left, strict=True)]
     return structure_target(totals, gradient=gradients, dtype=dtype)
 

@@ -24,10 +24,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
 from lightning_scaler.batches import (
     Atoms,
+    index_batch,
     index_targets,
     move_to_device,
     read_atoms,
-    read_layouts,
     unpack,
 )
 from lightning_scaler.scaling import (
@@ -148,15 +148,14 @@ def test_systems_made_in_inference_mode_are_copied():
 
 def index(atoms, targets, known):
     """Rows of the targets, which read no label on a device."""
-    layouts = read_layouts(atoms, targets, known)
-    assert all(layouts[name] is known[name] for name in targets)
-    indexed = index_targets(atoms, targets, layouts, "auto", exact=True)[1]
+    indexed = index_batch(atoms, targets, known, "auto", exact=True).targets
+    assert all(indexed[name].layout is known[name] for name in targets)
     return {name: target.rows for name, target in indexed.items()}
 
 
 @pytest.mark.parametrize("device", [CPU, META])
 def test_types_and_labels_are_read_before_the_move(device):
-    """The meta device has no numbers: reading one raises."""
+    """The meta device has no values: reading one raises."""
     energy, charges = structure_target([1.0, 2.0]), atom_target([1.0] * 3, [[0, 0], [0, 1], [1, 0]])
     batch = ([system(8, 1), system(6)], {"e": energy, "q": charges})
     known = {name: TargetLayout.of(name, tensor) for name, tensor in batch[1].items()}
@@ -233,7 +232,7 @@ def test_lists_of_systems_that_have_changed_are_read_again():
 
 @pytest.mark.parametrize("baseline", [None, CompositionBaseline()])
 def test_conversions_of_a_moved_batch_do_not_wait_for_the_device(baseline):
-    """The meta device has no numbers: reading one raises."""
+    """The meta device has no values: reading one raises."""
     structures = [system(8, 1), system(6)]
     rows = labels(["system", "atom"], [[0, 0], [0, 1], [1, 0]])
     given = {
@@ -255,7 +254,7 @@ def test_conversions_of_a_moved_batch_do_not_wait_for_the_device(baseline):
 
 
 class ComparisonsOnOneDevice(TorchDispatchMode):
-    """Finds tensors without numbers equal, and refuses to compare tensors of two devices."""
+    """Finds tensors without values equal, and refuses to compare tensors of two devices."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.is_set_to.default and args[0].is_meta:

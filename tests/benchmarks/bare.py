@@ -1,7 +1,7 @@
 """What is left of a fit and of a conversion without everything that a user needs beside them.
 
 One TorchScript call reads the types of the atoms, compares rows and layouts once, and computes. It
-has no settings, no baseline, no missing entries, no unseen types, no gradients, no names in errors;
+has no settings, no baseline, no missing values, no unseen types, no gradients, no names in errors;
 nothing is kept for the next batch. What it takes is about what TorchScript takes.
 """
 
@@ -92,7 +92,7 @@ def apply(
 
 
 def bare(work: Workload, n_batches: int) -> dict[str, Callable[[], Callable[[], Any]]]:
-    """Fit and conversion to time, which give what the package gives; none for missing entries.
+    """Fit and conversion to time, which give what the package gives; none for missing values.
 
     Args:
         work: a batch.

@@ -22,7 +22,7 @@ class SilentModel(MoleculesModel):
     """The example model outside of a Trainer."""
 
     def log(self, *args: Any, **kwargs: Any) -> None:
-        """Nowhere."""
+        """Log nothing: there is no Trainer."""
 
 
 def fit_pass() -> tuple[int, dict[str, Callable[[], Callable[[], Any]]]]:
@@ -69,7 +69,7 @@ def training_step(times: int) -> dict[str, float]:
     """Median milliseconds of a training step of 32 molecules, and of its parts in their place."""
     cutoff = inspect.signature(MoleculesModel.__init__).parameters["cutoff"].default
     data, model = MoleculesDataset("train", cutoff), TimedModel()
-    # Neighbours in the data set are the same molecule.
+    # Neighbours in the dataset are the same molecule.
     batch = collate([data[i] for i in range(0, len(data), len(data) // 32)][:32])
     accumulator = ScaleAccumulator(None, INTENSIVE, CompositionBaseline())
     accumulator.update(*model.unpack_batch(batch))

@@ -104,7 +104,7 @@ def workload(
     missing: str = "",
     large: bool = False,
 ) -> Workload:
-    """A batch of some targets; 30 % of the entries may be missing, by ``"nan"`` or ``"mask"``."""
+    """A batch of some targets; 30 % of the values may be missing, by ``"nan"`` or ``"mask"``."""
     systems = systems_of(n_systems, n_atoms, n_types)
     targets, masks = {name: TARGETS[name](systems) for name in names}, {}
     if missing == "nan":

@@ -1,4 +1,4 @@
-"""Torchmetrics in the units of the data set."""
+"""Torchmetrics in the units of the dataset."""
 
 import copy
 import math

@@ -606,7 +606,7 @@ def test_missing_values_of_a_new_type_in_the_second_block():
 
 
 def test_two_scalers_and_one_batch():
-    """What is known of a tensor is known for the layout that it was compared with."""
+    """Each compares a target with its own layout, even if they share the atoms of a batch."""
     atoms, charges = Atoms.from_systems(SYSTEMS), targets()["charges"]
     scaler = fit(SYSTEMS, {"charges": charges})
     single = atom_target(np.ones((6, 1)), atom_samples(1, 3, 2))

@@ -161,7 +161,7 @@ def test_predictions_take_the_dtype_of_their_own_target(scaler):
 
 
 def test_targets_without_blocks_have_no_dtype():
-    """The first of the batch is not the one to say what the others are."""
+    """The dtype is that of the first target with blocks, not of the first target."""
     given = {"dipole": structure_target([1.0, 2.0]), "energy": structure_target([3.0, 12.0])}
     scaler = fit(SYSTEMS, given)
     nothing = TensorMap(Labels("_", torch.empty((0, 1), dtype=torch.int64)), [])
@@ -191,7 +191,7 @@ def test_pairs_have_the_dtype_of_the_loss_and_are_not_scaled(dtype, predicted):
 
 
 def test_predictions_of_pairs_take_the_dtype_of_a_target_that_has_another():
-    """As of all others: the targets of a user's own may have several."""
+    """As all predictions do: targets that a user converts may differ in dtype."""
     rows = [[0, 0, 0, 0, 0, 0]]
     given = {"hopping": pair_target([[3.0, 4.0]], rows), "energy": structure_target([3.0, 12.0])}
     scaler = fit(SYSTEMS, given)
@@ -214,7 +214,7 @@ def test_physical_values_of_blocks_without_data_take_the_scale_of_the_target():
 
 
 def test_rows_and_layout_of_masked_targets_are_kept(scaler):
-    """So that a device need not be asked for the labels again."""
+    """Otherwise their labels would be read from the device again."""
     charges = atom_target([1.0] * 4, atom_samples(1, 3))
     mask = mask_of(charges, [[True, False, True, True]])
     batch = {"system": SYSTEMS, "charges": charges, "charges_mask": mask}

@@ -10,7 +10,7 @@ from builders import forces, labels, scale, spherical, structure_target, system
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
 from lightning_scaler.batches import Atoms
 from lightning_scaler.statistics import PendingBatches, copy_small_values
-from lightning_scaler.statistics.pending import MOST_GROUPS, SYSTEMS_PER_GROUP, VALUES_PER_GROUP
+from lightning_scaler.statistics.pending import MAX_GROUPS, SYSTEMS_PER_GROUP, VALUES_PER_GROUP
 from lightning_scaler.tensors import TargetLayout
 
 NAN, INF = float("nan"), float("inf")
@@ -88,14 +88,14 @@ def test_group_is_read_before_another_dtype_or_layout():
 
 def test_number_of_groups_is_bounded():
     pending, atoms = PendingBatches(), atoms_of([8])
-    for n in range(1, 4 * MOST_GROUPS):
+    for n in range(1, 4 * MAX_GROUPS):
         names = [f"e{i}" for i in range(n)]
         values = {name: [torch.full((1, 1), float(n))] for name in names}
         due = pending.add(dict.fromkeys(names, SOME), atoms, values)
         # All groups at a time, as soon as there is one more.
-        expected = MOST_GROUPS if n > MOST_GROUPS and n % MOST_GROUPS == 1 else 0
+        expected = MAX_GROUPS if n > MAX_GROUPS and n % MAX_GROUPS == 1 else 0
         assert len(due) == expected
-        assert len(pending) <= MOST_GROUPS
+        assert len(pending) <= MAX_GROUPS
 
 
 def test_what_may_wait():

@@ -60,7 +60,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """A data set with one target, ``"t"``, and the settings of its fit.
+    """A dataset with one target, ``"t"``, and the settings of its fit.
 
     Attributes:
         per_atom: whether the target is per-atom.
@@ -264,7 +264,7 @@ def cases(
     every_block: bool = False,
     complete: bool = False,
 ) -> Case:
-    """A data set of one target.
+    """A dataset of one target.
 
     Args:
         families: kinds of keys.

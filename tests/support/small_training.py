@@ -1,4 +1,4 @@
-"""A small data set and a small network for runs of a real Trainer, and what these fit."""
+"""A small dataset and a small network for runs of a real Trainer, and what these fit."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -116,7 +116,7 @@ def collate(items: Sequence[Any]) -> dict[str, Any]:
 
 
 class SmallData(LightningDataModule):
-    """Loaders over the small data set, with an incomplete last batch."""
+    """Loaders over the small dataset, with an incomplete last batch."""
 
     def __init__(
         self,

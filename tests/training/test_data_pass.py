@@ -104,7 +104,7 @@ def test_workers_of_the_data_pass_have_ended_when_training_begins(tmp_path):
 
 
 def test_the_data_pass_restores_all_global_random_states(tmp_path):
-    """With a data set that draws from all global generators, as augmentations do."""
+    """With a dataset that draws from all global generators, as augmentations do."""
 
     class Drawing(SmallDataset):
         def __getitem__(self, index):

@@ -108,7 +108,7 @@ def test_iterable_datasets_are_read_as_they_are():
 @pytest.mark.parametrize(
     "loader",
     [DataLoader(Stream(), batch_size=4), Endless(), DataLoader(range(40), batch_size=4)],
-    ids=["iterable data set", "endless", "data set"],
+    ids=["iterable dataset", "endless", "dataset"],
 )
 @pytest.mark.parametrize(
     ("world_size", "limit", "expected"), [(3, 2, [1, 1, 0]), (3, 7, [3, 2, 2]), (2, 4, [2, 2])]
