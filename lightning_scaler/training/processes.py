@@ -3,17 +3,21 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed
 from lightning.pytorch import Trainer
 
+from .connections import Connections, ProcessEndedError
+
 # How often a process that reads data asks whether another one has failed.
 SECONDS_BETWEEN_CHECKS = 2.0
 # How long a process that has failed waits for the others to read why.
 SECONDS_TO_READ_A_FAILURE = 5.0
+# How long a process that has lost the store waits for the reason.
+SECONDS_TO_LEARN_WHY = 1.0
 LONGEST_PAUSE = 0.25
 # The store drops the connection at messages of 8 MiB.
 LONGEST_MESSAGE = 100_000
@@ -56,18 +60,20 @@ class FitProcesses:
         self._broadcast = broadcast
         self._n_barriers = 0
         self._last_check = time.monotonic()
+        self._connections = None if store is None else Connections(rank, world_size, store)
 
     def check_for_failure(self) -> None:
         """Raise if another process has failed; most calls return at once, without the store.
 
         Raises:
-            RuntimeError: if another process has failed, with its message.
+            RuntimeError: if another process has failed, with its message, or has ended.
         """
         now = time.monotonic()
         if self._store is not None and now - self._last_check >= SECONDS_BETWEEN_CHECKS:
             self._last_check = now
-            if self._store.check([FAILURE]):
-                raise _OtherProcessFailedError
+            failure = self._find_failure()
+            if failure is not None:
+                raise failure
 
     def barrier(self) -> None:
         """Wait until all processes have called this.
@@ -83,11 +89,14 @@ class FitProcesses:
         pause = 0.001
         while self._store.add(arrived, 0) < self.world_size:
             # A process may pass this barrier and fail later, so count again.
-            failed = self._store.check([FAILURE])
-            if failed and self._store.add(arrived, 0) < self.world_size:
-                raise _OtherProcessFailedError
+            failure = self._find_failure()
+            if failure is not None and self._store.add(arrived, 0) < self.world_size:
+                raise failure
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
+        # Rank 0 is here, so its address is known.
+        assert self._connections is not None
+        self._connections.connect()
 
     def check_equal(self, local: Mapping[str, Any], advice: str) -> None:
         """Check that values are the same on all processes, by their ``repr``.
@@ -157,15 +166,62 @@ class FitProcesses:
             The error that was reported first by any process, with its rank.
         """
         assert self._store is not None
-        if not isinstance(error, _OtherProcessFailedError) and self._store.add("failures", 1) == 1:
-            message = f"on rank {self.rank}: {type(error).__name__}: {error}"
-            self._store.set(FAILURE, message[:LONGEST_MESSAGE])
-        # The store ends with rank 0, and launchers end all processes when one of them does.
-        self._store.add("stopped", 1)
-        deadline = time.monotonic() + SECONDS_TO_READ_A_FAILURE
-        while self._store.add("stopped", 0) < self.world_size and time.monotonic() < deadline:
+        if isinstance(error, _OtherProcessFailedError):
+            reason = str(error)
+        elif isinstance(error, ProcessEndedError):
+            reason = f"on rank {error.rank}: {error}"
+        else:
+            reason = f"on rank {self.rank}: {type(error).__name__}: {error}"[:LONGEST_MESSAGE]
+        try:
+            if self._store.add("failures", 1) == 1:
+                self._store.set(FAILURE, reason)
+            # The store ends with rank 0, and launchers end all processes when one of them does.
+            self._store.add("stopped", 2 if isinstance(error, ProcessEndedError) else 1)
+            deadline = time.monotonic() + SECONDS_TO_READ_A_FAILURE
+            while self._store.add("stopped", 0) < self.world_size and time.monotonic() < deadline:
+                time.sleep(LONGEST_PAUSE / 5)
+            reason = str(self._store.get(FAILURE), "utf-8")
+        except torch.distributed.DistError:
+            pass  # Rank 0 has ended, and the store with it.
+        self.close(reason)
+        return reason
+
+    def wait_for_reason(self) -> str | None:
+        """Why the connection to the store was lost, if that is known within a second."""
+        deadline = time.monotonic() + SECONDS_TO_LEARN_WHY
+        while self._connections is not None and time.monotonic() < deadline:
+            try:
+                reason = self._connections.check()
+            except ProcessEndedError as error:
+                return f"on rank {error.rank}: {error}"
+            if reason:
+                return reason
             time.sleep(LONGEST_PAUSE / 5)
-        return str(self._store.get(FAILURE), "utf-8")
+        return None
+
+    def close(self, reason: str = "") -> None:
+        """Tell the other processes that this one leaves the fit.
+
+        Args:
+            reason: why, if it does not leave because all is done.
+        """
+        if self._connections is not None:
+            self._connections.close(reason)
+
+    def _find_failure(self) -> Exception | None:
+        """The failure of another process, if there is one."""
+        assert self._connections is not None
+        try:
+            reason = self._connections.check()
+        except ProcessEndedError as ended:
+            # A process that reports its failure may end at once.
+            with suppress(torch.distributed.DistError):
+                if self._store.check([FAILURE]):
+                    return _OtherProcessFailedError(str(self._store.get(FAILURE), "utf-8"))
+            return ended
+        if reason is None and self._store.check([FAILURE]):
+            reason = str(self._store.get(FAILURE), "utf-8")
+        return None if reason is None else _OtherProcessFailedError(reason)
 
 
 @contextmanager
@@ -188,17 +244,20 @@ def fit_processes(trainer: Trainer) -> Iterator[FitProcesses]:
     except ProcessesDisagreeError:
         raise
     except torch.distributed.DistError as error:
-        raise RuntimeError(
-            "fitting the target scales: the connection to the other processes was lost, probably "
-            "because one of them has ended; see its output"
-        ) from error
+        reason = processes.wait_for_reason() or (
+            "because the connection to the other processes was lost, probably because one of them "
+            "has ended; see its output"
+        )
+        raise RuntimeError(f"fitting the target scales failed {reason}") from error
     except Exception as error:
         message = f"fitting the target scales failed {processes.report_failure(error)}"
-        cause = None if isinstance(error, _OtherProcessFailedError) else error
-        raise RuntimeError(message) from cause
+        others = isinstance(error, _OtherProcessFailedError | ProcessEndedError)
+        raise RuntimeError(message) from (None if others else error)
     except BaseException as error:
         processes.report_failure(error)
         raise
+    finally:
+        processes.close()
 
 
 class _OtherProcessFailedError(Exception):

@@ -1,5 +1,6 @@
 """Agreement and failures of processes, which are threads with a common store here."""
 
+import contextlib
 import threading
 import time
 
@@ -24,7 +25,8 @@ def on_all_ranks(work, world_size=3):
 
     def on_rank(rank):
         try:
-            answers[rank] = work(FitProcesses(rank, world_size, store))
+            with contextlib.closing(FitProcesses(rank, world_size, store)) as process:
+                answers[rank] = work(process)
         except Exception as error:
             answers[rank] = error
 
@@ -84,17 +86,20 @@ class StoreWithALateFailure:
 
     def __init__(self):
         self.store = HashStore()
-        self.add = self.store.add
+        self.add, self.set, self.get = self.store.add, self.store.set, self.store.get
+        self.timeout = self.store.timeout
 
     def check(self, keys):
-        self.store.add("barrier 1", 1)
-        self.store.set(processes.FAILURE, "on rank 1: ValueError: later")
+        if keys == [processes.FAILURE]:
+            self.store.add("barrier 1", 1)
+            self.store.set(processes.FAILURE, "on rank 1: ValueError: later")
         return self.store.check(keys)
 
 
 def test_a_failure_after_a_barrier_does_not_stop_processes_at_it():
     """The others are in the collective behind it already and would wait forever."""
-    FitProcesses(0, 2, StoreWithALateFailure()).barrier()
+    with contextlib.closing(FitProcesses(0, 2, StoreWithALateFailure())) as process:
+        process.barrier()
 
 
 def test_the_first_of_several_failures_is_reported(short_waits):
