@@ -54,6 +54,7 @@ SECONDS_UNTIL_ALL_HAVE_ENDED = 40.0
 MOMENTS = {
     "killed": ("pass", "gather", "first step", "checkpoint"),
     "data set fails": ("pass", "first step"),
+    "fails after rank 0 has exited": ("pass",),
     "sampler fails": ("pass",),
     "hook fails": ("first step", "checkpoint"),
     "collate function fails": ("pass",),
@@ -92,6 +93,8 @@ class Draw:
             return ""  # The data pass is over, and Lightning reports the failure.
         if self.fault == "killed":
             return rf"on rank {self.rank}: the process has ended without an error message"
+        if self.fault == "fails after rank 0 has exited":
+            return rf"on rank {self.rank}: OSError: {self.fault}|on rank 0: the process has ended"
         if self.fault == "other layout on one rank":
             return "differ in layout .*target 'charges'"
         rank = 0 if self.fault == "sampler fails" else self.rank
@@ -107,7 +110,7 @@ def draws(number: int, seed: int) -> list[Draw]:
     found = []
     for fault, moment in cases[:number]:
         world_size = chosen.choice(WORLD_SIZES)
-        rank = 0 if fault == "disk full" else chosen.randrange(world_size)
+        rank = 0 if fault == "disk full" else chosen.randrange("rank 0" in fault, world_size)
         count = chosen.randrange(EPOCHS if moment == "checkpoint" else SIZE // world_size)
         found.append(Draw(fault, moment, world_size, rank, count))
     return found
@@ -120,7 +123,9 @@ class Fault(Callback):
     """Commits the fault of a draw when its moment has come."""
 
     def __init__(self, draw: Draw | None, rank: int) -> None:
-        self.draw = draw if draw is not None and draw.rank == rank else None
+        self.rank, self.draw = rank, None
+        if draw is not None and (draw.rank == rank or (rank == 0 and "rank 0" in draw.fault)):
+            self.draw = draw
         self.moment = "pass"
 
     def reached(self, moment: str, count: int | None = None) -> None:
@@ -137,6 +142,11 @@ class Fault(Callback):
             # Writing more than this number of bytes to a file is an OSError from now on.
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (2048, resource.RLIM_INFINITY))
+        elif self.draw.fault == "fails after rank 0 has exited":
+            if self.rank == 0:
+                os._exit(3)
+            time.sleep(1.0)
+            raise OSError(self.draw.fault)
         elif self.draw.fault in ("data set fails", "hook fails"):
             self.moment = "over"
             raise OSError(self.draw.fault)
@@ -333,6 +343,9 @@ def check(draw: Draw, folder: Path, expected: SmallNet) -> float:
         for rank in ranks:
             if rank == killed:
                 assert statuses[rank] == -signal.SIGKILL
+                continue
+            if rank == 0 and "rank 0" in draw.fault:
+                assert statuses[rank] == 3
                 continue
             assert statuses[rank] != 0, f"rank {rank} finished"
             message = (folder / f"message-{rank}.txt").read_text()

@@ -18,7 +18,7 @@ failures = run([
     Draw("killed", "pass", 3, 1, 2),
     Draw("killed", "pass", 3, 0, 2),
     Draw("killed", "gather", 3, 2, 0),
-    Draw("data set fails", "pass", 3, 2, 1),
+    Draw("fails after rank 0 has exited", "pass", 3, 2, 1),
     Draw("disk full", "checkpoint", 3, 0, 0),
     Draw("slow rank", "pass", 3, 1, 0),
 ])
