@@ -4,13 +4,13 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from metatensor.torch import TensorMap, detach
 
 from ..batches import Atoms, is_system
-from ..tensors import describe, is_tensormap
+from ..tensors import describe, from_state, is_tensormap
 
 
 class FrozenModule:
@@ -111,11 +111,21 @@ class FrozenModule:
         return {"name": self.name, "weights": dict(weights or {})}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "FrozenModule":
-        """The inverse of :meth:`state`; the code has to be attached."""
+    def from_state(cls, state: Any) -> "FrozenModule":
+        """The inverse of :meth:`state`; the code has to be attached.
+
+        Raises:
+            InvalidStateError: for a state that is not that of a frozen module.
+        """
+        saved = from_state(_SavedModule, state)
         frozen = cls.__new__(cls)
-        frozen.name, frozen.module, frozen._weights = state["name"], None, state["weights"]
+        frozen.name, frozen.module, frozen._weights = saved.name, None, saved.weights
         return frozen
+
+
+class _SavedModule(NamedTuple):
+    name: str
+    weights: dict[str, Any]
 
 
 def freeze(module: torch.nn.Module | FrozenModule | None) -> FrozenModule | None:

@@ -1,8 +1,8 @@
 """The fitted scales, and the conversions between the three spaces."""
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -12,8 +12,9 @@ from typing_extensions import override
 from ..baselines import FrozenModule, class_name, freeze
 from ..batches import Atoms, HasTypes, index_batch
 from ..settings import Settings, check_choice
-from ..tensors import TargetLayout, state_to_cpu
+from ..tensors import InvalidStateError, TargetLayout, state_from_tensor, state_to_tensor
 from .conversion import SCALE_EXPONENTS, Conversion, convert_targets
+from .scaler_state import ScalerState, read_state, write_state
 from .summary import describe_targets, summarize_baselines, summarize_scales
 from .target_scales import ScaleKind, TargetScales
 
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from ..interop import Source
 
 Space = Literal["physical", "loss", "model"]
-
-# 2: with additive modules.
-STATE_VERSION = 2
 
 
 class Scaler(torch.nn.Module):
@@ -191,7 +189,7 @@ class Scaler(torch.nn.Module):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the scaler to one file."""
-        torch.save(self.get_extra_state(), path)
+        torch.save(self.state(), path)
 
     @classmethod
     def load(
@@ -244,42 +242,50 @@ class Scaler(torch.nn.Module):
         found = read_metatrain(checkpoint, composition, layouts, atomic_types, intensive_targets)
         return cls(found.targets, Settings(enabled=found.enabled, baseline=found.baseline))
 
-    @override
-    def get_extra_state(self) -> dict[str, Any]:
-        """Everything that :meth:`convert` needs, as plain Python objects and tensors."""
-        return {
-            "version": STATE_VERSION,
-            "settings": asdict(self.settings),
-            "targets": {name: scales.state() for name, scales in self.targets.items()},
-            "additive": self.additive and self.additive.state(),
-        }
+    def state(self) -> dict[str, Any]:
+        """Everything that :meth:`convert` needs, as a copy in plain Python objects and tensors."""
+        return copy.deepcopy(self._state())
 
     @override
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore the state returned by :meth:`get_extra_state`.
+    def get_extra_state(self) -> torch.Tensor:
+        """The :meth:`state` as one new float32 tensor on the CPU, a byte from 0 to 255 per element.
+
+        It has 16384 elements, also if the scaler is not fitted, or the next power of two that is
+        enough. Averages of equal copies and casts to half precision leave it intact.
 
         Raises:
-            ValueError: for a state of a newer version.
+            TypeError: for an additive module with a state that cannot be saved without pickle.
         """
-        if not isinstance(state, Mapping):
-            # torch.distributed.checkpoint puts a placeholder here; see the mixin.
+        return state_to_tensor(self._state())
+
+    @override
+    def set_extra_state(self, state: torch.Tensor | Mapping[str, Any]) -> None:
+        """Restore a state, which is checked before anything is changed.
+
+        Args:
+            state: result of :meth:`get_extra_state` or :meth:`state`.
+
+        Raises:
+            InvalidStateError: for a state that is truncated, damaged, a mixture of different
+                states, of a newer version, or of something else. The scales are then kept.
+        """
+        if type(state).__name__ == "_EXTRA_STATE":
+            # torch.distributed.checkpoint passes this where the state dict has no scales.
             return
-        if state["version"] > STATE_VERSION:
-            raise ValueError(
-                f"expected a scaler state of version {STATE_VERSION} or older, got version "
-                f"{state['version']}; update lightning_scaler to read it"
-            )
-        state = state_to_cpu(state)
-        self.settings = Settings(**state["settings"])
-        self.targets = {
-            name: TargetScales.from_state(name, scales) for name, scales in state["targets"].items()
-        }
-        if state.get("additive") is not None:
-            code = None if self.additive is None else self.additive.module
-            self.additive = FrozenModule.from_state(state["additive"])
-            if code is not None and self.additive.needs_module(code):
-                self.additive.attach_module(code)
-                self.additive.to(self._device)
+        # Not inference tensors, which training could not use, nor those of a meta device.
+        with torch.inference_mode(False), torch.device("cpu"):
+            content = state_from_tensor(state) if isinstance(state, torch.Tensor) else state
+            found = read_state(content)
+        additive = found.additive or self.additive
+        if found.additive is not None and self.additive is not None:
+            code = self.additive.module
+            if code is not None and found.additive.needs_module(code):
+                _attach_saved_weights(found.additive, code)
+                found.additive.to(self._device)
+        self.targets, self.settings, self.additive = found.targets, found.settings, additive
+
+    def _state(self) -> dict[str, Any]:
+        return write_state(ScalerState(self.targets, self.settings, self.additive))
 
     @override
     def extra_repr(self) -> str:
@@ -306,9 +312,23 @@ class Scaler(torch.nn.Module):
         state_dict: dict[str, Any],
         prefix: str,
         local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
         *others: Any,
     ) -> None:
-        # A checkpoint from before the plugin has no scales and loads as not fitted.
-        if prefix + "_extra_state" not in state_dict:
-            state_dict[prefix + "_extra_state"] = Scaler().get_extra_state()
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, *others
+        )
+        # Filtered or averaged weights, and those from before the plugin, have no scales.
+        if prefix + "_extra_state" in missing_keys:
+            missing_keys.remove(prefix + "_extra_state")
+
+
+def _attach_saved_weights(additive: FrozenModule, code: torch.nn.Module) -> None:
+    try:
+        additive.attach_module(code)
+    except RuntimeError as error:
+        raise InvalidStateError(
+            f"the saved weights of the additive module {additive.name} do not suit the module "
+            f"given: {error}; construct it as in the fit"
+        ) from error

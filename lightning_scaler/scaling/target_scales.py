@@ -1,9 +1,10 @@
 """The fitted scales and baseline of one target."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
@@ -11,9 +12,19 @@ from torch import Tensor
 
 from ..batches import LARGEST_IN_TABLE, find_types
 from ..settings import FixedScale, UnseenTypes
-from ..tensors import Key, TargetLayout
+from ..tensors import (
+    InvalidStateError,
+    Key,
+    NumberCheck,
+    TargetLayout,
+    TensorCheck,
+    check_shapes,
+    fields_from_state,
+    state_of,
+)
 
 ScaleKind = Literal["per_target", "per_property", "full"]
+
 
 # Attributes that have another name in states, all of which go back to version 0.1.0.
 _SAVED_NAMES = {
@@ -55,17 +66,26 @@ class TargetScales:
 
     layout: TargetLayout
     extensive: bool
-    types: Tensor
-    per_target: Tensor
-    per_property: dict[Key, Tensor]
+    # The annotations say how the fields of a loaded state are checked.
+    types: Annotated[Tensor, TensorCheck("n_types", dtype=torch.int64)]
+    per_target: Annotated[Tensor, TensorCheck("n_rows", allow_nan=True)]
+    per_property: Annotated[
+        dict[Key, Tensor], TensorCheck("n_rows", "n_properties", allow_nan=True)
+    ]
     fixed: FixedScale | None = None
-    fixed_only_types: Tensor = field(default_factory=_no_types)
-    baseline_types: Tensor = field(default_factory=_no_types)
-    weights: dict[Key, Tensor] = field(default_factory=dict)
+    fixed_only_types: Annotated[Tensor, TensorCheck("n_fixed_only_types", dtype=torch.int64)] = (
+        field(default_factory=_no_types)
+    )
+    baseline_types: Annotated[Tensor, TensorCheck("n_baseline_types", dtype=torch.int64)] = field(
+        default_factory=_no_types
+    )
+    weights: Annotated[
+        dict[Key, Tensor], TensorCheck("n_baseline_types", "n_properties", allow_nan=True)
+    ] = field(default_factory=dict)
     fixed_weights: dict[int, float] | None = None
     additive: bool = False
-    rms_before: float = 1.0
-    rms_after: float = 1.0
+    rms_before: Annotated[float, NumberCheck(allow_nan=True)] = 1.0
+    rms_after: Annotated[float, NumberCheck(allow_nan=True)] = 1.0
     explained_variance: float = 0.0
 
     def values(self, kind: ScaleKind, key: Key) -> Tensor:
@@ -183,16 +203,22 @@ class TargetScales:
         return plain
 
     @classmethod
-    def from_state(cls, name: str, state: dict[str, Any]) -> "TargetScales":
-        """The inverse of :meth:`state`."""
-        plain = dict(state)
-        plain["layout"] = TargetLayout.from_state(name, state["layout"])
-        for field_name in ("per_property", "weights"):
-            plain[field_name] = {tuple(key): tensor for key, tensor in state[field_name]}
-        for attribute, saved in _SAVED_NAMES.items():
-            if saved in plain:
-                plain[attribute] = plain.pop(saved)
-        return cls(**plain)
+    def from_state(cls, name: str, state: Any) -> "TargetScales":
+        """The inverse of :meth:`state`.
+
+        Raises:
+            InvalidStateError: for a state that lacks a field, or has a value that does not fit.
+        """
+        with state_of(f"target '{name}'"):
+            if not isinstance(state, Mapping):
+                raise InvalidStateError(f"expected a dict, got a {type(state).__name__}")
+            attributes = {saved: attribute for attribute, saved in _SAVED_NAMES.items()}
+            plain = {attributes.get(saved, saved): value for saved, value in state.items()}
+            if "layout" in plain:
+                plain["layout"] = TargetLayout.from_state(name, plain["layout"])
+            scales: TargetScales = fields_from_state(cls, plain)
+            check_target_scales(scales)
+        return scales
 
 
 def on_device(factors: Tensor, device: torch.device) -> Tensor:
@@ -200,3 +226,54 @@ def on_device(factors: Tensor, device: torch.device) -> Tensor:
     if device.type == "mps":
         factors = factors.float()
     return factors.to(device, non_blocking=True)
+
+
+def check_target_scales(scales: TargetScales) -> None:
+    """Check that the fields of loaded scales agree with each other and with the layout.
+
+    Raises:
+        InvalidStateError: for other shapes, types that are not sorted, scales that are not
+            positive, or values for blocks that the target does not have.
+    """
+    layout = scales.layout
+    per_atom = layout.sample_kind == "atom"
+    sizes = {
+        "n_types": scales.types.numel(),
+        "n_fixed_only_types": scales.fixed_only_types.numel(),
+        "n_baseline_types": scales.baseline_types.numel(),
+    }
+    sizes["n_rows"] = sizes["n_types"] + 2 + sizes["n_fixed_only_types"]
+    n_properties = {key: block.n_properties for key, block in layout.blocks.items()}
+    check_shapes(scales, sizes, {"n_properties": n_properties})
+    if scales.per_property.keys() != n_properties.keys():
+        raise InvalidStateError(
+            f"per_property: expected the blocks {list(n_properties)}, got "
+            f"{list(scales.per_property)}"
+        )
+    if not per_atom and scales.types.tolist() != [-1]:
+        raise InvalidStateError(f"types: expected [-1], got {scales.types.tolist()}")
+    for name in ("types", "fixed_only_types", "baseline_types"):
+        types = getattr(scales, name)
+        if bool((types.diff() <= 0).any()):
+            raise InvalidStateError(f"{name}: expected sorted types, got {types.tolist()}")
+    if isinstance(scales.fixed, dict) and not per_atom:
+        raise InvalidStateError("fixed: expected one number for a target that is not per-atom")
+    fixed = scales.fixed.values() if isinstance(scales.fixed, dict) else [scales.fixed]
+    if any(number is not None and number <= 0 for number in fixed):
+        raise InvalidStateError(f"fixed: expected positive numbers, got {scales.fixed}")
+    for name, values in [
+        ("per_target", scales.per_target),
+        *((f"per_property: {key}", values) for key, values in scales.per_property.items()),
+    ]:
+        # Scales from metatrain, which have no RMS, have none over all types either, and the scale
+        # 0 of a property whose data were 0.
+        imported = math.isnan(scales.rms_before)
+        used = torch.ones(len(values), dtype=torch.bool)
+        used[sizes["n_types"]] = not imported
+        wrong = ~(values[used] > 0.0)
+        if imported and name != "per_target":
+            wrong &= values[used] != 0.0
+        if bool(wrong.any()):
+            raise InvalidStateError(
+                f"{name}: expected positive scales, got {values[used][wrong].tolist()}"
+            )

@@ -3,6 +3,7 @@
 Imports no other room. Nothing here knows what a batch or a scale is.
 """
 
+from .checks import InvalidStateError, NumberCheck, TensorCheck, check_shapes, state_of
 from .labels import (
     blocks_in_batch_order,
     find_gradient_rows,
@@ -14,12 +15,14 @@ from .labels import (
 from .layout import CPU, Invariance, Key, TargetLayout, find_known_layouts, match_layouts
 from .state import (
     digest,
+    fields_from_state,
     flatten_state,
     from_state,
     state_to_cpu,
     to_state,
     unflatten_state,
 )
+from .state_tensor import state_from_tensor, state_to_tensor
 from .tensormaps import (
     apply_mask,
     block_with_samples,
@@ -38,15 +41,20 @@ from .torchscript import scripted, scripted_arithmetic
 
 __all__ = [
     "CPU",
+    "InvalidStateError",
     "Invariance",
     "Key",
+    "NumberCheck",
     "TargetLayout",
+    "TensorCheck",
     "apply_mask",
     "block_with_samples",
     "blocks_in_batch_order",
+    "check_shapes",
     "describe",
     "digest",
     "dtype_of",
+    "fields_from_state",
     "find_gradient_rows",
     "find_known_layouts",
     "find_rows",
@@ -64,7 +72,10 @@ __all__ = [
     "scripted",
     "scripted_arithmetic",
     "scripted_gradients_of_blocks",
+    "state_from_tensor",
+    "state_of",
     "state_to_cpu",
+    "state_to_tensor",
     "take_rows",
     "to_state",
     "unflatten_state",

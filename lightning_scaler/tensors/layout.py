@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import compress
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
+from torch import Tensor
 
+from .checks import InvalidStateError, state_of
 from .labels import have_layouts
+from .state import from_state
 from .tensormaps import check_gradients, describe, dtype_of
 
 Key = tuple[int, ...]
@@ -220,17 +223,25 @@ class TargetLayout:
         }
 
     @classmethod
-    def from_state(cls, name: str, state: dict[str, Any]) -> "TargetLayout":
-        """The inverse of :meth:`state`."""
-        blocks = {
-            tuple(block["key"]): BlockLayout(
-                tuple(_labels(labels) for labels in block["components"]),
-                _labels(block["properties"]),
-            )
-            for block in state["blocks"]
-        }
-        key_names, gradients = tuple(state["key_names"]), tuple(state["gradients"])
-        return cls(name, state["kind"], key_names, blocks, gradients)
+    def from_state(cls, name: str, state: Any) -> "TargetLayout":
+        """The inverse of :meth:`state`.
+
+        Raises:
+            InvalidStateError: for a state that is not that of a layout.
+        """
+        with state_of("layout"):
+            saved = from_state(_SavedLayout, state)
+            blocks: dict[Key, BlockLayout] = {}
+            for block in saved.blocks:
+                key = tuple(block.key)
+                if len(key) != len(saved.key_names) or key in blocks:
+                    raise InvalidStateError(
+                        f"expected different keys named {saved.key_names}, got the key {block.key}"
+                    )
+                components = tuple(_labels(labels) for labels in block.components)
+                blocks[key] = BlockLayout(components, _labels(block.properties))
+        key_names, gradients = tuple(saved.key_names), tuple(saved.gradients)
+        return cls(name, saved.kind, key_names, blocks, gradients)
 
 
 def find_known_layouts(
@@ -278,5 +289,28 @@ def _labels_state(labels: Labels) -> dict[str, Any]:
     return {"names": list(labels.names), "values": labels.values.clone()}
 
 
-def _labels(state: dict[str, Any]) -> Labels:
-    return Labels(list(state["names"]), state["values"])
+class _SavedLabels(NamedTuple):
+    names: list[str]
+    values: Tensor
+
+
+class _SavedBlock(NamedTuple):
+    key: list[int]
+    components: list[_SavedLabels]
+    properties: _SavedLabels
+
+
+class _SavedLayout(NamedTuple):
+    kind: SampleKind
+    key_names: list[str]
+    gradients: list[str]
+    blocks: list[_SavedBlock]
+
+
+def _labels(saved: _SavedLabels) -> Labels:
+    if saved.values.dtype not in (torch.int32, torch.int64):
+        raise InvalidStateError(f"expected integer labels, got {saved.values.dtype}")
+    try:
+        return Labels(list(saved.names), saved.values)
+    except (RuntimeError, ValueError) as error:
+        raise InvalidStateError(f"labels named {saved.names}: {error}") from error

@@ -1,13 +1,26 @@
 """States of plain Python objects and tensors: made from dataclasses, flattened, compared."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from types import UnionType
-from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import torch
+
+from .checks import InvalidStateError, state_of
 
 
 class TensorSlot(NamedTuple):
@@ -123,38 +136,130 @@ def to_state(value: Any) -> Any:
 
 
 def from_state(kind: Any, state: Any) -> Any:
-    """The inverse of :func:`to_state`.
+    """The inverse of :func:`to_state`, which checks the state against the type.
+
+    A field of a dataclass without a value takes its default. A :class:`TensorCheck` in an
+    annotation is applied: ``Annotated[torch.Tensor, TensorCheck("n_types")]``. Numbers must be
+    finite.
 
     Args:
         kind: the type of the value, as it would be annotated: ``dict[int, Means | None]``.
         state: the state of such a value.
+
+    Raises:
+        InvalidStateError: for a value of another type, a missing field, or an unknown one.
 
     Example:
         >>> from_state(dict[tuple[int, int], str], to_state({(0, 1): "a"}))
         {(0, 1): 'a'}
     """
     origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return state
+    if origin is Annotated:
+        if arguments[0] is float:  # its check may allow NaN
+            value = float(state) if type(state) is int else state
+        else:
+            value = from_state(arguments[0], state)
+        for check in arguments[1:]:
+            for where, tensor in value.items() if isinstance(value, dict) else [("", value)]:
+                with state_of(f"{where}") if where else nullcontext():
+                    check.check_kind(tensor)
+        return value
     if origin in (Union, UnionType):
-        if state is None or len(arguments) > 2:
-            return state
-        return from_state(next(part for part in arguments if part is not type(None)), state)
+        return _from_union(arguments, state)
+    if origin is Literal:
+        _expect(isinstance(state, str) and state in arguments, f"one of {list(arguments)}", state)
+        return state
     if origin is dict:
-        pairs = state.items() if isinstance(state, Mapping) else state
-        return {from_state(arguments[0], k): from_state(arguments[1], v) for k, v in pairs}
-    if origin in (list, set, frozenset):
+        return _dict_from_state(arguments, state)
+    if origin in (list, set, frozenset, tuple):
+        _expect(isinstance(state, (list, tuple)), "a list", state)
+        if origin is tuple and arguments[-1] is not Ellipsis:
+            _expect(len(state) == len(arguments), f"{len(arguments)} values", state)
+            return tuple(map(from_state, arguments, state))
         return origin(from_state(arguments[0], part) for part in state)
-    if origin is tuple:
-        if arguments[-1] is Ellipsis:
-            return tuple(from_state(arguments[0], part) for part in state)
-        return tuple(map(from_state, arguments, state))
+    if is_dataclass(kind) and isinstance(kind, type) and isinstance(state, kind):
+        return state
     if hasattr(kind, "from_state"):
         return kind.from_state(state)
     if is_dataclass(kind) or hasattr(kind, "_asdict"):
-        kinds = _annotations(kind)
-        return kind(**{name: from_state(kinds[name], part) for name, part in state.items()})
+        return fields_from_state(kind, state)
+    return _plain_from_state(kind, state)
+
+
+def _from_union(kinds: tuple[Any, ...], state: Any) -> Any:
+    if state is None and type(None) in kinds:
+        return None
+    others = [kind for kind in kinds if kind is not type(None)]
+    for kind in others[:-1]:
+        with suppress(InvalidStateError):
+            return from_state(kind, state)
+    return from_state(others[-1], state)
+
+
+def _dict_from_state(kinds: tuple[Any, ...], state: Any) -> dict[Any, Any]:
+    _expect(isinstance(state, (Mapping, list)), "a dict", state)
+    pairs = list(state.items() if isinstance(state, Mapping) else state)
+    for pair in pairs:
+        _expect(isinstance(pair, (list, tuple)) and len(pair) == 2, "a key and a value", pair)
+    values = {}
+    for name, part in pairs:
+        key = from_state(kinds[0], name)
+        with state_of(f"{key!r}"):
+            values[key] = from_state(kinds[1], part)
+    _expect(len(values) == len(pairs), "no key twice", [name for name, _ in pairs])
+    return values
+
+
+def fields_from_state(kind: Any, state: Any) -> Any:
+    """A dataclass or named tuple from a dict of the states of its fields; see :func:`from_state`.
+
+    Raises:
+        InvalidStateError: for a missing field, an unknown one, or a value of another type.
+    """
+    _expect(isinstance(state, Mapping), "a dict of its fields", state)
+    kinds = _annotations(kind)
+    if is_dataclass(kind):
+        saved = [f for f in fields(kind) if f.init]
+        required = {f.name for f in saved if f.default is MISSING and f.default_factory is MISSING}
+        known = {f.name for f in saved}
+    else:
+        known, required = set(kind._fields), set(kind._fields) - kind._field_defaults.keys()
+    for problem, names in (
+        ("missing fields", required - state.keys()),
+        ("unknown fields", state.keys() - known),
+    ):
+        if names:
+            raise InvalidStateError(f"{problem}: {', '.join(sorted(map(str, names)))}")
+    values = {}
+    for name, part in state.items():
+        with state_of(name):
+            values[name] = from_state(kinds[name], part)
+    return kind(**values)
+
+
+def _plain_from_state(kind: Any, state: Any) -> Any:
+    names = {float: "a finite number", int: "an integer", bool: "True or False", str: "a string"}
+    if kind is float and type(state) is int:
+        return float(state)
+    _expect(
+        type(state) is kind if kind in names else isinstance(state, kind),
+        names.get(kind, f"a {kind.__name__}"),
+        state,
+    )
+    _expect(kind is not float or math.isfinite(state), "a finite number", state)
     return state
+
+
+def _expect(holds: bool, what: str, got: Any) -> None:
+    if not holds:
+        text = repr(got)
+        raise InvalidStateError(
+            f"expected {what}, got {text if len(text) < 80 else type(got).__name__}"
+        )
 
 
 @cache
 def _annotations(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+    return get_type_hints(kind, include_extras=True)

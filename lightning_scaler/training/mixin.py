@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from metatensor.torch import TensorMap, detach
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 from typing_extensions import override
@@ -295,11 +296,25 @@ class TargetScalingMixin(_Module):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Called when a checkpoint is loaded. Restores the scales from their own key.
 
-        Sharding strategies drop non-tensor state.
+        Some strategies load parameters and buffers alone. Without scales in the checkpoint, the
+        module keeps its own, or stays not fitted with a warning.
+        An override must call ``super().on_load_checkpoint(checkpoint)``.
         """
         super().on_load_checkpoint(checkpoint)
         if CHECKPOINT_KEY in checkpoint:
             self.scaler.set_extra_state(checkpoint[CHECKPOINT_KEY])
+        elif "scaler._extra_state" not in checkpoint.get("state_dict", {}):
+            if self.scaler.fitted:
+                rank_zero_info(
+                    "the checkpoint has no target scales; those that the module already has are "
+                    "kept"
+                )
+            else:
+                rank_zero_warn(
+                    "the checkpoint has no target scales, and neither has the module: a "
+                    "TargetScaler will fit new ones. If the weights were trained with scales, "
+                    "give the module those first: module.scaler = Scaler.load(...)"
+                )
 
     def _scaling_step(self, stage: str, batch: Any, dataloader_idx: int = 0) -> torch.Tensor:
         systems, targets, masks = self.unpack_batch(batch)

@@ -193,7 +193,7 @@ class TargetScaler(Callback):
             fitted = self._fit_missing(trainer, module, processes)
             if processes.world_size > 1:
                 processes.check_equal(
-                    {"hash of the scales": digest(module.scaler.get_extra_state())},
+                    {"hash of the scales": digest(module.scaler.state())},
                     "give all processes the same checkpoint or Scaler, and the same versions of "
                     "the packages",
                 )

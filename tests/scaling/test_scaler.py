@@ -205,7 +205,7 @@ def test_save_and_load(tmp_path, unseen):
 def test_saved_file_runs_no_pickled_code(tmp_path):
     fitted().save(str(tmp_path / "scaler.pt"))
     state = torch.load(tmp_path / "scaler.pt", weights_only=True)
-    assert state["version"] == 2
+    assert state["version"] == 3
 
 
 def test_state_dict_of_a_module_that_holds_it(tmp_path):
@@ -218,23 +218,31 @@ def test_state_dict_of_a_module_that_holds_it(tmp_path):
     assert_identical(again["scaler"], fitted())
 
 
-def test_old_state_dict_loads_as_not_fitted():
-    class Model(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Linear(2, 2)
-            self.scaler = fitted()
+def without_scales(model):
+    return OrderedDict((k, v) for k, v in model.state_dict().items() if "scaler" not in k)
 
-    model = Model()
-    old = OrderedDict((k, v) for k, v in model.state_dict().items() if "scaler" not in k)
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_state_dict_without_scales_never_changes_the_scaler(strict):
+    """Weights of adapters, averaged or filtered weights, and weights from before the plugin."""
+    model = torch.nn.ModuleDict({"layer": torch.nn.Linear(2, 2), "scaler": fitted()})
+    old = without_scales(model)
     names = list(old)
-    model.load_state_dict(old)
-    assert not model.scaler.fitted
+    assert model.load_state_dict(old, strict=strict) == ([], [])
+    assert_identical(model["scaler"], fitted())
+    fresh = torch.nn.ModuleDict({"layer": torch.nn.Linear(2, 2), "scaler": Scaler()})
+    assert fresh.load_state_dict(old, strict=strict) == ([], [])
+    assert not fresh["scaler"].fitted
     assert list(old) == names
 
 
+def test_an_unknown_entry_of_the_scaler_in_a_state_dict_is_still_unexpected():
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*\"scale\""):
+        fitted().load_state_dict({"scale": torch.ones(1)})
+
+
 def test_state_of_the_first_version():
-    state = fitted().get_extra_state()
+    state = fitted().state()
     state["version"] = 1
     del state["additive"]
     for scales in state["targets"].values():
@@ -245,9 +253,9 @@ def test_state_of_the_first_version():
 
 
 def test_state_of_a_later_version():
-    state = fitted().get_extra_state()
+    state = fitted().state()
     state["version"] += 1
-    with pytest.raises(ValueError, match=r"version 2 or older, got version 3; update"):
+    with pytest.raises(ValueError, match=r"version 3 or older, got version 4; update"):
         Scaler().set_extra_state(state)
 
 

@@ -174,6 +174,7 @@ def test_state_comes_back(tmp_path):
         scales(),
         fixed={1: 2.0, 8: 3.0},
         fixed_weights={1: -0.5},
+        baseline_types=torch.tensor([1, 8]),
         weights={(0, 1): torch.ones(2, 2).double()},
     )
     torch.save(ours.state(), tmp_path / "scales.pt")

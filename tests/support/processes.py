@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed
+import torch.distributed.checkpoint
 from builders import labels
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -122,11 +123,11 @@ def scales_of_loaders(folder, world_size):
         for batch_size in BATCH_SIZES:
             data = Sampled(kind, batch_size, world_size)
             net = fitted(folder, world_size, data)
-            answers[kind, batch_size] = (net.scaler.get_extra_state(), data.train.reads)
+            answers[kind, batch_size] = (net.scaler.state(), data.train.reads)
     for size in (1, 2):  # fewer samples than processes
         data = SmallData(size, 1)
         net = fitted(folder, world_size, data, unseen_types="pooled")
-        answers["few", size] = (net.scaler.get_extra_state(), data.train.reads)
+        answers["few", size] = (net.scaler.state(), data.train.reads)
     return answers
 
 
@@ -316,7 +317,7 @@ def faults(folder, world_size):
         if fault == "other settings" and data.last:
             options = {"limit_batches": 4, "fixed_scales": {"charges": 2.0}}
         if fault == "another last bit" or (fault == "scales on one rank" and rank == 0):
-            state = copy.deepcopy(fitted_before.scaler.get_extra_state())
+            state = copy.deepcopy(fitted_before.scaler.state())
             if data.last:
                 state["targets"]["dipole"]["per_target"] *= 1 + 2.0**-52
             net.scaler.set_extra_state(state)
@@ -336,7 +337,7 @@ def faults(folder, world_size):
             "reads": len(data.train.reads),
         }
     # Failures leave no trace in the process group.
-    answers["afterwards"] = fitted(folder, world_size, SmallData()).scaler.get_extra_state()
+    answers["afterwards"] = fitted(folder, world_size, SmallData()).scaler.state()
     return answers
 
 
@@ -426,14 +427,14 @@ def resumed(folder, world_size, kind="ddp"):
     answers = {}
     runs = {"whole": (2, None), "first": (1, None), "second": (2, f"{folder}/{kind}.ckpt")}
     for name, (epochs, path) in runs.items():
-        net = (Parallel if kind == "model-parallel" else SmallNet)()
+        net = (SmallNet if kind == "ddp" else Parallel)()
         data = Sampled("sequential", 4, world_size)
         strategy = "ddp"
-        if kind == "model-parallel":
+        if kind != "ddp":
             strategy = ModelParallelStrategy(
                 data_parallel_size=world_size,
                 tensor_parallel_size=1,
-                save_distributed_checkpoint=False,
+                save_distributed_checkpoint=kind == "distributed-checkpoint",
             )
         options = {"strategy": strategy, "max_epochs": epochs}
         trainer = trainer_of(folder, world_size, callbacks=[scaler_callback()], **options)
@@ -443,9 +444,19 @@ def resumed(folder, world_size, kind="ddp"):
         answers[name] = {
             "losses": net.losses,
             "reads": len(data.train.reads),
-            "state": net.scaler.get_extra_state(),
+            "state": net.scaler.state(),
         }
     return answers
+
+
+def distributed_checkpoint(folder, world_size):
+    """The states of a fitted network and of a fresh one that loaded it from shards."""
+    net, fresh = fitted(folder, world_size, SmallData()), SmallNet()
+    torch.distributed.checkpoint.save(net.state_dict(), checkpoint_id=f"{folder}/shards")
+    loaded = fresh.state_dict()
+    torch.distributed.checkpoint.load(loaded, checkpoint_id=f"{folder}/shards")
+    fresh.load_state_dict(loaded)
+    return [net.scaler.state(), fresh.scaler.state()]
 
 
 def run(folder, world_size):
@@ -459,7 +470,9 @@ def run(folder, world_size):
         answers["collectives"] = collectives(folder, world_size)
         answers["faults"] = faults(folder, world_size)
         answers["ddp"] = resumed(folder, world_size)
-        answers["model-parallel"] = resumed(folder, world_size, "model-parallel")
+        for kind in ("model-parallel", "distributed-checkpoint"):
+            answers[kind] = resumed(folder, world_size, kind)
+        answers["shards"] = distributed_checkpoint(folder, world_size)
     return answers
 
 

@@ -245,7 +245,7 @@ def assert_same_numbers(first: dict[str, Any], second: dict[str, Any], rtol: flo
 
 
 def assert_same_scales(first: Scaler, second: Scaler, rtol: float = 0.0) -> None:
-    assert_same_numbers(first.get_extra_state(), second.get_extra_state(), rtol)
+    assert_same_numbers(first.state(), second.state(), rtol)
 
 
 def per_target_scales(scaler: Scaler, target: str) -> list[float]:
@@ -255,6 +255,6 @@ def per_target_scales(scaler: Scaler, target: str) -> list[float]:
 
 def baseline_weights(scaler: Scaler, target: str) -> list[dict[int, float]]:
     """The contribution of each atomic type, for each block with a baseline."""
-    saved = scaler.get_extra_state()["targets"][target]
+    saved = scaler.state()["targets"][target]
     types = saved["composition_types"].tolist()
     return [dict(zip(types, w[:, 0].tolist(), strict=True)) for _, w in saved["weights"]]

@@ -1,12 +1,12 @@
 """States of dataclasses and named tuples."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import pytest
 import torch
 
-from lightning_scaler.tensors import from_state, to_state
+from lightning_scaler.tensors import InvalidStateError, TensorCheck, from_state, to_state
 
 
 class Pair(NamedTuple):
@@ -90,13 +90,56 @@ def test_state_holds_plain_objects_in_a_fixed_order():
 
 def test_unknown_and_missing_parts_are_refused():
     state = to_state(everything())
-    with pytest.raises(KeyError, match="other"):
+    with pytest.raises(InvalidStateError, match="unknown fields: other"):
         from_state(Everything, {**state, "other": 1})
     del state["text"]
-    with pytest.raises(TypeError, match="text"):
+    with pytest.raises(InvalidStateError, match="missing fields: text"):
         from_state(Everything, state)
 
 
 def test_empty_dict_with_any_keys():
     assert from_state(dict[int, str], to_state({})) == {}
     assert from_state(dict[str, Pair], to_state({})) == {}
+
+
+@dataclass
+class Checked:
+    sums: Annotated[torch.Tensor, TensorCheck("n_types", positive=True)]
+    label: Literal["a", "b"] = "a"
+    numbers: dict[int, float] = field(default_factory=dict)
+
+
+def test_a_missing_field_with_a_default_takes_it():
+    assert from_state(Checked, {"sums": torch.ones(2).double()}).label == "a"
+
+
+@pytest.mark.parametrize(
+    ("field_name", "value", "message"),
+    [
+        ("sums", torch.ones(2), "sums: expected torch.float64, got torch.float32"),
+        ("sums", torch.ones(2, 2).double(), r"sums: expected the shape \(n_types\), got \(2, 2\)"),
+        ("sums", torch.tensor([1, torch.nan]).double(), r"sums: expected positive .* \[nan\]"),
+        ("sums", torch.tensor([1, torch.inf]).double(), r"sums: expected positive .* \[inf\]"),
+        ("sums", torch.tensor([0, -1.0]).double(), r"sums: expected positive .* \[0.0, -1.0\]"),
+        ("sums", [1.0], r"sums: expected a Tensor, got \[1.0\]"),
+        ("label", "c", r"label: expected one of \['a', 'b'\], got 'c'"),
+        ("label", torch.ones(1), r"label: expected one of \['a', 'b'\], got tensor"),
+        ("numbers", [1], "numbers: expected a key and a value, got 1"),
+        ("numbers", 3, "numbers: expected a dict, got 3"),
+        ("numbers", {1: "x"}, "numbers: 1: expected a finite number, got 'x'"),
+        ("numbers", {1: float("nan")}, "numbers: 1: expected a finite number, got nan"),
+        ("numbers", {1.5: 1.0}, "numbers: expected an integer, got 1.5"),
+        ("numbers", {True: 1.0}, "numbers: expected an integer, got True"),
+        ("numbers", [[1, 1.0], [1, 2.0]], "numbers: expected no key twice"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_refused_with_their_field(field_name, value, message):
+    state = {"sums": torch.ones(2).double(), field_name: value}
+    with pytest.raises(InvalidStateError, match=message):
+        from_state(Checked, state)
+
+
+@pytest.mark.parametrize("state", [None, 1, "text", [], torch.ones(2)])
+def test_a_state_that_is_no_dict_is_refused(state):
+    with pytest.raises(InvalidStateError, match="expected a dict of its fields, got"):
+        from_state(Checked, state)

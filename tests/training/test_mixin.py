@@ -429,7 +429,8 @@ def test_a_checkpoint_without_a_scaler_loads_as_not_fitted(tmp_path):
     trainer = quiet_trainer(tmp_path)
     trainer.strategy.connect(PlainNet())
     trainer.save_checkpoint(tmp_path / "old.ckpt")
-    net = SmallNet.load_from_checkpoint(tmp_path / "old.ckpt", weights_only=True)
+    with pytest.warns(UserWarning, match=r"the checkpoint has no target scales, .* Scaler.load"):
+        net = SmallNet.load_from_checkpoint(tmp_path / "old.ckpt", weights_only=True)
     assert not net.scaler.fitted
     data = SmallData()
     quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(net, data)

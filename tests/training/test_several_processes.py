@@ -21,6 +21,8 @@ from small_training import (
     scaler_callback,
 )
 
+from lightning_scaler.tensors import digest
+
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 # About five times what they take.
@@ -91,7 +93,7 @@ def test_ddp_spawn_returns_the_scales_to_the_main_process(alone, tmp_path):
     """The first test, since it can run while the groups do."""
     net, options = SmallNet(), {"strategy": "ddp_spawn", "devices": 2}
     quiet_trainer(tmp_path, callbacks=[scaler_callback()], **options).fit(net, processes.LateData())
-    assert largest_difference(net.scaler.get_extra_state(), alone["scales"]["random", 4][0]) <= 1
+    assert largest_difference(net.scaler.state(), alone["scales"]["random", 4][0]) <= 1
 
 
 def test_scales_equal_those_of_one_process_for_every_kind_of_loader(alone, together):
@@ -170,7 +172,14 @@ def test_metrics_count_padded_samples_once(alone, together):
                     assert errors[name] == pytest.approx(value, rel=1e-12), (case, name)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "model-parallel"])
+def test_distributed_checkpoints_restore_the_scales_of_a_fresh_module(together):
+    for answers in together:
+        saved, loaded = answers["shards"]
+        assert saved["targets"]
+        assert digest(loaded) == digest(saved)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "model-parallel", "distributed-checkpoint"])
 def test_a_resumed_run_has_no_data_pass_and_the_losses_of_an_uninterrupted_one(together, strategy):
     """ModelParallelStrategy restores the scales after on_fit_start."""
     for answers in together:
