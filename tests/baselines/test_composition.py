@@ -46,7 +46,7 @@ def test_weights_are_the_least_squares_fit_to_the_totals(extensive):
     intensive = () if extensive else ("t",)
     target = structure_target(ENERGIES)
     scaler = fit(SYSTEMS, {"t": target}, baseline=FITTED, intensive_targets=intensive)
-    weights = np.linalg.lstsq(COUNTS, ENERGIES)[0]
+    weights = np.linalg.lstsq(COUNTS, ENERGIES, rcond=None)[0]
     np.testing.assert_allclose(weights_of(scaler).ravel(), weights, rtol=1e-12)
     left = ENERGIES - COUNTS @ weights
     np.testing.assert_allclose(
@@ -94,7 +94,7 @@ def test_missing_values_do_not_affect_the_fit_of_other_properties():
     scaler = fit(SYSTEMS, {"t": structure_target(values)}, baseline=FITTED)
     for column in range(3):
         keep = ~np.isnan(values[:, column])
-        expected = np.linalg.lstsq(COUNTS[keep], values[keep, column])[0]
+        expected = np.linalg.lstsq(COUNTS[keep], values[keep, column], rcond=None)[0]
         np.testing.assert_allclose(weights_of(scaler)[:, column], expected, rtol=1e-10)
         left = (values[keep, column] - COUNTS[keep] @ expected) / COUNTS[keep].sum(1)
         assert scale(scaler, "t")[0][column] == pytest.approx(
@@ -118,7 +118,7 @@ def test_only_the_invariant_block_of_a_spherical_target_has_a_baseline():
     target = spherical(values, labels("system", range(5)))
     scaler = fit(SYSTEMS, {"t": target}, baseline=FITTED)
     assert list(scaler.targets["t"].weights) == [(0, 1)]
-    expected = np.linalg.lstsq(COUNTS, values[0].reshape(5))[0]
+    expected = np.linalg.lstsq(COUNTS, values[0].reshape(5), rcond=None)[0]
     np.testing.assert_allclose(weights_of(scaler, key=(0, 1)).ravel(), expected, rtol=1e-11)
 
 
@@ -155,7 +155,7 @@ def test_trace_of_a_rank_two_block_per_structure():
     target = rank_two(values, labels("system", range(5)))
     scaler = fit(SYSTEMS, {"t": target}, baseline=FITTED, intensive_targets=["t"])
     diagonal = values[:, range(3), range(3), 0]
-    expected = np.linalg.lstsq(np.repeat(COUNTS, 3, axis=0), diagonal.ravel())[0]
+    expected = np.linalg.lstsq(np.repeat(COUNTS, 3, axis=0), diagonal.ravel(), rcond=None)[0]
     np.testing.assert_allclose(weights_of(scaler, key=(1, 1, 1, 1)).ravel(), expected, rtol=1e-11)
     left = values - (COUNTS @ expected).reshape(5, 1, 1, 1) * np.eye(3).reshape(1, 3, 3, 1)
     sigma = math.sqrt(math.fsum((left**2).ravel()) / left.size)
@@ -203,7 +203,9 @@ def test_targets_without_fixed_weights_are_fitted():
         "gap": structure_target([1.0, 5.0, 2.0]),
     }
     scaler = fit(water_family(), targets, baseline=fixed)
-    expected = np.linalg.lstsq(np.array([[0, 1], [2, 1], [4, 2]]), np.array([1.0, 5, 2]))[0]
+    expected = np.linalg.lstsq(
+        np.array([[0, 1], [2, 1], [4, 2]]), np.array([1.0, 5, 2]), rcond=None
+    )[0]
     np.testing.assert_allclose(weights_of(scaler, "gap").ravel(), expected, rtol=1e-12)
 
 
@@ -256,8 +258,8 @@ def test_scale_of_large_totals_equals_that_of_two_passes():
     totals = counts @ [-16.5, -1036.2, -2043.7] * 5 + 1e-3 * counts.sum(1) * rng.normal(size=60)
     scaler = fit(systems, {"t": structure_target(totals)}, baseline=FITTED)
     # The first pass subtracts a fit, so that the second one works on small numbers.
-    weights = np.linalg.lstsq(counts, totals)[0]
-    correction = np.linalg.lstsq(counts, totals - counts @ weights)[0]
+    weights = np.linalg.lstsq(counts, totals, rcond=None)[0]
+    correction = np.linalg.lstsq(counts, totals - counts @ weights, rcond=None)[0]
     left = (totals - counts @ (weights + correction)) / counts.sum(1)
     expected = math.sqrt(math.fsum(left**2) / 60)
     assert abs(totals).max() > 1e5
@@ -355,7 +357,7 @@ def test_weights_that_the_compositions_do_not_determine(counts, size):
     accumulator = ScaleAccumulator(baseline=baseline, intensive_targets=["t"])
     for systems, value in zip(molecules(counts), values, strict=True):
         accumulator.update([systems], {"t": structure_target([value])})
-    weights, _, _, _ = np.linalg.lstsq(counts, values)
+    weights, _, _, _ = np.linalg.lstsq(counts, values, rcond=None)
     left = values - counts @ weights
     if np.sqrt((left**2).mean()) < 1e-9 * size:
         with pytest.warns(UserWarning, match="below their rounding noise"):

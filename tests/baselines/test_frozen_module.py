@@ -53,7 +53,7 @@ def test_the_composition_is_fitted_to_the_residuals_of_the_module():
     # H 1 and O 2 give 2, 4, 8; then 0.1, -0.2 and 0.3 that no composition can explain away whole.
     left = np.array([2.1, 3.8, 8.3])
     counts = np.array([[0, 1], [2, 1], [4, 2]])
-    wanted = np.linalg.lstsq(counts, left)[0]
+    wanted = np.linalg.lstsq(counts, left, rcond=None)[0]
     scaler = fit(
         SYSTEMS, {"energy": energies(left)}, additive=Springs(), baseline=CompositionBaseline()
     )
@@ -352,7 +352,7 @@ def test_small_residuals_of_large_totals_are_no_noise_of_a_module_in_short_preci
     module, baseline = Springs(k=0.25, dtype=torch.float32), CompositionBaseline()
     left = [0.25 * r2 + x for r2, x in zip(SQUARES, rest, strict=True)]
     counts = np.array([[0, 1], [2, 1], [4, 2]])
-    left = np.array(left) - counts @ np.linalg.lstsq(counts, np.array(left))[0]
+    left = np.array(left) - counts @ np.linalg.lstsq(counts, left, rcond=None)[0]
     expected = math.sqrt(math.fsum((left / counts.sum(1)) ** 2) / 3)
     scaler = fit(SYSTEMS, {"energy": target}, additive=module, baseline=baseline)
     assert scale(scaler, "energy")[0] == pytest.approx([expected], rel=1e-4)

@@ -56,7 +56,7 @@ def test_reduced_rows_have_the_same_residuals_for_any_weights():
 def test_weights_from_reduced_rows():
     matrix, values = data(7, 3)
     weights = minimum_norm_weights(reduce_rows(double(matrix), double(values)))
-    expected = np.linalg.lstsq(matrix, values)[0]
+    expected = np.linalg.lstsq(matrix, values, rcond=None)[0]
     np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-11)
 
 
@@ -94,7 +94,7 @@ def test_unit_change_by_a_power_of_two_is_exact():
 def test_weights_and_residuals(n_rows):
     matrix, values = data(n_rows, 3)
     problem = problem_of([1, 6, 8], matrix, values)
-    expected = np.linalg.lstsq(matrix, values)[0]
+    expected = np.linalg.lstsq(matrix, values, rcond=None)[0]
     used = (matrix != 0).any(0)
     weights = problem.weights().numpy()
     np.testing.assert_allclose(weights[used], expected[used], rtol=1e-9, atol=1e-12)
@@ -128,10 +128,10 @@ def test_merge_with_other_types_and_the_other_remains_unchanged():
     problem, other = problem_of([1, 8], first, values_1), problem_of([6, 8], second, values_2)
     problem.merge(other)
     assert problem.types.tolist() == [1, 6, 8]
-    expected = np.linalg.lstsq(together, np.concatenate([values_1, values_2]))[0]
+    expected = np.linalg.lstsq(together, np.concatenate([values_1, values_2]), rcond=None)[0]
     np.testing.assert_allclose(problem.weights().numpy(), expected, rtol=1e-11)
     assert other.types.tolist() == [6, 8]
-    expected = np.linalg.lstsq(second, values_2)[0]
+    expected = np.linalg.lstsq(second, values_2, rcond=None)[0]
     np.testing.assert_allclose(other.weights().numpy(), expected, rtol=1e-11)
 
 
@@ -163,7 +163,7 @@ def test_selected_properties_are_a_copy():
     matrix, values = data(9, 3)
     problem = problem_of([1, 6, 8], matrix, values)
     second = problem.select([1])
-    expected = np.linalg.lstsq(matrix, values)[0]
+    expected = np.linalg.lstsq(matrix, values, rcond=None)[0]
     np.testing.assert_allclose(second.weights().numpy(), expected[:, 1:], rtol=1e-11)
     second.add(torch.ones(1, 3).double(), torch.ones(1, 1).double())
     np.testing.assert_allclose(problem.weights().numpy(), expected, rtol=1e-11)
@@ -173,7 +173,7 @@ def test_rows_added_to_a_copy_do_not_reach_the_original():
     matrix, values = data(9, 3)
     problem = problem_of([1, 6, 8], matrix, values)
     problem.copy().add(torch.ones(1, 3).double(), torch.ones(1, 2).double())
-    expected = np.linalg.lstsq(matrix, values)[0]
+    expected = np.linalg.lstsq(matrix, values, rcond=None)[0]
     np.testing.assert_allclose(problem.weights().numpy(), expected, rtol=1e-11)
 
 

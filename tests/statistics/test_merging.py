@@ -143,7 +143,7 @@ class TestLeastSquares(MergeTester):
         residuals = values - matrix @ np.array(self.guess)
         return {
             "types": TYPES,
-            "weights": np.linalg.lstsq(matrix, values)[0],
+            "weights": np.linalg.lstsq(matrix, values, rcond=None)[0],
             "sum_sq_residuals": [sq_sum(residuals[:, p]) for p in range(2)],
             "column_norms": [math.sqrt(sq_sum(matrix[:, i])) for i in range(3)],
         }
@@ -539,7 +539,7 @@ class TestScaleAccumulator(MergeTester):
         matrix = np.array([counts_of(types) for types in COMPOSITIONS])[rows]
         weights = np.zeros(3)
         if self.baseline is not None:
-            weights = np.linalg.lstsq(matrix, totals[rows])[0]
+            weights = np.linalg.lstsq(matrix, totals[rows], rcond=None)[0]
         residuals = (totals[rows] - matrix @ weights) / matrix.sum(1)
         by_type = {(name, z): [] for name in ("forces", "charges") for z in TYPES}
         for numbers, types in zip(self.numbers, COMPOSITIONS, strict=True):
