@@ -14,9 +14,8 @@ from hydra.utils import instantiate
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from metatensor.torch import Labels, TensorBlock, TensorMap, join
 from omegaconf import DictConfig
-from rich.console import Console
 
-from ..reports import errors_table
+from ..reports import errors_table, print_tables
 from ..settings import check_choice
 from ..tensors import block_with_samples, map_blocks
 
@@ -113,7 +112,7 @@ def _test(
     results = trainer.test(model, data, ckpt_path=ckpt_path, verbose=False, weights_only=True)
     if trainer.is_global_zero:
         for name, errors in zip(data.test_names, results, strict=True):
-            Console().print(errors_table(f"Test errors: unseen {name}", errors, data.units))
+            print_tables(errors_table(f"Test errors: unseen {name}", errors, data.units))
 
 
 def _predict(trainer: Trainer, model: LightningModule, data: TestedData, ckpt_path: str) -> None:

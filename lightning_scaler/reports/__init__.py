@@ -1,8 +1,9 @@
-"""Tables from plain values.
+"""Tables from plain values, and printing them.
 
 Imports no other room: the caller passes the values.
 """
 
+from .printing import print_tables
 from .tables import (
     BaselineOfTarget,
     ScalesOfTarget,
@@ -16,5 +17,6 @@ __all__ = [
     "ScalesOfTarget",
     "baselines_table",
     "errors_table",
+    "print_tables",
     "scales_table",
 ]

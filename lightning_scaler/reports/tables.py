@@ -10,6 +10,10 @@ from rich.table import Table
 # Datasets with many types (up to 89) would fill the screen.
 MAX_TYPES = 12
 
+RELATIVE_RMSE = (
+    "Relative RMSE: divided by the RMS of the target itself, after subtracting the baseline."
+)
+
 ValuesByBlock = Sequence[Sequence[float]]
 
 
@@ -48,14 +52,21 @@ class BaselineOfTarget(NamedTuple):
     by_type: Sequence[tuple[str, ValuesByBlock]]
 
 
-def scales_table(targets: Iterable[ScalesOfTarget]) -> Table:
+def scales_table(
+    targets: Iterable[ScalesOfTarget], title: str = "Target scales", caption: str | None = None
+) -> Table:
     """The scales of all targets, in the units of the dataset.
 
     "system/atom" marks extensive targets, whose values are divided by the number of atoms. "RMS" is
     that of all values, "Residual" that after subtracting the baseline (including an additive
     module). Each block has a line of per-property scales.
+
+    Args:
+        targets: the scales of each target.
+        title: what the scales are, such as ``"Target scales, restored from the checkpoint"``.
+        caption: text under the table.
     """
-    table = _table("Target scales, in the units of the data")
+    table = _table(f"{title}, in the units of the data", caption)
     for heading in ("Target", "Samples"):
         table.add_column(heading, no_wrap=True)
     for heading in ("RMS", "Residual", "Type", "Scale", "Per property"):
@@ -72,13 +83,20 @@ def scales_table(targets: Iterable[ScalesOfTarget]) -> Table:
     return table
 
 
-def baselines_table(targets: Iterable[BaselineOfTarget]) -> Table | None:
+def baselines_table(
+    targets: Iterable[BaselineOfTarget], title: str = "Baselines", caption: str | None = None
+) -> Table | None:
     """The baselines of all targets, in the units of the dataset; ``None`` if there are none.
 
     "Explained" is the fraction of the variance about the mean. Each block has a line with the
     contribution of one atom of the type to each property.
+
+    Args:
+        targets: the baseline of each target.
+        title: what the baselines are, such as ``"Baselines, restored from the checkpoint"``.
+        caption: text under the table.
     """
-    table = _table("Baselines, in the units of the data")
+    table = _table(f"{title}, in the units of the data", caption)
     table.add_column("Target", no_wrap=True)
     for heading in ("Explained", "Type", "Contribution"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -98,7 +116,7 @@ def baselines_table(targets: Iterable[BaselineOfTarget]) -> Table | None:
 def errors_table(
     title: str, metrics: Mapping[str, float], units: Mapping[str, str] | None = None
 ) -> Table:
-    """MAE and RMSE of every target in physical units, and the RMSE relative to the RMS.
+    """MAE and RMSE of every target in physical units, and the relative RMSE where it was logged.
 
     Args:
         title: title of the table.
@@ -115,45 +133,58 @@ def errors_table(
         if metric.endswith("_per_atom"):
             per_atom.add(name)
         rows.setdefault(name, {})[metric.removesuffix("_per_atom")] = value
-    table = _table(title)
+    relative = any("relative_rmse" in row for row in rows.values())
+    table = _table(title, RELATIVE_RMSE if relative else None)
     for heading in ("Target", "Unit"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("MAE", "RMSE", "RMSE / spread"):
+    for heading in ("MAE", "RMSE", *(["Relative RMSE"] if relative else [])):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row in rows.items():
         if "rmse" not in row and "mae" not in row:
             continue
         unit = (units or {}).get(name, "")
-        spread = row.get("relative_rmse")
-        table.add_row(
-            name,
-            f"{unit} / atom" if name in per_atom else unit,
-            *(f"{row[metric]:.4g}" if metric in row else "" for metric in ("mae", "rmse")),
-            "" if spread is None else f"{100 * spread:.1f} %",
-        )
+        cells = [f"{row[metric]:.4g}" if metric in row else "" for metric in ("mae", "rmse")]
+        if "relative_rmse" in row:
+            cells.append(f"{100 * row['relative_rmse']:.1f} %")
+        table.add_row(name, f"{unit} / atom" if name in per_atom else unit, *cells)
     return table
 
 
-def _table(title: str) -> Table:
+def _table(title: str, caption: str | None) -> Table:
     """An empty table with narrow margins: logs have 80 columns."""
     return Table(
-        title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+        title=title,
+        title_justify="left",
+        caption=caption,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
 
 
 def _format_blocks(blocks: ValuesByBlock, number_format: str) -> str:
-    """A line with the values of each block, or their range if there are more than four."""
+    """A line with the values of each block, or their range if there are more than four.
+
+    NaN, the contribution of a type that has no data, is shown as a dash.
+    """
     lines = []
     for values in blocks:
-        line = ", ".join(f"{value:{number_format}}" for value in values)
-        if len(values) > 4:
-            line = f"{min(values):{number_format}} … {max(values):{number_format}}"
-        lines.append(line)
+        if len(values) <= 4:
+            words = ("–" if math.isnan(value) else f"{value:{number_format}}" for value in values)
+            lines.append(", ".join(words))
+        else:
+            known = [value for value in values if not math.isnan(value)] or [math.nan]
+            lines.append(_format_blocks([[min(known)]], number_format))
+            if len(known) > 1:
+                lines[-1] += f" … {max(known):{number_format}}"
     return "\n".join(lines)
 
 
 def _format_percentage(fraction: float) -> str:
     """A fraction in percent, with enough digits to show that it is below 100 %."""
+    if not -10.0 < fraction < math.inf:
+        return "–" if math.isnan(fraction) else f"{100.0 * fraction:.2g} %"
     missing = 100.0 * (1.0 - fraction)
     digits = 1 if missing <= 0.0 else min(max(1, math.ceil(-math.log10(missing)) + 1), 10)
     return f"{100.0 * fraction:.{digits}f} %"

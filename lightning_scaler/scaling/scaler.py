@@ -96,18 +96,30 @@ class Scaler(torch.nn.Module):
         """The product of both, the RMS of each property; shapes and units as above."""
         return self._tensormaps("full")
 
-    def table(self) -> "Table":
-        """The scales as a table of the rich library, in the units of the dataset."""
+    def table(self, title: str = "Target scales", caption: str | None = None) -> "Table":
+        """The scales as a table of the rich library, in the units of the dataset.
+
+        Args:
+            title: text above the table.
+            caption: text under the table.
+        """
         from ..reports import scales_table
 
-        return scales_table(summarize_scales(self.targets))
+        return scales_table(summarize_scales(self.targets), title, caption)
 
-    def baselines_table(self) -> "Table | None":
-        """What is subtracted before scaling, as a table; ``None`` if nothing is."""
+    def baselines_table(
+        self, title: str = "Baselines", caption: str | None = None
+    ) -> "Table | None":
+        """What is subtracted before scaling, as a table; ``None`` if nothing is.
+
+        Args:
+            title: text above the table.
+            caption: text under the table.
+        """
         from ..reports import baselines_table
 
         module = None if self.additive is None else self.additive.name
-        return baselines_table(summarize_baselines(self.targets, module))
+        return baselines_table(summarize_baselines(self.targets, module), title, caption)
 
     def convert(
         self,

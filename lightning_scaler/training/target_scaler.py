@@ -6,10 +6,10 @@ from typing import Literal, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
 from typing_extensions import override
 
 from ..baselines import CompositionBaseline, FrozenModule, class_name
+from ..reports import print_tables
 from ..scaling import ScaleAccumulator, Scaler
 from ..settings import (
     Numbers,
@@ -198,9 +198,7 @@ class TargetScaler(Callback):
                     "the packages",
                 )
         if fitted and trainer.is_global_zero and trainer.progress_bar_callback is not None:
-            for table in (module.scaler.table(), module.scaler.baselines_table()):
-                if table is not None:
-                    Console().print(table)
+            print_tables(module.scaler.table(), module.scaler.baselines_table())
 
     def _fit_missing(
         self, trainer: Trainer, module: TargetScalingMixin, processes: FitProcesses

@@ -1,0 +1,64 @@
+"""Printing tables wherever a run prints."""
+
+import contextlib
+import io
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+# In place of characters that the encoding of standard output does not have.
+REPLACEMENTS = {"─": "-", "–": "-", "…": "...", "Å": "A", "×": "x"}
+# Wider than any table, so that no number is cut off.
+WIDTH = 10_000
+
+
+def print_tables(*tables: Table | None) -> None:
+    """Print tables to standard output; never raise an error because of the stream.
+
+    Tables have their full width in narrow terminals and in files. Characters that the encoding of
+    the stream does not have are replaced. If the stream is closed, or nobody reads it any more,
+    nothing is printed: a table must not stop a training run.
+
+    Args:
+        tables: tables to print; ``None`` is skipped.
+
+    Example:
+        >>> from lightning_scaler.reports import errors_table
+        >>> print_tables(errors_table("Test errors", {"test/charges/mae": 0.25}, {"charges": "e"}))
+        Test errors
+        <BLANKLINE>
+         Target   Unit   MAE  RMSE
+         ─────────────────────────
+         charges  e     0.25
+        <BLANKLINE>
+    """
+    text = "".join(format_table(table) for table in tables if table is not None)
+    stream = sys.stdout
+    if stream is None:  # a process without a console
+        return
+    # OSError: a broken pipe, a full disk. ValueError: a closed stream.
+    with contextlib.suppress(OSError, ValueError):
+        stream.write(replace_unencodable(text, getattr(stream, "encoding", None) or "utf-8"))
+        stream.flush()
+
+
+def format_table(table: Table) -> str:
+    """A table as plain text, as wide as its contents."""
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=WIDTH, color_system=None, markup=False, emoji=False)
+    console.print(table)
+    return "".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines())
+
+
+def replace_unencodable(text: str, encoding: str) -> str:
+    """The text in the characters of an encoding: for ``"ascii"``, ``eV/Å`` becomes ``eV/A``."""
+
+    def replace(character: str) -> str:
+        try:
+            character.encode(encoding)
+        except UnicodeEncodeError:
+            return REPLACEMENTS.get(character, "?")
+        return character
+
+    return text.translate({ord(character): replace(character) for character in set(text)})
