@@ -11,29 +11,38 @@ from typing_extensions import override
 
 from ..batches import Atoms, HasTypes
 from ..scaling import (
+    LossTargets,
     PhysicalValues,
     Scaler,
+    add_baseline,
     align_prediction,
     index_by_position,
     values_in_physical_units,
 )
+from .baseline_dependence import depends_on_baseline, parts_of, set_double_precision
 
 
 class PhysicalUnits(WrapperMetric):
     """Any torchmetrics metric of one target, in the units of the dataset.
 
     Predictions and targets in loss space are multiplied by the per-target scale alone: the baseline
-    cancels in a difference and is never added. Extensive per-structure targets are compared per
+    cancels in a difference. For a metric that is not a function of the difference, such as R2 or
+    MAPE, ``baseline=True`` adds it back to both. Extensive per-structure targets are compared per
     atom. Missing (NaN) target values are left out. The state is float64.
 
     Args:
-        metric: metric of two float64 tensors ``(n_values,)``, predictions and targets.
+        metric: metric of two float64 tensors ``(n_values,)``, predictions and targets. If it
+            returns a dict, so does :meth:`compute`.
         target: name of the target.
         gradient: parameter of a gradient, such as ``"positions"``, to compare instead of values.
         block: key of the only block to compare, such as ``{"o3_lambda": 2}``; all by default.
+        baseline: add the baseline back to predictions and targets, in float64. An additive module
+            in it needs the systems of the batch, not only their atoms.
 
     Raises:
         TypeError: if ``metric`` is neither a ``Metric`` nor a ``MetricCollection``.
+        ValueError: for a metric of torchmetrics that is not a function of the difference, without
+            ``baseline=True``.
 
     Example:
         >>> from torchmetrics import MeanSquaredError
@@ -50,6 +59,7 @@ class PhysicalUnits(WrapperMetric):
         target: str,
         gradient: str | None = None,
         block: Mapping[str, int] | None = None,
+        baseline: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(metric, (Metric, MetricCollection)):
@@ -57,11 +67,20 @@ class PhysicalUnits(WrapperMetric):
                 "expected a torchmetrics Metric or MetricCollection, got "
                 f"{type(metric).__name__}: {metric!r}"
             )
+        dependent = None if baseline else depends_on_baseline(metric)
+        if dependent is not None:
+            raise ValueError(
+                f"target '{target}': {dependent} is not a function of the difference of prediction "
+                "and target, so it would change with the baseline, which is subtracted from both; "
+                f"write PhysicalUnits({dependent}(...), target='{target}', baseline=True), which "
+                "adds the baseline back"
+            )
         self.metric = metric
-        self.metric.set_dtype(torch.float64)
+        set_double_precision(metric)
         self.target = target
         self.gradient = gradient
         self.block = dict(block or {})
+        self.baseline = baseline
 
     @override
     def update(
@@ -78,16 +97,17 @@ class PhysicalUnits(WrapperMetric):
             systems: systems of the batch, or their atoms.
             predictions: predictions in loss space, by target name, with positions in the batch as
                 ``system`` labels.
-            targets: targets in loss space, by name; NaN where missing. Extensive targets and their
-                predictions are not per atom yet, as :meth:`Scaler.convert` returns them.
+            targets: targets in loss space, by name; NaN where missing. Both may come from
+                :meth:`Scaler.convert`, or from ``targets_to_loss`` and ``predictions_to_loss`` of
+                the mixin, whose extensive targets are per atom already (this is known as long as
+                the targets are not copied into another dict).
 
         Raises:
             ValueError: for a target without scales or predictions, or a row without a prediction.
         """
         if self.target not in targets:
             return
-        values = _aligned_values(self.target, scaler, systems, predictions, targets)
-        selected = select_values(values, self.gradient, self.block)
+        selected = self._select(scaler, systems, predictions, targets)
         if selected is not None:
             metrics = [self.metric] if isinstance(self.metric, Metric) else self.metric.values()
             leave_inference_mode(metrics)
@@ -100,13 +120,15 @@ class PhysicalUnits(WrapperMetric):
         named.update(kwargs)
         if self.target not in named["targets"]:
             return None
-        values = _aligned_values(self.target, **named)
-        selected = select_values(values, self.gradient, self.block)
+        selected = self._select(**named)
         return None if selected is None else self.metric(*selected)
 
     @override
     def compute(self) -> Any:
-        """The metric of all batches since the last reset, in the units of the dataset."""
+        """The metric of all batches since the last reset, in the units of the dataset.
+
+        A dict, to be logged with ``log_dict``, for a collection, or for a metric that returns one.
+        """
         return self.metric.compute()
 
     @override
@@ -117,16 +139,28 @@ class PhysicalUnits(WrapperMetric):
     @override
     def extra_repr(self) -> str:
         """Name the target."""
-        parts = {"target": self.target, "gradient": self.gradient, "block": self.block}
+        names = ("target", "gradient", "block", "baseline")
+        parts = {name: getattr(self, name) for name in names}
         return ", ".join(f"{name}={value!r}" for name, value in parts.items() if value)
+
+    def _select(
+        self,
+        scaler: Scaler,
+        systems: Sequence[HasTypes] | Atoms,
+        predictions: Mapping[str, TensorMap],
+        targets: Mapping[str, TensorMap],
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        values = _aligned_values(self.target, scaler, systems, predictions, targets, self.baseline)
+        return select_values(values, self.gradient, self.block)
 
 
 def leave_inference_mode(metrics: Iterable[Metric]) -> None:
     """Make metrics writable outside of inference mode, under which Lightning resets them."""
     for metric in metrics:
-        for name, state in metric.metric_state.items():
-            if isinstance(state, torch.Tensor) and state.is_inference():
-                setattr(metric, name, state.clone())
+        for part in parts_of(metric):
+            for name, state in part.metric_state.items():
+                if isinstance(state, torch.Tensor) and state.is_inference():
+                    setattr(part, name, state.clone())
 
 
 def select_values(
@@ -161,6 +195,7 @@ def _aligned_values(
     systems: Sequence[HasTypes] | Atoms,
     predictions: Mapping[str, TensorMap],
     targets: Mapping[str, TensorMap],
+    baseline: bool,
 ) -> list[PhysicalValues]:
     """Values of one target, whose rows may be in any order, in physical units."""
     if name not in scaler.targets:
@@ -170,8 +205,10 @@ def _aligned_values(
         )
     if name not in predictions:
         raise ValueError(f"no prediction for the target '{name}', only for {sorted(predictions)}")
-    target = index_by_position(scaler, systems, {name: targets[name]}).targets[name].tensor
-    prediction = align_prediction(name, predictions[name], target)
-    return values_in_physical_units(
-        scaler, systems, {name: prediction}, {name: target}, per_atom=True
-    )[name]
+    per_atom = not isinstance(targets, LossTargets)
+    if per_atom:
+        batch = index_by_position(scaler, systems, {name: targets[name]})
+        targets = {name: batch.targets[name].tensor}
+    prediction = align_prediction(name, predictions[name], targets[name])
+    values = values_in_physical_units(scaler, systems, {name: prediction}, targets, per_atom)[name]
+    return add_baseline(scaler, systems, name, values, targets) if baseline else values

@@ -9,20 +9,23 @@ without Lightning.
 from .accumulator import ScaleAccumulator
 from .alignment import align_prediction
 from .loss_space import (
+    LossTargets,
     index_by_position,
     predictions_to_loss,
     predictions_to_physical,
     targets_to_loss,
 )
-from .physical_values import PhysicalValues, values_in_physical_units
+from .physical_values import PhysicalValues, add_baseline, values_in_physical_units
 from .scaler import Scaler
 from .target_scales import TargetScales
 
 __all__ = [
+    "LossTargets",
     "PhysicalValues",
     "ScaleAccumulator",
     "Scaler",
     "TargetScales",
+    "add_baseline",
     "align_prediction",
     "index_by_position",
     "predictions_to_loss",

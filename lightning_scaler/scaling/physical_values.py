@@ -1,15 +1,16 @@
 """Predictions and targets from loss space in physical units, for metrics."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from metatensor.torch import TensorMap
 from torch import Tensor
 
-from ..batches import Atoms, IndexedTarget, read_atoms
+from ..batches import Atoms, IndexedBatch, IndexedTarget, read_atoms
+from ..tensors import rebuild, values_and_gradients
 from .arithmetic import ConversionArgs, physical_values
-from .conversion import factors_of_rows, n_atoms_of_rows
-from .loss_space import Systems, index_loss_targets
+from .conversion import Conversion, convert_targets, factors_of_rows, n_atoms_of_rows
+from .loss_space import BY_POSITION, Systems, index_loss_targets
 from .scaler import Scaler
 
 
@@ -63,6 +64,44 @@ def values_in_physical_units(
         gradients = [None] * len(keys) + parameters
         values[name] = list(map(PhysicalValues, keys_of_parts, gradients, *values_of_parts))
     return values
+
+
+def add_baseline(
+    scaler: Scaler,
+    systems: Systems,
+    name: str,
+    values: Sequence[PhysicalValues],
+    targets: Mapping[str, TensorMap],
+) -> list[PhysicalValues]:
+    """The values of one target with the baseline added back to predictions and targets.
+
+    Args:
+        scaler: fitted scaler.
+        systems: systems of the batch; an additive module needs more than their atoms.
+        name: name of the target.
+        values: the target in :func:`values_in_physical_units`, per atom if it is extensive.
+        targets: the targets given there.
+    """
+    tensor = targets[name]
+    atoms = read_atoms(systems).to(tensor.device)
+    indexed = index_loss_targets(scaler, atoms, {name: tensor}, targets)[name]
+    # The baseline is what becomes of zeros, and missing values stay missing.
+    parts = values_and_gradients(tensor)
+    zeros = [[0.0 * part.detach().double() for part in several] for several in parts]
+    batch = IndexedBatch(
+        atoms, BY_POSITION, {name: indexed._replace(tensor=rebuild(tensor, *zeros))}
+    )
+    unseen_types = scaler.settings.unseen_types
+    conversion = Conversion("loss", "physical", unseen_types=unseen_types, per_atom=True)
+    converted = convert_targets(scaler.targets, scaler.additive, batch, conversion)[name]
+    baselines = [
+        part.reshape(-1) for several in values_and_gradients(converted) for part in several
+    ]
+    return [
+        part._replace(prediction=part.prediction + present, target=part.target + present)
+        for part, baseline in zip(values, baselines, strict=True)
+        for present in [baseline[~baseline.isnan()]]
+    ]
 
 
 def _metric_args(

@@ -1,6 +1,7 @@
 """The metrics that the mixin logs for each target, and their names."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -8,9 +9,15 @@ from lightning.pytorch import LightningModule
 from torchmetrics import Metric, MetricCollection
 from typing_extensions import override
 
-from ..metrics import leave_inference_mode, select_values
+from ..metrics import (
+    depends_on_baseline,
+    leave_inference_mode,
+    select_values,
+    set_double_precision,
+)
 from ..scaling import PhysicalValues
 from ..tensors import TargetLayout
+from .metric_outputs import split_outputs, updated_metrics
 
 
 class MetricScope(NamedTuple):
@@ -43,12 +50,12 @@ def metric_scopes(
         extensive: whether errors are per atom.
         per_block: names of the targets with additional metrics for every block.
     """
-    name = layout.name
+    name = logged_path(layout.name)
     scopes = [MetricScope(name, per_atom=extensive)]
     for parameter in layout.gradients:
         per_atom = extensive and parameter != "positions"
         scopes.append(MetricScope(f"{name}/{parameter}", gradient=parameter, per_atom=per_atom))
-    if name in per_block:
+    if layout.name in per_block:
         for key in layout.blocks:
             block = dict(zip(layout.key_names, key, strict=True))
             # Nearly all blocks have o3_sigma=1, so names leave it out.
@@ -56,6 +63,14 @@ def metric_scopes(
             path = f"{name}/{'_'.join(words)}"
             scopes.append(MetricScope(path, block=block, per_atom=extensive))
     return scopes
+
+
+def logged_path(name: str) -> str:
+    """The name of a target in logged names: ``"mtt/dipole"`` for ``"mtt::dipole"``.
+
+    ``ModelCheckpoint`` cannot read colons and brackets in the fields of its ``filename``.
+    """
+    return re.sub(r"[\[\]{}]", "_", re.sub(r":+", "/", name))
 
 
 def copy_metrics(metrics: MetricCollection) -> torch.nn.ModuleDict:
@@ -71,7 +86,9 @@ def copy_metrics(metrics: MetricCollection) -> torch.nn.ModuleDict:
             "configure_metrics: expected a torchmetrics MetricCollection (its names are logged), "
             f"got {type(metrics).__name__}; write MetricCollection({{'mae': MeanAbsoluteError()}})"
         )
-    copies = {name: metric.clone().set_dtype(torch.float64) for name, metric in metrics.items()}
+    copies = {name: metric.clone() for name, metric in metrics.items()}
+    for metric in copies.values():
+        set_double_precision(metric)
     # The originals may belong to a module in evaluation mode.
     return torch.nn.ModuleDict(copies).train()
 
@@ -125,6 +142,7 @@ class LoggedMetrics(torch.nn.ModuleDict):
     def __init__(self, attribute: str) -> None:
         super().__init__()
         self._attribute = attribute
+        self._of_sanity_check: set[str] = set()
 
     def log_scope(
         self,
@@ -133,9 +151,13 @@ class LoggedMetrics(torch.nn.ModuleDict):
         dataloader_idx: int,
         scope: MetricScope,
         values: Sequence[PhysicalValues],
+        values_with_baseline: Callable[[], Sequence[PhysicalValues]],
         batch_size: int,
     ) -> None:
         """Update the metrics of one scope of a target with a batch, and log them.
+
+        Metrics that are not a function of the difference see the values with the baseline. Those
+        that return a dict are logged under its keys.
 
         Args:
             module: module that logs and configures the metrics.
@@ -144,17 +166,26 @@ class LoggedMetrics(torch.nn.ModuleDict):
             scope: values that the metrics see.
             values: predictions and targets in physical units, block by block; empty if the
                 batch does not have the target.
+            values_with_baseline: returns the same with the baseline added back.
             batch_size: number of systems in the batch.
         """
         key = f"{stage}/{dataloader_idx}/{scope.path}".replace(".", "_")
-        if key not in self:
-            self[key] = copy_metrics(cast(Any, module).configure_metrics()).to(module.device)
+        # Metrics that remember values over epochs must not remember those of the sanity check.
+        in_sanity_check = bool(module.trainer.sanity_checking)
+        if key not in self or (key in self._of_sanity_check and not in_sanity_check):
+            copies = copy_metrics(cast(Any, module).configure_metrics())
+            self[key] = split_outputs(copies).to(module.device)
+            (self._of_sanity_check.add if in_sanity_check else self._of_sanity_check.discard)(key)
         metrics = cast(Mapping[str, Metric], self[key])
         selected = select_values(values, scope.gradient, scope.block)
         if selected is not None:
-            leave_inference_mode(metrics.values())
-            for metric in metrics.values():
-                metric.update(*selected)
+            for metric in updated_metrics(metrics.values()):
+                leave_inference_mode([metric])
+                if depends_on_baseline(metric):
+                    with_baseline = values_with_baseline()
+                    metric.update(*select_values(with_baseline, scope.gradient, scope.block) or ())
+                else:
+                    metric.update(*selected)
         for name, metric in metrics.items():
             # Processes reduce their metrics together, so all of them log the same ones, even if
             # their batches have different targets. Wrappers never set their own update_called.

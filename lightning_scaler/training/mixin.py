@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,10 @@ from typing_extensions import override
 
 from ..batches import Atoms, HasTypes, move_to_device, read_atoms, unpack
 from ..scaling import (
+    LossTargets,
+    PhysicalValues,
     Scaler,
+    add_baseline,
     predictions_to_loss,
     predictions_to_physical,
     targets_to_loss,
@@ -130,7 +134,9 @@ class TargetScalingMixin(_Module):
         """Create the metrics of every target, in the units of the data: MAE and RMSE by default.
 
         Every target, stage and loader gets copies of its own, logged under the names in the
-        collection.
+        collection. A metric that returns a dict is logged under its keys too, for those of its
+        values that are scalars. Metrics of torchmetrics that are not a function of the difference
+        (R2, MAPE) see predictions and targets with the baseline.
         """
         return MetricCollection(
             {"mae": MeanAbsoluteError(), "rmse": MeanSquaredError(squared=False)}
@@ -199,12 +205,23 @@ class TargetScalingMixin(_Module):
         """
         atoms = read_atoms(systems)
         padded = self._padded_positions(stage, atoms.n_systems, dataloader_idx)
-        predictions, targets = drop_systems(predictions, targets, padded, atoms.n_systems)
+        predictions, targets = _drop_systems(predictions, targets, padded, atoms.n_systems)
         values = values_in_physical_units(self.scaler, atoms, predictions, targets)
+
+        @cache
+        def with_baseline(name: str) -> list[PhysicalValues]:
+            return add_baseline(self.scaler, atoms, name, values[name], targets)
+
         for name, scales in self.scaler.targets.items():
             for scope in metric_scopes(scales.layout, scales.extensive, self.metrics_per_block):
                 self._scaling_metrics.log_scope(
-                    self, stage, dataloader_idx, scope, values.get(name, []), atoms.n_systems
+                    self,
+                    stage,
+                    dataloader_idx,
+                    scope,
+                    values.get(name, []),
+                    partial(with_baseline, name),
+                    atoms.n_systems,
                 )
 
     # Hooks and steps that Lightning calls.
@@ -323,7 +340,7 @@ class TargetScalingMixin(_Module):
         outputs = self(systems)
         predictions = self.predictions_to_loss(atoms, outputs, targets)
         padded = self._padded_positions(stage, atoms.n_systems, dataloader_idx)
-        counted = drop_systems(predictions, targets, padded, atoms.n_systems)
+        counted = _drop_systems(predictions, targets, padded, atoms.n_systems)
         n_counted = atoms.n_systems - len(padded)
         # Only padding: a user's loss need not handle an empty batch.
         loss = torch.zeros(()) if padded and not n_counted else self.compute_loss(*counted)
@@ -359,3 +376,11 @@ class TargetScalingMixin(_Module):
                 "Trainer(callbacks=[TargetScaler()]), load a checkpoint with scales, or set "
                 "module.scaler to a Scaler fitted with ScaleAccumulator"
             )
+
+
+def _drop_systems(
+    predictions: Tensors, targets: Tensors, positions: list[int], n_systems: int
+) -> tuple[Tensors, Tensors]:
+    """See :func:`drop_systems`; the targets are still known to be in loss space, per atom."""
+    predictions, targets = drop_systems(predictions, targets, positions, n_systems)
+    return predictions, targets if isinstance(targets, LossTargets) else LossTargets(targets, {})

@@ -17,10 +17,17 @@ from builders import (
     structure_target,
     system,
 )
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
+from torchmetrics import (
+    MeanAbsoluteError,
+    MeanAbsolutePercentageError,
+    MeanSquaredError,
+    MetricCollection,
+    R2Score,
+)
+from torchmetrics.wrappers import MinMaxMetric
 
 from lightning_scaler import CompositionBaseline, PhysicalUnits, ScaleAccumulator
-from lightning_scaler.scaling import targets_to_loss
+from lightning_scaler.scaling import predictions_to_loss, targets_to_loss
 
 NAN = float("nan")
 SYSTEMS = [system(8), system(1, 8, 1)]
@@ -335,3 +342,92 @@ def test_a_replaced_target_is_compared_in_its_own_rows():
         metric = PhysicalUnits(MeanAbsoluteError(), "q")
         metric.update(scaler, systems, predictions, targets)
         assert metric.compute().item() == pytest.approx(expected, rel=1e-6)
+
+
+# Energies per atom (N = 1, 3): targets -1e5 + 1 and (-2e5 - 7) / 3, predictions -1e5 + 1.5 and
+# (-2e5 - 1) / 3.
+PER_ATOM = ([-1e5 + 1, (-2e5 - 7) / 3], [-1e5 + 1.5, (-2e5 - 1) / 3])
+MAPE = (0.5 / (1e5 - 1) + 2 / ((2e5 + 7) / 3)) / 2
+MEAN = math.fsum(PER_ATOM[0]) / 2
+R2 = 1 - (0.5**2 + 2**2) / math.fsum((y - MEAN) ** 2 for y in PER_ATOM[0])
+
+
+@pytest.mark.parametrize("per_atom_already", [False, True], ids=["convert", "mixin"])
+@pytest.mark.parametrize(
+    ("metric", "expected"), [(MeanAbsolutePercentageError(), MAPE), (R2Score(), R2)]
+)
+def test_metrics_that_are_not_a_function_of_the_difference_see_the_baseline(
+    metric, expected, per_atom_already
+):
+    scaler, predictions, targets = scaler_and_loss_space()
+    if per_atom_already:
+        model = scaler.convert(SYSTEMS, PREDICTIONS, target="model")
+        targets = targets_to_loss(scaler, SYSTEMS, TARGETS, dtype=torch.float64)
+        predictions = predictions_to_loss(scaler, SYSTEMS, model, targets)
+    wrapped = PhysicalUnits(metric.clone(), "energy", baseline=True)
+    wrapped.update(scaler, SYSTEMS, predictions, targets)
+    # R2 from sums of squares of 1e10, whose differences of 1e9 keep 15 digits.
+    assert wrapped.compute().item() == pytest.approx(expected, rel=1e-10)
+    assert wrapped.compute().dtype == torch.float64
+
+
+def test_a_baseline_leaves_out_missing_values_and_changes_no_difference():
+    scaler = scaler_and_loss_space()[0]
+    energies = structure_target([NAN, -2e5 - 7.0], gradient={"strain": np.zeros((2, 3, 3))})
+    moved = structure_target([-1e5, -2e5 - 1.0], gradient={"strain": np.ones((2, 3, 3))})
+    in_loss = [scaler.convert(SYSTEMS, {"energy": t}) for t in (moved, energies)]
+    for gradient, expected in ((None, 6 / 3), ("strain", (1 + 1 / 3) / 2)):
+        metric = PhysicalUnits(MeanAbsoluteError(), "energy", gradient, baseline=True)
+        metric.update(scaler, SYSTEMS, *in_loss)
+        assert metric.compute().item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_baseline_per_atom_is_added():
+    """The means of O and H are 4 and 6; predictions are 10 % too large."""
+    charges = atom_target([3.0, 5.0, 5.0, 7.0], atom_samples(1, 3))
+    predicted = atom_target([3.3, 5.5, 5.5, 7.7], atom_samples(1, 3))
+    scaler = fit(SYSTEMS, {"q": charges}, baseline=CompositionBaseline())
+    in_loss = [scaler.convert(SYSTEMS, {"q": t}) for t in (predicted, charges)]
+    metric = PhysicalUnits(MeanAbsolutePercentageError(), "q", baseline=True)
+    metric.update(scaler, SYSTEMS, *in_loss)
+    assert metric.compute().item() == pytest.approx(0.1, rel=1e-12)
+
+
+def test_metrics_of_torchmetrics_that_need_the_baseline_are_refused_without_it():
+    words = r"target 'energy': R2Score is not a function of the difference .* write "
+    words += r"PhysicalUnits\(R2Score\(\.\.\.\), target='energy', baseline=True\)"
+    for metric in (R2Score(), MinMaxMetric(R2Score()), MetricCollection({"r2": R2Score()})):
+        with pytest.raises(ValueError, match=words):
+            PhysicalUnits(metric, "energy")
+    assert "baseline=True" in repr(PhysicalUnits(R2Score(), target="energy", baseline=True))
+
+
+def test_metrics_that_return_a_dict_give_a_dict():
+    found = measured(MinMaxMetric(MeanAbsoluteError()), "forces")
+    assert set(found) == {"raw", "min", "max"}
+    assert found["raw"].item() == pytest.approx(2.5 / 12, rel=1e-12)
+
+
+def test_results_of_targets_to_loss_are_divided_by_the_number_of_atoms_once():
+    scaler, _, targets = scaler_and_loss_space()
+    model = scaler.convert(SYSTEMS, PREDICTIONS, target="model")
+    targets = targets_to_loss(scaler, SYSTEMS, TARGETS, dtype=torch.float64)
+    predictions = predictions_to_loss(scaler, SYSTEMS, model, targets)
+    metric = PhysicalUnits(MeanAbsoluteError(), "energy")
+    metric.update(scaler, SYSTEMS, predictions, targets)
+    assert metric.compute().item() == pytest.approx((0.5 + 2) / 2, rel=1e-9)
+
+
+def test_results_of_targets_to_loss_carry_positions_whatever_the_labels_of_the_data():
+    """Ids 1 and 0: read as ids again, the two rows would be swapped."""
+    accumulator = ScaleAccumulator(baseline=None, system_labels="id")
+    target = structure_target([1.0, 30.0], [1, 0])
+    accumulator.update(SYSTEMS, {"e": target})
+    scaler = accumulator.compute()
+    targets = targets_to_loss(scaler, SYSTEMS, {"e": target}, dtype=torch.float64)
+    # Per atom 1 and 10, predicted exactly, in the order of the batch.
+    model = scaler.convert(SYSTEMS, {"e": structure_target([1.0, 30.0])}, "physical", "model")
+    predictions = predictions_to_loss(scaler, SYSTEMS, model, targets)
+    metric = PhysicalUnits(MeanAbsoluteError(), "e")
+    metric.update(scaler, SYSTEMS, predictions, targets)
+    assert metric.compute().item() == pytest.approx(0, abs=1e-12)

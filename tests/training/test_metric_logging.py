@@ -5,12 +5,20 @@ import math
 import pytest
 import torch
 from builders import atom_samples, spherical, structure_target
+from lightning.pytorch.callbacks import ModelCheckpoint
 from small_training import SmallData, SmallNet, collate, quiet_trainer, scaler_callback
 from torch.utils.data import DataLoader
-from torchmetrics import MeanAbsoluteError, MetricCollection
+from torchmetrics import (
+    MeanAbsoluteError,
+    MeanAbsolutePercentageError,
+    MetricCollection,
+    R2Score,
+)
+from torchmetrics.wrappers import BootStrapper, MinMaxMetric
 
 from lightning_scaler.tensors import TargetLayout
 from lightning_scaler.training.metric_logging import WeightedMean, copy_metrics, metric_scopes
+from lightning_scaler.training.metric_outputs import output_names
 
 
 def names(tensor, extensive, per_block=()):
@@ -174,3 +182,98 @@ def test_losses_of_an_epoch_are_weighted_by_the_systems_of_each_batch(tmp_path):
         unweighted = math.fsum(loss for _, loss in steps) / len(steps)
         assert logged[f"{stage}/loss"] == pytest.approx(weighted, rel=1e-6)
         assert abs(weighted - unweighted) > 1e-3 * weighted  # the two can be told apart
+
+
+class WithOtherMetrics(SmallNet):
+    """Metrics that are not a function of the difference, and metrics that return a dict."""
+
+    def configure_metrics(self):
+        return MetricCollection(
+            {
+                "mae": MeanAbsoluteError(),
+                "mape": MeanAbsolutePercentageError(),
+                "r2": R2Score(),
+                "over_epochs": MinMaxMetric(MeanAbsoluteError()),
+                "bootstrap": BootStrapper(MeanAbsoluteError(), num_bootstraps=3),
+            }
+        )
+
+
+def test_percentage_errors_and_r2_are_logged_for_targets_with_their_baseline(tmp_path):
+    """By a plain loop over predictions and data, in physical units."""
+    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()])
+    net, data = WithOtherMetrics(), SmallData()
+    trainer.fit(net, data)
+    logged = trainer.validate(net, data, verbose=False)[0]
+    predicted, truth = [], []
+    for of_batch, start in zip(trainer.predict(net, data), range(0, 9, 4), strict=True):
+        for row, (molecule, numbers) in enumerate(data.held_out.items[start : start + 4]):
+            predicted.append(of_batch["energy"].block().values[row].item() / len(molecule))
+            truth.append(numbers["energy"].item() / len(molecule))
+    pairs = list(zip(predicted, truth, strict=True))
+    mape = math.fsum(abs(p - y) / abs(y) for p, y in pairs) / len(pairs)
+    mean = math.fsum(truth) / len(truth)
+    r2 = 1 - math.fsum((p - y) ** 2 for p, y in pairs) / math.fsum((y - mean) ** 2 for y in truth)
+    # Without the baseline, of about -1000 per unit of k, both would be of order one.
+    assert mape < 0.01
+    assert logged["val/energy/mape_per_atom"] == pytest.approx(mape, rel=1e-4)
+    assert logged["val/energy/r2_per_atom"] == pytest.approx(r2, rel=1e-9)
+
+
+def test_metrics_that_return_a_dict_are_logged_under_its_keys(tmp_path):
+    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()], max_epochs=3)
+    maes = []
+
+    class Recorded(WithOtherMetrics):
+        def on_train_epoch_end(self):
+            maes.append(self.trainer.callback_metrics["val/charges/mae"].item())
+
+    net = Recorded()
+    trainer.fit(net, SmallData())
+    logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    for name in ("val/energy/positions/", "val/charges/", "train/dipole/"):
+        mae = logged[f"{name}mae"]
+        assert logged[f"{name}over_epochs/raw"] == mae
+        assert 0 < logged[f"{name}bootstrap/mean"] < 3 * mae
+        assert logged[f"{name}bootstrap/std"] > 0
+    # Over all epochs, without the sanity check.
+    assert len(maes) == len(set(maes)) == 3
+    assert logged["val/charges/over_epochs/min"] == min(maes)
+    assert logged["val/charges/over_epochs/max"] == max(maes)
+
+
+def test_keys_of_a_dict_are_found_without_drawing_random_numbers():
+    before = torch.random.get_rng_state()
+    bootstrap = BootStrapper(MeanAbsoluteError(), num_bootstraps=3, quantile=0.5, raw=True)
+    assert output_names(bootstrap) == ["mean", "std", "quantile"]  # not the list of all values
+    assert not any(metric.update_called for metric in bootstrap.metrics)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert output_names(R2Score()) is None
+
+
+def test_names_with_colons_are_logged_for_file_names_of_checkpoints(tmp_path):
+    """ModelCheckpoint reads a field of its file name up to the first colon."""
+
+    class Renamed(SmallNet):
+        def forward(self, systems):
+            predictions = super().forward(systems)
+            return {**predictions, "mtt::charges": predictions.pop("charges")}
+
+    def renamed(items):
+        batch = collate(items)
+        return {**batch, "mtt::charges": batch.pop("charges")}
+
+    checkpoint = ModelCheckpoint(
+        tmp_path,
+        "{epoch}-{val/mtt/charges/mae:.4f}",
+        monitor="val/mtt/charges/mae",
+        auto_insert_metric_name=False,
+    )
+    trainer = quiet_trainer(
+        tmp_path, callbacks=[scaler_callback(), checkpoint], enable_checkpointing=True
+    )
+    trainer.fit(Renamed(), SmallData(collate_fn=renamed))
+    mae = trainer.callback_metrics["val/mtt/charges/mae"].item()
+    assert mae > 0
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == [f"0-{mae:.4f}.ckpt"]
+    assert not any(":" in name for name in trainer.callback_metrics)

@@ -1,0 +1,94 @@
+"""Metrics that return a dict, logged one entry at a time."""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import torch
+from torchmetrics import Metric
+from torchmetrics.wrappers.abstract import WrapperMetric
+from typing_extensions import override
+
+from ..metrics import parts_of
+
+
+class MetricOutput(WrapperMetric):
+    """One entry of the dict that a metric returns, which Lightning cannot log as a whole.
+
+    Several of these share the metric, which is updated by itself.
+
+    Args:
+        metric: metric that returns a dict.
+        name: key of the entry.
+    """
+
+    def __init__(self, metric: Metric, name: str) -> None:
+        super().__init__()
+        self.metric = metric
+        self.name = name
+
+    @override
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Update the shared metric."""
+        self.metric.update(*args, **kwargs)
+
+    @override
+    def compute(self) -> torch.Tensor:
+        """Return the entry."""
+        return torch.as_tensor(self.metric.compute()[self.name])
+
+    @override
+    def reset(self) -> None:
+        """Reset the shared metric."""
+        self.metric.reset()
+
+
+def split_outputs(metrics: torch.nn.ModuleDict) -> torch.nn.ModuleDict:
+    """The same metrics by name, each that returns a dict replaced by one metric for every key."""
+    split = torch.nn.ModuleDict()
+    for name, metric in metrics.items():
+        outputs = output_names(cast(Metric, metric))
+        if outputs is None:
+            split[name] = metric
+        for output in outputs or ():
+            split[f"{name}/{output}".replace(".", "_")] = MetricOutput(cast(Metric, metric), output)
+    return split
+
+
+def updated_metrics(metrics: Iterable[Metric]) -> list[Metric]:
+    """The metrics to update, once each, of the result of :func:`split_outputs`."""
+    found = [m.metric if isinstance(m, MetricOutput) else m for m in metrics]
+    return list({id(metric): metric for metric in found}.values())
+
+
+def output_names(metric: Metric) -> list[str] | None:
+    """The keys of the scalars in the dict that a metric returns; ``None`` if it returns no dict.
+
+    A copy of the metric computes a few values, the same on every process, which does not need data
+    and leaves the state of the random number generator as it is.
+
+    Args:
+        metric: metric of two float64 tensors ``(n_values,)``.
+    """
+    if type(metric).__module__.startswith("torchmetrics.regression."):
+        return None  # all of these return tensors, and most metrics are among them
+    trial = metric.clone()
+    for part in parts_of(trial):
+        part.distributed_available_fn = _not_distributed
+    target = torch.linspace(1.0, 2.0, 16, dtype=torch.float64, device=metric.device)
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        trial.update(target.square() / target.mean(), target)
+        outputs = trial.compute()
+    if not isinstance(outputs, Mapping):
+        return None
+    return [name for name, value in outputs.items() if torch.as_tensor(value).numel() == 1]
+
+
+def _not_distributed() -> bool:
+    return False
