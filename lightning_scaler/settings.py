@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -17,7 +17,7 @@ class Settings:
     """The settings of a fit that apply to all targets; see ``ScaleAccumulator``.
 
     ``provisional`` scales come from a few batches of a ``fast_dev_run``: the next fit replaces
-    them.
+    them. ``loss_weights`` and ``balance_loss`` are settings of the loss alone.
     """
 
     system_labels: SystemLabels = "auto"
@@ -25,6 +25,8 @@ class Settings:
     enabled: bool = True
     baseline: Literal["composition", "none"] = "none"
     provisional: bool = False
+    loss_weights: dict[str, float] = field(default_factory=dict)
+    balance_loss: bool = True
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -135,6 +137,44 @@ def parse_fixed_baseline(settings: Numbers | None) -> dict[str, dict[int, float]
             )
         plain[name] = numbers_by_type(where, value)
     return plain
+
+
+def parse_loss_weights(settings: Numbers | None) -> dict[str, float] | None:
+    """Check ``loss_weights``: a number of at least 0 for each term of the loss.
+
+    Raises:
+        ValueError: If a weight is negative or not a finite number.
+
+    Example:
+        >>> parse_loss_weights({"energy/positions": 4})
+        {'energy/positions': 4.0}
+    """
+    if settings is None:
+        return None
+    if not isinstance(settings, Mapping):
+        raise ValueError(
+            "loss_weights: expected a mapping by term, such as {'energy/positions': 4}, got "
+            f"{settings!r}"
+        )
+    weights = {}
+    for term, value in settings.items():
+        weights[str(term)] = number(f"loss_weights of the term '{term}'", value)
+        if weights[str(term)] < 0:
+            raise ValueError(
+                f"loss_weights of the term '{term}': expected a number of at least 0, got {value}"
+            )
+    return weights
+
+
+def check_terms(weights: Iterable[str], terms: Iterable[str]) -> None:
+    """Raise ``ValueError`` for the first weight that is not that of a term of the loss."""
+    terms = list(terms)
+    for name in weights:
+        if name not in terms:
+            raise ValueError(
+                f"loss_weights names '{name}', which is not a term of the loss; "
+                f"{did_you_mean(name, terms)}"
+            )
 
 
 def _by_target(setting: str, settings: Numbers | None) -> Numbers:

@@ -17,7 +17,7 @@ from .loss_space import (
 )
 from .physical_values import PhysicalValues, add_baseline, values_in_physical_units
 from .scaler import Scaler
-from .target_scales import TargetScales
+from .target_scales import TargetScales, term_name
 
 __all__ = [
     "LossTargets",
@@ -31,5 +31,6 @@ __all__ = [
     "predictions_to_loss",
     "predictions_to_physical",
     "targets_to_loss",
+    "term_name",
     "values_in_physical_units",
 ]

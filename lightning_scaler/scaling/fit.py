@@ -46,7 +46,9 @@ def fit_target(
     if baseline is not None:
         weights = baseline.weights(statistics)
     if layout.sample_kind == "pair":
-        return TargetScales(layout, extensive, types, *_identity(layout)), []
+        identity, one = _identity(layout), torch.ones(1)
+        mean_squares = _mean_squares_of_gradients(statistics, one)
+        return TargetScales(layout, extensive, types, *identity, mean_squares=mean_squares), []
     by_key = weights.for_types(statistics.types)
     residual_sq_sums = {k: block.residual_sq_sum(by_key.get(k)) for k, block in blocks.items()}
     _check_finite(layout, residual_sq_sums)
@@ -86,8 +88,41 @@ def fit_target(
         rms_before=_rms(raw_sq_sum, n_values),
         rms_after=_rms(residual_sq_sum, n_values),
         explained_variance=1.0 - residual_sq_sum / sum_sq_dev if sum_sq_dev > 0.0 else 0.0,
+        mean_squares=_mean_squares(statistics, residual_sq_sums, fitted, per_target),
     )
     return scales, _describe_noise(layout, list(blocks), types, fitted) if enabled else []
+
+
+def _mean_squares(
+    statistics: TargetStatistics,
+    residual_sq_sums: dict[Key, torch.Tensor],
+    fitted: FittedScales,
+    per_target: torch.Tensor,
+) -> dict[str, float]:
+    """Mean squares of the values, under ``""``, and of each gradient, divided by the scales."""
+    per_target = per_target[: fitted.per_target.numel()]
+    blocks = zip(residual_sq_sums.values(), fitted.below_noise, strict=True)
+    by_type = torch.stack([torch.where(noise, 0.0, sq_sum).sum(1) for sq_sum, noise in blocks])
+    count = sum(float(block.counts.sum()) for block in statistics.blocks.values())
+    values = {"": _mean_square(by_type.sum(0), count, per_target)} if count else {}
+    return values | _mean_squares_of_gradients(statistics, per_target)
+
+
+def _mean_squares_of_gradients(
+    statistics: TargetStatistics, per_target: torch.Tensor
+) -> dict[str, float]:
+    mean_squares = {}
+    for parameter, sums in statistics.gradients.items():
+        count = float(sums.counts.sum())
+        if count:
+            sq_sum = torch.where(sums.sq_sum <= sums.noise_sq_sum, 0.0, sums.sq_sum)
+            mean_squares[parameter] = _mean_square(sq_sum, count, per_target)
+    return mean_squares
+
+
+def _mean_square(sq_sum: torch.Tensor, count: float, scales: torch.Tensor) -> float:
+    """Mean square in loss space from sums of squares by type, ``(n_types,)``."""
+    return float((sq_sum.sqrt() / scales).square().sum()) / count
 
 
 def _tables(

@@ -16,7 +16,7 @@ from ..tensors import InvalidStateError, TargetLayout, state_from_tensor, state_
 from .conversion import SCALE_EXPONENTS, Conversion, convert_targets
 from .scaler_state import ScalerState, read_state, write_state
 from .summary import describe_targets, summarize_baselines, summarize_scales
-from .target_scales import ScaleKind, TargetScales
+from .target_scales import ScaleKind, TargetScales, term_name
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -95,6 +95,32 @@ class Scaler(torch.nn.Module):
     def scales(self) -> dict[str, TensorMap]:
         """The product of both, the RMS of each property; shapes and units as above."""
         return self._tensormaps("full")
+
+    @property
+    def mean_squares(self) -> dict[str, float]:
+        """The mean square of each term of the loss in loss space, where it is known.
+
+        The terms are the values of each target, under its name, and each of its gradients, under
+        ``energy/positions``. They are dimensionless: 1 for fitted values, by the definition of the
+        scales, but not for gradients. Those of scales from a version that did not record them, or
+        fixed without a data pass, are unknown.
+        """
+        found: dict[str, float] = {}
+        for name, scales in self.targets.items():
+            mean_squares = scales.mean_squares
+            if not mean_squares and self.settings.enabled and scales.fixed is None:
+                mean_squares = {"": 1.0} if scales.layout.sample_kind != "pair" else {}
+            found |= {term_name(name, of): value for of, value in mean_squares.items()}
+        return found
+
+    @property
+    def loss_terms(self) -> list[str]:
+        """The terms of the loss: each target, and each of its gradients, as in ``mean_squares``."""
+        return [
+            term_name(name, parameter)
+            for name, scales in self.targets.items()
+            for parameter in ("", *scales.layout.gradients)
+        ]
 
     def table(self, title: str = "Target scales", caption: str | None = None) -> "Table":
         """The scales as a table of the rich library, in the units of the dataset.

@@ -12,18 +12,23 @@ from ..baselines import Contribution
 from ..batches import Atoms, IndexedTarget, find_types
 from ..statistics import (
     BlockValues,
+    GradientSums,
     JoinedBatch,
     PendingBatches,
     TargetStatistics,
     copy_small_values,
+    gradient_sums,
+    value_sums,
 )
 from ..tensors import (
     CPU,
     TargetLayout,
     find_known_layouts,
     match_layouts,
+    scripted_gradients_of_blocks,
     values_and_gradients,
 )
+from .conversion import n_atoms_of_rows
 
 
 class TargetCollection:
@@ -111,6 +116,12 @@ class TargetCollection:
             if name not in small
         }
         for name, target in targets.items():
+            sums = self._sum_gradients(target, atoms, masks.get(name), contributions.get(name))
+            if sums:
+                types = self._types(name, atoms)
+                empty = TargetStatistics(target.layout, types, {})
+                batch.setdefault(name, empty).gradients = sums
+        for name, target in targets.items():
             if name not in self._statistics:
                 self._statistics[name] = TargetStatistics(target.layout, atoms.unique_types, {})
             if name in batch:
@@ -153,6 +164,35 @@ class TargetCollection:
             extensive=self.is_extensive(layout),
             baseline=self._baseline,
         )
+
+    def _sum_gradients(
+        self,
+        target: IndexedTarget,
+        atoms: Atoms,
+        masks: Sequence[Tensor] | None,
+        contributions: Sequence[Contribution | None] | None,
+    ) -> dict[str, GradientSums]:
+        """Sums over the gradients of a target in one batch, and over the values of atom pairs."""
+        layout = target.layout
+        if layout.sample_kind == "pair":
+            values = values_and_gradients(target.tensor)[0]
+            return {"": value_sums(values, None if masks is None else list(masks))}
+        if not layout.gradients:
+            return {}
+        type_index: list[Tensor] = []
+        n_types = 1
+        if layout.sample_kind == "atom":
+            types = self._types(layout.name, atoms)
+            n_types, of_atoms = types.numel(), atoms.index_among(types)
+            type_index = [of_atoms[rows] for rows in target.rows] or [of_atoms]
+        n_atoms = n_atoms_of_rows(target, atoms) if self.is_extensive(layout) else []
+        subtracted: list[Tensor | None] = []
+        if contributions is not None:
+            for i, parameter in zip(*scripted_gradients_of_blocks(target.tensor), strict=True):
+                contribution = contributions[i]
+                gradients = {} if contribution is None else contribution.gradients
+                subtracted.append(gradients.get(parameter))
+        return gradient_sums(layout.name, target.tensor, type_index, n_types, n_atoms, subtracted)
 
     def _types(self, name: str, atoms: Atoms) -> Tensor:
         """The types seen with a target, including those of this batch."""

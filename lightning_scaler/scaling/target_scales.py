@@ -62,6 +62,8 @@ class TargetScales:
         rms_before: RMS over all values as stored, per atom if extensive.
         rms_after: the same after subtracting contributions and baseline.
         explained_variance: fraction of the variance that contributions and baseline explain.
+        mean_squares: mean squares in loss space, used by the loss alone: of the values under
+            ``""``, of each gradient under its parameter; empty where they are unknown.
     """
 
     layout: TargetLayout
@@ -87,6 +89,7 @@ class TargetScales:
     rms_before: Annotated[float, NumberCheck(allow_nan=True)] = 1.0
     rms_after: Annotated[float, NumberCheck(allow_nan=True)] = 1.0
     explained_variance: float = 0.0
+    mean_squares: dict[str, float] = field(default_factory=dict)
 
     def values(self, kind: ScaleKind, key: Key) -> Tensor:
         """One kind of scale of a block, ``(n_rows, n_properties)``."""
@@ -219,6 +222,20 @@ class TargetScales:
             scales: TargetScales = fields_from_state(cls, plain)
             check_target_scales(scales)
         return scales
+
+
+def term_name(target: str, parameter: str) -> str:
+    """The name of a term of the loss.
+
+    Args:
+        target: name of the target.
+        parameter: parameter of the gradient, ``""`` for values.
+
+    Example:
+        >>> term_name("energy", "positions")
+        'energy/positions'
+    """
+    return f"{target}/{parameter}" if parameter else target
 
 
 def on_device(factors: Tensor, device: torch.device) -> Tensor:

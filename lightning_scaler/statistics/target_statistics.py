@@ -1,6 +1,6 @@
 """Statistics of one target: all that its fit needs, independent of the number of samples."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from .batch_statistics import (
     per_structure_statistics,
 )
 from .block_statistics import BlockStatistics, merge_blocks, reindex_types
+from .gradient_sums import GradientSums
 
 
 class TargetStatistics:
@@ -23,14 +24,21 @@ class TargetStatistics:
         layout: layout of the target.
         types: sorted atomic types of the systems, ``(n_types,)``.
         blocks: statistics by key.
+        gradients: sums over the gradients of all blocks by parameter; over the values of atom
+            pairs, which have no other statistics, under ``""``.
     """
 
     def __init__(
-        self, layout: TargetLayout, types: torch.Tensor, blocks: dict[Key, BlockStatistics]
+        self,
+        layout: TargetLayout,
+        types: torch.Tensor,
+        blocks: dict[Key, BlockStatistics],
+        gradients: Mapping[str, GradientSums] | None = None,
     ) -> None:
         self.layout = layout
         self.types = types
         self.blocks = blocks
+        self.gradients = dict(gradients or {})
 
     @classmethod
     def from_batch(
@@ -98,7 +106,11 @@ class TargetStatistics:
                 blocks[key] = merge_blocks(ours[key], theirs[key])
             elif key in ours or key in theirs:
                 blocks[key] = ours[key] if key in ours else theirs[key]
-        self.types, self.blocks = types, blocks
+        gradients, new = self._gradients_for(types), other._gradients_for(types)
+        for parameter, sums in new.items():
+            known = gradients.get(parameter)
+            gradients[parameter] = sums if known is None else known.plus(sums)
+        self.types, self.blocks, self.gradients = types, blocks, gradients
 
     def _blocks_for(self, types: torch.Tensor) -> dict[Key, BlockStatistics]:
         """The statistics by key for a superset of the types."""
@@ -110,16 +122,25 @@ class TargetStatistics:
             for key, block in self.blocks.items()
         }
 
+    def _gradients_for(self, types: torch.Tensor) -> dict[str, GradientSums]:
+        """The sums over gradients by parameter for a superset of the types."""
+        if self.layout.sample_kind != "atom" or torch.equal(types, self.types):
+            return dict(self.gradients)
+        return {name: sums.reindex(self.types, types) for name, sums in self.gradients.items()}
+
     def state(self) -> dict[str, Any]:
         """The statistics as plain Python objects and tensors."""
         return {
             "layout": self.layout.state(),
             "types": self.types,
             "blocks": to_state(self.blocks),
+            "gradients": to_state(self.gradients),
         }
 
     @classmethod
     def from_state(cls, name: str, state: dict[str, Any]) -> "TargetStatistics":
         """The inverse of :meth:`state`."""
         blocks = from_state(dict[Key, BlockStatistics], state["blocks"])
-        return cls(TargetLayout.from_state(name, state["layout"]), state["types"], blocks)
+        gradients = from_state(dict[str, GradientSums], state.get("gradients", {}))
+        layout = TargetLayout.from_state(name, state["layout"])
+        return cls(layout, state["types"], blocks, gradients)

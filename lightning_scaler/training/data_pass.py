@@ -44,7 +44,8 @@ def fit_scales(
     if fixed_scales and decision.targets is not None:
         # One batch shows the layouts, and no more is needed if all scales and baselines are fixed.
         read_training_data(trainer, module, accumulator, processes, limit_batches=1)
-    if not accumulator.all_fixed(fixed_scales):
+    no_pass = accumulator.all_fixed(fixed_scales)
+    if not no_pass:
         accumulator = accumulator.fresh()
         read_training_data(trainer, module, accumulator, processes, request.limit_batches)
     unseen_types = settings.unseen_types
@@ -59,6 +60,8 @@ def fit_scales(
             warnings.simplefilter("ignore")
         scaler = accumulator.compute(fixed_scales, unseen_types, settings.enabled)
     scaler.settings = replace(scaler.settings, provisional=is_dev_run(trainer))
+    if no_pass:  # one batch says nothing about the mean squares
+        scaler.targets = {n: replace(s, mean_squares={}) for n, s in scaler.targets.items()}
     return scaler
 
 

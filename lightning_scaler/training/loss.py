@@ -1,83 +1,212 @@
-"""The default loss."""
+"""The default loss: the mean squared error of every term, divided by its mean square."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from metatensor.torch import TensorMap
+from torch import Tensor
 
-from ..tensors import is_tensormap
+from ..scaling import Scaler
+from ..tensors import (
+    TargetLayout,
+    is_tensormap,
+    scripted_arithmetic,
+    scripted_gradients_of_blocks,
+)
 
 
-def mean_squared_error(
-    predictions: Mapping[str, TensorMap], targets: Mapping[str, TensorMap]
-) -> torch.Tensor:
-    """Mean, over the terms of the loss, of the mean squared error of each term.
+@dataclass(frozen=True)
+class LossTerms:
+    """The terms of the loss in one batch: the values of each target, and each of its gradients.
 
-    The values of a target (all blocks together) are one term, and so is each of its gradients. NaN
-    values of a target are missing values; they are removed before errors are squared, so that they
-    do not enter the gradient of the loss. Terms in which all values are missing do not count.
+    Attributes:
+        errors: mean squared error of each term by name, ``energy`` or ``energy/positions``, divided
+            by the mean square of the term; 0 if all its values are missing; scalar tensors.
+        present: 1 if the term has values, 0 if all are missing; scalar tensors.
+    """
+
+    errors: dict[str, Tensor]
+    present: dict[str, Tensor]
+
+    def weighted_mean(self, weights: Mapping[str, float]) -> Tensor:
+        """The mean over the terms that are present, with weights by name, 1 unless given.
+
+        Returns:
+            Scalar tensor; 0 if no term is present.
+        """
+        if not self.errors:
+            return torch.zeros(())
+        errors, present = list(self.errors.values()), list(self.present.values())
+        if weights:
+            in_order = [weights.get(name, 1.0) for name in self.errors]
+            errors = [w * error for w, error in zip(in_order, errors, strict=True)]
+            present = [w * one for w, one in zip(in_order, present, strict=True)]
+        total = torch.stack(present).sum()
+        return torch.stack(errors).sum() / total.where(total > 0, 1.0)
+
+
+def loss_terms(
+    predictions: Mapping[str, TensorMap],
+    targets: Mapping[str, TensorMap],
+    mean_squares: Mapping[str, float] | None = None,
+) -> LossTerms:
+    r"""The terms of the loss.
+
+    .. math::
+
+        t = \frac{1}{m N} \sum_{i=1}^N (\hat y_i - y_i)^2
+
+    All blocks of a target are one term, and so are all blocks of a gradient. NaN values of a target
+    are missing values; they are left out before the difference is taken, so that they do not enter
+    the gradient of the loss.
 
     Args:
         predictions: predictions by target name, with the samples of the targets in their order.
         targets: targets by name; those without a prediction are ignored.
+        mean_squares: mean square :math:`m` of each term by name, 1 unless given and positive.
+    """
+    names = list(predictions)
+    found, squares, counts = _squared_errors(
+        names, list(predictions.values()), [targets[name] for name in names]
+    )
+    errors, present = {}, {}
+    for name, square, count in zip(found, squares, counts, strict=True):
+        error = square / count.clamp(min=1)
+        mean_square = (mean_squares or {}).get(name)
+        errors[name] = error / mean_square if mean_square else error
+        present[name] = (count > 0).to(square.dtype)
+    return LossTerms(errors, present)
+
+
+def balanced_terms(
+    predictions: Mapping[str, TensorMap], targets: Mapping[str, TensorMap], scaler: Scaler
+) -> LossTerms:
+    """The terms of the loss, divided by their mean squares if the scaler balances them.
+
+    Args:
+        predictions: see :func:`loss_terms`.
+        targets: see :func:`loss_terms`.
+        scaler: fitted scaler, with its setting ``balance_loss``.
+    """
+    mean_squares = scaler.mean_squares if scaler.settings.balance_loss else None
+    return loss_terms(predictions, targets, mean_squares)
+
+
+def mean_squared_error(
+    predictions: Mapping[str, TensorMap],
+    targets: Mapping[str, TensorMap],
+    mean_squares: Mapping[str, float] | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> Tensor:
+    r"""Weighted mean :math:`\sum w t / \sum w` of the terms :math:`t` of the loss.
+
+    Args:
+        predictions: see :func:`loss_terms`.
+        targets: see :func:`loss_terms`.
+        mean_squares: see :func:`loss_terms`.
+        weights: weight :math:`w` of each term by name, 1 unless given.
 
     Returns:
-        Scalar tensor; 0 if all values are missing.
+        Scalar tensor; 0 if all values are missing. Terms in which all values are missing do not
+        count.
     """
-    errors, present = [], []
-    for name, prediction in predictions.items():
-        for pairs in _terms(prediction, targets[name]).values():
-            squares, count = _squared_error(pairs)
-            errors.append(squares / count.clamp(min=1))
-            present.append((count > 0).to(squares.dtype))
-    if not errors:
-        return torch.zeros(())
-    return torch.stack(errors).sum() / torch.stack(present).sum().clamp(min=1)
+    return loss_terms(predictions, targets, mean_squares).weighted_mean(weights or {})
 
 
-def _terms(
-    prediction: TensorMap, target: TensorMap
-) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
-    """Pairs (prediction, target) of tensors by gradient name, with the values under ``""``."""
-    terms: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-    for target_block, prediction_block in zip(target.blocks(), prediction.blocks(), strict=True):
-        terms.setdefault("", []).append((prediction_block.values, target_block.values))
-        for name in target_block.gradients_list():
-            pair = (prediction_block.gradient(name).values, target_block.gradient(name).values)
-            terms.setdefault(name, []).append(pair)
-    return terms
+@scripted_arithmetic
+def _squared_errors(
+    names: list[str], predictions: list[TensorMap], targets: list[TensorMap]
+) -> tuple[list[str], list[Tensor], list[Tensor]]:
+    """Name, sum of squared errors and number of values of each term."""
+    terms: list[str] = []
+    squares: list[Tensor] = []
+    counts: list[Tensor] = []
+    for i, target in enumerate(targets):
+        predicted_blocks = predictions[i].blocks()
+        first = len(terms)
+        for j, block in enumerate(target.blocks()):
+            prediction = predicted_blocks[j]
+            parameters = [""]
+            parameters.extend(block.gradients_list())
+            for parameter in parameters:
+                if parameter == "":
+                    term, predicted, values = names[i], prediction.values, block.values
+                else:
+                    term = names[i] + "/" + parameter
+                    predicted = prediction.gradient(parameter).values
+                    values = block.gradient(parameter).values
+                # Indexing by a mask would make the host wait for a GPU.
+                missing = torch.isnan(values)
+                difference = predicted.masked_fill(missing, 0.0) - values.masked_fill(missing, 0.0)
+                square, count = difference.square().sum(), (~missing).sum()
+                k = first
+                while k < len(terms) and terms[k] != term:
+                    k += 1
+                if k < len(terms):
+                    squares[k], counts[k] = squares[k] + square, counts[k] + count
+                else:
+                    terms.append(term)
+                    squares.append(square)
+                    counts.append(count)
+    return terms, squares, counts
 
 
-def _squared_error(
-    pairs: list[tuple[torch.Tensor, torch.Tensor]],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum of squared errors over all blocks, and the number of values that are not missing."""
+def zero_loss(
+    predictions: Mapping[str, TensorMap], layouts: Mapping[str, TargetLayout] | None = None
+) -> Tensor:
+    """A loss of zero that depends on all predictions, so that their gradients are not missing.
 
-    def by_block() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for prediction, target in pairs:
-            missing = torch.isnan(target)
-            # Indexing by a mask would make the host wait for a GPU. A NaN that `where` removes has
-            # no gradient, as long as only the difference is taken before.
-            difference = torch.where(missing, 0.0, prediction - target)
-            yield difference.square().sum(), (~missing).sum()
-
-    squares, counts = zip(*by_block(), strict=True)
-    return torch.stack(squares).sum(), torch.stack(counts).sum()
-
-
-def zero_loss(predictions: Mapping[str, TensorMap]) -> torch.Tensor:
-    """A loss of zero that depends on all predictions, so that its gradient is zero, not missing.
+    A batch may be without a target, a block, a gradient or some rows that the network predicts.
+    Weights that affect nothing else then have a gradient of zero, which DDP would wait for.
 
     Args:
         predictions: predictions by target name, in any space; only TensorMaps are used.
+        layouts: layouts of the targets in the fit, by name. Gradients that a target never has are
+            left out: to differentiate them would cost as much as to train on them.
     """
-    tensors = [
-        values
-        for tensor in predictions.values()
-        if is_tensormap(tensor)
-        for block in tensor.blocks()
-        for values in (block.values, *(block.gradient(g).values for g in block.gradients_list()))
-    ]
-    if not tensors:
-        return torch.zeros(())
-    return torch.stack([(0.0 * values.nan_to_num()).sum() for values in tensors]).sum()
+    tensors = {name: tensor for name, tensor in predictions.items() if is_tensormap(tensor)}
+    unused = []
+    for name, tensor in tensors.items():
+        layout = (layouts or {}).get(name)
+        parameters = set() if layout is None else set(scripted_gradients_of_blocks(tensor)[1])
+        unused.append([] if layout is None else sorted(parameters.difference(layout.gradients)))
+    return _zero(list(tensors.values()), unused)
+
+
+@scripted_arithmetic
+def _zero(tensors: list[TensorMap], unused_gradients: list[list[str]]) -> Tensor:
+    parts: list[Tensor] = [torch.zeros([0])]
+    for i, tensor in enumerate(tensors):
+        for block in tensor.blocks():
+            parts.append(block.values.reshape([-1]))
+            for parameter in block.gradients_list():
+                if parameter not in unused_gradients[i]:
+                    parts.append(block.gradient(parameter).values.reshape([-1]))
+    if len(parts) == 1:
+        return parts[0].sum()
+    return (0.0 * torch.cat(parts[1:]).nan_to_num()).sum()
+
+
+def warn_of_unknown_mean_squares(terms: Iterable[str], mean_squares: Mapping[str, float]) -> None:
+    """Warn that some terms of the loss are not balanced.
+
+    Args:
+        terms: names of the terms.
+        mean_squares: mean squares by term, where they are known.
+    """
+    unknown = [term for term in terms if term not in mean_squares]
+    zero = [term for term in terms if mean_squares.get(term) == 0]
+    if unknown:
+        rank_zero_warn(
+            f"the mean squares of the loss terms {unknown} are not known (the scales were saved by "
+            "an earlier version or fixed without a data pass, or the training data do not have "
+            "the term), and 1 is used; fit again with TargetScaler(refit=True), or set their "
+            "weights with loss_weights"
+        )
+    if zero:
+        rank_zero_warn(
+            f"the loss terms {zero} are zero throughout the training data, so that 1 is used for "
+            "their mean squares; leave them out, or set their weights with loss_weights"
+        )

@@ -116,12 +116,12 @@ class WeightedMean(Metric):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     @override
-    def update(self, value: torch.Tensor, weight: float) -> None:
+    def update(self, value: torch.Tensor, weight: float | torch.Tensor) -> None:
         """Add a scalar.
 
         Args:
             value: scalar tensor.
-            weight: weight of the value.
+            weight: weight of the value, a number or a scalar tensor.
         """
         self.total = self.total + weight * value.detach().double()
         self.weight = self.weight + weight
@@ -230,3 +230,37 @@ class LoggedMetrics(torch.nn.ModuleDict):
         metric.update(loss, n_systems)
         attribute = f"{self._attribute}.{key}"
         module.log(f"{stage}/loss", metric, metric_attribute=attribute, **options)
+
+    def log_loss_term(
+        self,
+        module: LightningModule,
+        stage: str,
+        dataloader_idx: int,
+        scope: MetricScope,
+        found: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> None:
+        """Log the mean of one term of the loss over those batches that have it.
+
+        Args:
+            module: module that logs the term.
+            stage: ``"train"``, ``"val"`` or ``"test"``.
+            dataloader_idx: index of the loader.
+            scope: values of a target, or one of its gradients.
+            found: the term in the batch, and its weight; ``None`` if the batch does not have it.
+        """
+        key = f"{stage}/{dataloader_idx}/term/{scope.path}".replace(".", "_")
+        if key not in self:
+            self[key] = WeightedMean().to(module.device)
+        metric = cast(WeightedMean, self[key])
+        if found is not None:
+            leave_inference_mode([metric])
+            metric.update(*found)
+        # As in log_scope: processes reduce their metrics together.
+        if metric.update_called or module.trainer.world_size > 1:
+            module.log(
+                f"{stage}/loss/{scope.path}",
+                metric,
+                on_step=False,
+                on_epoch=True,
+                metric_attribute=f"{self._attribute}.{key}",
+            )

@@ -22,9 +22,10 @@ from ..scaling import (
     predictions_to_loss,
     predictions_to_physical,
     targets_to_loss,
+    term_name,
     values_in_physical_units,
 )
-from .loss import mean_squared_error, zero_loss
+from .loss import LossTerms, balanced_terms, warn_of_unknown_mean_squares, zero_loss
 from .metric_logging import LoggedMetrics, metric_scopes
 from .samplers import drop_systems, flattened, padded_positions
 
@@ -87,6 +88,8 @@ class TargetScalingMixin(_Module):
         self.scaler = Scaler()
         self._scaling_metrics = LoggedMetrics("_scaling_metrics")
         self._scaling_batch_idx = 0
+        self._scaling_loss_terms: LossTerms | None = None
+        self._scaling_unbalanced: set[str] = set()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse the wrong order of bases, with which Lightning would not find these steps."""
@@ -118,7 +121,16 @@ class TargetScalingMixin(_Module):
         return unpack(batch)
 
     def compute_loss(self, predictions: Tensors, targets: Tensors) -> torch.Tensor:
-        """Compute the loss: the mean squared error, averaged over targets and their gradients.
+        r"""Compute the loss: a weighted mean over targets and their gradients.
+
+        .. math::
+
+            L = \frac{\sum_t w_t \, \mathrm{MSE}_t / m_t}{\sum_t w_t}
+
+        The terms :math:`t` are the values of each target of the batch and each of its gradients.
+        :math:`m_t` is the mean square of the term over the training data in loss space (1 with
+        ``TargetScaler(balance_loss=False)``), :math:`w_t` its weight from ``loss_weights``. The
+        built-in steps log each :math:`\mathrm{MSE}_t / m_t`, as ``train/loss/energy/positions``.
 
         Args:
             predictions: predictions in loss space by target name, with the samples of the targets
@@ -128,7 +140,12 @@ class TargetScalingMixin(_Module):
         Returns:
             Scalar tensor.
         """
-        return mean_squared_error(predictions, targets)
+        settings = self.scaler.settings
+        terms = balanced_terms(predictions, targets, self.scaler)
+        if settings.balance_loss:
+            self._warn_of_unbalanced_terms(terms)
+        self._scaling_loss_terms = terms
+        return terms.weighted_mean(settings.loss_weights)
 
     def configure_metrics(self) -> MetricCollection:
         """Create the metrics of every target, in the units of the data: MAE and RMSE by default.
@@ -342,15 +359,36 @@ class TargetScalingMixin(_Module):
         padded = self._padded_positions(stage, atoms.n_systems, dataloader_idx)
         counted = _drop_systems(predictions, targets, padded, atoms.n_systems)
         n_counted = atoms.n_systems - len(padded)
+        self._scaling_loss_terms = None
         # Only padding: a user's loss need not handle an empty batch.
         loss = torch.zeros(()) if padded and not n_counted else self.compute_loss(*counted)
-        unused = {name: tensor for name, tensor in outputs.items() if name not in predictions}
-        if stage == "train" and unused:
-            # Without gradients for the targets that are not in the batch, DDP would wait for them.
-            loss = loss + zero_loss(unused)
+        if stage == "train":
+            loss = loss + zero_loss(outputs, self.scaler.layouts).to(loss.dtype)
         self._scaling_metrics.log_loss(self, stage, dataloader_idx, loss, n_counted)
+        self._log_loss_terms(stage, dataloader_idx, n_counted)
         self.update_metrics(stage, atoms, predictions, targets, dataloader_idx)
         return loss
+
+    def _log_loss_terms(self, stage: str, dataloader_idx: int, n_systems: int) -> None:
+        """Log each term, unless another ``compute_loss`` replaces the default one."""
+        terms, default = self._scaling_loss_terms, TargetScalingMixin.compute_loss
+        if terms is None and type(self).compute_loss is not default:
+            return
+        for name, scales in self.scaler.targets.items():
+            for scope in metric_scopes(scales.layout, scales.extensive, ()):
+                term, found = term_name(name, scope.gradient or ""), None
+                if terms is not None and term in terms.errors:
+                    found = terms.errors[term], n_systems * terms.present[term]
+                self._scaling_metrics.log_loss_term(self, stage, dataloader_idx, scope, found)
+
+    def _warn_of_unbalanced_terms(self, terms: LossTerms) -> None:
+        """Warn once of each term whose mean square is unknown or zero; a single one needs none."""
+        mean_squares = self.scaler.mean_squares
+        found = dict.fromkeys([*self.scaler.loss_terms, *terms.errors])
+        unbalanced = [term for term in found if not mean_squares.get(term)]
+        if len(found) > 1 and not self._scaling_unbalanced.issuperset(unbalanced):
+            warn_of_unknown_mean_squares(unbalanced, mean_squares)
+            self._scaling_unbalanced.update(unbalanced)
 
     def _padded_positions(self, stage: str, n_systems: int, dataloader_idx: int) -> list[int]:
         if stage == "train" or self.trainer.world_size == 1:

@@ -22,6 +22,7 @@ from ..settings import (
 from ..tensors import digest
 from .data_pass import fit_scales, is_dev_run
 from .fit_decision import FitRequest, decide_fit
+from .loss_settings import LossSettings
 from .mixin import TargetScalingMixin
 from .processes import FitProcesses, fit_processes
 
@@ -53,6 +54,12 @@ class TargetScaler(Callback):
             batch, the ``"id"`` in the dataset, or ``"auto"`` to infer it from the data.
         limit_batches: maximum number of batches to read, evenly spaced over the data. Default: all.
         refit: fit all targets again, even if a checkpoint had scales.
+        loss_weights: weights of terms of the default loss: of the values of a target under its
+            name, of a gradient under ``energy/positions``; 1 unless given. ``None``: those stored
+            with restored scales, or none.
+        balance_loss: divide each term of the default loss by its mean square over the training
+            data; ``False``: do not, as metatrain. ``None``: as stored with restored scales, or
+            ``True``.
 
     Raises:
         TypeError:
@@ -82,6 +89,8 @@ class TargetScaler(Callback):
         system_labels: SystemLabels = "auto",
         limit_batches: int | None = None,
         refit: bool = False,
+        loss_weights: Numbers | None = None,
+        balance_loss: bool | None = None,
     ) -> None:
         super().__init__()
         additive = None
@@ -111,6 +120,7 @@ class TargetScaler(Callback):
         checked = ScaleAccumulator(targets, intensive_targets, self.baseline, system_labels)
         self.targets, self.intensive_targets = checked.targets, checked.intensive_targets
         self.system_labels: SystemLabels = system_labels
+        self.loss_settings = LossSettings.parse(loss_weights, balance_loss, self.targets)
         self._fit_done = False
 
     @override
@@ -175,6 +185,8 @@ class TargetScaler(Callback):
             "system_labels": self.system_labels,
             "limit_batches": self.limit_batches,
             "refit": self.refit,
+            "loss_weights": self.loss_settings.weights,
+            "balance_loss": self.loss_settings.balance,
         }
         defaults = inspect.signature(TargetScaler).parameters
         changed = (
@@ -190,7 +202,9 @@ class TargetScaler(Callback):
         self._fit_done = True
         module = cast(TargetScalingMixin, pl_module)
         with fit_processes(trainer) as processes:
+            stored = None if self.refit or not module.scaler.fitted else module.scaler.settings
             fitted = self._fit_missing(trainer, module, processes)
+            self.loss_settings.apply(module.scaler, stored)
             if processes.world_size > 1:
                 processes.check_equal(
                     {"hash of the scales": digest(module.scaler.state())},
@@ -228,6 +242,8 @@ class TargetScaler(Callback):
             unseen_types=self.unseen_types,
             enabled=self.enabled,
             baseline="none" if self.baseline is None else "composition",
+            loss_weights=self.loss_settings.weights or {},
+            balance_loss=self.loss_settings.balance is not False,
         )
         return FitRequest(
             settings,

@@ -1,0 +1,184 @@
+"""Sums of squares of what the scales do not measure: gradients, and the values of atom pairs."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from metatensor.torch import TensorMap
+from torch import Tensor
+
+from ..tensors import describe, scripted_arithmetic
+
+
+@dataclass(frozen=True)
+class GradientSums:
+    """Sums over all blocks of a target, each ``(n_types,)``; one row unless it is per-atom.
+
+    Attributes:
+        sq_sum: sums of squares, of the residuals where an additive module contributes.
+        counts: numbers of values that are not missing.
+        noise_sq_sum: sums of squares up to which residuals are rounding noise.
+    """
+
+    sq_sum: Tensor
+    counts: Tensor
+    noise_sq_sum: Tensor
+
+    def plus(self, other: "GradientSums") -> "GradientSums":
+        """The sums over all data of both."""
+        return GradientSums(
+            self.sq_sum + other.sq_sum,
+            self.counts + other.counts,
+            self.noise_sq_sum + other.noise_sq_sum,
+        )
+
+    def reindex(self, old: Tensor, new: Tensor) -> "GradientSums":
+        """The sums for a superset of the sorted types."""
+        row_of_type = torch.searchsorted(new, old)
+
+        def reindex(sums: Tensor) -> Tensor:
+            return sums.new_zeros(new.numel()).index_copy_(0, row_of_type, sums)
+
+        return GradientSums(*map(reindex, (self.sq_sum, self.counts, self.noise_sq_sum)))
+
+
+def gradient_sums(
+    name: str,
+    tensor: TensorMap,
+    type_index: list[Tensor],
+    n_types: int,
+    n_atoms: list[Tensor],
+    contributions: list[Tensor | None],
+) -> dict[str, GradientSums]:
+    """Sums over the gradients of one batch of a target, by parameter.
+
+    Args:
+        name: name of the target, for messages.
+        tensor: the target, on the CPU.
+        type_index: index of the type of every sample's atom, by block or once for all blocks; empty
+            unless the target is per-atom.
+        n_types: number of types; 1 unless the target is per-atom.
+        n_atoms: number of atoms of every sample's system, by block or once for all blocks; empty
+            unless the target is extensive. Gradients with respect to the whole structure (strain)
+            are divided by it.
+        contributions: contributions of an additive module to every gradient, in the order of blocks
+            and parameters; empty if there are none.
+
+    Raises:
+        ValueError: for infinite values, and for squares that overflow.
+    """
+    parameters, sums = _sum_squares(tensor, type_index, n_types, n_atoms, contributions)
+    by_parameter: dict[str, GradientSums] = {}
+    for parameter, rows in zip(parameters, sums, strict=True):
+        if not math.isfinite(float(rows[0].sum())):
+            _check_finite(name, tensor, parameter)
+        found = GradientSums(*rows)
+        known = by_parameter.get(parameter)
+        by_parameter[parameter] = found if known is None else known.plus(found)
+    return by_parameter
+
+
+def value_sums(values: list[Tensor], masks: list[Tensor] | None) -> GradientSums:
+    """Sums over the values of all blocks, as one row.
+
+    Args:
+        values: values of every block, NaN where missing.
+        masks: for each block ``False`` where a value is missing.
+    """
+    sums = torch.zeros(3, 1, dtype=torch.float64)
+    for i, block in enumerate(values):
+        kept = block if masks is None else torch.where(masks[i], block, torch.nan)
+        sums += _sums_of(kept.detach().double(), None, 1, None, 0.0)
+    return GradientSums(*sums)
+
+
+def _sums_of(
+    values: Tensor, types: Tensor | None, n_types: int, contribution: Tensor | None, epsilon: float
+) -> Tensor:
+    """Sums of squares, counts and rounding noise by type, ``(3, n_types)`` float64.
+
+    Args:
+        values: ``(n_samples, *components, n_properties)`` float64, NaN where missing.
+        types: row of the result for each sample; ``None``: row 0.
+        n_types: number of rows of the result.
+        contribution: contribution of an additive module, in the shape of the values.
+        epsilon: relative rounding error of values and contribution.
+    """
+    n_rows = 1 if types is None else values.size(0)
+    shape = [n_rows, values.numel() // max(1, n_rows)]
+    noise: Tensor | None = None
+    if contribution is not None:
+        contributed = contribution.to(torch.float64)
+        values = values - contributed
+        noise = (epsilon * contributed).square().reshape(shape)
+    squares = values.square().reshape(shape)
+    sums = torch.zeros([3, n_rows], dtype=torch.float64)
+    sums[0] = squares.sum(1)
+    sums[1] = shape[1]
+    if bool(sums[0].isnan().any()):
+        missing = squares.isnan()
+        squares = squares.masked_fill(missing, 0.0)
+        sums[0] = squares.sum(1)
+        sums[1] = (~missing).sum(1)
+        if noise is not None:
+            noise = noise.masked_fill(missing, 0.0)
+    if noise is not None:
+        sums[2] = noise.sum(1)
+    if types is None:
+        return sums
+    by_type = torch.zeros([3, n_types], dtype=torch.float64)
+    return by_type.index_add_(1, types, sums)
+
+
+@scripted_arithmetic
+def _sum_squares(
+    tensor: TensorMap,
+    type_index: list[Tensor],
+    n_types: int,
+    n_atoms: list[Tensor],
+    contributions: list[Tensor | None],
+) -> tuple[list[str], list[Tensor]]:
+    """The parameter and the sums of each gradient; see :func:`gradient_sums`."""
+    parameters: list[str] = []
+    sums: list[Tensor] = []
+    for i, block in enumerate(tensor.blocks()):
+        for parameter in block.gradients_list():
+            gradient = block.gradient(parameter)
+            stored = gradient.values.detach()
+            values = stored.to(torch.float64)
+            if len(n_atoms) > 0 and "atom" not in gradient.samples.names:
+                by_row = n_atoms[i] if len(n_atoms) > 1 else n_atoms[0]
+                by_sample = by_row.index_select(0, gradient.samples.values[:, 0])
+                values = values / by_sample.reshape([-1] + [1] * (values.dim() - 1))
+            types: Tensor | None = None
+            if len(type_index) > 0:
+                of_rows = type_index[i] if len(type_index) > 1 else type_index[0]
+                types = of_rows.index_select(0, gradient.samples.values[:, 0])
+            contribution = contributions[len(sums)] if len(contributions) > 0 else None
+            double = stored.dtype == torch.float64
+            if contribution is not None:
+                double = double and contribution.dtype == torch.float64
+            parameters.append(parameter)
+            epsilon = 2.0**-52 if double else 2.0**-23
+            sums.append(_sums_of(values, types, n_types, contribution, epsilon))
+    return parameters, sums
+
+
+def _check_finite(name: str, tensor: TensorMap, parameter: str) -> None:
+    """Say which gradient has infinite values, or squares that overflow."""
+    for index, block in enumerate(tensor.blocks()):
+        if parameter not in block.gradients_list():
+            continue
+        values = block.gradient(parameter).values
+        where = f"target '{name}', block ({describe(tensor.keys, index)}), gradient '{parameter}'"
+        n_infinite = int(torch.isinf(values).sum())
+        if n_infinite:
+            raise ValueError(
+                f"{where}: expected finite numbers, or NaN for missing ones, got {n_infinite} "
+                "infinite values in a batch; remove these structures or set the values to NaN; "
+                "nothing is fitted"
+            )
+    raise ValueError(
+        f"target '{name}', gradient '{parameter}': the sum of squares overflows; convert the "
+        "target to a larger unit; nothing is fitted"
+    )

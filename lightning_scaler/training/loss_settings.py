@@ -1,0 +1,69 @@
+"""The settings of the default loss, from the callback or from restored scales."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from ..scaling import Scaler
+from ..settings import Numbers, Settings, check_terms, did_you_mean, parse_loss_weights
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """What a ``TargetScaler`` sets for the loss.
+
+    Attributes:
+        weights: weights by term; ``None``: those of restored scales, or none.
+        balance: whether terms are divided by their mean squares; ``None``: as with restored scales,
+            or ``True``.
+    """
+
+    weights: dict[str, float] | None
+    balance: bool | None
+
+    @classmethod
+    def parse(
+        cls, weights: Numbers | None, balance: bool | None, targets: Sequence[str] | None
+    ) -> "LossSettings":
+        """Check the settings as far as possible without data.
+
+        Args:
+            weights: weights by term, such as ``{"energy/positions": 4}``.
+            balance: whether to balance the terms.
+            targets: names of the targets to fit; ``None``: all.
+
+        Raises:
+            TypeError: for a ``balance`` that is not a bool.
+            ValueError: for weights that are negative or not finite, or of other targets.
+        """
+        if balance is not None and not isinstance(balance, bool):
+            raise TypeError(f"balance_loss: expected True, False or None, got {balance!r}")
+        parsed = parse_loss_weights(weights)
+        for name in parsed or ():
+            if targets is not None and not _is_term_of(name, targets):
+                raise ValueError(
+                    f"loss_weights names '{name}', whose target is not in targets=[…]; "
+                    f"{did_you_mean(name, targets)}"
+                )
+        return cls(parsed, balance)
+
+    def apply(self, scaler: Scaler, stored: Settings | None) -> None:
+        """Store the settings in a fitted scaler.
+
+        Unlike scales, weights may change when a training is resumed: what is set here wins.
+
+        Args:
+            scaler: scaler with all its targets.
+            stored: settings of the restored scales, if there are any.
+
+        Raises:
+            ValueError: for a weight that is not of a term of the loss; lists the terms.
+        """
+        stored = stored or Settings()
+        weights = stored.loss_weights if self.weights is None else self.weights
+        balance = stored.balance_loss if self.balance is None else self.balance
+        check_terms(weights, scaler.loss_terms)
+        scaler.settings = replace(scaler.settings, loss_weights=dict(weights), balance_loss=balance)
+
+
+def _is_term_of(name: str, targets: Iterable[str]) -> bool:
+    return any(name == target or name.startswith(f"{target}/") for target in targets)
