@@ -1,5 +1,8 @@
 """Target scaling for atomistic machine learning, as a PyTorch Lightning plugin."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +43,32 @@ def __getattr__(name: str) -> Any:
         return _read_version()
     if name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_ROOMS[name]}", __name__), name)
+    with _original_torch_functions():
+        return getattr(import_module(f".{_ROOMS[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
+
+
+@contextmanager
+def _original_torch_functions() -> Iterator[None]:
+    """Put back what PyTorch Geometric replaces in torch, for as long as an import takes.
+
+    Its Python functions cannot be compiled by TorchScript, which metatensor does when imported.
+    """
+    if "torch_geometric" not in sys.modules:
+        yield
+        return
+    torch: Any = sys.modules["torch"]
+    replaced = {name: getattr(torch, name) for name in ("index_select", "select")}
+    try:
+        for name in replaced:
+            setattr(torch, name, getattr(torch._C._VariableFunctions, name))
+        yield
+    finally:
+        for name, function in replaced.items():
+            setattr(torch, name, function)
 
 
 def _read_version() -> str:
@@ -58,3 +82,8 @@ def _read_version() -> str:
         project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
         versions: list[str] = re.findall(r'^version = "(.+)"$', project, re.MULTILINE)
         return versions[0]
+
+
+if "torch_geometric" in sys.modules:  # for modules that are imported by their own names
+    with _original_torch_functions():
+        import_module("metatensor.torch")
