@@ -4,12 +4,22 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from importlib.util import find_spec
+from numbers import Real
 from typing import Any, Literal, TypeAlias, get_args
 
 UnseenTypes = Literal["error", "pooled", "identity"]
 SystemLabels = Literal["auto", "position", "id"]
 FixedScale: TypeAlias = float | dict[int, float]
 Numbers: TypeAlias = Mapping[Any, Any]
+
+_SYMBOLS = """
+H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr
+Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb
+Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr Rf
+Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og
+"""
+ATOMIC_NUMBERS = {symbol: z for z, symbol in enumerate(_SYMBOLS.split(), start=1)}
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,23 @@ def check_names(setting: str, names: Iterable[str], known: Iterable[str]) -> Non
             )
 
 
+def check_installed(feature: str, extra: str, packages: Iterable[str]) -> None:
+    """Raise ``ModuleNotFoundError`` if a package of an extra is not installed.
+
+    Args:
+        feature: what needs the packages, as the subject of a sentence in the plural.
+        extra: name of the extra in ``pyproject.toml``.
+        packages: names under which the packages are imported.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(
+                f"No module named '{package}'; {feature} need the extra '{extra}': "
+                f"pip install 'lightning-scaler[{extra}]'",
+                name=package,
+            )
+
+
 def list_of_names(setting: str, names: Iterable[str]) -> tuple[str, ...]:
     """The names as a tuple; ``TypeError`` for a string, or for no list at all."""
     if isinstance(names, str):
@@ -68,30 +95,57 @@ def list_of_names(setting: str, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def number(where: str, value: Any) -> float:
-    """The value as a float; ``ValueError`` unless it is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """The value as a float; ``ValueError`` unless it is a finite real number, numpy's included."""
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{where}: expected a number, got {value!r}")
     if not math.isfinite(value):
         raise ValueError(f"{where}: expected a finite number, got {value}")
     return float(value)
 
 
+def atomic_type(where: str, key: Any) -> int:
+    """The atomic type that a key means: an integer, its digits, or a chemical symbol.
+
+    Raises:
+        ValueError: If the key is none of these.
+
+    Example:
+        >>> atomic_type("fixed_scales", "8"), atomic_type("fixed_scales", "O")
+        (8, 8)
+    """
+    text = str(key).strip()
+    if text in ATOMIC_NUMBERS:
+        return ATOMIC_NUMBERS[text]
+    if text.isdecimal() and not isinstance(key, bool):
+        return int(text)
+    similar = get_close_matches(text.capitalize(), ATOMIC_NUMBERS, n=1)
+    raise ValueError(
+        f"{where}: expected an atomic type (an integer or a chemical symbol), got {key!r}"
+        + (f"; did you mean '{similar[0]}'?" if similar and isinstance(key, str) else "")
+    )
+
+
 def numbers_by_type(where: str, numbers: Numbers) -> dict[int, float]:
-    """Numbers per atomic type, with integer keys; YAML gives strings or integers.
+    """Numbers per atomic type, with integer keys; users also write strings and symbols.
 
     Raises:
         ValueError: If a key is not an atomic type, a type is given twice, or a value is not a
             finite number.
+
+    Example:
+        >>> numbers_by_type("fixed_scales", {"H": 0.2, 8: 1})
+        {1: 0.2, 8: 1.0}
     """
     plain: dict[int, float] = {}
+    keys: dict[int, Any] = {}
     for key, value in numbers.items():
-        text = str(key).strip()
-        if not text.isdecimal() or isinstance(key, bool):
-            raise ValueError(f"{where}: expected an atomic type (an integer), got {key!r}")
-        atomic_type = int(text)
-        if atomic_type in plain:
-            raise ValueError(f"{where}: type {atomic_type} is given twice; keep one of them")
-        plain[atomic_type] = number(f"{where}, type {atomic_type}", value)
+        z = atomic_type(where, key)
+        if z in plain:
+            raise ValueError(
+                f"{where}: type {z} is given twice, as {keys[z]!r} and {key!r}; keep one of them"
+            )
+        keys[z] = key
+        plain[z] = number(f"{where}, type {key}", value)
     return plain
 
 
@@ -102,7 +156,7 @@ def parse_fixed_scales(settings: Numbers | None) -> dict[str, FixedScale]:
         ValueError: If a scale is not a finite positive number.
 
     Example:
-        >>> parse_fixed_scales({"energy": 1, "forces": {"1": 0.2, 8: 1.1}})
+        >>> parse_fixed_scales({"energy": 1, "forces": {"H": 0.2, 8: 1.1}})
         {'energy': 1.0, 'forces': {1: 0.2, 8: 1.1}}
     """
     plain: dict[str, FixedScale] = {}
@@ -125,7 +179,7 @@ def parse_fixed_baseline(settings: Numbers | None) -> dict[str, dict[int, float]
         ValueError: If a contribution is not a finite number, or not given per atomic type.
 
     Example:
-        >>> parse_fixed_baseline({"energy": {"1": -13.6}})
+        >>> parse_fixed_baseline({"energy": {"H": -13.6}})
         {'energy': {1: -13.6}}
     """
     plain = {}
@@ -133,7 +187,7 @@ def parse_fixed_baseline(settings: Numbers | None) -> dict[str, dict[int, float]
         where = f"fixed_baseline of target '{name}'"
         if not isinstance(value, Mapping):
             raise ValueError(
-                f"{where}: expected a number per atomic type, as in {{1: -13.6}}, got {value!r}"
+                f"{where}: expected a number per atomic type, as in {{H: -13.6}}, got {value!r}"
             )
         plain[name] = numbers_by_type(where, value)
     return plain

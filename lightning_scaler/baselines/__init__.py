@@ -6,6 +6,7 @@ use, because it needs the extra ``zbl``.
 
 from typing import TYPE_CHECKING, Any
 
+from ..settings import check_installed
 from .composition import (
     BlockWeights,
     CompositionBaseline,
@@ -36,6 +37,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name != "ZBL":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    check_installed("ZBL and its neighbor lists", "zbl", ["vesin"])
     from .zbl import ZBL
 
     return ZBL

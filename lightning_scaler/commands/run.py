@@ -11,13 +11,14 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from metatensor.torch import Labels, TensorBlock, TensorMap, join
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ..reports import errors_table, print_tables
 from ..settings import check_choice
 from ..tensors import block_with_samples, map_blocks
+from ..training import TargetScaler, TargetScalingMixin
 
 Task = Literal["train", "test", "predict"]
 
@@ -49,10 +50,11 @@ def run(config: DictConfig) -> None:
     seed_everything(config.seed, workers=True, verbose=False)
     data = _build(config.data)
     model: LightningModule = _build(config.model)
+    callbacks = _build_callbacks(config)
+    _check_scales(config, model, callbacks)
+    logger = OmegaConf.select(config, "logger")
     trainer: Trainer = _build(
-        config.trainer,
-        callbacks=[_build(callback) for callback in config.callbacks.values()],
-        logger=_build(config.logger),
+        config.trainer, callbacks=callbacks, logger=_build(logger) if logger else False
     )
     if config.task == "train":
         trainer.fit(model, data, ckpt_path=config.ckpt_path, weights_only=True)
@@ -104,6 +106,32 @@ def _build(config: DictConfig, **arguments: Any) -> Any:
         if cause is None:
             raise
         raise InstantiationException(str(cause)) from error
+
+
+def _build_callbacks(config: DictConfig) -> list[Callback]:
+    """The callbacks of the configuration, without those set to ``null``."""
+    callbacks = []
+    for name, callback in (config.callbacks or {}).items():
+        if callback is None:
+            continue
+        if "_target_" not in callback:
+            raise ValueError(
+                f"callbacks.{name}: expected the class in _target_, got {sorted(callback)}; write "
+                f"callbacks.{name}=null to leave this callback out"
+            )
+        callbacks.append(_build(callback))
+    return callbacks
+
+
+def _check_scales(config: DictConfig, model: LightningModule, callbacks: list[Callback]) -> None:
+    fitted = not isinstance(model, TargetScalingMixin) or model.scaler.fitted
+    fits = any(isinstance(callback, TargetScaler) for callback in callbacks)
+    if config.ckpt_path is None and not fitted and not fits:
+        raise ValueError(
+            "callbacks: expected a TargetScaler, which fits the scales of the targets, got "
+            f"{[type(callback).__name__ for callback in callbacks]}; write scale_targets=false to "
+            "train without scales"
+        )
 
 
 def _test(

@@ -1,9 +1,24 @@
 """The command ``lightning-scaler-train``: train, test or predict, configured with Hydra."""
 
+import sys
+
 import hydra
 from omegaconf import DictConfig
 
 from .config_files import configs_folder
+
+# Hydra refuses null for a group of configs.
+LEFT_OUT = {
+    "logger=null": ["~logger"],
+    "callbacks=null": ["callbacks=[]", "callbacks.target_scaler=null"],
+}
+
+
+def main() -> None:
+    """Run the command with the arguments in ``sys.argv``; ``group=null`` leaves a group out."""
+    arguments = [LEFT_OUT.get(argument, [argument]) for argument in sys.argv[1:]]
+    sys.argv[1:] = [word for words in arguments for word in words]
+    _run()
 
 
 @hydra.main(
@@ -11,7 +26,7 @@ from .config_files import configs_folder
     config_path=str(configs_folder() / "lightning_scaler"),
     config_name="train",
 )
-def main(config: DictConfig) -> None:
+def _run(config: DictConfig) -> None:
     """Run the task of the composed configuration; see ``configs/lightning_scaler/train.yaml``."""
     # Importing Lightning takes seconds, which --help and misspelled overrides need not wait for.
     from .run import run

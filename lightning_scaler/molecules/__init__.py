@@ -3,12 +3,6 @@
 Imports ``training`` and the rooms above it; needs the extra ``molecules``.
 """
 
-from importlib.util import find_spec
+from ..settings import check_installed
 
-for _package in ("e3nn", "numpy", "vesin"):
-    if find_spec(_package) is None:
-        raise ModuleNotFoundError(
-            f"No module named '{_package}'; the embedded molecules need the extra 'molecules': "
-            "pip install 'lightning-scaler[molecules]'",
-            name=_package,
-        )
+check_installed("the embedded molecules", "molecules", ("e3nn", "numpy", "vesin"))

@@ -15,14 +15,20 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from ase import units
-from ase.collections import g2
-from ase.optimize import BFGS
-from numpy.typing import NDArray
-from tblite.ase import TBLite
+from ..settings import check_installed
 
-from lightning_scaler.molecules.label import label
+try:
+    import numpy as np
+    from ase import units
+    from ase.collections import g2
+    from ase.optimize import BFGS
+    from numpy.typing import NDArray
+    from tblite.ase import TBLite
+
+    from .label import label
+except ModuleNotFoundError:
+    check_installed("new molecules", "generate", ("ase", "numpy", "pyscf", "tblite"))
+    raise
 
 Array = NDArray[np.float64]
 
