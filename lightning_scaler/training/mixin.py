@@ -212,6 +212,7 @@ class TargetScalingMixin(_Module):
 
         In validation and test, the systems that Lightning's sampler repeats, so that all processes
         make equally many steps, are left out: every sample counts once on any number of processes.
+        Without a Trainer, under Fabric for example, nothing is updated or logged.
 
         Args:
             stage: ``"train"``, ``"val"`` or ``"test"``.
@@ -220,6 +221,8 @@ class TargetScalingMixin(_Module):
             targets: result of :meth:`targets_to_loss`.
             dataloader_idx: index of the loader, if there are several.
         """
+        if not self._has_trainer():
+            return
         atoms = read_atoms(systems)
         padded = self._padded_positions(stage, atoms.n_systems, dataloader_idx)
         predictions, targets = _drop_systems(predictions, targets, padded, atoms.n_systems)
@@ -364,8 +367,9 @@ class TargetScalingMixin(_Module):
         loss = torch.zeros(()) if padded and not n_counted else self.compute_loss(*counted)
         if stage == "train":
             loss = loss + zero_loss(outputs, self.scaler.layouts).to(loss.dtype)
-        self._scaling_metrics.log_loss(self, stage, dataloader_idx, loss, n_counted)
-        self._log_loss_terms(stage, dataloader_idx, n_counted)
+        if self._has_trainer():
+            self._scaling_metrics.log_loss(self, stage, dataloader_idx, loss, n_counted)
+            self._log_loss_terms(stage, dataloader_idx, n_counted)
         self.update_metrics(stage, atoms, predictions, targets, dataloader_idx)
         return loss
 
@@ -391,11 +395,15 @@ class TargetScalingMixin(_Module):
             self._scaling_unbalanced.update(unbalanced)
 
     def _padded_positions(self, stage: str, n_systems: int, dataloader_idx: int) -> list[int]:
-        if stage == "train" or self.trainer.world_size == 1:
+        if stage == "train" or not self._has_trainer() or self.trainer.world_size == 1:
             return []
         # Trainer.val_dataloaders may be those of an earlier fit.
         loaders = flattened(self.trainer._evaluation_loop._combined_loader)
         return padded_positions(loaders[dataloader_idx], self._scaling_batch_idx, n_systems)
+
+    def _has_trainer(self) -> bool:
+        """Whether a Trainer runs the steps; ``self.trainer`` raises an error if there is none."""
+        return self._fabric is None and self._trainer is not None
 
     def _scaling_dtype(self) -> torch.dtype:
         """The dtype of systems and loss: float64 if the module's weights are, else float32."""
