@@ -43,6 +43,7 @@ LIGHTNING_AND_HYDRA = {
 # What the core may import besides torch and metatensor, and where.
 EXCEPTIONS = {
     "batches/device.py": {"lightning_utilities", "metatomic"},
+    "batches/inference.py": {"metatomic"},
     "baselines/zbl.py": {"metatomic", "vesin"},
     "scaling/scaler.py": {"rich"},  # in annotations, and when a table is requested
 }

@@ -5,7 +5,7 @@ row belongs to. Imports ``tensors`` and ``settings``.
 """
 
 from .atoms import LARGEST_IN_TABLE, Atoms, find_types, read_atoms
-from .device import move_to_device
+from .device import move_to_device, move_unpacked
 from .indexed_target import (
     IndexedBatch,
     IndexedTarget,
@@ -13,22 +13,30 @@ from .indexed_target import (
     index_targets,
     relabel_by_position,
 )
+from .inference import clone_inference_tensors
+from .plain_values import check_plain_values, describe_type
 from .system_labels import SystemIndexing
 from .systems import HasTypes, is_system
-from .unpack import unpack
+from .unpack import Batch, check_unpacked, unpack
 
 __all__ = [
     "LARGEST_IN_TABLE",
     "Atoms",
+    "Batch",
     "HasTypes",
     "IndexedBatch",
     "IndexedTarget",
     "SystemIndexing",
+    "check_plain_values",
+    "check_unpacked",
+    "clone_inference_tensors",
+    "describe_type",
     "find_types",
     "index_batch",
     "index_targets",
     "is_system",
     "move_to_device",
+    "move_unpacked",
     "read_atoms",
     "relabel_by_position",
     "unpack",

@@ -1,16 +1,18 @@
 """Systems and TensorMaps of a batch moved to a device; Lightning moves tensors only."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
-from metatensor.torch import Labels, TensorBlock, TensorMap
+from metatensor.torch import TensorMap
 from metatomic.torch import System
 
-from ..tensors import blocks_in_batch_order, is_tensormap, scripted, scripted_arithmetic
+from ..tensors import blocks_in_batch_order, is_tensormap, scripted_arithmetic
 from .atoms import Atoms, MovedTensor
+from .inference import clone_inference_tensors
 from .systems import ReadSystems, is_system
+from .unpack import Batch
 
 
 def move_to_device(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
@@ -27,10 +29,40 @@ def move_to_device(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
         dtype: dtype of positions, cells and neighbor vectors.
     """
     move = _Move(device, dtype)
-    moved_batch = move(batch)
+    moved_batch = move(clone_inference_tensors(batch))
     for atoms, systems in move.lists:
         systems.attach_atoms(atoms.to(device, _read_labels(atoms, move.tensors)))
     return moved_batch
+
+
+def move_unpacked(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
+    """Systems, targets and masks of a batch on the device, as :func:`move_to_device`.
+
+    Whatever has been moved before stays the same object.
+
+    Args:
+        batch: batch taken apart.
+        device: device of the result.
+        dtype: dtype of positions, cells and neighbor vectors.
+    """
+    read = batch.systems.atoms if isinstance(batch.systems, ReadSystems) else None
+    if read is None or read.types.device != device:
+        systems, targets, masks = move_to_device(
+            (batch.systems, dict(batch.targets), dict(batch.masks)), device, dtype
+        )
+        return Batch(systems, targets, masks)
+
+    def move(tensors: Mapping[str, TensorMap]) -> Mapping[str, TensorMap]:
+        others = {
+            name: clone_inference_tensors(tensor)
+            for name, tensor in tensors.items()
+            if is_tensormap(tensor) and read.find_moved(tensor) is None
+        }
+        if not others:
+            return tensors
+        return {**tensors, **{name: tensor.to(device=device) for name, tensor in others.items()}}
+
+    return Batch(batch.systems, dict(move(batch.targets)), dict(move(batch.masks)))
 
 
 def _read_labels(atoms: Atoms, pairs: Sequence[tuple[TensorMap, TensorMap]]) -> list[MovedTensor]:
@@ -64,7 +96,6 @@ class _Move:
     def _move(self, member: Any) -> Any:
         if is_tensormap(member):
             moved = member.to(device=self.device)
-            moved = _copy(moved) if _is_inference(moved) else moved
             self.tensors.append((member, moved))
             return moved
         if is_system(member):
@@ -80,57 +111,9 @@ class _Move:
         return type(members)(*parts) if hasattr(members, "_fields") else type(members)(parts)
 
     def _move_systems(self, systems: Any) -> list[Any]:
-        moved, are_inference = _moved_systems(list(systems), self.device, self.dtype)
-        pairs = zip(moved, are_inference, strict=True)
-        return [_copy_system(system) if inference else system for system, inference in pairs]
+        return _moved_systems(list(systems), self.device, self.dtype)
 
 
 @scripted_arithmetic
-def _moved_systems(
-    systems: list[System], device: torch.device, dtype: torch.dtype
-) -> tuple[list[System], list[bool]]:
-    """The systems on a device, and whether each was made under ``torch.inference_mode``."""
-    moved = [system.to(dtype, device) for system in systems]
-    return moved, [system.types.is_inference() for system in moved]
-
-
-@scripted
-def _is_inference(tensor: TensorMap) -> bool:
-    for block in tensor.blocks():
-        if block.values.is_inference() or block.samples.values.is_inference():
-            return True
-    return False
-
-
-def _copy(tensor: TensorMap) -> TensorMap:
-    return TensorMap(_copy_labels(tensor.keys), [_copy_block(block) for block in tensor.blocks()])
-
-
-def _copy_block(block: TensorBlock) -> TensorBlock:
-    copy = TensorBlock(
-        block.values.clone(),
-        _copy_labels(block.samples),
-        [_copy_labels(component) for component in block.components],
-        _copy_labels(block.properties),
-    )
-    for parameter in block.gradients_list():
-        copy.add_gradient(parameter, _copy_block(block.gradient(parameter)))
-    return copy
-
-
-def _copy_labels(labels: Labels) -> Labels:
-    return Labels(labels.names, labels.values.clone())
-
-
-def _copy_system(system: System) -> System:
-    copy = System(
-        types=system.types.clone(),
-        positions=system.positions.clone(),
-        cell=system.cell.clone(),
-        pbc=system.pbc.clone(),
-    )
-    for options in system.known_neighbor_lists():
-        copy.add_neighbor_list(options, _copy_block(system.get_neighbor_list(options)))
-    for name in system.known_data():
-        copy.add_data(name, _copy(system.get_data(name)))
-    return copy
+def _moved_systems(systems: list[System], device: torch.device, dtype: torch.dtype) -> list[System]:
+    return [system.to(dtype, device) for system in systems]

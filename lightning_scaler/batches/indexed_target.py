@@ -92,6 +92,7 @@ def index_batch(
     known: Mapping[str, TargetLayout],
     system_labels: SystemLabels = "position",
     exact: bool = False,
+    what: str = "target",
 ) -> IndexedBatch:
     """Settle rows and layouts of targets whose layouts are known.
 
@@ -101,10 +102,12 @@ def index_batch(
         known: layouts by name, those of the tensors among them.
         system_labels: what their ``system`` labels mean.
         exact: see :func:`system_labels.infer_system_indexing`.
+        what: ``"target"`` or ``PREDICTION``, for messages.
     """
     atoms = read_atoms(systems).to(next(iter(tensors.values())).device)
     labelled = _find_labels(atoms, tensors)
-    layouts = match_layouts(known, labelled.tensors, labelled.atoms.types.device)
+    device = labelled.atoms.types.device
+    layouts = match_layouts(known, labelled.tensors, device, what, "the data of the fit")
     return IndexedBatch(atoms, *index_targets(atoms, tensors, layouts, system_labels, exact))
 
 

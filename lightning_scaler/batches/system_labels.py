@@ -108,22 +108,29 @@ def infer_system_indexing(
     fits = [
         indexing for indexing in (position, by_id) if indexing and _fits(indexing, ambiguous, atoms)
     ]
-    name, samples = ambiguous[0]
-    first = f"(target '{name}', first labels {samples.values[:4, 0].tolist()})"
     if not fits:
+        unfit = next(block for block in ambiguous if not _fits(position, [block], atoms))
         raise ValueError(
             "the system labels of the targets are neither positions in the batch of "
             f"{atoms.n_systems} systems nor ids that come in one order in every block that has "
-            f"them all {first}; set system_labels='position' or 'id' and see which rows do not fit"
+            f"them all ({_in_words(unfit)}); set system_labels='position' or 'id' and see which "
+            "rows do not fit"
         )
     if len(fits) == 1:
         return fits[0]
-    if all(_agree(fits, name, samples, atoms, exact) for name, samples in ambiguous):
+    differing = [block for block in ambiguous if not _agree(fits, *block, atoms, exact)]
+    if not differing:
         return SystemIndexing("auto")
     raise ValueError(
         "the system labels of the targets can be read as positions in the batch and as ids of the "
-        f"dataset, with different results {first}; set system_labels='position' or 'id'"
+        f"dataset, with different results ({_in_words(differing[0])}); set "
+        "system_labels='position' or 'id'"
     )
+
+
+def _in_words(block: tuple[str, Labels]) -> str:
+    name, samples = block
+    return f"target '{name}', first labels {samples.values[:4, 0].tolist()}"
 
 
 def _only_order(orders: list[Tensor], atoms: Atoms, needed: bool) -> SystemIndexing:

@@ -1,11 +1,14 @@
 """A batch taken apart into systems, targets and masks."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from metatensor.torch import TensorMap
 
-from ..tensors import is_tensormap
+from ..tensors import is_tensormap, script_class_name
+from .plain_values import BatchTargets, check_masks, find_plain_values
 from .systems import HasTypes, IdentifiedSystems
 
 MASK = "_mask"
@@ -15,8 +18,8 @@ class Batch(NamedTuple):
     """The systems of a batch, with targets and masks by target name."""
 
     systems: Sequence[HasTypes]
-    targets: dict[str, TensorMap]
-    masks: dict[str, TensorMap]
+    targets: Mapping[str, TensorMap]
+    masks: Mapping[str, TensorMap]
 
 
 def unpack(batch: Any) -> Batch:
@@ -26,45 +29,106 @@ def unpack(batch: Any) -> Batch:
         batch: a mapping or named tuple with ``system`` (a sequence of systems) and TensorMaps
             under their names, ``<target>_mask`` being masks, as ``metatensor.learn.DataLoader``
             returns it, perhaps with a ``sample_id`` for every system; or a tuple
-            ``(systems, targets)`` or ``(systems, targets, extra)``.
+            ``(systems, targets)`` or ``(systems, targets, extra)``, of which ``extra`` may hold
+            masks and a ``sample_id``.
 
     Raises:
-        TypeError: for anything else.
+        TypeError: for anything else, and for a mask that is not a TensorMap.
     """
     if isinstance(batch, tuple) and hasattr(batch, "_asdict"):
         batch = batch._asdict()
+    extra: Mapping[Any, Any] = {}
     if isinstance(batch, Mapping):
         if "system" not in batch:
             raise _not_understood(f"a mapping with the names {sorted(map(str, batch))}")
         systems, named = batch["system"], batch
     elif isinstance(batch, (tuple, list)) and len(batch) in (2, 3):
-        systems = batch[0]
-        if not all(isinstance(part, Mapping) for part in batch[1:]):
+        systems, *parts = batch
+        parts = [part._asdict() if hasattr(part, "_asdict") else part for part in parts]
+        if not all(isinstance(part, Mapping) for part in parts):
             raise _not_understood(f"a {type(batch).__name__} of {_types(batch)}")
-        extra = {k: v for part in batch[2:] for k, v in part.items() if _is_mask(k)}
-        named = {**batch[1], **extra}
+        named, extra = parts[0], parts[1] if len(parts) == 2 else {}
     else:
         raise _not_understood(_types([batch]))
-    if not isinstance(systems, Sequence) or not all(hasattr(s, "types") for s in systems):
-        contents = f" of {_types(systems[:1])}" if isinstance(systems, (list, tuple)) else ""
-        raise _not_understood(f"{_types([systems])}{contents} in the place of the systems")
-    sample_id = named.get("sample_id")
-    if isinstance(sample_id, Sequence) and all(isinstance(i, int) for i in sample_id):
+    _check_systems(systems)
+    check_masks(named, extra, MASK)
+    sample_id = _integers(named.get("sample_id", extra.get("sample_id")))
+    if sample_id is not None:
         systems = IdentifiedSystems(systems, sample_id)
     tensors = {name: value for name, value in named.items() if is_tensormap(value)}
+    masks = {name: value for name, value in extra.items() if is_tensormap(value) and _is_mask(name)}
+    masks = {name: value for name, value in {**tensors, **masks}.items() if _is_mask(name)}
+    targets = {name: value for name, value in tensors.items() if not _is_mask(name)}
     return Batch(
         systems,
-        {name: value for name, value in tensors.items() if not _is_mask(name)},
-        {name.removesuffix(MASK): value for name, value in tensors.items() if _is_mask(name)},
+        BatchTargets(targets, find_plain_values(named)),
+        {name.removesuffix(MASK): value for name, value in masks.items()},
     )
 
 
-def _is_mask(name: str) -> bool:
-    return name.endswith(MASK)
+def check_unpacked(where: str, unpacked: Any) -> Batch:
+    """What an ``unpack_batch`` returned; the masks may be left out.
+
+    Args:
+        where: the method, for messages.
+        unpacked: what it returned.
+
+    Raises:
+        TypeError: for anything but ``(systems, targets)`` or ``(systems, targets, masks)``.
+    """
+    if isinstance(unpacked, Batch):
+        return unpacked
+    if not isinstance(unpacked, (tuple, list)) or len(unpacked) not in (2, 3):
+        contents = ""
+        if isinstance(unpacked, (tuple, list)):
+            contents = f" of {len(unpacked)} ({_types(unpacked)})"
+        raise TypeError(
+            f"{where}: expected to return (systems, targets, masks), of which masks may be left "
+            f"out, got {type(unpacked).__name__}{contents}"
+        )
+    systems, targets, *others = unpacked
+    masks = others[0] if others and others[0] is not None else {}
+    _check_systems(systems, where)
+    for what, part in (("targets", targets), ("masks", masks)):
+        if not isinstance(part, Mapping):
+            raise TypeError(
+                f"{where}: expected {what} that are a dict of TensorMaps by target name, got "
+                f"{_types([part])}"
+            )
+    return Batch(systems, targets, masks)
+
+
+def _check_systems(systems: Any, where: str = "") -> None:
+    if isinstance(systems, Sequence) and all(hasattr(system, "types") for system in systems):
+        return
+    contents = f" of {_types(systems[:1])}" if isinstance(systems, (list, tuple)) else ""
+    got = f"{_types([systems])}{contents} in the place of the systems"
+    if where:
+        raise TypeError(
+            f"{where}: expected a list of systems with .types first, then targets, then masks, got "
+            f"{got}"
+        )
+    raise _not_understood(got)
+
+
+def _integers(values: Any) -> list[int] | None:
+    """The values as a list, ``None`` unless they are a sequence, or a tensor, of integers."""
+    if isinstance(values, torch.Tensor) or hasattr(values, "tolist"):
+        values = values.reshape(-1).tolist()
+    if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
+        return None
+    try:
+        return [operator.index(value) for value in values]
+    except TypeError:
+        return None
+
+
+def _is_mask(name: Any) -> bool:
+    return isinstance(name, str) and name.endswith(MASK)
 
 
 def _types(values: Sequence[Any]) -> str:
-    return ", ".join(type(value).__name__ for value in values)
+    return ", ".join(script_class_name(value) or type(value).__name__ for value in values)
 
 
 def _not_understood(got: str) -> TypeError:

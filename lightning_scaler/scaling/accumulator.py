@@ -14,7 +14,7 @@ from ..baselines import (
     align_contributions,
     freeze,
 )
-from ..batches import Atoms, HasTypes, index_targets
+from ..batches import Atoms, HasTypes, check_plain_values, index_targets
 from ..settings import (
     Numbers,
     Settings,
@@ -29,7 +29,7 @@ from ..settings import (
 from ..tensors import is_tensormap, mask_values
 from .fit import fit_target
 from .scaler import Scaler
-from .target_collection import TargetCollection
+from .target_collection import TargetCollection, is_auxiliary
 
 
 class ScaleAccumulator:
@@ -41,7 +41,8 @@ class ScaleAccumulator:
     accumulator as it was. Memory does not grow with the number of samples or batches.
 
     Args:
-        targets: names of targets that must be fitted; other TensorMaps are ignored. ``None``: all.
+        targets: names of targets that must be fitted; other TensorMaps are ignored. ``None``: all
+            but those named ``mtt::aux::…``, which metatrain adds to batches and predictions.
         intensive_targets: names of per-structure targets that are not divided by the number of
             atoms before any statistics.
         baseline: baseline that is subtracted before the scales are taken; ``None``: none.
@@ -122,15 +123,18 @@ class ScaleAccumulator:
             masks: masks by target name; values where a mask is ``False`` (or 0) are missing.
 
         Raises:
-            TypeError: for a target that is not a TensorMap.
+            TypeError: for a target that is not a TensorMap, also if it came beside the targets in a
+                batch that was unpacked, unless ``targets`` are named.
             ValueError: for infinite values, an unknown kind of samples, samples that are not in
                 the batch, or a layout that differs from earlier batches.
         """
         chosen = {
             name: tensor
             for name, tensor in targets.items()
-            if self.targets is None or name in self.targets
+            if (name in self.targets if self.targets is not None else not is_auxiliary(name))
         }
+        if self.targets is None:
+            check_plain_values(targets)
         for name, tensor in chosen.items():
             _check_tensormap(f"target '{name}'", tensor)
         chosen, layouts = self._collection.read_layouts(chosen)

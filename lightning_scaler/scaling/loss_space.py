@@ -17,10 +17,18 @@ from ..batches import (
     read_atoms,
     relabel_by_position,
 )
-from ..tensors import apply_mask, dtype_of, have_labels, have_one_dtype, is_tensormap
+from ..tensors import (
+    PREDICTION,
+    apply_mask,
+    dtype_of,
+    have_labels,
+    have_one_dtype,
+    is_tensormap,
+)
 from .alignment import align_prediction
 from .conversion import Conversion, convert_targets
 from .scaler import Scaler
+from .target_collection import is_auxiliary
 
 Systems = Sequence[HasTypes] | Atoms
 BY_POSITION = SystemIndexing("position")
@@ -139,7 +147,7 @@ def predictions_to_loss(
     indexed = {name: t._replace(tensor=chosen[name]) for name, t in settled.items()}
     others = {name: tensor for name, tensor in chosen.items() if name not in same}
     if others:
-        indexed |= index_batch(atoms, others, scaler.layouts).targets
+        indexed |= index_batch(atoms, others, scaler.layouts, what=PREDICTION).targets
     batch = IndexedBatch(atoms, BY_POSITION, indexed)
     in_loss = _convert(scaler, batch, "model", "loss", per_atom=True, dtype=dtype)
     return {
@@ -157,7 +165,7 @@ def predictions_to_physical(
     known = {name: tensor for name, tensor in predictions.items() if name in scaler.targets}
     if not known:
         return dict(predictions)
-    batch = index_batch(systems, known, scaler.layouts)
+    batch = index_batch(systems, known, scaler.layouts, what=PREDICTION)
     return {**predictions, **_convert(scaler, batch, "model", "physical")}
 
 
@@ -213,6 +221,8 @@ def _predictions_of_targets(
                 f"gives {sorted(predictions)}; predict it, or fit without it by "
                 "TargetScaler(targets=[...])"
             )
+        if name not in scaler.targets and (is_auxiliary(name) or not is_tensormap(target)):
+            continue
         if name in predictions and name not in scaler.targets:
             raise ValueError(
                 f"the batch has the target '{name}' and forward predicts it, but there are no "

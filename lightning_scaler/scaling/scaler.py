@@ -12,7 +12,13 @@ from typing_extensions import override
 from ..baselines import FrozenModule, class_name, freeze
 from ..batches import Atoms, HasTypes, index_batch
 from ..settings import Settings, check_choice
-from ..tensors import InvalidStateError, TargetLayout, state_from_tensor, state_to_tensor
+from ..tensors import (
+    PREDICTION,
+    InvalidStateError,
+    TargetLayout,
+    state_from_tensor,
+    state_to_tensor,
+)
 from .conversion import SCALE_EXPONENTS, Conversion, convert_targets
 from .scaler_state import ScalerState, read_state, write_state
 from .summary import describe_targets, summarize_baselines, summarize_scales
@@ -192,7 +198,8 @@ class Scaler(torch.nn.Module):
         if source == target or not known:
             return dict(tensors)
         labels = self.settings.system_labels if source == "physical" else "position"
-        batch = index_batch(systems, known, self.layouts, labels)
+        what = PREDICTION if source == "model" else "target"
+        batch = index_batch(systems, known, self.layouts, labels, what=what)
         conversion = Conversion(source, target, baseline, self.settings.unseen_types)
         return {**tensors, **convert_targets(self.targets, self.additive, batch, conversion)}
 

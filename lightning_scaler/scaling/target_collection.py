@@ -30,6 +30,14 @@ from ..tensors import (
 )
 from .conversion import n_atoms_of_rows
 
+# metatrain adds maps such as last-layer features under these names.
+AUXILIARY = "mtt::aux::"
+
+
+def is_auxiliary(name: str) -> bool:
+    """Whether a TensorMap of a batch is not a target unless it is named as one."""
+    return name.startswith(AUXILIARY)
+
 
 class TargetCollection:
     """The statistics of every target, and the small batches that are still to be read.

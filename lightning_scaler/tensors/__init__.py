@@ -12,7 +12,15 @@ from .labels import (
     have_one_dtype,
     take_rows,
 )
-from .layout import CPU, Invariance, Key, TargetLayout, find_known_layouts, match_layouts
+from .layout import (
+    CPU,
+    PREDICTION,
+    Invariance,
+    Key,
+    TargetLayout,
+    find_known_layouts,
+    match_layouts,
+)
 from .state import (
     digest,
     fields_from_state,
@@ -27,6 +35,7 @@ from .tensormaps import (
     apply_mask,
     block_with_samples,
     describe,
+    describe_labels,
     dtype_of,
     gradients_of_blocks,
     is_tensormap,
@@ -41,6 +50,7 @@ from .torchscript import scripted, scripted_arithmetic
 
 __all__ = [
     "CPU",
+    "PREDICTION",
     "InvalidStateError",
     "Invariance",
     "Key",
@@ -52,6 +62,7 @@ __all__ = [
     "blocks_in_batch_order",
     "check_shapes",
     "describe",
+    "describe_labels",
     "digest",
     "dtype_of",
     "fields_from_state",

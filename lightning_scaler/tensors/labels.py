@@ -177,11 +177,23 @@ def find_rows(
 def find_gradient_rows(
     where: str, among: Labels, wanted: Labels, rows: Tensor | None, what: str = "prediction"
 ) -> Tensor | None:
-    """As :func:`find_rows` for samples of a gradient, given the rows of its block."""
+    """As :func:`find_rows` for samples of a gradient, given the rows of its block.
+
+    Samples ``[sample, system, atom]`` and ``[sample, atom]`` denote the same gradient.
+    """
+    among, wanted = without_system(among), without_system(wanted)
     values = wanted.values
     if rows is not None:
         values = torch.cat([rows[values[:, 0].long()].to(values)[:, None], values[:, 1:]], 1)
     return find_rows(where, among, wanted, values, what)
+
+
+def without_system(labels: Labels) -> Labels:
+    """Samples of a gradient without ``system``, which the row of its block implies."""
+    if "system" not in labels.names:
+        return labels
+    kept = [column for column, name in enumerate(labels.names) if name != "system"]
+    return Labels([labels.names[column] for column in kept], labels.values[:, kept])
 
 
 def take_rows(values: Tensor, rows: Tensor | None) -> Tensor:

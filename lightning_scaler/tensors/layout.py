@@ -13,7 +13,7 @@ from torch import Tensor
 from .checks import InvalidStateError, state_of
 from .labels import have_layouts
 from .state import from_state
-from .tensormaps import check_gradients, describe, dtype_of
+from .tensormaps import check_gradients, describe, describe_labels, dtype_of
 
 Key = tuple[int, ...]
 SampleKind = Literal["structure", "atom", "pair"]
@@ -35,6 +35,11 @@ SAMPLE_NAMES: dict[tuple[str, ...], SampleKind] = {
 }
 
 
+# What a TensorMap is to its layout, for messages: "target 'energy'", "prediction of 'energy'".
+TARGET, PREDICTION = "target", "prediction of"
+KINDS = {"structure": "per-structure", "atom": "per-atom", "pair": "atom-pair"}
+
+
 @dataclass(frozen=True)
 class BlockLayout:
     """Components and properties of one block."""
@@ -54,6 +59,19 @@ class BlockLayout:
     def n_properties(self) -> int:
         """Number of properties."""
         return len(self.properties)
+
+    def differences(self, other: "BlockLayout") -> tuple[str, str]:
+        """What differs from another layout, on both sides, in words."""
+        pairs = [
+            (f"{what} {describe_labels(ours)}", f"{what} {describe_labels(theirs)}")
+            for what, ours, theirs in (
+                ("components", self.components, other.components),
+                ("properties", (self.properties,), (other.properties,)),
+            )
+            if list(ours) != list(theirs)
+        ]
+        first, second = zip(*pairs, strict=True)
+        return " and ".join(first), " and ".join(second)
 
     def agrees_with(self, other: "BlockLayout") -> bool:
         """Whether components and properties are the same."""
@@ -86,8 +104,13 @@ class TargetLayout:
     gradients: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, name: str, tensor: TensorMap) -> "TargetLayout":
+    def of(cls, name: str, tensor: TensorMap, what: str = TARGET) -> "TargetLayout":
         """Read and check the layout of a target.
+
+        Args:
+            name: name of the target.
+            tensor: values of the target.
+            what: ``TARGET`` or ``PREDICTION``, for messages.
 
         Raises:
             ValueError: for sample names other than those of per-structure, per-atom and atom-pair
@@ -98,14 +121,14 @@ class TargetLayout:
         dtype = dtype_of(tensor)
         if not dtype.is_floating_point:
             raise ValueError(
-                f"target '{name}': expected real floating point values, got {dtype}; "
+                f"{what} '{name}': expected real floating point values, got {dtype}; "
                 "convert it with TensorMap.to(torch.float64), or "
                 "leave it out by naming the others in targets=[...]"
             )
         samples = tuple(tensor.sample_names) if len(tensor.keys) else ("system",)
         if samples not in SAMPLE_NAMES:
             raise ValueError(
-                f"target '{name}': expected samples named {[list(s) for s in SAMPLE_NAMES]} (per "
+                f"{what} '{name}': expected samples named {[list(s) for s in SAMPLE_NAMES]} (per "
                 f"structure, per atom, or atom pairs), got {list(samples)}"
             )
         gradients = {parameter for block in tensor.blocks() for parameter in block.gradients_list()}
@@ -118,30 +141,54 @@ class TargetLayout:
             tuple(sorted(gradients)),
         )
 
-    def union(self, other: "TargetLayout") -> "TargetLayout":
+    def union(
+        self, other: "TargetLayout", what: str = TARGET, source: str = "earlier batches"
+    ) -> "TargetLayout":
         """The layout with the blocks of both.
+
+        Args:
+            other: another layout of the target.
+            what: what the other is the layout of, ``TARGET`` or ``PREDICTION``, for messages.
+            source: where this layout comes from, for messages.
 
         Raises:
             ValueError: if samples, key names, components or properties differ.
         """
-        kind, names = other.sample_kind, other.key_names
-        if (self.sample_kind, self.key_names) != (kind, names):
+        if self.sample_kind != other.sample_kind:
             raise ValueError(
-                f"target '{self.name}': expected {self.sample_kind} samples and keys named "
-                f"{list(self.key_names)} as before, got {kind} samples and keys named {list(names)}"
+                f"{what} '{self.name}': expected {self._samples}, as in {source}, got "
+                f"{other._samples}{self._way_to_sum(other, what)}"
+            )
+        if self.key_names != other.key_names:
+            raise ValueError(
+                f"{what} '{self.name}': expected keys named {list(self.key_names)}, as in "
+                f"{source}, got {list(other.key_names)}"
             )
         for key in self.blocks.keys() & other.blocks.keys():
             block, new = self.blocks[key], other.blocks[key]
             if not block.agrees_with(new):
+                expected, got = block.differences(new)
                 raise ValueError(
-                    f"target '{self.name}', block ({self.describe(key)}): expected components "
-                    f"{list(block.components)} and properties {block.properties} as "
-                    f"before, got {list(new.components)} and {new.properties}"
+                    f"{what} '{self.name}', block ({self.describe(key)}): expected {expected}, as "
+                    f"in {source}, got {got}"
                 )
         gradients = tuple(sorted({*self.gradients, *other.gradients}))
         if other.blocks.keys() <= self.blocks.keys() and gradients == self.gradients:
             return self
         return replace(self, blocks={**self.blocks, **other.blocks}, gradients=gradients)
+
+    @property
+    def _samples(self) -> str:
+        names = next(names for names, kind in SAMPLE_NAMES.items() if kind == self.sample_kind)
+        return f"{KINDS[self.sample_kind]} samples (named {list(names)})"
+
+    def _way_to_sum(self, other: "TargetLayout", what: str) -> str:
+        if what != PREDICTION or (self.sample_kind, other.sample_kind) != ("structure", "atom"):
+            return ""
+        return (
+            "; sum over the atoms, as in metatensor.torch.sum_over_samples(prediction, ['atom']), "
+            "or take the mean over them if the target is intensive"
+        )
 
     @property
     def single_property(self) -> bool:
@@ -267,11 +314,15 @@ def find_known_layouts(
 
 
 def match_layouts(
-    known: Mapping[str, TargetLayout], tensors: Mapping[str, TensorMap], device: torch.device
+    known: Mapping[str, TargetLayout],
+    tensors: Mapping[str, TensorMap],
+    device: torch.device,
+    what: str = TARGET,
+    source: str = "earlier batches",
 ) -> dict[str, TargetLayout]:
     """The layout of each tensor: the known one itself where its blocks are the same.
 
-    See :func:`find_known_layouts` for the arguments.
+    See :func:`find_known_layouts` and :meth:`TargetLayout.union` for the arguments.
 
     Raises:
         ValueError: if a layout disagrees with the known one, or is not that of a target.
@@ -279,9 +330,9 @@ def match_layouts(
     layouts = find_known_layouts(known, tensors, device)
     for name, tensor in tensors.items():
         if name not in layouts:
-            layouts[name] = TargetLayout.of(name, tensor)
+            layouts[name] = TargetLayout.of(name, tensor, what)
             if name in known and layouts[name].blocks:
-                known[name].union(layouts[name])
+                known[name].union(layouts[name], what, source)
     return layouts
 
 

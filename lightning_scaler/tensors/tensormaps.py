@@ -1,6 +1,6 @@
 """TensorMaps read, masked and rebuilt, values and gradients together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,21 @@ def describe(labels: Labels, row: int) -> str:
     """One row of some labels in words: ``"o3_lambda=2, o3_sigma=1"``."""
     values = labels.values[row].tolist()
     return ", ".join(f"{name}={value}" for name, value in zip(labels.names, values, strict=True))
+
+
+def describe_labels(labels: Sequence[Labels]) -> str:
+    """Names and values of some labels on one line: ``"xyz=[0, 1, 2]"``; ``"none"`` if empty.
+
+    More than eight values are shortened.
+    """
+    words = []
+    for axis in labels:
+        values = [row[0] if len(row) == 1 else tuple(row) for row in axis.values.tolist()]
+        shown = [str(value) for value in values[:8]]
+        if len(values) > 8:
+            shown.append(f"… {len(values)} in all")
+        words.append(f"{', '.join(axis.names)}=[{', '.join(shown)}]")
+    return " × ".join(words) or "none"
 
 
 @scripted

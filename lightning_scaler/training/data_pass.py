@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from tqdm.auto import tqdm
 
+from ..batches import check_unpacked
 from ..scaling import ScaleAccumulator, Scaler
 from ..tensors import TargetLayout, flatten_state, unflatten_state
 from .fit_decision import FitDecision
@@ -105,7 +106,8 @@ def read_training_data(
             loaders, processes, limit_batches, first_batches=n_overfit is not None
         )
         for batch in _with_progress(trainer, shards):
-            local.update(*module.unpack_batch(batch))
+            where = f"{type(module).__name__}.unpack_batch"
+            local.update(*check_unpacked(where, module.unpack_batch(batch)))
             processes.check_for_failure()
     if not single:
         _merge_all(local, accumulator, processes)

@@ -13,7 +13,17 @@ from metatensor.torch import TensorMap, detach
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 from typing_extensions import override
 
-from ..batches import Atoms, HasTypes, move_to_device, read_atoms, unpack
+from ..batches import (
+    Atoms,
+    Batch,
+    HasTypes,
+    check_unpacked,
+    clone_inference_tensors,
+    move_to_device,
+    move_unpacked,
+    read_atoms,
+    unpack,
+)
 from ..scaling import (
     LossTargets,
     PhysicalValues,
@@ -110,13 +120,16 @@ class TargetScalingMixin(_Module):
         """Split a batch into its systems, targets and masks.
 
         Batches of ``metatensor.learn.DataLoader``, mappings with a key ``system``, and tuples
-        ``(systems, targets)`` are supported; override this for any other.
+        ``(systems, targets)`` are supported; override this for any other. What an override returns
+        is moved to the device of the module, and systems are cast to its dtype, if they are not
+        there yet.
 
         Args:
             batch: batch of a loader.
 
         Returns:
-            The systems; the targets by name; and the masks by target name.
+            The systems; the targets by name; and the masks by target name, which an override may
+            leave out.
         """
         return unpack(batch)
 
@@ -309,7 +322,7 @@ class TargetScalingMixin(_Module):
         """
         with torch.inference_mode(False), torch.no_grad():
             self._check_scales()
-            systems = self.unpack_batch(batch)[0]
+            systems = self._unpacked(clone_inference_tensors(batch)).systems
             predictions = self(systems)
             atoms = read_atoms(systems)
             physical = predictions_to_physical(self.scaler, atoms, predictions)
@@ -354,7 +367,10 @@ class TargetScalingMixin(_Module):
                 )
 
     def _scaling_step(self, stage: str, batch: Any, dataloader_idx: int = 0) -> torch.Tensor:
-        systems, targets, masks = self.unpack_batch(batch)
+        if stage != "train":
+            # Hooks of an evaluation run in inference mode, after the transfer.
+            batch = clone_inference_tensors(batch)
+        systems, targets, masks = self._unpacked(batch)
         atoms = read_atoms(systems)
         targets = self.targets_to_loss(atoms, targets, masks)
         outputs = self(systems)
@@ -393,6 +409,11 @@ class TargetScalingMixin(_Module):
         if len(found) > 1 and not self._scaling_unbalanced.issuperset(unbalanced):
             warn_of_unknown_mean_squares(unbalanced, mean_squares)
             self._scaling_unbalanced.update(unbalanced)
+
+    def _unpacked(self, batch: Any) -> Batch:
+        """The batch taken apart, on the device of the module."""
+        unpacked = check_unpacked(f"{type(self).__name__}.unpack_batch", self.unpack_batch(batch))
+        return move_unpacked(unpacked, self.device, self._scaling_dtype())
 
     def _padded_positions(self, stage: str, n_systems: int, dataloader_idx: int) -> list[int]:
         if stage == "train" or not self._has_trainer() or self.trainer.world_size == 1:

@@ -27,6 +27,7 @@ from lightning_scaler.batches import (
     index_batch,
     index_targets,
     move_to_device,
+    move_unpacked,
     read_atoms,
     unpack,
 )
@@ -200,6 +201,24 @@ def test_batches_moved_twice_are_read_where_they_came_from():
     assert atoms.on_host.types.device == CPU
     assert atoms.find_moved(targets["e"]).original is energy
     assert index(atoms, targets, known) == {"e": []}
+
+
+def test_what_was_unpacked_is_moved_unless_it_has_been_already():
+    energy, mask = structure_target([1.0, 2.0]), structure_target([1.0, 0.0])
+    batch = unpack({"system": [system(8, 1), system(6)], "e": energy, "e_mask": mask})
+    moved = move_unpacked(batch, META, torch.float32)
+    assert moved.targets["e"].device == moved.masks["e"].device == META
+    assert {s.positions.device for s in moved.systems} == {META}
+    assert {s.positions.dtype for s in moved.systems} == {torch.float32}
+    # Labels were read before.
+    assert read_atoms(moved.systems).find_moved(moved.targets["e"]).original is energy
+    again = move_unpacked(moved, META, torch.float32)
+    assert again.systems is moved.systems
+    assert again.targets["e"] is moved.targets["e"]
+    added = moved._replace(targets={**moved.targets, "f": energy})
+    targets = move_unpacked(added, META, torch.float32).targets
+    assert targets["f"].device == META
+    assert targets["e"] is moved.targets["e"]
 
 
 def test_a_batch_that_is_dropped_is_freed_at_once():

@@ -116,6 +116,18 @@ def test_shuffled_labels_that_could_be_positions_or_ids_are_refused():
     assert index(BATCH, "id", energy=energy)[1] == {"energy": [[0, 1, 2]]}
 
 
+def test_the_error_names_the_target_whose_labels_give_different_results():
+    """Swapped isomers have the same composition, so only the rows of atoms differ."""
+    isomers = [system(1, 8, 1), system(1, 1, 8)]
+    energy = structure_target([1.0, 2.0], systems=[1, 0])
+    charges = atom_target([1.0, 2.0], [[1, 1], [0, 1]])
+    with pytest.raises(ValueError, match=r"different results \(target 'charges', first labels"):
+        index(isomers, energy=energy, charges=charges)
+    fits, fits_not = structure_target([1.0], systems=[1]), structure_target([1.0], systems=[7])
+    with pytest.raises(ValueError, match=r"neither .* \(target 'gap', first labels \[7\]\)"):
+        index(BATCH, energy=fits, gap=fits_not)
+
+
 def test_swapped_systems_of_other_types_and_the_same_size_are_refused():
     energy = structure_target([1.0, 2.0], systems=[1, 0])
     with pytest.raises(ValueError, match=r"different results .*\[1, 0\].*set system_labels="):

@@ -251,7 +251,7 @@ def test_error_leaves_everything_as_it_was():
     good, bad = structure_target([9.0]), structure_target([INF])
     with pytest.raises(ValueError, match=r"target 'b', block \(_=0\): .* 1 infinite"):
         accumulator.update([system(8)], {"a": good, "b": bad})
-    with pytest.raises(ValueError, match=r"(?s)target 'a'.*as before"):
+    with pytest.raises(ValueError, match=r"target 'a'[^\n]*as in earlier batches"):
         accumulator.update([system(8)], {"b": good, "a": structure_target([[1.0, 2.0]])})
     assert scale(accumulator.compute(), "a") == [[2.0]]
     assert list(accumulator.compute().targets) == ["a"]

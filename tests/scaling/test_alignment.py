@@ -1,5 +1,8 @@
 """Predictions in the blocks, rows and dtype of their targets."""
 
+import re
+
+import metatensor.torch
 import numpy as np
 import pytest
 import torch
@@ -13,7 +16,7 @@ from builders import (
     spherical,
     structure_target,
 )
-from metatensor.torch import TensorBlock
+from metatensor.torch import Labels, TensorBlock
 
 from lightning_scaler.scaling import align_prediction
 
@@ -106,14 +109,14 @@ def test_a_target_without_rows_takes_no_prediction():
 def test_rows_without_a_prediction_are_refused():
     target = atom_target([0.0] * 3, [[1, 2], [0, 0], [2, 1]])
     prediction = atom_target([1.0, 2.0], [[0, 0], [1, 0]])
-    words = r"target 'q', block \(_=0\): no prediction for 2 rows .* \(system=1, atom=2\)"
+    words = r"prediction of 'q', block \(_=0\): no prediction for 2 rows .* \(system=1, atom=2\)"
     with pytest.raises(ValueError, match=words):
         align_prediction("q", prediction, target)
 
 
 def test_blocks_without_a_prediction_are_refused():
     rows = labels("system", [0])
-    with pytest.raises(ValueError, match=r"block \(o3_lambda=2, o3_sigma=1\): no such block"):
+    with pytest.raises(ValueError, match=r"block \(o3_lambda=2, o3_sigma=1\): expected this block"):
         align_prediction(
             "t", spherical({0: [[[1.0]]]}, rows), spherical({2: np.ones((1, 5, 1))}, rows)
         )
@@ -121,7 +124,7 @@ def test_blocks_without_a_prediction_are_refused():
 
 def test_gradients_without_a_prediction_are_refused():
     target = structure_target([1.0], gradient={"strain": np.ones((1, 3, 3))})
-    with pytest.raises(ValueError, match="no prediction of the gradient 'strain'"):
+    with pytest.raises(ValueError, match="expected the gradient 'strain', which the target has"):
         align_prediction("e", structure_target([1.0]), target)
     target = with_positions([0.0], [0], [[0, 0], [0, 1]], [0, 0])
     prediction = with_positions([0.0], [0], [[0, 0]], [0])
@@ -131,9 +134,11 @@ def test_gradients_without_a_prediction_are_refused():
 
 def test_predictions_with_other_labels_are_refused():
     energy = structure_target([1.0])
-    with pytest.raises(ValueError, match=r"predictions with keys named \['_'\], got \['o3_lambda'"):
+    with pytest.raises(ValueError, match=r"keys named \['_'\], as in the target, got \['o3_lam"):
         align_prediction("e", spherical({0: [[[1.0]]]}, labels("system", [0])), energy)
-    with pytest.raises(ValueError, match="expected predictions with components"):
+    with pytest.raises(
+        ValueError, match=r"prediction of 'e', .*: expected properties energy=\[0\]"
+    ):
         align_prediction("e", structure_target([[1.0, 2.0]]), energy)
     with pytest.raises(ValueError, match=r"samples named \['system'\], got \['system', 'atom'\]"):
         align_prediction("e", atom_target([1.0], [[0, 0]], "energy"), energy)
@@ -151,3 +156,67 @@ def test_predictions_and_targets_are_not_written_to():
     align_prediction("e", prediction, target)
     for values, old in zip(numbers, before, strict=True):
         assert torch.equal(values.view(torch.int64), old.view(torch.int64))
+
+
+@pytest.mark.parametrize("predicted_with_system", [False, True])
+@pytest.mark.parametrize("target_with_system", [False, True])
+def test_samples_of_gradients_with_and_without_system_are_the_same(
+    predicted_with_system, target_with_system
+):
+    """metatrain's readers and models label gradients [sample, system, atom]."""
+    zeros = [[[0.0] * 3] * 2, [[0.0] * 3]]
+    target = structure_target(
+        [0.0, 0.0], [1, 0], gradient={"positions": zeros}, gradient_systems=target_with_system
+    )
+    numbers = [[[1, 2, 3]], [[4, 5, 6], [7, 8, 9]]]
+    prediction = structure_target(
+        [10.0, 11.0], gradient={"positions": numbers}, gradient_systems=predicted_with_system
+    )
+    aligned = align_prediction("e", prediction, target).block()
+    assert aligned.values.flatten().tolist() == [11, 10]
+    gradient = aligned.gradient("positions")
+    assert gradient.values[..., 0].tolist() == [[4, 5, 6], [7, 8, 9], [1, 2, 3]]
+    assert gradient.samples == target.block().gradient("positions").samples
+
+
+def test_the_error_for_a_missing_gradient_says_how_to_add_it():
+    """Both ways out, as they are in the message."""
+    target = structure_target([1.0], gradient={"positions": [[[1, 2, 3], [4, 5, 6]]]})
+    with pytest.raises(ValueError, match=r"prediction of 'e'.*got the gradients \[\]") as caught:
+        align_prediction("e", structure_target([2.0]), target)
+    add, remove = re.search(
+        r"(block\.add_.*\)), or .*: (metatensor\..*)$", str(caught.value)
+    ).groups()
+    block = structure_target([2.0]).block().copy()
+    names = {"block": block, "values": torch.ones(2, 3, 1).double(), "torch": torch}
+    names |= {"rows": torch.tensor([[0, 0], [0, 1]]), "Labels": Labels, "TensorBlock": TensorBlock}
+    exec(add, names)
+    aligned = align_prediction("e", single(block), target).block()
+    assert aligned.gradient("positions").values.tolist() == [[[1.0]] * 3] * 2
+    target = eval(remove, {"metatensor": metatensor, "target": target})
+    assert align_prediction("e", structure_target([2.0]), target).block().values.item() == 2
+
+
+def test_gradients_with_other_components_are_refused():
+    target = structure_target([1.0], gradient={"strain": np.ones((1, 3, 3))})
+    like = target.block().gradient("strain")
+    block = structure_target([1.0]).block().copy()
+    transposed = TensorBlock(like.values, like.samples, like.components[::-1], like.properties)
+    block.add_gradient("strain", transposed)
+    words = r"gradient 'strain': expected components xyz_1=.* × xyz_2=.*, got xyz_2=.* × xyz_1="
+    with pytest.raises(ValueError, match=words):
+        align_prediction("e", single(block), target)
+
+
+def test_errors_about_labels_are_one_line():
+    other = structure_target([1.0], name="property")
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        align_prediction("e", other, structure_target([1.0]))
+    words = "expected properties energy=[0], as in the target, got property=[0]"
+    assert str(caught.value) == f"prediction of 'e', block (_=0): {words}"
+
+
+def test_predictions_on_another_device_are_refused():
+    prediction = structure_target([1.0]).to(device="meta")
+    with pytest.raises(ValueError, match=r"expected the device of the target, cpu, got meta"):
+        align_prediction("e", prediction, structure_target([1.0]))

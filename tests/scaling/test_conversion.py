@@ -612,6 +612,6 @@ def test_two_scalers_and_one_batch():
     single = atom_target(np.ones((6, 1)), atom_samples(1, 3, 2))
     other = fit(SYSTEMS, {"charges": single})
     scaler.convert(atoms, {"charges": charges})
-    with pytest.raises(ValueError, match=r"'charges', block .*: expected components"):
+    with pytest.raises(ValueError, match=r"'charges', block .*: expected properties"):
         other.convert(atoms, {"charges": charges})
     assert list(scaler.convert(atoms, {"charges": charges})) == ["charges"]

@@ -1,10 +1,14 @@
 """Targets and predictions brought to loss space together."""
 
+import re
+
+import metatensor.torch
 import pytest
 import torch
 from builders import (
     atom_samples,
     atom_target,
+    cartesian,
     fit,
     labels,
     mask_of,
@@ -20,6 +24,7 @@ from lightning_scaler import ScaleAccumulator
 from lightning_scaler.batches import move_to_device
 from lightning_scaler.scaling import (
     predictions_to_loss,
+    predictions_to_physical,
     targets_to_loss,
     values_in_physical_units,
 )
@@ -227,3 +232,89 @@ def test_rows_and_layout_of_masked_targets_are_kept(scaler):
     assert known.layout is scaler.targets["charges"].layout
     missing = in_loss["charges"].block().values.isnan()
     assert missing.flatten().tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize("predicted_with_system", [False, True])
+@pytest.mark.parametrize("target_with_system", [False, True])
+@pytest.mark.parametrize("fitted_with_system", [False, True])
+def test_gradients_with_and_without_system_in_fit_targets_and_predictions(
+    fitted_with_system, target_with_system, predicted_with_system
+):
+    """Ids 5 and 3. The scale is the RMS of 3 / 1 and 12 / 3, sqrt(25/2)."""
+    gradient = {"positions": [[[1, 2, 3]], [[4, 5, 6], [7, 8, 9], [1, 1, 1]]]}
+
+    def energy(systems, with_system):
+        options = {"gradient": gradient, "gradient_systems": with_system}
+        return structure_target([3.0, 12.0], systems, **options)
+
+    accumulator = ScaleAccumulator(system_labels="id")
+    accumulator.update(SYSTEMS, {"energy": energy([5, 3], fitted_with_system)})
+    accumulator.update(SYSTEMS, {"energy": energy([9, 7], target_with_system)})
+    scaler = accumulator.compute()
+    data = {"energy": energy([9, 7], target_with_system)}
+    targets = targets_to_loss(scaler, SYSTEMS, data, dtype=torch.float64)
+    outputs = {"energy": energy([0, 1], predicted_with_system)}
+    predictions = predictions_to_loss(scaler, SYSTEMS, outputs, targets)
+    expected = torch.tensor([*gradient["positions"][0], *gradient["positions"][1]]).double()
+    found = [
+        t["energy"].block().gradient("positions").values[..., 0] for t in (targets, predictions)
+    ]
+    torch.testing.assert_close(found[0], expected / (25 / 2) ** 0.5)
+    torch.testing.assert_close(found[1], expected)
+    # The difference is that of model and loss space: (1 - σ) in the units of the data.
+    (_, forces) = values_in_physical_units(scaler, SYSTEMS, predictions, targets)["energy"]
+    torch.testing.assert_close(forces.target, expected.flatten())
+    torch.testing.assert_close(forces.prediction, expected.flatten() * (25 / 2) ** 0.5)
+
+
+def test_predictions_with_other_labels_than_in_the_fit_are_refused_in_one_line(scaler):
+    targets = targets_to_loss(scaler, SYSTEMS, {"energy": structure_target([3.0, 12.0])})
+    for prediction, words in [
+        (
+            structure_target([1.0, 2.0], name="property"),
+            "prediction of 'energy', block (_=0): expected properties energy=[0], as in the data "
+            "of the fit, got properties property=[0]",
+        ),
+        (
+            structure_target([[[1.0]] * 3] * 2, components=cartesian()),
+            "prediction of 'energy', block (_=0): expected components none, as in the data of the "
+            "fit, got components xyz=[0, 1, 2]",
+        ),
+    ]:
+        for convert in (
+            lambda p: predictions_to_loss(scaler, SYSTEMS, p, targets),
+            lambda p: predictions_to_physical(scaler, SYSTEMS, p),
+            lambda p: scaler.convert(SYSTEMS, p, "model", "physical"),
+        ):
+            with pytest.raises(ValueError) as caught:  # noqa: PT011
+                convert({"energy": prediction})
+            assert str(caught.value) == words
+
+
+def test_per_atom_predictions_of_a_per_structure_target_can_be_summed(scaler):
+    """With the line of the message."""
+    targets = targets_to_loss(scaler, SYSTEMS, {"energy": structure_target([3.0, 12.0])})
+    prediction = atom_target([1.0, 2.0, 3.0, 4.0], atom_samples(1, 3), name="energy")
+    words = r"'energy': expected per-structure samples .* got per-atom .*; sum over the atoms, as "
+    with pytest.raises(ValueError, match=words) as caught:
+        predictions_to_loss(scaler, SYSTEMS, {"energy": prediction}, targets)
+    (line,) = re.findall(r"metatensor\.torch\.\w+\(.*?\)", str(caught.value))
+    summed = eval(line, {"metatensor": metatensor, "prediction": prediction})
+    found = predictions_to_loss(scaler, SYSTEMS, {"energy": summed}, targets)["energy"]
+    assert found.block().values.flatten().tolist() == [1, 3]  # 9 over three atoms
+
+
+def test_auxiliary_maps_are_no_targets_unless_they_are_named():
+    name = "mtt::aux::energy_last_layer_features"
+    data = {"energy": structure_target([3.0, 12.0]), name: structure_target([1.0, 2.0])}
+    accumulator = ScaleAccumulator()
+    accumulator.update(SYSTEMS, data)
+    scaler = accumulator.compute()
+    assert list(scaler.targets) == ["energy"]
+    targets = targets_to_loss(scaler, SYSTEMS, data)
+    assert targets[name] is data[name]
+    assert list(predictions_to_loss(scaler, SYSTEMS, data, targets)) == ["energy"]
+    assert predictions_to_physical(scaler, SYSTEMS, data)[name] is data[name]
+    named = ScaleAccumulator([name])
+    named.update(SYSTEMS, data)
+    assert list(named.compute().targets) == [name]

@@ -67,6 +67,7 @@ def structure_target(
     gradient: Mapping[str, Any] | None = None,
     components: Sequence[Labels] = (),
     dtype: torch.dtype = torch.float64,
+    gradient_systems: bool = False,
 ) -> TensorMap:
     """A per-structure target of one block.
 
@@ -78,6 +79,8 @@ def structure_target(
             ``(n_atoms, 3)``; or ``"strain"``, ``(n_structures, 3, 3)``.
         components: components of the values.
         dtype: dtype of values and gradients.
+        gradient_systems: whether the samples of ``"positions"`` are ``[sample, system, atom]``,
+            otherwise ``[sample, atom]``.
     """
     systems = range(len(values)) if systems is None else systems
     result = block(values, labels("system", list(systems)), components, name, dtype)
@@ -85,6 +88,9 @@ def structure_target(
         if parameter == "positions":
             rows = [[row, atom] for row, one in enumerate(numbers) for atom in range(len(one))]
             samples = labels(["sample", "atom"], rows)
+            if gradient_systems:
+                rows = [[row, list(systems)[row], atom] for row, atom in rows]
+                samples = labels(["sample", "system", "atom"], rows)
             flat, axes = [vector for one in numbers for vector in one], cartesian(1)
         else:
             samples, flat, axes = labels("sample", range(len(numbers))), numbers, cartesian(2)

@@ -138,24 +138,28 @@ def test_union_holds_the_blocks_of_both():
 
 
 def test_union_of_other_properties_is_refused():
-    with pytest.raises(ValueError, match=r"target 't', block \(_=0\): expected components .*"):
+    with pytest.raises(
+        ValueError, match=r"block \(_=0\): expected properties energy=\[0\], .* got"
+    ):
         layout_of(structure_target([1.0])).union(layout_of(structure_target([[1.0, 2.0]])))
-    with pytest.raises(ValueError, match="as before"):
+    with pytest.raises(ValueError, match=r"properties energy=\[0\], as in earlier .* gap=\[0\]$"):
         layout_of(structure_target([1.0])).union(layout_of(structure_target([1.0], name="gap")))
 
 
 def test_union_of_other_components_is_refused():
     vector = structure_target(torch.ones(1, 3), components=cartesian())
     matrix = structure_target(torch.ones(1, 3, 3), components=cartesian(2), name="energy")
-    with pytest.raises(ValueError, match="expected components"):
+    with pytest.raises(
+        ValueError, match=r"expected components xyz=\[0, 1, 2\], .* xyz_1=.* × xyz_2"
+    ):
         layout_of(vector).union(layout_of(matrix))
 
 
 def test_union_of_other_samples_or_keys_is_refused():
     structure, atom = structure_target([1.0], name="q"), atom_target([1.0], atom_samples(1), "q")
-    with pytest.raises(ValueError, match=r"expected structure samples .* got atom samples"):
+    with pytest.raises(ValueError, match=r"per-structure samples .* got per-atom samples"):
         layout_of(structure).union(layout_of(atom))
-    with pytest.raises(ValueError, match=r"keys named \['_'\] as before, .*'o3_lambda'"):
+    with pytest.raises(ValueError, match=r"keys named \['_'\], as in earlier batches, got \['o3_"):
         layout_of(structure).union(layout_of(spherical({0: torch.ones(1, 1, 1)}, ONE)))
 
 
@@ -187,8 +191,8 @@ def test_a_layout_holds_for_tensors_with_its_blocks():
 @pytest.mark.parametrize(
     ("values", "samples", "dtype", "message"),
     [
-        ({2: torch.ones(2, 5, 2)}, labels("system", [0, 1]), torch.float64, "expected components"),
-        ({2: torch.ones(2, 5, 3)}, atom_samples(2), torch.float64, "expected structure samples"),
+        ({2: torch.ones(2, 5, 2)}, labels("system", [0, 1]), torch.float64, "expected properties"),
+        ({2: torch.ones(2, 5, 3)}, atom_samples(2), torch.float64, "expected per-structure"),
         ({2: torch.ones(2, 5, 3)}, labels("system", [0, 1]), torch.int32, "expected real floating"),
     ],
     ids=["properties", "samples", "integers"],
