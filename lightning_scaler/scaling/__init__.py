@@ -8,6 +8,7 @@ without Lightning.
 
 from .accumulator import ScaleAccumulator
 from .alignment import align_prediction
+from .force_targets import describe_force_targets
 from .loss_space import (
     LossTargets,
     index_by_position,
@@ -27,6 +28,7 @@ __all__ = [
     "TargetScales",
     "add_baseline",
     "align_prediction",
+    "describe_force_targets",
     "index_by_position",
     "predictions_to_loss",
     "predictions_to_physical",

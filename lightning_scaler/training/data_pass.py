@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from tqdm.auto import tqdm
 
 from ..batches import check_unpacked
-from ..scaling import ScaleAccumulator, Scaler
+from ..scaling import ScaleAccumulator, Scaler, describe_force_targets
 from ..tensors import TargetLayout, flatten_state, unflatten_state
 from .fit_decision import FitDecision
 from .mixin import TargetScalingMixin
@@ -60,6 +60,9 @@ def fit_scales(
         if not trainer.is_global_zero:
             warnings.simplefilter("ignore")
         scaler = accumulator.compute(fixed_scales, unseen_types, settings.enabled)
+        about_forces = describe_force_targets(scaler.layouts)
+        if about_forces is not None:
+            warnings.warn(about_forces, stacklevel=2)
     scaler.settings = replace(scaler.settings, provisional=is_dev_run(trainer))
     if no_pass:  # one batch says nothing about the mean squares
         scaler.targets = {n: replace(s, mean_squares={}) for n, s in scaler.targets.items()}

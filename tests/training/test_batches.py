@@ -181,3 +181,30 @@ def test_gradients_labelled_with_and_without_system_give_the_same_training(tmp_p
         trainer.fit(net, SmallData())
         logged.append({name: value.item() for name, value in trainer.callback_metrics.items()})
     assert logged[0] == pytest.approx(logged[1], rel=1e-6)
+
+
+class WithForces(SmallNet):
+    """Predicts forces as a target of their own, as they are in the data."""
+
+    def forward(self, systems):
+        predictions = super().forward(systems)
+        return forces_beside_energy(predictions)
+
+
+def forces_beside_energy(maps):
+    old, charges = maps["energy"].block(), maps["charges"].block()
+    energy = TensorBlock(old.values, old.samples, [], old.properties)
+    gradient = old.gradient("positions")
+    forces = TensorBlock(
+        -gradient.values, charges.samples, gradient.components, gradient.properties
+    )
+    keys = maps["energy"].keys
+    return {**maps, "energy": TensorMap(keys, [energy]), "forces": TensorMap(keys, [forces])}
+
+
+def test_forces_beside_an_energy_without_gradients_are_warned_about_once_per_fit(tmp_path):
+    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()])
+    data = SmallData(collate_fn=lambda items: forces_beside_energy(collate(items)))
+    with pytest.warns(UserWarning, match="'forces' and the energy 'energy'.*non_cons") as caught:
+        trainer.fit(WithForces(), data)
+    assert len([w for w in caught if "'forces'" in str(w.message)]) == 1
