@@ -60,9 +60,16 @@ class ZBL(torch.nn.Module):
     def __init__(self, target: str = "energy", energy_unit: float = 1.0) -> None:
         super().__init__()
         self.target = target
+        self.energy_unit = energy_unit
         constants = {"coulomb": COULOMB / energy_unit, "radii": (0.0, *COVALENT_RADII)}
         for name, values in constants.items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.float64))
+
+    @override
+    def extra_repr(self) -> str:
+        """The arguments."""
+        unit = "" if self.energy_unit == 1.0 else f", energy_unit={self.energy_unit!r}"
+        return f"target={self.target!r}{unit}"
 
     @override
     def forward(self, systems: Sequence[System], names: Sequence[str]) -> dict[str, TensorMap]:
