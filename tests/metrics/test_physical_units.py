@@ -27,6 +27,7 @@ from torchmetrics import (
 from torchmetrics.wrappers import MinMaxMetric
 
 from lightning_scaler import CompositionBaseline, PhysicalUnits, ScaleAccumulator
+from lightning_scaler.batches import unpack
 from lightning_scaler.scaling import predictions_to_loss, targets_to_loss
 
 NAN = float("nan")
@@ -419,15 +420,16 @@ def test_results_of_targets_to_loss_are_divided_by_the_number_of_atoms_once():
 
 
 def test_results_of_targets_to_loss_carry_positions_whatever_the_labels_of_the_data():
-    """Ids 1 and 0: read as ids again, the two rows would be swapped."""
+    """Ids 7 and 3 of the two systems, whose energies per atom, 30 and 1, come in reverse order."""
+    systems = unpack({"system": SYSTEMS, "sample_id": [7, 3]}).systems
     accumulator = ScaleAccumulator(baseline=None, system_labels="id")
-    target = structure_target([1.0, 30.0], [1, 0])
-    accumulator.update(SYSTEMS, {"e": target})
+    target = structure_target([3.0, 30.0], [3, 7])
+    accumulator.update(systems, {"e": target})
     scaler = accumulator.compute()
-    targets = targets_to_loss(scaler, SYSTEMS, {"e": target}, dtype=torch.float64)
-    # Per atom 1 and 10, predicted exactly, in the order of the batch.
-    model = scaler.convert(SYSTEMS, {"e": structure_target([1.0, 30.0])}, "physical", "model")
-    predictions = predictions_to_loss(scaler, SYSTEMS, model, targets)
+    targets = targets_to_loss(scaler, systems, {"e": target}, dtype=torch.float64)
+    sigma = scaler.per_target_scales["e"].block().values.item()
+    model = {"e": structure_target([31.0 / sigma, 9.0 / sigma])}  # per atom 31 and 3
+    predictions = predictions_to_loss(scaler, systems, model, targets)
     metric = PhysicalUnits(MeanAbsoluteError(), "e")
-    metric.update(scaler, SYSTEMS, predictions, targets)
-    assert metric.compute().item() == pytest.approx(0, abs=1e-12)
+    metric.update(scaler, systems, predictions, targets)
+    assert metric.compute().item() == pytest.approx((1 + 2) / 2, rel=1e-12)
