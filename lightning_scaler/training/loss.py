@@ -200,13 +200,13 @@ def warn_of_unknown_mean_squares(terms: Iterable[str], mean_squares: Mapping[str
     zero = [term for term in terms if mean_squares.get(term) == 0]
     if unknown:
         rank_zero_warn(
-            f"the mean squares of the loss terms {unknown} are not known (the scales were saved by "
-            "an earlier version or fixed without a data pass, or the training data do not have "
-            "the term), and 1 is used; fit again with TargetScaler(refit=True), or set their "
-            "weights with loss_weights"
+            f"the mean squares of the loss terms {unknown} are unknown, and 1 is used; scales of "
+            "an earlier version: fit again with TargetScaler(refit=True); scales fixed without a "
+            "data pass, or terms that the training data do not have: set their weights in "
+            "loss_weights"
         )
     if zero:
         rank_zero_warn(
-            f"the loss terms {zero} are zero throughout the training data, so that 1 is used for "
-            "their mean squares; leave them out, or set their weights with loss_weights"
+            f"the loss terms {zero} are zero throughout the training data, and 1 is used for their "
+            "mean squares; remove them from the data, or set their weights in loss_weights"
         )

@@ -402,10 +402,11 @@ class TargetScalingMixin(_Module):
                 self._scaling_metrics.log_loss_term(self, stage, dataloader_idx, scope, found)
 
     def _warn_of_unbalanced_terms(self, terms: LossTerms) -> None:
-        """Warn once of each term whose mean square is unknown or zero; a single one needs none."""
-        mean_squares = self.scaler.mean_squares
+        """Warn once of each term whose mean square is unknown or zero and that has no weight."""
+        mean_squares, weights = self.scaler.mean_squares, self.scaler.settings.loss_weights
         found = dict.fromkeys([*self.scaler.loss_terms, *terms.errors])
-        unbalanced = [term for term in found if not mean_squares.get(term)]
+        unbalanced = [t for t in found if not mean_squares.get(t) and t not in weights]
+        # A single term has the whole loss.
         if len(found) > 1 and not self._scaling_unbalanced.issuperset(unbalanced):
             warn_of_unknown_mean_squares(unbalanced, mean_squares)
             self._scaling_unbalanced.update(unbalanced)

@@ -22,7 +22,7 @@ from ..settings import (
 from ..tensors import digest
 from .data_pass import fit_scales, is_dev_run
 from .fit_decision import FitRequest, decide_fit
-from .loss_settings import LossSettings
+from .loss_settings import check_loss_settings, store_loss_settings
 from .mixin import TargetScalingMixin
 from .processes import FitProcesses, fit_processes
 
@@ -120,7 +120,8 @@ class TargetScaler(Callback):
         checked = ScaleAccumulator(targets, intensive_targets, self.baseline, system_labels)
         self.targets, self.intensive_targets = checked.targets, checked.intensive_targets
         self.system_labels: SystemLabels = system_labels
-        self.loss_settings = LossSettings.parse(loss_weights, balance_loss, self.targets)
+        self.loss_weights = check_loss_settings(loss_weights, balance_loss, self.targets)
+        self.balance_loss = balance_loss
         self._fit_done = False
 
     @override
@@ -185,8 +186,8 @@ class TargetScaler(Callback):
             "system_labels": self.system_labels,
             "limit_batches": self.limit_batches,
             "refit": self.refit,
-            "loss_weights": self.loss_settings.weights,
-            "balance_loss": self.loss_settings.balance,
+            "loss_weights": self.loss_weights,
+            "balance_loss": self.balance_loss,
         }
         defaults = inspect.signature(TargetScaler).parameters
         changed = (
@@ -202,9 +203,9 @@ class TargetScaler(Callback):
         self._fit_done = True
         module = cast(TargetScalingMixin, pl_module)
         with fit_processes(trainer) as processes:
-            stored = None if self.refit or not module.scaler.fitted else module.scaler.settings
+            restored = module.scaler.settings if not self.refit else None
             fitted = self._fit_missing(trainer, module, processes)
-            self.loss_settings.apply(module.scaler, stored)
+            store_loss_settings(module.scaler, restored, self.loss_weights, self.balance_loss)
             if processes.world_size > 1:
                 processes.check_equal(
                     {"hash of the scales": digest(module.scaler.state())},
@@ -242,8 +243,8 @@ class TargetScaler(Callback):
             unseen_types=self.unseen_types,
             enabled=self.enabled,
             baseline="none" if self.baseline is None else "composition",
-            loss_weights=self.loss_settings.weights or {},
-            balance_loss=self.loss_settings.balance is not False,
+            loss_weights=self.loss_weights or {},
+            balance_loss=self.balance_loss is not False,
         )
         return FitRequest(
             settings,

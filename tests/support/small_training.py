@@ -232,6 +232,8 @@ def fitted_numbers(state: dict[str, Any]) -> dict[tuple[Any, ...], torch.Tensor]
         for name in ("per_property", "weights"):
             for key, values in saved[name]:
                 numbers[target, name, tuple(key)] = values
+        for term, value in saved.get("mean_squares", {}).items():
+            numbers[target, "mean_squares", term] = torch.tensor(value, dtype=torch.float64)
     return numbers
 
 

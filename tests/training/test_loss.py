@@ -6,6 +6,7 @@ import torch
 from builders import atom_samples, atom_target, block, labels, single, spherical, structure_target
 from metatensor.torch import TensorBlock, TensorMap
 
+from lightning_scaler.tensors import TargetLayout
 from lightning_scaler.training.loss import mean_squared_error, zero_loss
 
 NAN, INF = float("nan"), float("inf")
@@ -134,6 +135,66 @@ def test_the_loss_has_the_dtype_of_the_predictions():
     assert loss.item() == 4
 
 
+def two_terms():
+    """Errors of 9 (energy), and of 1 and 4 over six forces."""
+    predicted = {"positions": [[[1, 0, 0], [0, 2, 0]]]}
+    zero = {"positions": [[[0, 0, 0], [0, 0, 0]]]}
+    predictions = {"e": structure_target([3.0], gradient=predicted)}
+    return predictions, {"e": structure_target([0.0], gradient=zero)}
+
+
+def test_each_term_is_divided_by_its_mean_square():
+    mean_squares = {"e": 2.0, "e/positions": 5.0, "other": 7.0}
+    loss = mean_squared_error(*two_terms(), mean_squares)
+    assert loss.item() == pytest.approx((9 / 2 + 5 / 6 / 5) / 2, rel=1e-14)
+
+
+@pytest.mark.parametrize("unknown", [{"e": 2.0}, {"e": 2.0, "e/positions": 0.0}])
+def test_a_mean_square_that_is_unknown_or_zero_counts_as_one(unknown):
+    loss = mean_squared_error(*two_terms(), unknown)
+    assert loss.item() == pytest.approx((9 / 2 + 5 / 6) / 2, rel=1e-14)
+
+
+def test_weights_are_shares_of_the_loss():
+    loss = mean_squared_error(*two_terms(), {"e/positions": 5.0}, {"e/positions": 4.0})
+    assert loss.item() == pytest.approx((9 + 4 * (5 / 6 / 5)) / 5, rel=1e-14)
+    alone = mean_squared_error(*two_terms(), weights={"e": 0.0})
+    assert alone.item() == pytest.approx(5 / 6, rel=1e-14)
+    nothing = mean_squared_error(*two_terms(), weights={"e": 0.0, "e/positions": 0.0})
+    assert nothing.item() == 0.0
+
+
+def test_weights_of_terms_without_values_do_not_count():
+    predictions, targets = two_terms()
+    targets["g"], predictions["g"] = structure_target([NAN]), structure_target([100.0])
+    loss = mean_squared_error(predictions, targets, weights={"g": 7.0, "e": 3.0})
+    assert loss.item() == pytest.approx((3 * 9 + 5 / 6) / 4, rel=1e-14)
+
+
+def test_the_gradient_of_the_loss_is_that_of_finite_differences():
+    targets = {
+        "e": structure_target([1.0, NAN], gradient={"strain": np.full((2, 3, 3), 0.5)}),
+        "q": atom_target([0.3, NAN, -0.2], atom_samples(1, 2)),
+    }
+
+    def loss(energies, strain, charges):
+        energy = block(energies[:, None], labels("system", [0, 1]), property_name="energy")
+        rows = targets["e"].block().gradient("strain")
+        of_strain = strain.reshape(2, 3, 3, 1)
+        energy.add_gradient("strain", block(of_strain, rows.samples, rows.components, "energy"))
+        predictions = {"e": single(energy), "q": atom_target(charges, atom_samples(1, 2))}
+        mean_squares, weights = {"e/strain": 30.0, "q": 0.5}, {"e/strain": 4.0, "q": 0.1}
+        return mean_squared_error(predictions, targets, mean_squares, weights)
+
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2,), (18,), (3,)]
+    inputs = [
+        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        for shape in shapes
+    ]
+    torch.autograd.gradcheck(loss, inputs)
+
+
 def test_the_zero_loss_has_a_gradient_of_zero():
     """Even for infinite predictions; anything but a TensorMap is ignored."""
     weight = torch.tensor([1.0, INF], requires_grad=True)
@@ -150,11 +211,16 @@ def test_the_zero_loss_depends_on_gradients_of_blocks():
     """A head may contribute to a gradient only."""
     weight = torch.tensor([1.0, INF], dtype=torch.float64, requires_grad=True)
     strain = (weight.sum() * torch.ones(9).double()).reshape(1, 3, 3, 1)
-    energy = structure_target([0.0], gradient={"strain": np.zeros((1, 3, 3))}).block()
-    predicted = block(energy.values, energy.samples, property_name="energy")
-    rows = energy.gradient("strain")
+    energy = structure_target([0.0], gradient={"strain": np.zeros((1, 3, 3))})
+    values = energy.block()
+    predicted = block(values.values, values.samples, property_name="energy")
+    rows = values.gradient("strain")
     predicted.add_gradient("strain", block(strain, rows.samples, rows.components, "energy"))
-    loss = zero_loss({"e": single(predicted)})
+    predictions = {"e": single(predicted)}
+    loss = zero_loss(predictions, {"e": TargetLayout.of("e", energy)})
     assert loss.item() == 0.0
     loss.backward()
     assert torch.equal(weight.grad, torch.zeros(2).double())
+    # Data without this gradient: to differentiate it would only cost time.
+    without = {"e": TargetLayout.of("e", structure_target([0.0]))}
+    assert not zero_loss(predictions, without).requires_grad
