@@ -172,6 +172,7 @@ def test_tables_made_in_inference_mode_serve_autograd():
 def test_state_comes_back(tmp_path):
     ours = replace(
         scales(),
+        layout=replace(scales().layout, sample_kind="atom"),
         fixed={1: 2.0, 8: 3.0},
         fixed_weights={1: -0.5},
         baseline_types=torch.tensor([1, 8]),

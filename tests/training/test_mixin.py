@@ -1,5 +1,6 @@
 """The steps, helpers and errors of TargetScalingMixin in runs of a real Trainer."""
 
+import logging
 import math
 
 import pytest
@@ -430,16 +431,45 @@ def test_a_module_with_a_fitted_scaler_needs_no_callback(fitted, tmp_path):
     assert len(fresh.losses) == 6
 
 
-def test_a_checkpoint_without_a_scaler_loads_as_not_fitted(tmp_path):
+@pytest.fixture
+def checkpoint_without_scales(tmp_path):
     trainer = quiet_trainer(tmp_path)
     trainer.strategy.connect(PlainNet())
     trainer.save_checkpoint(tmp_path / "old.ckpt")
+    return tmp_path / "old.ckpt"
+
+
+def test_a_checkpoint_without_scales_loads_as_not_fitted_and_says_so(checkpoint_without_scales):
     with pytest.warns(UserWarning, match=r"the checkpoint has no target scales, .* Scaler.load"):
-        net = SmallNet.load_from_checkpoint(tmp_path / "old.ckpt", weights_only=True)
+        net = SmallNet.load_from_checkpoint(checkpoint_without_scales, weights_only=True)
     assert not net.scaler.fitted
-    data = SmallData()
-    quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(net, data)
+
+
+def test_a_fit_from_a_checkpoint_without_scales_says_so(checkpoint_without_scales, tmp_path):
+    data, net = SmallData(), SmallNet()
+    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()])
+    with pytest.warns(UserWarning, match=r"the checkpoint has no target scales, and neither has"):
+        trainer.fit(net, data, ckpt_path=checkpoint_without_scales, weights_only=True)
     assert net.scaler.fitted
+    assert len(data.train.reads) == 2 * 22  # the pass, and an epoch
+
+
+def test_a_fit_from_a_checkpoint_without_scales_keeps_those_of_the_module(
+    fitted, checkpoint_without_scales, tmp_path, caplog, monkeypatch
+):
+    """The way out of the warning; no data pass."""
+    _, _, source = fitted
+    source.scaler.save(tmp_path / "scaler.pt")
+    net, data = SmallNet(), SmallData(factors={"dipole": 2.0})
+    net.scaler = Scaler.load(tmp_path / "scaler.pt")
+    net.load_state_dict(torch.load(checkpoint_without_scales)["state_dict"], strict=False)
+    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()])
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+        trainer.fit(net, data, ckpt_path=checkpoint_without_scales, weights_only=True)
+    assert "the checkpoint has no target scales; those that the module already has" in caplog.text
+    assert_same_scales(net.scaler, source.scaler)
+    assert len(data.train.reads) == 22  # an epoch
 
 
 TARGETS = ("energy", "dipole", "polarizability", "charges")
