@@ -1,7 +1,8 @@
 """A frozen module whose output is subtracted before the composition baseline and the scales."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NamedTuple, cast
@@ -11,6 +12,7 @@ from metatensor.torch import TensorMap, detach
 
 from ..batches import Atoms, is_system
 from ..tensors import describe, from_state, is_tensormap
+from .differentiation import connect, requires_gradient
 
 
 class FrozenModule:
@@ -24,12 +26,16 @@ class FrozenModule:
         module: maps a list of systems and a list of target names to a dict of TensorMaps for those
             targets that it knows, with the position in the list as ``system`` label. It may give
             gradients too; a missing gradient counts as zero. It must not write to the systems.
+            Where positions or cells require a gradient, it is differentiated by autograd, or by
+            the gradients that it gives.
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.name = class_name(module)
         self.module: torch.nn.Module | None = None
         self._weights: Mapping[str, Any] | None = None
+        # Targets that the module does not give as a function of the positions.
+        self._constant: set[str] = set()
         self.attach_module(module)
 
     def attach_module(self, module: torch.nn.Module) -> None:
@@ -45,10 +51,12 @@ class FrozenModule:
         self._default_dtype = torch.get_default_dtype()
 
     def __call__(self, atoms: Atoms, names: Iterable[str]) -> dict[str, TensorMap]:
-        """The contributions to those of the named targets that the module knows, detached.
+        """The contributions to those of the named targets that the module knows.
 
         The module receives the systems in its own floating dtype (float64 if it has none), and no
-        precision plugin changes that. A batch without systems has no contributions.
+        precision plugin changes that. A batch without systems has no contributions. Autograd can
+        follow the contributions if positions or cells require a gradient; they are detached
+        otherwise.
 
         Raises:
             RuntimeError: if there is no code.
@@ -78,7 +86,8 @@ class FrozenModule:
             for system in atoms.systems
         ]
         names = list(names)
-        with _own_precision(device, self._default_dtype), torch.no_grad():
+        differentiate = requires_gradient(systems)
+        with _own_precision(device, self._default_dtype), torch.set_grad_enabled(differentiate):
             outputs = self.module(systems, names)
         if not isinstance(outputs, Mapping):
             raise TypeError(
@@ -93,7 +102,27 @@ class FrozenModule:
                     f"{type(tensor).__name__}"
                 )
             _check_finite(f"additive module {self.name}, target '{name}'", tensor)
-        return {name: detach(tensor) for name, tensor in known.items()}
+        if not differentiate:
+            return {name: detach(tensor) for name, tensor in known.items()}
+        atoms = atoms.to(device)
+        return {name: self._connect(name, t, systems, atoms) for name, t in known.items()}
+
+    def _connect(
+        self, name: str, output: TensorMap, systems: Sequence[Any], atoms: Atoms
+    ) -> TensorMap:
+        """The output for a target as a function of the positions; see :func:`connect`."""
+        output, complete = connect(output, systems, atoms)
+        if not complete and name not in self._constant and "atom" not in output.sample_names:
+            self._constant.add(name)
+            warnings.warn(
+                f"additive module {self.name}: autograd cannot follow its target '{name}' back to "
+                "the positions (or the cell), which require a gradient, so that forces from the "
+                "physical values do not contain its part; compute it from system.positions and "
+                "system.cell, or give its gradients 'positions' and 'strain', unless it is "
+                "independent of them",
+                stacklevel=2,
+            )
+        return output
 
     def needs_module(self, module: torch.nn.Module | None) -> bool:
         """Whether the code is missing and this module has it."""
@@ -120,6 +149,7 @@ class FrozenModule:
         saved = from_state(_SavedModule, state)
         frozen = cls.__new__(cls)
         frozen.name, frozen.module, frozen._weights = saved.name, None, saved.weights
+        frozen._constant = set()
         return frozen
 
 

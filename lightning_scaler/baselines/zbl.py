@@ -75,6 +75,8 @@ class ZBL(torch.nn.Module):
     def forward(self, systems: Sequence[System], names: Sequence[str]) -> dict[str, TensorMap]:
         """The repulsion of every system, with its gradients ``positions`` and ``strain``.
 
+        Autograd can follow all of them back to the positions and the cell.
+
         Args:
             systems: systems with positions in Å.
             names: names of the requested targets.
@@ -114,25 +116,27 @@ class ZBL(torch.nn.Module):
         """All pairs of atoms within twice the largest covalent radius of their system."""
         radii = self.get_buffer("radii")
         firsts, seconds, owners = ([torch.empty(0, dtype=torch.int64)] for _ in range(3))
-        vectors = [torch.empty((0, 3), dtype=radii.dtype)]
+        vectors = [torch.empty((0, 3), dtype=radii.dtype, device=radii.device)]
         first_atoms = (n_atoms.cumsum(0) - n_atoms).tolist()
         for index, (system, first_atom) in enumerate(zip(systems, first_atoms, strict=True)):
             if len(system) == 0:
                 continue
             cutoff = 2.0 * float(radii[system.types.long()].max())
             neighbors = NeighborList(cutoff=cutoff, full_list=False)
-            points, box = (
-                tensor.detach().double().cpu().numpy() for tensor in (system.positions, system.cell)
-            )
-            periodic = system.pbc.tolist()
-            i, j, vector = neighbors.compute(points, box, periodic, quantities="ijD")
-            firsts.append(torch.from_numpy(i.astype("int64")) + first_atom)
-            seconds.append(torch.from_numpy(j.astype("int64")) + first_atom)
+            positions, cell = system.positions.to(radii), system.cell.to(radii)
+            points, box = (tensor.detach().cpu().numpy() for tensor in (positions, cell))
+            found = neighbors.compute(points, box, system.pbc.tolist(), quantities="ijS")
+            i, j, shift = (torch.from_numpy(part.astype("int64")) for part in found)
+            firsts.append(i + first_atom)
+            seconds.append(j + first_atom)
             owners.append(torch.full((len(i),), index))
-            vectors.append(torch.from_numpy(vector))
-        first, second, owner, vector = (
-            torch.cat(parts).to(radii.device) for parts in (firsts, seconds, owners, vectors)
+            # Not the vectors of the neighbor list, through which autograd could not go.
+            i, j, shift = (part.to(radii.device) for part in (i, j, shift))
+            vectors.append(positions[j] - positions[i] + shift.to(cell) @ cell)
+        first, second, owner = (
+            torch.cat(parts).to(radii.device) for parts in (firsts, seconds, owners)
         )
+        vector = torch.cat(vectors)
         return _Pairs(first, second, owner, vector, vector.norm(dim=1))
 
     def _repulsion(

@@ -148,7 +148,8 @@ class ScaleAccumulator:
         atoms = Atoms.from_systems(systems).to("cpu")
         indexing, indexed = index_targets(atoms, chosen, layouts, self.system_labels)
         # All targets are requested: a module may know some that are not fitted here.
-        outputs = {} if self.additive is None else self.additive(atoms, targets)
+        with torch.no_grad():
+            outputs = {} if self.additive is None else self.additive(atoms, targets)
         contributions = align_contributions(outputs, chosen, atoms, indexing)
         coverage = AdditiveCoverage()
         if self.additive is not None and atoms.n_systems:

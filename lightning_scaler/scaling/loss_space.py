@@ -81,7 +81,9 @@ def targets_to_loss(
     if not known:
         return LossTargets(targets, {})
     batch = index_by_position(scaler, systems, known, masks)
-    in_loss = _convert(scaler, batch, "physical", "loss", per_atom=True, dtype=dtype)
+    # Targets are data, even where an additive module is a function of positions with a graph.
+    with torch.no_grad():
+        in_loss = _convert(scaler, batch, "physical", "loss", per_atom=True, dtype=dtype)
     indexed = {name: t._replace(tensor=in_loss[name]) for name, t in batch.targets.items()}
     return LossTargets({**targets, **in_loss}, indexed)
 
