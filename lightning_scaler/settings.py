@@ -1,7 +1,7 @@
 """Settings from Python or YAML, checked and converted to plain Python types."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -49,6 +49,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     similar = get_close_matches(name, names, n=1)
     return (f"did you mean '{similar[0]}'? " if similar else "") + f"known: {names}"
+
+
+def list_or_count(words: Sequence[str], noun: str, most: int = 8) -> str:
+    """A list of words; their number and a noun if there are too many to list.
+
+    Example:
+        >>> list_or_count(["a", "b"], "letters"), list_or_count(["a"] * 9, "letters")
+        ('a; b', '9 letters')
+    """
+    return "; ".join(words) if len(words) <= most else f"{len(words)} {noun}"
 
 
 def check_choice(setting: str, value: Any, choices: Any) -> None:

@@ -7,11 +7,12 @@ use, because it needs the extra ``zbl``.
 from typing import TYPE_CHECKING, Any
 
 from ..settings import check_installed
-from .composition import (
+from .composition import Composition, CompositionBaseline, CompositionWeights
+from .composition_rows import (
     BlockWeights,
-    CompositionBaseline,
-    CompositionWeights,
     baseline_of_rows,
+    find_unseen_types,
+    refuse_unseen_types,
 )
 from .contributions import AdditiveCoverage, Contribution, align_contributions
 from .frozen_module import FrozenModule, class_name, freeze
@@ -23,6 +24,7 @@ __all__ = [
     "ZBL",
     "AdditiveCoverage",
     "BlockWeights",
+    "Composition",
     "CompositionBaseline",
     "CompositionWeights",
     "Contribution",
@@ -30,7 +32,9 @@ __all__ = [
     "align_contributions",
     "baseline_of_rows",
     "class_name",
+    "find_unseen_types",
     "freeze",
+    "refuse_unseen_types",
 ]
 
 

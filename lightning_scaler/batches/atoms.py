@@ -202,6 +202,11 @@ class Atoms:
         """Atoms of each of the unique types in every system, ``(n_systems, n_types)`` float64."""
         return _count_types(self.type_index, self.n_atoms, self.unique_types.numel())
 
+    @cached_property
+    def type_fractions(self) -> Tensor:
+        """Fraction of each of the unique types in every system; 0 in systems without atoms."""
+        return (self.type_counts / self.n_atoms_or_nan[:, None]).nan_to_num()
+
     def index_among(self, types: Tensor) -> Tensor:
         """Index of every atom's type in the sorted ``types``, which hold all that occur."""
         if torch.equal(types, self.unique_types):

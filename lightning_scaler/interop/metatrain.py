@@ -188,7 +188,7 @@ def _read_weights(
         if layout.invariance(key) == "trace":
             values = values.diagonal(dim1=1, dim2=2)[..., 0][:, None]
         values = values.reshape(len(types), -1, values.shape[-1])[:, 0]
-        values[~_has_type(layout, key, types)] = torch.nan
+        values[~_has_type(layout, key, types)] = 0.0
         by_key[key] = values[order]
     fixed = _fixed_values(baseline, "atomic_baseline").get(layout.name)
     if fixed is not None:

@@ -27,6 +27,7 @@ from ..settings import (
     parse_fixed_scales,
 )
 from ..tensors import is_tensormap, mask_values
+from .baseline_warnings import warn_of_unknown_weights
 from .fit import fit_target
 from .scaler import Scaler
 from .target_collection import TargetCollection, is_auxiliary
@@ -97,7 +98,7 @@ class ScaleAccumulator:
         self.baseline = baseline
         self.system_labels: SystemLabels = system_labels
         self.additive = freeze(additive)
-        self._collection = TargetCollection(self.intensive_targets, baseline is not None)
+        self._collection = TargetCollection(self.intensive_targets, baseline)
         self._coverage = AdditiveCoverage()
         self._ignored: set[str] = set()
         self._masked: set[str] = set()
@@ -190,20 +191,16 @@ class ScaleAccumulator:
         """Whether the targets seen so far need no more data, because every scale is fixed.
 
         This holds if the targets to fit were named and seen, and each has a single property, a
-        fixed scale, and a fixed baseline or none.
+        fixed scale, and no baseline or a fixed one for all types seen so far.
         """
         fixed = parse_fixed_scales(fixed_scales)
-        layouts = self._collection.layouts
+        layouts, types = self._collection.layouts, self._collection.types
         if self.targets is None or not {*self.targets} <= layouts.keys():
             return False
         return all(
             name in fixed
             and layout.single_property
-            and (
-                self.baseline is None
-                or name in self.baseline.fixed
-                or not any(layout.invariance(key) for key in layout.blocks)
-            )
+            and (self.baseline is None or self.baseline.is_fixed(layout, types[name]))
             for name, layout in layouts.items()
         )
 
@@ -257,6 +254,7 @@ class ScaleAccumulator:
                 "whole target: 1): " + "; ".join(below_noise),
                 stacklevel=2,
             )
+        warn_of_unknown_weights(scales)
         baseline = "none" if self.baseline is None else "composition"
         settings = Settings(self.system_labels, unseen_types, enabled, cast(Any, baseline))
         return Scaler(scales, settings, self.additive)
@@ -306,6 +304,7 @@ class ScaleAccumulator:
         check_names("fixed_scales", fixed_scales, fitted)
         if self.baseline is not None:
             check_names("fixed_baseline", self.baseline.fixed, fitted)
+            check_names("baseline", self.baseline.excluded, fitted)
 
 
 def _check_tensormap(what: str, value: Any) -> None:

@@ -14,11 +14,18 @@ from ..baselines import (
     FrozenModule,
     align_contributions,
     baseline_of_rows,
+    find_unseen_types,
+    refuse_unseen_types,
 )
 from ..batches import Atoms, IndexedBatch, IndexedTarget
 from ..settings import UnseenTypes
-from ..tensors import scripted_gradients_of_blocks
+from ..tensors import Key, scripted_gradients_of_blocks
 from .arithmetic import ConversionArgs, rescale
+from .baseline_warnings import (
+    warn_of_ignored_types,
+    warn_of_lost_values,
+    warn_of_unknown_predictions,
+)
 from .target_scales import ScaleKind, TargetScales, on_device
 
 # Distance of each space from loss space: exponents of the per-target and the per-property scale.
@@ -34,6 +41,7 @@ class Conversion:
         target: space of the result.
         baseline: whether to subtract or add back the baseline.
         unseen_types: ``"error"``, ``"pooled"`` or ``"identity"``.
+        provisional: whether the scales come from a few batches of a ``fast_dev_run``.
         per_atom: whether to divide extensive values, and their gradients with respect to the whole
             structure (strain), by the number of atoms.
         dtype: dtype of the result, if it is to change.
@@ -43,6 +51,7 @@ class Conversion:
     target: str
     baseline: bool = True
     unseen_types: UnseenTypes = "error"
+    provisional: bool = False
     per_atom: bool = False
     dtype: torch.dtype | None = None
 
@@ -102,6 +111,8 @@ def convert_targets(
             args[name] = _conversion_args(
                 scales[name], target, batch.atoms, conversion, contributions.get(name)
             )
+    if conversion.applies_baseline and conversion.target == "physical":
+        warn_of_unknown_predictions({name: scales[name] for name in args}, batch.atoms)
     if args:
         rescaled = rescale(list(args.values()), conversion.multiplies, conversion.dtype)
         converted.update(zip(args, rescaled, strict=True))
@@ -177,7 +188,7 @@ def _conversion_args(
         conversion: spaces and options.
         contributions: contributions of an additive module to each block.
     """
-    tensor, rows = target.tensor, target.rows
+    tensor = target.tensor
     factors, scale_index = factors_of_rows(
         scales, conversion.scale_kind, target, atoms, conversion.unseen_types
     )
@@ -188,10 +199,7 @@ def _conversion_args(
         for i, key in enumerate(target.layout.blocks):
             baseline = None
             if key in scales.weights:
-                block = BlockWeights(scales.layout, key, scales.baseline_types, scales.weights[key])
-                # Missing values of a target need no weight; predictions need all of them.
-                known = tensor if conversion.source == "physical" else None
-                baseline = baseline_of_rows(block, atoms, rows[i] if rows else None, known, i)
+                baseline = _composition_baseline(scales, target, i, key, atoms, conversion)
             contribution = contributions[i] if contributions else None
             if contribution is not None:
                 added = contribution.values
@@ -203,6 +211,46 @@ def _conversion_args(
                 gradients = {} if contribution is None else contribution.gradients
                 gradient_baselines.append(gradients.get(parameter))
     return ConversionArgs(tensor, factors, scale_index, n_atoms, baselines, gradient_baselines)
+
+
+def _composition_baseline(
+    scales: TargetScales,
+    target: IndexedTarget,
+    index: int,
+    key: Key,
+    atoms: Atoms,
+    conversion: Conversion,
+) -> Tensor:
+    """The composition baseline of every row of a block; see :func:`baseline_of_rows`.
+
+    Args:
+        scales: scales of the target.
+        target: target in the space ``conversion.source``.
+        index: index of the block in the target.
+        key: key of the block.
+        atoms: atoms of the batch.
+        conversion: spaces and options.
+    """
+    weights, unknown = scales.weights[key], scales.unknown.get(key)
+    block = BlockWeights(
+        scales.layout, key, scales.baseline_types, weights, unknown, scales.composition
+    )
+    rows = target.rows[index] if target.rows else None
+    # Missing values of a target need no weight; predictions need all of them.
+    values = None
+    if conversion.source == "physical":
+        values = target.tensor.block_by_id(index).values
+    ignore = conversion.provisional or "ignored type" in scales.warnings_given
+    unseen = [] if ignore else find_unseen_types(block, atoms, rows, values)
+    if unseen and conversion.unseen_types != "identity":
+        refuse_unseen_types(block, unseen)
+    if unseen:
+        warn_of_ignored_types(scales, unseen)
+    baseline = baseline_of_rows(block, atoms, rows)
+    if unknown is not None and values is not None:
+        if bool((baseline.isnan() & ~values.isnan()).any()):
+            warn_of_lost_values(scales)
+    return baseline
 
 
 def n_atoms_of_rows(target: IndexedTarget, atoms: Atoms) -> list[Tensor]:

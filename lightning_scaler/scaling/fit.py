@@ -42,7 +42,7 @@ def fit_target(
     layout, blocks = statistics.layout, statistics.blocks
     types = statistics.types if layout.sample_kind == "atom" else torch.tensor([-1])
     fixed_per_target = None if fixed is None else _fixed_per_target(layout, fixed, types)
-    weights = CompositionWeights(statistics.types, {})
+    weights = CompositionWeights(statistics.types, {}, {})
     if baseline is not None:
         weights = baseline.weights(statistics)
     if layout.sample_kind == "pair":
@@ -83,6 +83,8 @@ def fit_target(
         fixed_only_types=torch.tensor(list(fixed_only), dtype=torch.int64),
         baseline_types=weights.types,
         weights=weights.by_key,
+        unknown=weights.unknown,
+        composition="counts" if baseline is None else baseline.composition(layout, extensive),
         fixed_weights=None if baseline is None else baseline.fixed.get(layout.name),
         additive=additive,
         rms_before=_rms(raw_sq_sum, n_values),

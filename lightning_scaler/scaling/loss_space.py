@@ -198,8 +198,10 @@ def index_loss_targets(
 def _convert(
     scaler: Scaler, batch: IndexedBatch, source: str, target: str, **options: Any
 ) -> dict[str, TensorMap]:
-    unseen_types = scaler.settings.unseen_types
-    conversion = Conversion(source, target, unseen_types=unseen_types, **options)
+    unseen_types, provisional = scaler.settings.unseen_types, scaler.settings.provisional
+    conversion = Conversion(
+        source, target, unseen_types=unseen_types, provisional=provisional, **options
+    )
     return convert_targets(scaler.targets, scaler.additive, batch, conversion)
 
 

@@ -200,7 +200,8 @@ class Scaler(torch.nn.Module):
         labels = self.settings.system_labels if source == "physical" else "position"
         what = PREDICTION if source == "model" else "target"
         batch = index_batch(systems, known, self.layouts, labels, what=what)
-        conversion = Conversion(source, target, baseline, self.settings.unseen_types)
+        unseen_types, provisional = self.settings.unseen_types, self.settings.provisional
+        conversion = Conversion(source, target, baseline, unseen_types, provisional)
         return {**tensors, **convert_targets(self.targets, self.additive, batch, conversion)}
 
     def set_additive(self, module: torch.nn.Module) -> None:

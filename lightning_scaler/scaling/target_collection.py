@@ -8,7 +8,7 @@ import torch
 from metatensor.torch import TensorMap
 from torch import Tensor
 
-from ..baselines import Contribution
+from ..baselines import CompositionBaseline, Contribution
 from ..batches import Atoms, IndexedTarget, find_types
 from ..statistics import (
     BlockValues,
@@ -45,10 +45,12 @@ class TargetCollection:
     Args:
         intensive_targets: names of per-structure targets that are not divided by the number of
             atoms before any statistics.
-        baseline: whether to keep what the fit of a composition baseline needs.
+        baseline: composition baseline to fit; ``None``: none.
     """
 
-    def __init__(self, intensive_targets: frozenset[str], baseline: bool) -> None:
+    def __init__(
+        self, intensive_targets: frozenset[str], baseline: CompositionBaseline | None
+    ) -> None:
         self._intensive_targets = intensive_targets
         self._baseline = baseline
         self._statistics: dict[str, TargetStatistics] = {}
@@ -58,6 +60,11 @@ class TargetCollection:
     def layouts(self) -> dict[str, TargetLayout]:
         """The layout of every target."""
         return {name: statistics.layout for name, statistics in self._statistics.items()}
+
+    @property
+    def types(self) -> dict[str, list[int]]:
+        """The atomic types seen with every target."""
+        return {name: statistics.types.tolist() for name, statistics in self.statistics.items()}
 
     @property
     def statistics(self) -> dict[str, TargetStatistics]:
@@ -170,7 +177,7 @@ class TargetCollection:
             atoms,
             self._types(layout.name, atoms),
             extensive=self.is_extensive(layout),
-            baseline=self._baseline,
+            baseline=self._baseline is not None and layout.name not in self._baseline.excluded,
         )
 
     def _sum_gradients(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -10,6 +10,7 @@ import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
 from torch import Tensor
 
+from ..baselines import Composition
 from ..batches import LARGEST_IN_TABLE, find_types
 from ..settings import FixedScale, UnseenTypes
 from ..tensors import (
@@ -32,6 +33,9 @@ _SAVED_NAMES = {
     "baseline_types": "composition_types",
     "explained_variance": "explained",
 }
+
+# Attributes with a tensor for each block.
+_BY_KEY = {"per_property", "weights", "unknown", "zeros"}
 
 
 def _no_types() -> Tensor:
@@ -56,7 +60,12 @@ class TargetScales:
         fixed_only_types: sorted types with a fixed scale that were not in the data.
         baseline_types: sorted types of the baseline weights, ``(n_baseline_types,)``.
         weights: baseline weights by key, ``(n_baseline_types, n_properties)``, for blocks with a
-            baseline; NaN for types without data.
+            baseline; 0 for types without data.
+        unknown: for each block of a per-structure target in which some types have no data for a
+            property, which weights these are, in the same shape, bool.
+        composition: what the weights of a per-structure target are multiplied by: ``"counts"`` of
+            each type, ``"fractions"`` of all atoms (intensive targets); ``"none"`` for a target
+            that was excluded from the baseline.
         fixed_weights: the fixed baseline by type, if there is one.
         additive: whether contributions of an additive module are subtracted before the baseline.
         rms_before: RMS over all values as stored, per atom if extensive.
@@ -64,6 +73,8 @@ class TargetScales:
         explained_variance: fraction of the variance that contributions and baseline explain.
         mean_squares: mean squares in loss space, used by the loss alone: of the values under
             ``""``, of each gradient under its parameter; empty where they are unknown.
+        zeros: for each block with a property that is exactly 0 throughout, which properties these
+            are for each type of :attr:`types`, ``(n_types, n_properties)`` bool.
     """
 
     layout: TargetLayout
@@ -90,6 +101,13 @@ class TargetScales:
     rms_after: Annotated[float, NumberCheck(allow_nan=True)] = 1.0
     explained_variance: float = 0.0
     mean_squares: dict[str, float] = field(default_factory=dict)
+    unknown: Annotated[
+        dict[Key, Tensor], TensorCheck("n_baseline_types", "n_properties", dtype=torch.bool)
+    ] = field(default_factory=dict)
+    composition: Composition = "counts"
+    zeros: Annotated[
+        dict[Key, Tensor], TensorCheck("n_types", "n_properties", dtype=torch.bool)
+    ] = field(default_factory=dict)
 
     def values(self, kind: ScaleKind, key: Key) -> Tensor:
         """One kind of scale of a block, ``(n_rows, n_properties)``."""
@@ -189,6 +207,20 @@ class TargetScales:
         return {z: row for z, row in (fixed_only | own).items() if 0 <= z <= LARGEST_IN_TABLE}
 
     @cached_property
+    def unknown_types(self) -> list[int]:
+        """The types whose baseline weight is unknown for some property, sorted."""
+        rows = torch.zeros(self.baseline_types.numel(), dtype=torch.bool)
+        for unknown in self.unknown.values():
+            rows = rows | unknown.any(1)
+        types: list[int] = self.baseline_types[rows].tolist()
+        return types
+
+    @cached_property
+    def warnings_given(self) -> set[str]:
+        """The warnings that are given only once for this target, by a word of the caller's."""
+        return set()
+
+    @cached_property
     def _tables(self) -> dict[tuple[ScaleKind, torch.device], dict[Key, Tensor]]:
         return {}
 
@@ -199,7 +231,7 @@ class TargetScales:
         """Plain Python objects and tensors (``torch.load(weights_only=True)``)."""
         plain = self.__getstate__()
         plain["layout"] = self.layout.state()
-        for name in ("per_property", "weights"):
+        for name in _BY_KEY:
             plain[name] = [(list(key), tensor) for key, tensor in plain[name].items()]
         for name, saved in _SAVED_NAMES.items():
             plain[saved] = plain.pop(name)
@@ -221,7 +253,23 @@ class TargetScales:
                 plain["layout"] = TargetLayout.from_state(name, plain["layout"])
             scales: TargetScales = fields_from_state(cls, plain)
             check_target_scales(scales)
+        return _without_nan_weights(scales)
+
+
+def _without_nan_weights(scales: TargetScales) -> TargetScales:
+    """The same scales, with 0 for weights without data, and with the types they are unknown for.
+
+    Version 0.1.0 marked them with NaN.
+    """
+    without_data = {
+        key: weights.isnan() for key, weights in scales.weights.items() if weights.isnan().any()
+    }
+    if not without_data:
         return scales
+    weights = {key: weights.nan_to_num() for key, weights in scales.weights.items()}
+    if scales.layout.sample_kind != "structure":
+        return replace(scales, weights=weights)
+    return replace(scales, weights=weights, unknown=without_data)
 
 
 def term_name(target: str, parameter: str) -> str:

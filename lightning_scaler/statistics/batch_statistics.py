@@ -166,6 +166,8 @@ def per_structure_statistics(
     if not any(block.invariance for block in blocks.values()):
         return statistics
     composition = atoms.composition(types)
+    if not extensive:  # the baseline of an intensive target does not grow with the structure
+        composition = (composition / atoms.n_atoms_or_nan[:, None]).nan_to_num()
     composition = composition if rows is None else composition[rows]
     for key, block in statistics.items():
         if totals[key].invariance:

@@ -139,11 +139,23 @@ class LeastSquares:
         self._reduce()
         return ReducedRows(self._matrices[0], self._values[0], self._residual_ss)
 
-    def weights(self) -> torch.Tensor:
-        """Weights of smallest norm, ``(n_columns, n_properties)``; NaN for types in no row."""
+    def weights(self, fixed: torch.Tensor | None = None) -> torch.Tensor:
+        """Weights of smallest norm, ``(n_columns, n_properties)``; NaN for types in no row.
+
+        Args:
+            fixed: weights of some types, ``(n_columns,)``, NaN for those to be fitted to what
+                the fixed ones leave.
+        """
         rows = self.rows()
-        weights = minimum_norm_weights(rows)
-        return torch.where((rows.matrix != 0.0).any(0)[:, None], weights, torch.nan)
+        if fixed is None:
+            fixed = torch.full((self.types.numel(),), torch.nan, dtype=torch.float64)
+        free = fixed.isnan()
+        weights = fixed[:, None].repeat(1, self.n_properties)
+        remaining = rows.values - rows.matrix[:, ~free] @ weights[~free]
+        matrix = rows.matrix[:, free]
+        fitted = minimum_norm_weights(ReducedRows(matrix, remaining, rows.residual_ss))
+        weights[free] = torch.where((matrix != 0.0).any(0)[:, None], fitted, torch.nan)
+        return weights
 
     def sum_sq_residuals(self, weights: torch.Tensor) -> torch.Tensor:
         """Sum of squared residuals for any weights, ``(n_properties,)``; NaN weights count as 0."""

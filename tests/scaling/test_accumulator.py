@@ -127,8 +127,10 @@ def test_a_mask_of_a_target_that_is_not_fitted_is_no_error_after_a_merge():
 def test_compute_can_be_called_in_between():
     options = {"baseline": FITTED, "intensive_targets": ["alpha"]}
     accumulator = accumulated([molecules([0, 1, 2])], **options)
-    first = numbers(accumulator.compute())
-    again = numbers(accumulator.compute())
+    with pytest.warns(UserWarning, match=r"have no data for a property.*property \(energy=1\)"):
+        first = numbers(accumulator.compute())
+    with pytest.warns(UserWarning, match="have no data for a property"):
+        again = numbers(accumulator.compute())
     assert all(np.array_equal(first[name], again[name], equal_nan=True) for name in first)
     accumulator.update(*molecules([3, 4, 5, 6, 7]))
     assert_same(accumulator.compute(), fit(*molecules(range(8)), **options))
@@ -330,7 +332,9 @@ def test_target_without_blocks():
 
 
 def test_everything_missing():
-    scaler = fit([system(8), system(1)], {"e": structure_target([NAN, NAN])}, baseline=FITTED)
+    data = [system(8), system(1)], {"e": structure_target([NAN, NAN])}
+    with pytest.warns(UserWarning, match=r"the targets \['e'\] have no value at all in the data"):
+        scaler = fit(*data, baseline=FITTED)
     assert scale(scaler, "e") == [[1.0]]
 
 

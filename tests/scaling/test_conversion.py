@@ -394,8 +394,8 @@ def test_unseen_types_are_an_error():
         scaler.convert([system(7, 1, 6)], {"q": atom_target([1.0] * 3, atom_samples(3))})
 
 
-@pytest.mark.parametrize("mode", ["error", "pooled", "identity"])
-def test_type_without_weight_is_an_error_in_every_mode(mode):
+@pytest.mark.parametrize("mode", ["error", "pooled"])
+def test_type_without_weight_is_an_error_whether_or_not_it_has_a_scale(mode):
     training = {
         "e": structure_target([-75.0, -76.0, -150.1]),
         "q": atom_target([2.0, 4.0, 5, 7], [[0, 0], [1, 0], [1, 1], [1, 2]]),
@@ -452,21 +452,11 @@ def test_baseline_of_an_atomic_basis():
     assert loss.block(1).values.flatten().tolist() == pytest.approx([-1, 1])
 
 
-def test_missing_total_of_a_new_type():
-    systems = [system(8), system(8, 8), system(9, 1)]
-    energy = structure_target([-75.0, -150.2, NAN])
-    scaler = fit(systems, {"e": energy}, baseline=FITTED)
-    values = scaler.convert(systems, {"e": energy})["e"].block().values
-    assert values.isnan().flatten().tolist() == [False, False, True]
-    # Entering physical space it is a prediction, which needs the weight.
-    with pytest.raises(ValueError, match=r"no baseline for the atomic types \[1, 9\]"):
-        scaler.convert(systems, {"e": structure_target([0.0] * 3)}, "loss", "physical")
-
-
 def test_column_without_data_leaves_the_others_alone():
     systems = [system(8), system(8, 8), system(1, 8)]
     energy = structure_target([[-75.0, 1.0], [-150.2, 3.0], [-75.6, NAN]])
-    scaler = fit(systems, {"e": energy}, baseline=FITTED)
+    with pytest.warns(UserWarning, match=r"property \(energy=1\), types \[1\]; predictions"):
+        scaler = fit(systems, {"e": energy}, baseline=FITTED)
     values = scaler.convert(systems, {"e": energy})["e"].block().values
     assert values.isnan().tolist() == [[False, False], [False, False], [False, True]]
 
@@ -488,7 +478,8 @@ def test_block_missing_where_a_type_first_appears():
     accumulator.update(systems, {"p": first})
     second = spherical({2: np.ones((1, 5, 1))}, labels("system", [0]))
     accumulator.update([system(6, 1)], {"p": second})
-    scaler = accumulator.compute()
+    with pytest.warns(UserWarning, match=r"property \(property=0\), types \[6\]; predictions"):
+        scaler = accumulator.compute()
     values = scaler.convert(systems, {"p": first})["p"].block(0).values
     assert values.isfinite().all()
 

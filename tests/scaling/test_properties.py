@@ -31,6 +31,9 @@ OFFSET = cases(baselines=("composition", "fixed"), readings=BY_POSITION, complet
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:these data are zero"),
+    pytest.mark.filterwarnings("ignore:some atomic types have no data for a property"),
+    pytest.mark.filterwarnings("ignore:predictions are NaN in some properties"),
+    pytest.mark.filterwarnings("ignore:the targets .* have no value at all"),
 ]
 
 

@@ -42,7 +42,10 @@ def means(entries: list[Entry]) -> dict[Entry, float]:
 
 
 def compositions(case: Case, entries: list[Entry]) -> dict[Entry, float]:
-    """Least squares of the totals on the counts of the types, at every entry."""
+    """Least squares of the totals on the counts of the types, at every entry.
+
+    Intensive values are fitted to the fractions of the types, which are 0 without atoms.
+    """
     types = sorted({z for of in case.compositions for z in of})
     columns, offsets = defaultdict(list), {}
     for entry in entries:
@@ -50,6 +53,8 @@ def compositions(case: Case, entries: list[Entry]) -> dict[Entry, float]:
     for column in columns.values():
         counts = [[case.compositions[entry.system].count(z) for z in types] for entry in column]
         matrix, totals = np.array(counts, float), np.array([entry.value for entry in column])
+        if case.intensive:
+            matrix = matrix / np.maximum(matrix.sum(1, keepdims=True), 1.0)
         weights = np.zeros(len(types))
         for _ in range(2):  # the second time on what the first has left
             weights += np.linalg.lstsq(matrix, totals - matrix @ weights, rcond=1e-10)[0]
@@ -63,14 +68,16 @@ def compositions(case: Case, entries: list[Entry]) -> dict[Entry, float]:
 
 
 def fixed_contributions(case: Case, entries: list[Entry]) -> dict[Entry, float]:
-    """The fixed number of an atom, or the sum of those of a structure, at every entry."""
-    number = case.baseline.fixed["t"]
-    return {
-        entry: number[entry.type]
-        if case.per_atom
-        else math.fsum(number[z] for z in case.compositions[entry.system])
-        for entry in entries
-    }
+    """The fixed number of an atom, or of a structure, at every entry.
+
+    That of a structure is the sum over its atoms, or their mean for intensive values.
+    """
+    number, contributions = case.baseline.fixed["t"], {}
+    for entry in entries:
+        types = [entry.type] if case.per_atom else case.compositions[entry.system]
+        divisor = max(len(types), 1) if case.intensive else 1
+        contributions[entry] = math.fsum(number[z] for z in types) / divisor
+    return contributions
 
 
 def residuals(case: Case) -> tuple[dict[tuple, list[float]], bool]:

@@ -179,22 +179,23 @@ def test_baseline_of_a_rank_two_block_is_subtracted_from_its_diagonal():
 def test_residuals_of_totals_and_per_atom():
     systems, energy = [system(8), system(1, 8, 1)], structure_target([2.0, 12.0])
     weights = torch.tensor([[1.0], [3.0]]).double()  # H, O
-    # Residuals 2 - 3 = -1 and 12 - 5 = 7, per atom -1 and 7 / 3.
+    # Of the fractions (0, 1) and (2/3, 1/3): residuals 2 - 3 = -1 and 12 - 5/3 = 31/3.
     intensive = read(systems, energy, baseline=True).blocks[KEY]
-    assert intensive.residual_sq_sum(weights).item() == pytest.approx(50, rel=1e-14)
+    assert intensive.residual_sq_sum(weights).item() == pytest.approx(1 + 31**2 / 9, rel=1e-14)
+    # Of the counts: residuals 2 - 3 = -1 and 12 - 5 = 7, per atom -1 and 7 / 3.
     extensive = read(systems, energy, extensive=True, baseline=True).blocks[KEY]
     assert extensive.residual_sq_sum(weights).item() == pytest.approx(1 + 49 / 9, rel=1e-14)
     assert extensive.residual_sq_sum(None).item() == 0  # all values have a baseline
 
 
 def test_rounding_is_that_of_the_terms_where_they_cancel():
-    # O and CO with totals 7 and 0: the baseline of CO adds up -7 and 7.
+    # O and CO with values 7 and 0: the baseline of CO adds up -7/2 and 7/2.
     systems, energy = [system(8), system(6, 8)], structure_target([7.0, 0.0])
     block = read(systems, energy, baseline=True).blocks[KEY]
     weights = torch.tensor([[-7.0], [7.0]]).double()  # C, O
     assert block.term_sq_sum(None).item() == 49
-    # Columns (0, 1) of C and (1, 1) of O: 7 * 1 + 7 * sqrt(2).
-    expected = (7 + 7 * math.sqrt(2)) ** 2
+    # Columns (0, 1/2) of C and (1, 1/2) of O: 7 * 1/2 + 7 * sqrt(5/4).
+    expected = (3.5 + 7 * math.sqrt(1.25)) ** 2
     assert block.term_sq_sum(weights).item() == pytest.approx(expected, rel=1e-14)
 
 
@@ -202,7 +203,7 @@ def test_missing_value_does_not_affect_other_properties():
     systems = [system(8), system(1, 8, 1), system(1, 1)]
     values = [[2.0, 1.0], [12.0, NAN], [3.0, 5.0]]
     statistics = read(systems, structure_target(values), baseline=True)
-    matrix = np.array([[0, 1], [2, 1], [2, 0]])
+    matrix = np.array([[0, 1], [2 / 3, 1 / 3], [1, 0]])
     weights = np.array([[1.0, 2.0], [3.0, -1.0]])
     expected = np.nansum((np.array(values) - matrix @ weights) ** 2, axis=0)
     residual = statistics.blocks[KEY].residual_sq_sum(torch.from_numpy(weights))
@@ -218,12 +219,12 @@ def test_merge_where_a_block_is_missing_from_the_batch_with_a_new_type():
     both = spherical({0: [[[2.0]], [[12.0]]], 2: vectors}, rows)
     first = read([system(8), system(1, 8, 1)], both, baseline=True)
     second = read([system(6), system(6, 8)], spherical({2: vectors}, rows), baseline=True)
-    # Weights for H, C, O: residuals 2 - 3 = -1 and 12 - 5 = 7.
+    # Weights for H, C, O: residuals 2 - 3 = -1 and 12 - 5/3 = 31/3.
     weights = torch.tensor([[1.0], [100.0], [3.0]]).double()
     for total in (merged(first, second), merged(second, first)):
         assert total.types.tolist() == [1, 6, 8]
         residual = total.blocks[0, 1].residual_sq_sum(weights)
-        assert residual.item() == pytest.approx(50, rel=1e-13)
+        assert residual.item() == pytest.approx(1 + 31**2 / 9, rel=1e-13)
 
 
 def test_block_taken_over_in_a_merge_is_not_shared():

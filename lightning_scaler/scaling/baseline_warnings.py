@@ -1,0 +1,98 @@
+"""Warnings about atomic types without a baseline, each given once per target."""
+
+import warnings
+from collections.abc import Iterable, Mapping
+
+from ..batches import Atoms
+from ..settings import list_or_count
+from .target_scales import TargetScales
+
+
+def warn_of_unknown_weights(scales: Mapping[str, TargetScales]) -> None:
+    """Warn, after a fit, of types that have no data for a property of a per-structure target."""
+    affected = {name: target for name, target in scales.items() if target.unknown}
+    if affected:
+        warnings.warn(
+            "some atomic types have no data for a property, so that their baseline is unknown: "
+            f"{_describe(affected.values())}; predictions for structures that contain these types "
+            f"will be NaN in that property; {_way_out(affected)}",
+            stacklevel=3,
+        )
+
+
+def warn_of_unknown_predictions(scales: Mapping[str, TargetScales], atoms: Atoms) -> None:
+    """Warn of predictions in physical space that are NaN, because a weight is unknown.
+
+    Args:
+        scales: scales of the targets that are converted, by name.
+        atoms: atoms of the batch.
+    """
+    affected = {}
+    for name, target in scales.items():
+        if target.unknown and "unknown prediction" not in target.warnings_given:
+            found = {*target.unknown_types} & {*atoms.unique_types.tolist()}
+            if found:
+                affected[name] = target
+                target.warnings_given.add("unknown prediction")
+    if affected:
+        warnings.warn(
+            "predictions are NaN in some properties of structures that contain certain atomic "
+            "types, because the data of the fit have no value of the property for these types, so "
+            f"that their baseline is unknown: {_describe(affected.values())}; "
+            f"{_way_out(affected)}, and fit again",
+            stacklevel=4,
+        )
+
+
+def warn_of_lost_values(target: TargetScales) -> None:
+    """Warn of values of a target that become NaN, because a weight is unknown."""
+    if "lost value" not in target.warnings_given:
+        target.warnings_given.add("lost value")
+        warnings.warn(
+            "values of a target count as missing where a structure contains an atomic type for "
+            "which the data of the fit have no value of the property, so that its baseline is "
+            f"unknown: {_describe([target])}; {_way_out({target.layout.name: target})}, and fit "
+            "again",
+            stacklevel=4,
+        )
+
+
+def warn_of_ignored_types(target: TargetScales, unseen: list[int]) -> None:
+    """Warn of types that were not in the data of the fit, and have no baseline."""
+    if "ignored type" not in target.warnings_given:
+        target.warnings_given.add("ignored type")
+        warnings.warn(
+            f"target '{target.layout.name}': no baseline is subtracted for the atomic types "
+            f"{unseen}, which were not in the data of the fit (unseen_types='identity')",
+            stacklevel=4,
+        )
+
+
+def _describe(scales: Iterable[TargetScales]) -> str:
+    """The properties with unknown weights, and the types of these."""
+    by_target = []
+    for target in scales:
+        layout, types, words = target.layout, target.baseline_types, []
+        for key, unknown in target.unknown.items():
+            for column in unknown.any(0).nonzero()[:, 0].tolist():
+                of_property = types[unknown[:, column]].tolist()
+                words.append(f"{layout.describe_property(key, column)}, types {of_property}")
+        listed = list_or_count(words, f"properties, types {target.unknown_types}")
+        by_target.append(f"target '{layout.name}', {listed}")
+    return "; ".join(by_target)
+
+
+def _way_out(scales: Mapping[str, TargetScales]) -> str:
+    names = sorted(scales)
+    several = any(
+        block.n_properties > 1
+        for target in scales.values()
+        for key, block in target.layout.blocks.items()
+        if key in target.weights
+    )
+    fixed = "" if several else "give their contributions in fixed_baseline, "
+    excluded = ", ".join(f"'{name}': 'none'" for name in names)
+    return (
+        f"label structures with these types, {fixed}or subtract no baseline from the target: "
+        f"baseline={{{excluded}}}"
+    )
