@@ -53,7 +53,10 @@ class BaselineOfTarget(NamedTuple):
 
 
 def scales_table(
-    targets: Iterable[ScalesOfTarget], title: str = "Target scales", caption: str | None = None
+    targets: Iterable[ScalesOfTarget],
+    zeros: Sequence[str] = (),
+    title: str = "Target scales",
+    caption: str | None = None,
 ) -> Table:
     """The scales of all targets, in the units of the dataset.
 
@@ -63,9 +66,13 @@ def scales_table(
 
     Args:
         targets: the scales of each target.
+        zeros: properties whose values are all exactly 0, in words, for a line under the table.
         title: what the scales are, such as ``"Target scales, restored from the checkpoint"``.
         caption: text under the table.
     """
+    if zeros:
+        line = f"All values are 0, and take the scale of their target: {'; '.join(zeros)}"
+        caption = line if caption is None else f"{caption}\n{line}"
     table = _table(f"{title}, in the units of the data", caption)
     for heading in ("Target", "Samples"):
         table.add_column(heading, no_wrap=True)
@@ -166,25 +173,31 @@ def _table(title: str, caption: str | None) -> Table:
 def _format_blocks(blocks: ValuesByBlock, number_format: str) -> str:
     """A line with the values of each block, or their range if there are more than four.
 
-    NaN, the contribution of a type that has no data, is shown as a dash.
+    NaN stands for an unknown value.
     """
     lines = []
     for values in blocks:
-        if len(values) <= 4:
-            words = ("–" if math.isnan(value) else f"{value:{number_format}}" for value in values)
-            lines.append(", ".join(words))
-        else:
-            known = [value for value in values if not math.isnan(value)] or [math.nan]
-            lines.append(_format_blocks([[min(known)]], number_format))
-            if len(known) > 1:
-                lines[-1] += f" … {max(known):{number_format}}"
+        known = [value for value in values if not math.isnan(value)]
+        line = ", ".join(
+            "unknown" if math.isnan(value) else f"{value:{number_format}}" for value in values
+        )
+        if len(values) > 4 and known:
+            line = f"{min(known):{number_format}} … {max(known):{number_format}}"
+        elif len(values) > 4:
+            line = "unknown"
+        lines.append(line)
     return "\n".join(lines)
 
 
 def _format_percentage(fraction: float) -> str:
-    """A fraction in percent, with enough digits to show that it is below 100 %."""
-    if not -10.0 < fraction < math.inf:
-        return "–" if math.isnan(fraction) else f"{100.0 * fraction:.2g} %"
+    """A fraction in percent, with enough digits to show that it is below 100 %.
+
+    A baseline that increases the variance, perhaps a billionfold, explains none of it.
+    """
+    if math.isnan(fraction):
+        return "–"
+    if fraction < 0.0:
+        return "none"
     missing = 100.0 * (1.0 - fraction)
     digits = 1 if missing <= 0.0 else min(max(1, math.ceil(-math.log10(missing)) + 1), 10)
     return f"{100.0 * fraction:.{digits}f} %"

@@ -27,8 +27,8 @@ from ..settings import (
     parse_fixed_scales,
 )
 from ..tensors import is_tensormap, mask_values
-from .baseline_warnings import warn_of_unknown_weights
 from .fit import fit_target
+from .fit_report import check_values, warn_of_fit
 from .scaler import Scaler
 from .target_collection import TargetCollection, is_auxiliary
 
@@ -221,7 +221,8 @@ class ScaleAccumulator:
 
         Raises:
             ValueError: without any data; if a requested target, or the target of a mask or of a
-                setting, does not occur in the data; or if a setting does not suit its target.
+                setting, does not occur in the data; if a requested target has no value at all; or
+                if a setting does not suit its target.
         """
         check_choice("unseen_types", unseen_types, UnseenTypes)
         fixed = parse_fixed_scales(fixed_scales)
@@ -236,9 +237,11 @@ class ScaleAccumulator:
                     "subtracted; give the gradient too, unless it is zero",
                     stacklevel=2,
                 )
-        scales, below_noise = {}, []
+        if not self.all_fixed(fixed):
+            check_values(statistics, self.targets or ())
+        scales, below_noise = {}, {}
         for name, target_statistics in statistics.items():
-            scales[name], words = fit_target(
+            scales[name], below_noise[name] = fit_target(
                 target_statistics,
                 self._collection.is_extensive(target_statistics.layout),
                 self.baseline,
@@ -246,15 +249,9 @@ class ScaleAccumulator:
                 enabled,
                 additive=self._coverage.covers(name),
             )
-            below_noise += words
-        if below_noise:
-            warnings.warn(
-                "these data are zero, or below their rounding noise after subtracting the "
-                "baseline, and take the scale of their target (a type: the RMS over all types; a "
-                "whole target: 1): " + "; ".join(below_noise),
-                stacklevel=2,
-            )
-        warn_of_unknown_weights(scales)
+        warn_of_fit(
+            scales, below_noise, statistics, None if self.additive is None else self.additive.name
+        )
         baseline = "none" if self.baseline is None else "composition"
         settings = Settings(self.system_labels, unseen_types, enabled, cast(Any, baseline))
         return Scaler(scales, settings, self.additive)

@@ -1,4 +1,4 @@
-"""Warnings about atomic types without a baseline, each given once per target."""
+"""Warnings of conversions about atomic types without a baseline, each given once per target."""
 
 import warnings
 from collections.abc import Iterable, Mapping
@@ -6,18 +6,6 @@ from collections.abc import Iterable, Mapping
 from ..batches import Atoms
 from ..settings import list_or_count
 from .target_scales import TargetScales
-
-
-def warn_of_unknown_weights(scales: Mapping[str, TargetScales]) -> None:
-    """Warn, after a fit, of types that have no data for a property of a per-structure target."""
-    affected = {name: target for name, target in scales.items() if target.unknown}
-    if affected:
-        warnings.warn(
-            "some atomic types have no data for a property, so that their baseline is unknown: "
-            f"{_describe(affected.values())}; predictions for structures that contain these types "
-            f"will be NaN in that property; {_way_out(affected)}",
-            stacklevel=3,
-        )
 
 
 def warn_of_unknown_predictions(scales: Mapping[str, TargetScales], atoms: Atoms) -> None:
@@ -38,8 +26,8 @@ def warn_of_unknown_predictions(scales: Mapping[str, TargetScales], atoms: Atoms
         warnings.warn(
             "predictions are NaN in some properties of structures that contain certain atomic "
             "types, because the data of the fit have no value of the property for these types, so "
-            f"that their baseline is unknown: {_describe(affected.values())}; "
-            f"{_way_out(affected)}, and fit again",
+            f"that their baseline is unknown: {describe_unknown(affected.values())}; "
+            f"{way_out_of_unknown(affected)}, and fit again",
             stacklevel=4,
         )
 
@@ -51,8 +39,8 @@ def warn_of_lost_values(target: TargetScales) -> None:
         warnings.warn(
             "values of a target count as missing where a structure contains an atomic type for "
             "which the data of the fit have no value of the property, so that its baseline is "
-            f"unknown: {_describe([target])}; {_way_out({target.layout.name: target})}, and fit "
-            "again",
+            f"unknown: {describe_unknown([target])}; "
+            f"{way_out_of_unknown({target.layout.name: target})}, and fit again",
             stacklevel=4,
         )
 
@@ -68,7 +56,7 @@ def warn_of_ignored_types(target: TargetScales, unseen: list[int]) -> None:
         )
 
 
-def _describe(scales: Iterable[TargetScales]) -> str:
+def describe_unknown(scales: Iterable[TargetScales]) -> str:
     """The properties with unknown weights, and the types of these."""
     by_target = []
     for target in scales:
@@ -82,7 +70,8 @@ def _describe(scales: Iterable[TargetScales]) -> str:
     return "; ".join(by_target)
 
 
-def _way_out(scales: Mapping[str, TargetScales]) -> str:
+def way_out_of_unknown(scales: Mapping[str, TargetScales]) -> str:
+    """What a user can do about unknown weights of some targets."""
     names = sorted(scales)
     several = any(
         block.n_properties > 1

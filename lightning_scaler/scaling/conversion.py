@@ -247,9 +247,10 @@ def _composition_baseline(
     if unseen:
         warn_of_ignored_types(scales, unseen)
     baseline = baseline_of_rows(block, atoms, rows)
-    if unknown is not None and values is not None:
-        if bool((baseline.isnan() & ~values.isnan()).any()):
-            warn_of_lost_values(scales)
+    if values is None or unknown is None:
+        return baseline
+    if bool((baseline.isnan() & ~values.isnan()).any()):
+        warn_of_lost_values(scales)
     return baseline
 
 

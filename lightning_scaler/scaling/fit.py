@@ -1,6 +1,7 @@
 """The fit of one target: from its statistics to its scales and baseline."""
 
 import torch
+from torch import Tensor
 
 from ..baselines import CompositionBaseline, CompositionWeights
 from ..settings import FixedScale
@@ -32,8 +33,9 @@ def fit_target(
         additive: whether contributions of an additive module were subtracted.
 
     Returns:
-        The scales; and a description of all data whose RMS after subtracting the baseline is zero
-        or below the rounding noise of the stored values.
+        The scales; and a description of all properties, by type, whose RMS after subtracting the
+        baseline is zero or below the rounding noise of the stored values, but not those whose
+        stored values are exactly 0 in a target that is not.
 
     Raises:
         ValueError: for a fixed scale or baseline that does not suit the target, and for a sum of
@@ -69,6 +71,7 @@ def fit_target(
     if not enabled:
         per_target = torch.ones_like(per_target)
         per_property = [torch.ones_like(table) for table in per_property]
+    zeros = _find_zeros(blocks, fitted)
     n_values = sum(float(block.counts.sum()) for block in blocks.values())
     raw_sq_sum = sum(float(block.raw_sq_sum.sum()) for block in blocks.values())
     residual_sq_sum = sum(float(sums.sum()) for sums in residual_sq_sums.values())
@@ -89,10 +92,11 @@ def fit_target(
         additive=additive,
         rms_before=_rms(raw_sq_sum, n_values),
         rms_after=_rms(residual_sq_sum, n_values),
+        zeros=zeros,
         explained_variance=1.0 - residual_sq_sum / sum_sq_dev if sum_sq_dev > 0.0 else 0.0,
         mean_squares=_mean_squares(statistics, residual_sq_sums, fitted, per_target),
     )
-    return scales, _describe_noise(layout, list(blocks), types, fitted) if enabled else []
+    return scales, _describe_noise(layout, types, fitted, zeros) if enabled else []
 
 
 def _mean_squares(
@@ -195,15 +199,21 @@ def _fixed_per_target(layout: TargetLayout, fixed: FixedScale, types: torch.Tens
     return torch.tensor([fixed[z] for z in types.tolist()], dtype=torch.float64)
 
 
+def _find_zeros(blocks: dict[Key, BlockStatistics], fitted: FittedScales) -> dict[Key, Tensor]:
+    """The properties whose values are all exactly 0, unless the whole target is 0."""
+    zeros = {
+        key: below_noise & (block.raw_sq_sum == 0.0)
+        for (key, block), below_noise in zip(blocks.items(), fitted.below_noise, strict=True)
+    }
+    if all(bool((block.raw_sq_sum == 0.0).all()) for block in blocks.values()):
+        return {}
+    return {key: properties for key, properties in zeros.items() if bool(properties.any())}
+
+
 def _describe_noise(
-    layout: TargetLayout, keys: list[Key], types: torch.Tensor, fitted: FittedScales
+    layout: TargetLayout, types: Tensor, fitted: FittedScales, zeros: dict[Key, Tensor]
 ) -> list[str]:
-    descriptions = []
-    for key, below_noise in zip(keys, fitted.below_noise, strict=True):
-        for row, column in below_noise.nonzero().tolist():
-            atomic_type = int(types[row])
-            suffix = "" if atomic_type == -1 else f", type {atomic_type}"
-            descriptions.append(
-                f"target '{layout.name}', {layout.describe_property(key, column)}{suffix}"
-            )
-    return descriptions
+    below_noise = {}
+    for key, of_block in zip(layout.blocks, fitted.below_noise, strict=True):
+        below_noise[key] = of_block & ~zeros[key] if key in zeros else of_block
+    return layout.describe_properties(below_noise, types)

@@ -21,7 +21,7 @@ from ..tensors import (
 )
 from .conversion import SCALE_EXPONENTS, Conversion, convert_targets
 from .scaler_state import ScalerState, read_state, write_state
-from .summary import describe_targets, summarize_baselines, summarize_scales
+from .summary import describe_targets, summarize_baselines, summarize_scales, summarize_zeros
 from .target_scales import ScaleKind, TargetScales, term_name
 
 if TYPE_CHECKING:
@@ -137,7 +137,8 @@ class Scaler(torch.nn.Module):
         """
         from ..reports import scales_table
 
-        return scales_table(summarize_scales(self.targets), title, caption)
+        zeros = summarize_zeros(self.targets)
+        return scales_table(summarize_scales(self.targets), zeros, title, caption)
 
     def baselines_table(
         self, title: str = "Baselines", caption: str | None = None

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
+
+from ..settings import list_or_count
+from ..tensors import Key
 from .target_scales import TargetScales
 
 if TYPE_CHECKING:
@@ -53,7 +57,7 @@ def summarize_baselines(
             scales.explained_variance,
             module if scales.additive else None,
             [
-                (str(z), [values[row].tolist() for values in scales.weights.values()])
+                (str(z), [_known_weights(scales, key, row) for key in scales.weights])
                 for row, z in enumerate(scales.baseline_types.tolist())
             ]
             if scales.weights
@@ -61,6 +65,24 @@ def summarize_baselines(
         )
         for name, scales in targets.items()
     ]
+
+
+def summarize_zeros(targets: Mapping[str, TargetScales]) -> list[str]:
+    """The properties of every target whose values are all exactly 0, or their number."""
+    lines = []
+    for name, scales in targets.items():
+        words = scales.layout.describe_properties(scales.zeros, scales.types)
+        if words:
+            lines.append(f"{name}: {list_or_count(words, 'properties')}")
+    return lines
+
+
+def _known_weights(scales: TargetScales, key: Key, row: int) -> list[float]:
+    """The weights of a type in a block, NaN where unknown."""
+    weights, unknown = scales.weights[key][row], scales.unknown.get(key)
+    weights = weights if unknown is None else torch.where(unknown[row], torch.nan, weights)
+    found: list[float] = weights.tolist()
+    return found
 
 
 def describe_targets(targets: Mapping[str, TargetScales]) -> str:

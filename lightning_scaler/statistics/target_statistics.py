@@ -40,6 +40,19 @@ class TargetStatistics:
         self.blocks = blocks
         self.gradients = dict(gradients or {})
 
+    @property
+    def n_values(self) -> int:
+        """Number of values of all blocks that are not missing."""
+        values = self.gradients.get("")  # of atom pairs
+        of_pairs = 0.0 if values is None else float(values.counts.sum())
+        return int(of_pairs + sum(float(block.counts.sum()) for block in self.blocks.values()))
+
+    @property
+    def n_gradient_values(self) -> int:
+        """Number of values of all gradients that are not missing."""
+        sums = (sums for parameter, sums in self.gradients.items() if parameter)
+        return int(sum(float(of_parameter.counts.sum()) for of_parameter in sums))
+
     @classmethod
     def from_batch(
         cls,

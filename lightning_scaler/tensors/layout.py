@@ -204,6 +204,24 @@ class TargetLayout:
         properties = describe(self.blocks[key].properties, index)
         return f"block ({self.describe(key)}), property ({properties})"
 
+    def describe_properties(
+        self, chosen: Mapping[Key, torch.Tensor], types: torch.Tensor
+    ) -> list[str]:
+        """Some properties of some types in words.
+
+        Args:
+            chosen: for each block whether a property of a type is meant, bool
+                ``(n_types, n_properties)``.
+            types: atomic types; -1 unless the target is per-atom.
+        """
+        words = []
+        for key, of_block in chosen.items():
+            for row, column in of_block.nonzero().tolist():
+                atomic_type = int(types[row])
+                suffix = "" if atomic_type == -1 else f", type {atomic_type}"
+                words.append(self.describe_property(key, column) + suffix)
+        return words
+
     def keys(self) -> Labels:
         """The keys of all blocks as ``Labels``."""
         return Labels(

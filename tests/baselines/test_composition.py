@@ -393,6 +393,7 @@ def test_merged_chunks_of_large_totals_agree(chunk):
     assert (difference <= bound).all(), (difference, bound)
 
 
+@pytest.mark.filterwarnings("ignore:the targets .* have no value at all")
 def test_data_without_atoms_give_no_weight_for_any_type():
     scaler = fit([system(), system()], {"t": structure_target([1.0, 2.0])}, baseline=FITTED)
     with pytest.raises(ValueError, match=r"no baseline for the atomic types \[1\]"):

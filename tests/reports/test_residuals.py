@@ -115,7 +115,7 @@ def strung(n_atoms):
         ({}, 5**0.5, "98.5"),
         # About their mean 17, 72. The composition takes 2 more, which leaves 1 + 1.
         ({"baseline": FITTED}, 1.0, "97.2"),
-        # Of the fixed number 1, 0 and 2 are left.
+        # Of the fixed number 1, 0 and 2 per atom are left.
         ({"baseline": CompositionBaseline({"energy": {8: 1.0}})}, 2**0.5, "94.4"),
     ],
     ids=["alone", "composition", "fixed"],
@@ -133,8 +133,16 @@ def test_an_additive_module_explains_a_share_of_what_the_data_store(
     for of_batch, values in batches:
         accumulator.update(of_batch, {"energy": structure_target(values)})
     scaler = accumulator.compute()
-    # Totals that are not divided are n_atoms times as large, and so is what is left of them.
-    residual = residual * n_atoms if intensive else residual
+    # Totals that are not divided are n_atoms times as large, and so is what is left of them, except
+    # that the fixed number is subtracted once: it leaves n - 1 and 3 n - 1.
+    if intensive:
+        fixed = (
+            isinstance(settings.get("baseline"), CompositionBaseline) and settings["baseline"].fixed
+        )
+        left = [n_atoms - 1.0, 3.0 * n_atoms - 1.0]
+        residual = (sum(x * x for x in left) / 2) ** 0.5 if fixed else residual * n_atoms
+        if fixed:
+            share = f"{100 * (1 - 2 * residual**2 / (72 * n_atoms**2)):.1f}"
     assert rms_and_residual(scaler, "energy")[1] == f"{residual:.4g}"
     assert explained(scaler, "energy") == share
 

@@ -275,6 +275,7 @@ def test_nothing_at_all():
 
 
 @FEW_DATA
+@pytest.mark.filterwarnings("ignore:the targets .* have no value at all")
 @pytest.mark.parametrize("baseline", [None, FITTED], ids=["none", "composition"])
 def test_empty_batch_of_every_kind(baseline):
     empty = {
@@ -297,6 +298,7 @@ def test_empty_batch_of_every_kind(baseline):
 
 
 @FEW_DATA
+@pytest.mark.filterwarnings("ignore:the targets .* have no value at all")
 @pytest.mark.parametrize("baseline", [None, FITTED], ids=["none", "composition"])
 def test_systems_without_atoms(baseline):
     systems = [system(), system(8), system(1, 8, 1), system(8, 8)]

@@ -23,7 +23,7 @@ from builders import (
     water_family,
 )
 
-from lightning_scaler import CompositionBaseline, ScaleAccumulator
+from lightning_scaler import CompositionBaseline, ScaleAccumulator, Scaler
 
 NAN = float("nan")
 FITTED = CompositionBaseline()
@@ -114,8 +114,7 @@ def test_padded_property_has_the_full_scale_one():
 def test_full_scale_is_the_product_without_exception():
     values = [[3.0, NAN, 0.0], [4.0, NAN, 2.0], [0.0, NAN, NAN]]
     target = atom_target(values, atom_samples(3))
-    with pytest.warns(UserWarning, match="zero"):
-        scaler = fit([system(8, 1, 6)], {"q": target}, fixed_scales={"q": {8: 2, 1: 3, 6: 5}})
+    scaler = fit([system(8, 1, 6)], {"q": target}, fixed_scales={"q": {8: 2, 1: 3, 6: 5}})
     for row in range(3):
         first = scale(scaler, "q", "per_target_scales")[row]
         second = scale(scaler, "q", "per_property_scales")[row]
@@ -126,18 +125,53 @@ def test_full_scale_is_the_product_without_exception():
 def test_zeros_have_the_scale_of_their_target_or_of_all_types():
     # Types H (0, 0) | C (0, 5) | O (3, 4), atoms O, H, C.
     target = atom_target([[3.0, 4.0], [0.0, 0.0], [0.0, 5.0]], atom_samples(3), "n")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        scaler = fit([system(8, 1, 6)], {"q": target})
+    scaler = fit([system(8, 1, 6)], {"q": target})
     pooled = rms(3, 4, 0, 0, 0, 5)
     assert scale(scaler, "q") == [near(pooled, pooled), near(rms(0, 5), 5), near(3, 4)]
     assert scale(scaler, "q", "per_property_scales")[1][0] == 1
+
+
+def test_noise_after_a_baseline_has_the_scale_of_its_target_or_of_all_types():
+    # The numbers of the test above, as differences from 1.
+    fixed = CompositionBaseline({"q": {1: 1.0, 6: 1.0, 8: 1.0}})
+    blocks = {(0, z): [[[x + 1.0]]] for z, x in ((8, 3.0), (1, 0.0), (6, 5.0))}
+    target = atomic_basis(blocks, {8: [[0, 0]], 1: [[0, 1]], 6: [[0, 2]]})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        scaler = fit([system(8, 1, 6)], {"q": target}, baseline=fixed)
+    assert scale(scaler, "q", "per_target_scales") == [near(rms(3, 0, 5)), near(5), near(3)]
     assert len(caught) == 1
     message = str(caught[0].message)
-    for words in ("(n=0), type 1", "(n=1), type 1", "(n=0), type 6"):
-        assert f"target 'q', block (_=0), property {words}" in message
+    assert "target 'q', block (o3_lambda=0, o3_sigma=1, atom_type=1), property (n=0)" in message
     assert "type 8" not in message
     assert caught[0].filename == __file__ or "builders" in caught[0].filename
+
+
+def test_more_than_eight_properties_below_noise_are_counted():
+    # Nine columns of one number each, which the mean of the type explains; the tenth varies.
+    values = [[float(n) for n in range(1, 10)] + [x] for x in (0.0, 2.0)]
+    target = atom_target(values, atom_samples(2))
+    with pytest.warns(UserWarning, match=r"below their rounding noise.*target 'q', 9 properties$"):
+        fit([system(1, 1)], {"q": target}, baseline=CompositionBaseline())
+
+
+def test_zeros_are_a_line_under_the_table():
+    values = [[1.0, 0.0, 0.0], [3.0, 0.0, 1.0]]
+    target = atom_target(values, atom_samples(2), "n")
+    scaler = fit([system(1, 8)], {"q": target})
+    assert scaler.table().caption == (
+        "All values are 0, and take the scale of their target: q: block (_=0), property (n=1), "
+        "type 1; block (_=0), property (n=2), type 1; block (_=0), property (n=1), type 8"
+    )
+    restored = Scaler()
+    restored.set_extra_state(scaler.get_extra_state())
+    assert restored.table().caption == scaler.table().caption
+    padded = atom_target([[1.0] + [0.0] * 9] * 2, atom_samples(2))
+    caption = fit([system(1, 1)], {"q": padded}).table().caption
+    assert caption.endswith("q: 9 properties")
+    assert (
+        fit([system(1, 1)], {"q": atom_target([1.0, 2.0], atom_samples(2))}).table().caption is None
+    )
 
 
 def test_one_warning_names_several_targets():

@@ -34,6 +34,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:some atomic types have no data for a property"),
     pytest.mark.filterwarnings("ignore:predictions are NaN in some properties"),
     pytest.mark.filterwarnings("ignore:the targets .* have no value at all"),
+    pytest.mark.filterwarnings("ignore:subtracting the baseline makes"),
 ]
 
 

@@ -295,6 +295,7 @@ def test_fit_that_leaves_nothing(compositions, totals):
     assert scale(scaler, "t") == [[1.0]]
 
 
+@pytest.mark.filterwarnings("ignore:the targets .* have no value at all")
 def test_fixed_baseline_of_data_without_atoms():
     fixed = CompositionBaseline({"energy": {8: -2.0}, "charge": {8: 1.0}})
     accumulator = ScaleAccumulator(baseline=fixed)

@@ -570,6 +570,7 @@ class TestScaleAccumulator(MergeTester):
         return accumulator
 
 
+@pytest.mark.filterwarnings("ignore:subtracting the baseline makes these targets larger")
 class TestScaleAccumulatorWithoutBaseline(TestScaleAccumulator):
     """The same targets without a baseline."""
 
