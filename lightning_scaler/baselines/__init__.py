@@ -7,6 +7,7 @@ use, because it needs the extra ``zbl``.
 from typing import TYPE_CHECKING, Any
 
 from ..settings import check_installed
+from .choice import BaselineSetting, parse_baseline
 from .composition import Composition, CompositionBaseline, CompositionWeights
 from .composition_rows import (
     BlockWeights,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ZBL",
     "AdditiveCoverage",
+    "BaselineSetting",
     "BlockWeights",
     "Composition",
     "CompositionBaseline",
@@ -34,6 +36,7 @@ __all__ = [
     "class_name",
     "find_unseen_types",
     "freeze",
+    "parse_baseline",
     "refuse_unseen_types",
 ]
 

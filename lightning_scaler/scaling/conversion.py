@@ -19,13 +19,14 @@ from ..baselines import (
 )
 from ..batches import Atoms, IndexedBatch, IndexedTarget
 from ..settings import UnseenTypes
-from ..tensors import Key, scripted_gradients_of_blocks
+from ..tensors import Key, dtype_of, scripted_gradients_of_blocks
 from .arithmetic import ConversionArgs, rescale
 from .baseline_warnings import (
     warn_of_ignored_types,
     warn_of_lost_values,
     warn_of_unknown_predictions,
 )
+from .factor_range import are_moderate, check_factors
 from .target_scales import ScaleKind, TargetScales, on_device
 
 # Distance of each space from loss space: exponents of the per-target and the per-property scale.
@@ -210,7 +211,18 @@ def _conversion_args(
                 contribution = contributions[i]
                 gradients = {} if contribution is None else contribution.gradients
                 gradient_baselines.append(gradients.get(parameter))
+    if not are_moderate(scales, conversion.scale_kind):
+        dtype = _factor_dtype(tensor, conversion, in_float64=bool(baselines))
+        check_factors(scales, conversion.scale_kind, dtype, factors, scale_index)
     return ConversionArgs(tensor, factors, scale_index, n_atoms, baselines, gradient_baselines)
+
+
+def _factor_dtype(tensor: TensorMap, conversion: Conversion, in_float64: bool) -> torch.dtype:
+    """The dtype that has to hold the factors of a conversion; see :func:`arithmetic.rescale`."""
+    stored = dtype_of(tensor)
+    if conversion.multiplies:
+        return conversion.dtype or (torch.float64 if in_float64 else stored)
+    return torch.float64 if in_float64 or stored == torch.float64 else torch.float32
 
 
 def _composition_baseline(

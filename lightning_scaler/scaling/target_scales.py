@@ -168,6 +168,20 @@ class TargetScales:
             )
         return torch.where(known, rows, n_types + (unseen_types == "identity"))
 
+    def factor_range(self, kind: ScaleKind) -> tuple[float, float]:
+        """The smallest and the largest scale of one kind; (1, 1) if there are none."""
+        if kind not in self._factor_ranges:
+            # Not the scales over all types of data from metatrain, which are NaN.
+            factors = torch.cat([self.values(kind, key).reshape(-1) for key in self.layout.blocks])
+            factors = factors[~factors.isnan()]
+            limits = (float(factors.min()), float(factors.max())) if len(factors) else (1.0, 1.0)
+            self._factor_ranges[kind] = limits
+        return self._factor_ranges[kind]
+
+    @cached_property
+    def _factor_ranges(self) -> dict[ScaleKind, tuple[float, float]]:
+        return {}
+
     def has_tables_for(self, types: Tensor) -> bool:
         """Whether all these types have scales of their own in :meth:`tables`."""
         return self.layout.sample_kind != "atom" or self._row_of_type.keys() >= set(types.tolist())

@@ -167,7 +167,8 @@ def mask_values(name: str, tensor: TensorMap, mask: TensorMap) -> list[Tensor]:
             value.
 
     Raises:
-        ValueError: if keys, samples or shapes of the mask differ from those of the target.
+        ValueError: if keys, samples or shapes of the mask differ from those of the target, or it
+            has numbers other than 0 and 1.
     """
     if mask.keys != tensor.keys:
         raise ValueError(
@@ -183,8 +184,22 @@ def mask_values(name: str, tensor: TensorMap, mask: TensorMap) -> list[Tensor]:
                 f"samples and shape {tuple(block.values.shape)} of the target, got "
                 f"{tuple(mask_block.values.shape)}{'' if same_samples else ' with other samples'}"
             )
-        masks.append(mask_block.values.to(torch.bool))
+        kept = mask_block.values
+        if kept.dtype != torch.bool:
+            where = f"mask of target '{name}', block ({describe(tensor.keys, index)})"
+            _check_zeros_and_ones(where, kept)
+        masks.append(kept.to(torch.bool))
     return masks
+
+
+def _check_zeros_and_ones(where: str, values: Tensor) -> None:
+    others = (values != 0) & (values != 1)
+    if bool(others.any()):
+        raise ValueError(
+            f"{where}: expected True and False (or 1 and 0), got {int(others.sum())} other "
+            f"numbers, such as {float(values[others][0]):.4g}; these are weights, which would be lost: "
+            "use them in a compute_loss of your own, and give no mask, or values > 0 as the mask"
+        )
 
 
 def apply_mask(name: str, tensor: TensorMap, mask: TensorMap) -> TensorMap:

@@ -1,6 +1,6 @@
 """Whether a fit is needed, of which targets, and with which of the requested settings."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,11 @@ class FitRequest:
         return {} if self.baseline is None else dict(self.baseline.fixed)
 
     @property
+    def without_baseline(self) -> tuple[str, ...]:
+        """Names of the targets that are excluded from the composition baseline."""
+        return () if self.baseline is None else tuple(self.baseline.excluded)
+
+    @property
     def additive_name(self) -> str | None:
         """The class name of the additive module."""
         return None if self.additive is None else class_name(self.additive)
@@ -51,6 +56,7 @@ class FitRequest:
             "settings": self.settings,
             "fixed_scales": self.fixed_scales,
             "fixed_baseline": self.fixed_baseline,
+            "targets without a baseline": self.without_baseline,
             "additive module": self.additive_name,
             "intensive_targets": sorted(self.intensive_targets),
             "limit_batches": self.limit_batches,
@@ -138,6 +144,7 @@ def decide_fit(request: FitRequest, scaler: Scaler, is_dev_run: bool) -> FitDeci
         request.fixed_scales,
         request.fixed_baseline,
         request.additive_name,
+        request.without_baseline,
     )
     missing = tuple(name for name in targets if name not in scaler.targets)
     return FitDecision(request, keep_existing=True, targets=missing)
@@ -151,6 +158,7 @@ def check_restored(
     fixed_scales: dict[str, FixedScale],
     fixed_baseline: dict[str, dict[int, float]],
     additive: str | None = None,
+    without_baseline: Collection[str] = (),
 ) -> None:
     """Check that the settings of restored scales are those requested now.
 
@@ -164,6 +172,7 @@ def check_restored(
         fixed_baseline: contributions per atomic type by target name, as
             ``settings.parse_fixed_baseline`` returns them.
         additive: class name of the additive module; ``None`` matches one that the network provides.
+        without_baseline: names of the targets that are excluded from the composition baseline.
 
     Raises:
         ValueError: for names of unknown targets, and if settings differ: each with both values.
@@ -172,6 +181,7 @@ def check_restored(
     check_names("intensive_targets", sorted(intensive_targets), known)
     check_names("fixed_scales", fixed_scales, known)
     check_names("fixed_baseline", fixed_baseline, known)
+    check_names("baseline", without_baseline, known)
     restored = scaler.settings
     pairs = {
         name: (getattr(restored, name), getattr(requested, name))
@@ -191,6 +201,10 @@ def check_restored(
     for name, scales in scaler.targets.items():
         if scales.layout.sample_kind == "structure":
             pairs[f"intensive_targets: {name}"] = (not scales.extensive, name in intensive)
+        if scales.weights or scales.composition == "none":
+            now = "none" if name in without_baseline else "composition"
+            before = "none" if scales.composition == "none" else "composition"
+            pairs[f"baseline: {name}"] = (before, now)
         pairs[f"fixed_scales: {name}"] = (scales.fixed, fixed_scales.get(name))
         pairs[f"fixed_baseline: {name}"] = (scales.fixed_weights, fixed_baseline.get(name))
     differences = [

@@ -2,13 +2,13 @@
 
 import inspect
 from collections.abc import Iterable, Sequence
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from ..baselines import CompositionBaseline, FrozenModule, class_name
+from ..baselines import BaselineSetting, FrozenModule, class_name, parse_baseline
 from ..reports import print_tables
 from ..scaling import ScaleAccumulator, Scaler
 from ..settings import (
@@ -46,10 +46,12 @@ class TargetScaler(Callback):
         baseline: ``"composition"`` subtracts one contribution per atomic type, ``"none"`` subtracts
             nothing. A module such as :class:`ZBL` is frozen, and its output is subtracted before
             the composition is fitted; see :meth:`Scaler.set_additive` for what it must support.
+            A mapping chooses for some targets, ``{"gap": "none"}``; all others have a composition.
         fixed_baseline: contributions per atomic type to use instead of fitted ones, in the units of
-            the data, as in ``{"energy": {1: -13.6}}``.
+            the data, for all types or some of them, as in ``{"energy": {1: -13.6}}``.
         unseen_types: scale of atomic types that are not in the training data: ``"error"`` raises an
-            error, ``"pooled"`` uses the RMS over all types, ``"identity"`` uses 1.
+            error, ``"pooled"`` uses the RMS over all types, ``"identity"`` uses 1, and a baseline
+            of 0.
         system_labels: meaning of ``system`` in the samples of targets: the ``"position"`` in the
             batch, the ``"id"`` in the dataset, or ``"auto"`` to infer it from the data.
         limit_batches: maximum number of batches to read, evenly spaced over the data. Default: all.
@@ -83,7 +85,7 @@ class TargetScaler(Callback):
         targets: Sequence[str] | None = None,
         fixed_scales: Numbers | None = None,
         intensive_targets: Iterable[str] = (),
-        baseline: Literal["composition", "none"] | torch.nn.Module = "composition",
+        baseline: BaselineSetting = "composition",
         fixed_baseline: Numbers | None = None,
         unseen_types: UnseenTypes = "error",
         system_labels: SystemLabels = "auto",
@@ -93,26 +95,13 @@ class TargetScaler(Callback):
         balance_loss: bool | None = None,
     ) -> None:
         super().__init__()
-        additive = None
-        if isinstance(baseline, type):
-            raise TypeError(
-                "baseline: expected 'composition', 'none' or a module, got the class "
-                f"{baseline.__name__}; write {baseline.__name__}()"
-            )
-        if isinstance(baseline, torch.nn.Module):
-            additive, baseline = baseline, "composition"
-        check_choice("baseline", baseline, Literal["composition", "none"])
         check_choice("unseen_types", unseen_types, UnseenTypes)
-        if baseline == "none" and fixed_baseline:
-            raise ValueError(
-                "baseline='none' and fixed_baseline contradict each other; leave out one of them"
-            )
         if limit_batches is not None and limit_batches < 1:
             raise ValueError(f"limit_batches: expected at least 1 batch, got {limit_batches}")
         self.enabled = enabled
         self.fixed_scales = parse_fixed_scales(fixed_scales)
-        self.baseline = None if baseline == "none" else CompositionBaseline(fixed_baseline or {})
-        self.additive = additive
+        self._baseline_setting = baseline
+        self.baseline, self.additive = parse_baseline(baseline, fixed_baseline)
         self.unseen_types: UnseenTypes = unseen_types
         self.limit_batches = limit_batches
         self.refit = refit
@@ -174,13 +163,12 @@ class TargetScaler(Callback):
         self._fit_if_needed(trainer, pl_module)
 
     def __repr__(self) -> str:
-        composition = "none" if self.baseline is None else "composition"
         values = {
             "enabled": self.enabled,
             "targets": self.targets,
             "fixed_scales": self.fixed_scales or None,
             "intensive_targets": tuple(sorted(self.intensive_targets)),
-            "baseline": composition if self.additive is None else self.additive,
+            "baseline": self._baseline_setting,
             "fixed_baseline": (self.baseline and self.baseline.fixed) or None,
             "unseen_types": self.unseen_types,
             "system_labels": self.system_labels,

@@ -1,0 +1,52 @@
+"""Scales that a floating-point format cannot hold."""
+
+import torch
+from torch import Tensor
+
+from .target_scales import ScaleKind, TargetScales
+
+# Every format holds these, so that most conversions need not ask for the dtype of a target.
+ALWAYS_HELD = (float(torch.finfo(torch.float16).tiny), float(torch.finfo(torch.float16).max))
+
+
+def are_moderate(scales: TargetScales, kind: ScaleKind) -> bool:
+    """Whether every dtype holds all scales of one kind."""
+    smallest, largest = scales.factor_range(kind)
+    return ALWAYS_HELD[0] <= smallest and largest <= ALWAYS_HELD[1]
+
+
+def check_factors(
+    scales: TargetScales,
+    kind: ScaleKind,
+    dtype: torch.dtype,
+    factors: list[Tensor],
+    scale_index: list[Tensor],
+) -> None:
+    """Refuse factors that are not normal numbers in the dtype of a conversion.
+
+    They would give 0 and infinity: 1e-50 is 0 in float32.
+
+    Args:
+        scales: scales of the target.
+        kind: kind of scale of the factors.
+        dtype: dtype that holds the factors.
+        factors: scales of every block, or of all blocks, as in ``ConversionArgs``.
+        scale_index: row of the factors for each sample, as in ``ConversionArgs``.
+
+    Raises:
+        ValueError: naming the target, the first such factor and the dtype.
+    """
+    smallest, largest = scales.factor_range(kind)
+    limits = torch.finfo(dtype)
+    if limits.tiny <= smallest and largest <= limits.max:
+        return
+    for i, of_block in enumerate(factors):
+        used = of_block[scale_index[min(i, len(scale_index) - 1)]] if scale_index else of_block
+        outside = used[(used < limits.tiny) | (used > limits.max)]
+        if len(outside):
+            raise ValueError(
+                f"target '{scales.layout.name}': expected scales within the range of {dtype} "
+                f"({limits.tiny:.3g} to {limits.max:.3g}), got {float(outside[0]):.4g}, with which "
+                "values would become 0 or infinite; convert the target to another unit, or use "
+                "float64"
+            )
