@@ -45,6 +45,7 @@ EXCEPTIONS = {
     "batches/device.py": {"lightning_utilities", "metatomic"},
     "batches/inference.py": {"metatomic"},
     "baselines/zbl.py": {"metatomic", "vesin"},
+    "tensors/state_file.py": {"safetensors"},
     "scaling/scaler.py": {"rich"},  # in annotations, and when a table is requested
 }
 ALLOWED = {"metatensor", "torch", "typing_extensions"}

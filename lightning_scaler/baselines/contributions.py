@@ -14,6 +14,7 @@ from ..tensors import (
     describe,
     find_gradient_rows,
     find_rows,
+    from_state,
     take_rows,
 )
 
@@ -222,8 +223,18 @@ class AdditiveCoverage:
         }
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "AdditiveCoverage":
-        """The inverse of :meth:`state`."""
-        blocks = {(name, tuple(key)): covered for name, key, covered in state["blocks"]}
-        missing = {(name, parameter) for name, parameter in state["missing_gradients"]}
-        return cls(set(state["outputs"]), blocks, missing)
+    def from_state(cls, state: Any) -> "AdditiveCoverage":
+        """The inverse of :meth:`state`.
+
+        Raises:
+            InvalidStateError: for a state that is not that of a coverage.
+        """
+        saved = from_state(_SavedCoverage, state)
+        blocks = {(name, key): covered for name, key, covered in saved.blocks}
+        return cls(saved.outputs, blocks, saved.missing_gradients)
+
+
+class _SavedCoverage(NamedTuple):
+    outputs: set[str]
+    blocks: list[tuple[str, Key, bool]]
+    missing_gradients: set[tuple[str, str]]

@@ -11,7 +11,7 @@ import torch
 from metatensor.torch import TensorMap, detach
 
 from ..batches import Atoms, is_system
-from ..tensors import describe, from_state, is_tensormap
+from ..tensors import InvalidStateError, describe, from_state, is_tensormap
 from .differentiation import connect, requires_gradient
 
 
@@ -39,14 +39,24 @@ class FrozenModule:
         self.attach_module(module)
 
     def attach_module(self, module: torch.nn.Module) -> None:
-        """Take the code of a module of the same class, and its weights if none are known yet."""
+        """Take the code of a module of the same class, and its weights if none are known yet.
+
+        Raises:
+            InvalidStateError: if the known weights do not suit the module.
+        """
         with torch.no_grad():  # otherwise copies of TorchScript parameters are not leaves
             frozen_copy = copy.deepcopy(module).eval()
         for parameter in frozen_copy.parameters():
             parameter.requires_grad_(False)
         weights = self._weights if self.module is None else self.module.state_dict()
         if weights is not None:
-            frozen_copy.load_state_dict(weights)
+            try:
+                frozen_copy.load_state_dict(weights)
+            except RuntimeError as error:
+                raise InvalidStateError(
+                    f"additive module {self.name}: its fitted weights do not suit the module "
+                    f"given; construct it as in the fit. {error}"
+                ) from error
         self.module, self._weights = frozen_copy, None
         self._default_dtype = torch.get_default_dtype()
 

@@ -1,7 +1,9 @@
 """One pass over the data gives the baseline and all scales."""
 
+import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -26,7 +28,15 @@ from ..settings import (
     list_of_names,
     parse_fixed_scales,
 )
-from ..tensors import is_tensormap, mask_values
+from ..tensors import (
+    from_state,
+    is_tensormap,
+    load_state,
+    mask_values,
+    save_state,
+    state_of,
+)
+from .accumulator_state import Collected, SavedAccumulator
 from .fit import fit_target
 from .fit_report import check_values, warn_of_fit
 from .scaler import Scaler
@@ -269,12 +279,59 @@ class ScaleAccumulator:
     def merge_state(self, state: dict[str, Any]) -> None:
         """Merge the :meth:`state` of an accumulator with the same settings in another process."""
         other = self.fresh()
-        other.system_labels = state["system_labels"]
-        other._coverage = AdditiveCoverage.from_state(state["coverage"])
-        other._ignored = set(state["ignored"])
-        other._masked = set(state["masked"])
-        other._collection.load_state(state["statistics"])
+        other._set_state(from_state(Collected, state))
         self.merge(other)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything collected, and the settings, to one safetensors file.
+
+        Jobs over parts of a dataset can save theirs; :meth:`merge` of all gives the scales of the
+        whole dataset. The file replaces an old one when it is complete.
+        """
+        settings = {
+            "targets": self.targets,
+            "intensive_targets": sorted(self.intensive_targets),
+            "baseline": self.baseline and asdict(self.baseline),
+            "additive": self.additive and self.additive.state(),
+        }
+        save_state(path, "ScaleAccumulator", {"settings": settings, "collected": self.state()})
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], additive: torch.nn.Module | None = None
+    ) -> "ScaleAccumulator":
+        """Read an accumulator from a file written by :meth:`save`; no pickled code runs.
+
+        Args:
+            path: file to read.
+            additive: code of the additive module, if there was one and batches are to be added.
+
+        Raises:
+            OSError: if there is no such file.
+            InvalidStateError: naming the file, if it is truncated, damaged, or something else.
+        """
+        content = load_state(path, "ScaleAccumulator")
+        with state_of(f"file '{os.fspath(path)}'"):
+            saved: SavedAccumulator = from_state(SavedAccumulator, content)
+            settings = saved.settings
+            frozen = settings.additive
+            if frozen is not None and additive is not None and frozen.needs_module(additive):
+                frozen.attach_module(additive)
+            accumulator = cls(
+                settings.targets,
+                settings.intensive_targets,
+                settings.baseline,
+                additive=frozen,
+            )
+            accumulator._set_state(saved.collected)
+        return accumulator
+
+    def _set_state(self, collected: Collected) -> None:
+        self.system_labels = collected.system_labels
+        self._coverage = collected.coverage
+        self._ignored = collected.ignored
+        self._masked = collected.masked
+        self._collection.load_state(collected.statistics)
 
     def _settings(self) -> dict[str, Any]:
         return {

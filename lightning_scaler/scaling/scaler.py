@@ -14,9 +14,11 @@ from ..batches import Atoms, HasTypes, index_batch
 from ..settings import Settings, check_choice
 from ..tensors import (
     PREDICTION,
-    InvalidStateError,
     TargetLayout,
+    load_state,
+    save_state,
     state_from_tensor,
+    state_of,
     state_to_tensor,
 )
 from .conversion import SCALE_EXPONENTS, Conversion, convert_targets
@@ -235,8 +237,12 @@ class Scaler(torch.nn.Module):
         self.additive = other.additive and other.additive.to(self._device)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the scaler to one file."""
-        torch.save(self.state(), path)
+        """Write the scaler to one safetensors file, which replaces an old one when it is complete.
+
+        Raises:
+            TypeError: for an additive module with a state that cannot be saved without pickle.
+        """
+        save_state(path, "Scaler", self._state())
 
     @classmethod
     def load(
@@ -247,9 +253,15 @@ class Scaler(torch.nn.Module):
         Args:
             path: file to read.
             additive: code of the additive module, if the scaler was fitted with one.
+
+        Raises:
+            OSError: if there is no such file.
+            InvalidStateError: naming the file, if it is truncated, damaged, or something else.
         """
+        state = load_state(path, "Scaler")
         scaler = cls(additive=additive)
-        scaler.set_extra_state(torch.load(path, map_location="cpu", weights_only=True))
+        with state_of(f"file '{os.fspath(path)}'"):
+            scaler.set_extra_state(state)
         return scaler
 
     @classmethod
@@ -327,7 +339,7 @@ class Scaler(torch.nn.Module):
         if found.additive is not None and self.additive is not None:
             code = self.additive.module
             if code is not None and found.additive.needs_module(code):
-                _attach_saved_weights(found.additive, code)
+                found.additive.attach_module(code)
                 found.additive.to(self._device)
         self.targets, self.settings, self.additive = found.targets, found.settings, additive
 
@@ -369,13 +381,3 @@ class Scaler(torch.nn.Module):
         # Filtered or averaged weights, and those from before the plugin, have no scales.
         if prefix + "_extra_state" in missing_keys:
             missing_keys.remove(prefix + "_extra_state")
-
-
-def _attach_saved_weights(additive: FrozenModule, code: torch.nn.Module) -> None:
-    try:
-        additive.attach_module(code)
-    except RuntimeError as error:
-        raise InvalidStateError(
-            f"the saved weights of the additive module {additive.name} do not suit the module "
-            f"given: {error}; construct it as in the fit"
-        ) from error

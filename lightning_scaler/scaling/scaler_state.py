@@ -60,10 +60,15 @@ def read_state(state: Any) -> ScalerState:
         problem = "missing" if missing else "unknown"
         raise InvalidStateError(f"{problem} fields: {', '.join(missing or sorted(unknown))}")
     state = state_to_cpu(state)
+    complete = version == STATE_VERSION
     with state_of("settings"):
-        settings = from_state(Settings, state["settings"])
-    saved_targets = from_state(dict[str, Any], state["targets"])
-    targets = {name: TargetScales.from_state(name, saved) for name, saved in saved_targets.items()}
+        settings = from_state(Settings, state["settings"], complete)
+    with state_of("targets"):
+        saved_targets = from_state(dict[str, Any], state["targets"])
+    targets = {
+        name: TargetScales.from_state(name, saved, complete)
+        for name, saved in saved_targets.items()
+    }
     additive = None
     if state.get("additive") is not None:
         with state_of("additive"):

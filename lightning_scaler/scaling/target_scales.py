@@ -252,11 +252,16 @@ class TargetScales:
         return plain
 
     @classmethod
-    def from_state(cls, name: str, state: Any) -> "TargetScales":
+    def from_state(cls, name: str, state: Any, complete: bool = True) -> "TargetScales":
         """The inverse of :meth:`state`.
 
+        Args:
+            name: name of the target.
+            state: result of :meth:`state`.
+            complete: ``False`` for states of earlier versions, which may not have all fields.
+
         Raises:
-            InvalidStateError: for a state that lacks a field, or has a value that does not fit.
+            InvalidStateError: for a missing or unknown field, or a value that does not fit.
         """
         with state_of(f"target '{name}'"):
             if not isinstance(state, Mapping):
@@ -265,7 +270,7 @@ class TargetScales:
             plain = {attributes.get(saved, saved): value for saved, value in state.items()}
             if "layout" in plain:
                 plain["layout"] = TargetLayout.from_state(name, plain["layout"])
-            scales: TargetScales = fields_from_state(cls, plain)
+            scales: TargetScales = fields_from_state(cls, plain, complete)
             check_target_scales(scales)
         return _without_nan_weights(scales)
 

@@ -1,10 +1,12 @@
 """Statistics of one block of a target."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import torch
 
+from ..tensors import InvalidStateError, TensorCheck, check_shapes, state_of
 from .least_squares import Problems, merge_problems
 from .means import Means, merge_means, pool_means, sum_sq_about
 
@@ -34,15 +36,15 @@ class BlockStatistics:
         rounding_sq_sum: sums of squares of the rounding errors of an additive module.
     """
 
-    counts: torch.Tensor
-    raw_sq_sum: torch.Tensor
-    no_baseline_sq_sum: torch.Tensor
+    counts: Annotated[torch.Tensor, TensorCheck("n_types", "n_properties")]
+    raw_sq_sum: Annotated[torch.Tensor, TensorCheck("n_types", "n_properties")]
+    no_baseline_sq_sum: Annotated[torch.Tensor, TensorCheck("n_types", "n_properties")]
     epsilon: float
     means: Means | None = None
     totals_fit: Problems = field(default_factory=list)
     per_atom_fit: Problems = field(default_factory=list)
     pooled_means: Means | None = None
-    rounding_sq_sum: torch.Tensor | None = None
+    rounding_sq_sum: Annotated[torch.Tensor | None, TensorCheck("n_types", "n_properties")] = None
 
     def residual_sq_sum(self, weights: torch.Tensor | None) -> torch.Tensor:
         """Sums of squares after subtracting a baseline, ``(n_types, n_properties)``.
@@ -137,3 +139,37 @@ def reindex_types(
         means=None if block.means is None else Means(*map(reindex, block.means)),
         rounding_sq_sum=None if block.rounding_sq_sum is None else reindex(block.rounding_sq_sum),
     )
+
+
+def check_block(block: BlockStatistics, types: torch.Tensor, sizes: Mapping[str, int]) -> None:
+    """Check that the parts of loaded statistics have the shapes of one block.
+
+    Args:
+        block: statistics of the block.
+        types: sorted atomic types of the systems.
+        sizes: ``n_types``, the number of rows, and ``n_properties``.
+
+    Raises:
+        InvalidStateError: for another shape, or least-squares problems of other types or
+            properties.
+    """
+    check_shapes(block, sizes)
+    for name, means, n_rows in (
+        ("means", block.means, sizes["n_types"]),
+        ("pooled_means", block.pooled_means, 1),
+    ):
+        if means is not None:
+            with state_of(name):
+                check_shapes(means, {**sizes, "n_types": n_rows})
+    for name, problems in (("totals_fit", block.totals_fit), ("per_atom_fit", block.per_atom_fit)):
+        found = sorted(p for properties, _ in problems for p in properties)
+        if problems and found != list(range(sizes["n_properties"])):
+            raise InvalidStateError(
+                f"{name}: expected each of {sizes['n_properties']} properties once, got {found}"
+            )
+        for properties, problem in problems:
+            if problem.n_properties != len(properties) or not torch.equal(problem.types, types):
+                raise InvalidStateError(
+                    f"{name}: expected the types {types.tolist()} and {len(properties)} "
+                    f"properties, got {problem.types.tolist()} and {problem.n_properties}"
+                )

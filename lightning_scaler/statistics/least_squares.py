@@ -1,8 +1,11 @@
 """Linear least squares over rows that arrive in chunks."""
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
 
 import torch
+
+from ..tensors import TensorCheck, check_shapes, from_state
 
 # A reduction of 512 rows takes about as long as one of 10 rows.
 MAX_PENDING_ROWS = 512
@@ -170,11 +173,19 @@ class LeastSquares:
         return {"types": self.types, **self.rows()._asdict()}
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> "LeastSquares":
-        """The inverse of :meth:`state`."""
-        problem = cls(state["types"], state["residual_ss"].numel())
-        problem._matrices, problem._values = [state["matrix"]], [state["values"]]
-        problem._residual_ss = state["residual_ss"]
+    def from_state(cls, state: Any) -> "LeastSquares":
+        """The inverse of :meth:`state`.
+
+        Raises:
+            InvalidStateError: for a state that is not that of a least-squares problem.
+        """
+        saved: _SavedProblem = from_state(_SavedProblem, state)
+        n_rows = {"n_rows": len(saved.matrix)}
+        sizes = {"n_columns": saved.types.numel(), "n_properties": saved.residual_ss.numel()}
+        check_shapes(saved, {**n_rows, **sizes})
+        problem = cls(saved.types, saved.residual_ss.numel())
+        problem._matrices, problem._values = [saved.matrix], [saved.values]
+        problem._residual_ss = saved.residual_ss
         return problem
 
     def _reduce(self) -> None:
@@ -193,6 +204,14 @@ def _reindex_columns(matrix: torch.Tensor, old: torch.Tensor, new: torch.Tensor)
     columns = torch.zeros((len(matrix), new.numel()), dtype=matrix.dtype)
     columns[:, torch.searchsorted(new, old)] = matrix
     return columns
+
+
+@dataclass(frozen=True)
+class _SavedProblem:
+    types: Annotated[torch.Tensor, TensorCheck("n_columns", dtype=torch.int64)]
+    matrix: Annotated[torch.Tensor, TensorCheck("n_rows", "n_columns")]
+    values: Annotated[torch.Tensor, TensorCheck("n_rows", "n_properties")]
+    residual_ss: Annotated[torch.Tensor, TensorCheck("n_properties")]
 
 
 # Properties, and the problem that they share.

@@ -1,8 +1,10 @@
 """Means and squared deviations that merge exactly, as pure functions on float64 tensors."""
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+
+from ..tensors import TensorCheck
 
 
 class Means(NamedTuple):
@@ -18,10 +20,10 @@ class Means(NamedTuple):
         sum_sq_dev: sum of the squared deviations from the mean.
     """
 
-    counts: torch.Tensor
-    mean: torch.Tensor
-    mean_correction: torch.Tensor
-    sum_sq_dev: torch.Tensor
+    counts: Annotated[torch.Tensor, TensorCheck("n_types", "n_properties")]
+    mean: Annotated[torch.Tensor, TensorCheck("n_types", "n_properties")]
+    mean_correction: Annotated[torch.Tensor, TensorCheck("n_types", "n_properties")]
+    sum_sq_dev: Annotated[torch.Tensor, TensorCheck("n_types", "n_properties")]
 
 
 def merge_means(first: Means, second: Means) -> Means:

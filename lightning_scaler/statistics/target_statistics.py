@@ -1,19 +1,27 @@
 """Statistics of one target: all that its fit needs, independent of the number of samples."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 
 from ..batches import Atoms
-from ..tensors import Key, TargetLayout, from_state, to_state
+from ..tensors import (
+    InvalidStateError,
+    Key,
+    TargetLayout,
+    TensorCheck,
+    from_state,
+    state_of,
+    to_state,
+)
 from .batch_statistics import (
     BlockValues,
     SampleValues,
     per_atom_statistics,
     per_structure_statistics,
 )
-from .block_statistics import BlockStatistics, merge_blocks, reindex_types
+from .block_statistics import BlockStatistics, check_block, merge_blocks, reindex_types
 from .gradient_sums import GradientSums
 
 
@@ -151,9 +159,28 @@ class TargetStatistics:
         }
 
     @classmethod
-    def from_state(cls, name: str, state: dict[str, Any]) -> "TargetStatistics":
-        """The inverse of :meth:`state`."""
-        blocks = from_state(dict[Key, BlockStatistics], state["blocks"])
-        gradients = from_state(dict[str, GradientSums], state.get("gradients", {}))
-        layout = TargetLayout.from_state(name, state["layout"])
-        return cls(layout, state["types"], blocks, gradients)
+    def from_state(cls, name: str, state: Any) -> "TargetStatistics":
+        """The inverse of :meth:`state`.
+
+        Raises:
+            InvalidStateError: for a state that is not that of the statistics of a target.
+        """
+        with state_of(f"target '{name}'"):
+            saved: _SavedStatistics = from_state(_SavedStatistics, state)
+            layout = TargetLayout.from_state(name, saved.layout)
+            n_rows = saved.types.numel() if layout.sample_kind == "atom" else 1
+            for key, block in saved.blocks.items():
+                with state_of(f"block {key}"):
+                    if key not in layout.blocks:
+                        raise InvalidStateError(f"expected one of {list(layout.blocks)}")
+                    n_properties = layout.blocks[key].n_properties
+                    sizes = {"n_types": n_rows, "n_properties": n_properties}
+                    check_block(block, saved.types, sizes)
+        return cls(layout, saved.types, saved.blocks, saved.gradients)
+
+
+class _SavedStatistics(NamedTuple):
+    layout: Any
+    types: Annotated[torch.Tensor, TensorCheck("n_types", dtype=torch.int64)]
+    blocks: dict[Key, BlockStatistics]
+    gradients: dict[str, GradientSums] = {}

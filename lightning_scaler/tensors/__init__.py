@@ -1,6 +1,6 @@
 """TensorMaps read, compared and rebuilt; the layout of a target; states as one tensor.
 
-Imports no other room. Nothing here knows what a batch or a scale is.
+Imports no other room, and ``safetensors`` for files. Nothing here knows what a batch or a scale is.
 """
 
 from .checks import InvalidStateError, NumberCheck, TensorCheck, check_shapes, state_of
@@ -30,6 +30,7 @@ from .state import (
     to_state,
     unflatten_state,
 )
+from .state_file import load_state, save_state
 from .state_tensor import state_from_tensor, state_to_tensor
 from .tensormaps import (
     apply_mask,
@@ -75,10 +76,12 @@ __all__ = [
     "have_labels",
     "have_one_dtype",
     "is_tensormap",
+    "load_state",
     "map_blocks",
     "mask_values",
     "match_layouts",
     "rebuild",
+    "save_state",
     "script_class_name",
     "scripted",
     "scripted_arithmetic",

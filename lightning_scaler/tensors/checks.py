@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -118,12 +118,15 @@ class TensorCheck:
 
 
 def check_shapes(
-    value: Any, sizes: Mapping[str, int], sizes_by_key: Mapping[str, Mapping[Any, int]]
+    value: Any,
+    sizes: Mapping[str, int],
+    sizes_by_key: Mapping[str, Mapping[Any, int]] | None = None,
 ) -> None:
-    """Apply the :class:`TensorCheck` of every field of a dataclass.
+    """Apply the :class:`TensorCheck` of every field of a dataclass or named tuple.
 
     Args:
-        value: dataclass with tensors, and dicts of tensors, as fields.
+        value: dataclass or named tuple with tensors, and dicts of tensors, as fields; a field that
+            is ``None`` is not checked.
         sizes: size behind each name in a shape.
         sizes_by_key: the same for sizes that differ between the keys of a dict.
 
@@ -132,24 +135,27 @@ def check_shapes(
     """
     for name, check in _tensor_checks(value.__class__).items():
         tensors = getattr(value, name)
+        if tensors is None:
+            continue
         if not isinstance(tensors, dict):
             with state_of(name):
                 check.check(tensors, sizes)
             continue
         for key, tensor in tensors.items():
             with state_of(f"{name}: {key}"):
-                if any(key not in by_key for by_key in sizes_by_key.values()):
+                if any(key not in by_key for by_key in (sizes_by_key or {}).values()):
                     raise InvalidStateError("the target does not have this block")
-                of_key = {size: by_key[key] for size, by_key in sizes_by_key.items()}
+                of_key = {size: by_key[key] for size, by_key in (sizes_by_key or {}).items()}
                 check.check(tensor, {**sizes, **of_key})
 
 
 @cache
 def _tensor_checks(kind: Any) -> dict[str, TensorCheck]:
     hints = get_type_hints(kind, include_extras=True)
-    checks = {}
-    for field in fields(kind):
-        for check in get_args(hints[field.name])[1:]:
-            if get_origin(hints[field.name]) is Annotated and isinstance(check, TensorCheck):
-                checks[field.name] = check
-    return checks
+    return {
+        name: check
+        for name, hint in hints.items()
+        if get_origin(hint) is Annotated
+        for check in get_args(hint)[1:]
+        if isinstance(check, TensorCheck)
+    }

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import MISSING, fields, is_dataclass
-from functools import cache
+from functools import cache, partial
 from types import UnionType
 from typing import (
     Annotated,
@@ -135,16 +135,17 @@ def to_state(value: Any) -> Any:
     return value
 
 
-def from_state(kind: Any, state: Any) -> Any:
+def from_state(kind: Any, state: Any, complete: bool = True) -> Any:
     """The inverse of :func:`to_state`, which checks the state against the type.
 
-    A field of a dataclass without a value takes its default. A :class:`TensorCheck` in an
-    annotation is applied: ``Annotated[torch.Tensor, TensorCheck("n_types")]``. Numbers must be
-    finite.
+    A :class:`TensorCheck` in an annotation is applied:
+    ``Annotated[torch.Tensor, TensorCheck("n_types")]``. Numbers must be finite.
 
     Args:
         kind: the type of the value, as it would be annotated: ``dict[int, Means | None]``.
         state: the state of such a value.
+        complete: whether all fields of dataclasses must be there; ``False`` for states of earlier
+            versions, where fields that are new take their defaults.
 
     Raises:
         InvalidStateError: for a value of another type, a missing field, or an unknown one.
@@ -160,59 +161,61 @@ def from_state(kind: Any, state: Any) -> Any:
         if arguments[0] is float:  # its check may allow NaN
             value = float(state) if type(state) is int else state
         else:
-            value = from_state(arguments[0], state)
+            value = from_state(arguments[0], state, complete)
+        if value is None:
+            return None
         for check in arguments[1:]:
             for where, tensor in value.items() if isinstance(value, dict) else [("", value)]:
                 with state_of(f"{where}") if where else nullcontext():
                     check.check_kind(tensor)
         return value
     if origin in (Union, UnionType):
-        return _from_union(arguments, state)
+        return _from_union(arguments, state, complete)
     if origin is Literal:
         _expect(isinstance(state, str) and state in arguments, f"one of {list(arguments)}", state)
         return state
-    if origin is dict:
-        return _dict_from_state(arguments, state)
+    if origin in (dict, Mapping):
+        return _dict_from_state(arguments, state, complete)
     if origin in (list, set, frozenset, tuple):
         _expect(isinstance(state, (list, tuple)), "a list", state)
         if origin is tuple and arguments[-1] is not Ellipsis:
             _expect(len(state) == len(arguments), f"{len(arguments)} values", state)
-            return tuple(map(from_state, arguments, state))
-        return origin(from_state(arguments[0], part) for part in state)
+            return tuple(map(partial(from_state, complete=complete), arguments, state))
+        return origin(from_state(arguments[0], part, complete) for part in state)
     if is_dataclass(kind) and isinstance(kind, type) and isinstance(state, kind):
         return state
     if hasattr(kind, "from_state"):
         return kind.from_state(state)
     if is_dataclass(kind) or hasattr(kind, "_asdict"):
-        return fields_from_state(kind, state)
+        return fields_from_state(kind, state, complete)
     return _plain_from_state(kind, state)
 
 
-def _from_union(kinds: tuple[Any, ...], state: Any) -> Any:
+def _from_union(kinds: tuple[Any, ...], state: Any, complete: bool) -> Any:
     if state is None and type(None) in kinds:
         return None
     others = [kind for kind in kinds if kind is not type(None)]
     for kind in others[:-1]:
         with suppress(InvalidStateError):
-            return from_state(kind, state)
-    return from_state(others[-1], state)
+            return from_state(kind, state, complete)
+    return from_state(others[-1], state, complete)
 
 
-def _dict_from_state(kinds: tuple[Any, ...], state: Any) -> dict[Any, Any]:
+def _dict_from_state(kinds: tuple[Any, ...], state: Any, complete: bool) -> dict[Any, Any]:
     _expect(isinstance(state, (Mapping, list)), "a dict", state)
     pairs = list(state.items() if isinstance(state, Mapping) else state)
     for pair in pairs:
         _expect(isinstance(pair, (list, tuple)) and len(pair) == 2, "a key and a value", pair)
     values = {}
     for name, part in pairs:
-        key = from_state(kinds[0], name)
+        key = from_state(kinds[0], name, complete)
         with state_of(f"{key!r}"):
-            values[key] = from_state(kinds[1], part)
+            values[key] = from_state(kinds[1], part, complete)
     _expect(len(values) == len(pairs), "no key twice", [name for name, _ in pairs])
     return values
 
 
-def fields_from_state(kind: Any, state: Any) -> Any:
+def fields_from_state(kind: Any, state: Any, complete: bool = True) -> Any:
     """A dataclass or named tuple from a dict of the states of its fields; see :func:`from_state`.
 
     Raises:
@@ -222,12 +225,12 @@ def fields_from_state(kind: Any, state: Any) -> Any:
     kinds = _annotations(kind)
     if is_dataclass(kind):
         saved = [f for f in fields(kind) if f.init]
-        required = {f.name for f in saved if f.default is MISSING and f.default_factory is MISSING}
         known = {f.name for f in saved}
+        required = {f.name for f in saved if f.default is MISSING and f.default_factory is MISSING}
     else:
         known, required = set(kind._fields), set(kind._fields) - kind._field_defaults.keys()
     for problem, names in (
-        ("missing fields", required - state.keys()),
+        ("missing fields", (known if complete else required) - state.keys()),
         ("unknown fields", state.keys() - known),
     ):
         if names:
@@ -235,8 +238,13 @@ def fields_from_state(kind: Any, state: Any) -> Any:
     values = {}
     for name, part in state.items():
         with state_of(name):
-            values[name] = from_state(kinds[name], part)
-    return kind(**values)
+            values[name] = from_state(kinds[name], part, complete)
+    try:
+        return kind(**values)
+    except InvalidStateError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InvalidStateError(str(error)) from error
 
 
 def _plain_from_state(kind: Any, state: Any) -> Any:

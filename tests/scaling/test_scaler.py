@@ -202,12 +202,6 @@ def test_save_and_load(tmp_path, unseen):
     assert not again.targets["alpha"].extensive
 
 
-def test_saved_file_runs_no_pickled_code(tmp_path):
-    fitted().save(str(tmp_path / "scaler.pt"))
-    state = torch.load(tmp_path / "scaler.pt", weights_only=True)
-    assert state["version"] == 3
-
-
 def test_state_dict_of_a_module_that_holds_it(tmp_path):
     def module(scaler):
         return torch.nn.ModuleDict({"layer": torch.nn.Linear(2, 2), "scaler": scaler})

@@ -109,8 +109,13 @@ class Checked:
     numbers: dict[int, float] = field(default_factory=dict)
 
 
-def test_a_missing_field_with_a_default_takes_it():
-    assert from_state(Checked, {"sums": torch.ones(2).double()}).label == "a"
+def test_a_missing_field_takes_its_default_in_states_of_earlier_versions_alone():
+    state = {"sums": torch.ones(2).double(), "numbers": {}}
+    assert from_state(Checked, state, complete=False).label == "a"
+    with pytest.raises(InvalidStateError, match="missing fields: label"):
+        from_state(Checked, state)
+    with pytest.raises(InvalidStateError, match="missing fields: sums"):
+        from_state(Checked, {"label": "a"}, complete=False)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +139,7 @@ def test_a_missing_field_with_a_default_takes_it():
     ],
 )
 def test_values_of_the_wrong_kind_are_refused_with_their_field(field_name, value, message):
-    state = {"sums": torch.ones(2).double(), field_name: value}
+    state = {**to_state(Checked(torch.ones(2).double())), field_name: value}
     with pytest.raises(InvalidStateError, match=message):
         from_state(Checked, state)
 

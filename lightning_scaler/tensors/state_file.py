@@ -1,0 +1,131 @@
+"""A state as one safetensors file of numbered tensors."""
+
+import json
+import os
+import secrets
+import zipfile
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from .checks import InvalidStateError, state_of
+from .state import digest
+from .state_json import state_from_json, state_to_json
+
+FORMAT = "lightning_scaler"
+VERSION = 1
+N_LENGTH = 8
+
+StrPath = str | os.PathLike[str]
+
+
+def save_state(path: StrPath, kind: str, state: Any) -> None:
+    """Write a state to one file, which is either complete or not there.
+
+    The metadata hold format, version, kind, the structure of the state as JSON, and a checksum of
+    the structure and the tensors.
+
+    Args:
+        path: file to write; one that exists is replaced when the new one is complete.
+        kind: what the state describes, a class name.
+        state: nested dicts, lists and tuples of tensors, numbers, strings, bytes and ``None``.
+
+    Raises:
+        TypeError: for anything else in the state.
+    """
+    structure, tensors = state_to_json(state)
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "kind": kind,
+        "structure": structure,
+        "sha256": _checksum(structure, tensors),
+    }
+    # Copies, because tensors that share memory are refused.
+    numbered = {str(i): tensor.clone() for i, tensor in enumerate(tensors)}
+    _replace(Path(os.path.realpath(path)), safetensors.torch.save(numbered, metadata))
+
+
+def load_state(path: StrPath, kind: str) -> Any:
+    """Read a state that :func:`save_state` wrote, or that ``torch.save`` wrote for version 0.1.0.
+
+    Args:
+        path: file to read; no pickled code runs.
+        kind: what the state must describe.
+
+    Raises:
+        OSError: if there is no such file, or it cannot be read.
+        InvalidStateError: naming the file, if it is damaged, truncated or something else.
+    """
+    content = Path(path).read_bytes()
+    with state_of(f"file '{os.fspath(path)}'"):
+        if content.startswith(b"PK"):
+            return _load_zip(path)
+        return _decode(content, kind)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    # In the same folder, because only there a file can be renamed in one step.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _decode(content: bytes, kind: str) -> Any:
+    end = N_LENGTH + int.from_bytes(content[:N_LENGTH], "little")
+    try:
+        metadata = json.loads(content[N_LENGTH:end])["__metadata__"]
+        found = metadata["format"]
+    except (LookupError, TypeError, ValueError) as error:
+        raise InvalidStateError(
+            f"expected a file that {kind}.save has written, got one that is truncated, damaged, or "
+            "of another format"
+        ) from error
+    if found != FORMAT or metadata.get("kind") != kind:
+        raise InvalidStateError(
+            f"expected a file that {kind}.save has written, got one of the format {found!r} that "
+            f"holds a {metadata.get('kind')!r}"
+        )
+    if metadata.get("version") != str(VERSION):
+        raise InvalidStateError(
+            f"expected a file of version {VERSION}, got version {metadata.get('version')!r}; "
+            "update lightning_scaler to read it"
+        )
+    try:
+        numbered = safetensors.torch.load(content)
+        tensors = [numbered[str(i)] for i in range(len(numbered))]
+        structure, checksum = metadata["structure"], metadata["sha256"]
+    except (LookupError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        raise InvalidStateError(f"truncated or damaged: {error}") from error
+    if checksum != _checksum(structure, tensors):
+        raise InvalidStateError("damaged: its checksum does not match its content")
+    return state_from_json(structure, tensors)
+
+
+def _load_zip(path: StrPath) -> Any:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is None:
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        *(zipfile.BadZipFile, UnpicklingError, EOFError, OSError, ArithmeticError),
+        *(AttributeError, LookupError, RuntimeError, TypeError, ValueError),
+    ) as error:
+        reason = str(error).partition("\n")[0]
+        raise InvalidStateError(f"truncated, damaged, or not of a Scaler: {reason}") from error
+    raise InvalidStateError(f"damaged: the checksum of its record '{damaged}' is wrong")
+
+
+def _checksum(structure: str, tensors: list[torch.Tensor]) -> str:
+    return digest([structure, tensors])
