@@ -1,6 +1,6 @@
 """The composition baseline and its fit."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -64,7 +64,7 @@ class CompositionBaseline:
     """
 
     fixed: Numbers = field(default_factory=dict)
-    excluded: Iterable[str] = ()
+    excluded: tuple[str, ...] | list[str] = ()
 
     def __post_init__(self) -> None:
         """Convert the types to integers, and the names to a sorted tuple."""
@@ -77,6 +77,10 @@ class CompositionBaseline:
                     f"target '{name}' has no baseline and a fixed_baseline, which contradict each "
                     "other; leave out one of them"
                 )
+
+    def __repr__(self) -> str:
+        excluded = f", excluded={self.excluded}" if self.excluded else ""
+        return f"{type(self).__name__}(fixed={self.fixed}{excluded})"
 
     def composition(self, layout: TargetLayout, extensive: bool) -> Composition:
         """What the weights of a target are multiplied by: ``"counts"`` or ``"fractions"``.

@@ -54,9 +54,9 @@ class BaselineOfTarget(NamedTuple):
 
 def scales_table(
     targets: Iterable[ScalesOfTarget],
-    zeros: Sequence[str] = (),
     title: str = "Target scales",
     caption: str | None = None,
+    zeros: Sequence[str] = (),
 ) -> Table:
     """The scales of all targets, in the units of the dataset.
 
@@ -66,9 +66,9 @@ def scales_table(
 
     Args:
         targets: the scales of each target.
-        zeros: properties whose values are all exactly 0, in words, for a line under the table.
         title: what the scales are, such as ``"Target scales, restored from the checkpoint"``.
         caption: text under the table.
+        zeros: properties whose values are all exactly 0, in words, for a line under the table.
     """
     if zeros:
         line = f"All values are 0, and take the scale of their target: {'; '.join(zeros)}"

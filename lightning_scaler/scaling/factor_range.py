@@ -42,7 +42,7 @@ def check_factors(
         return
     for i, of_block in enumerate(factors):
         used = of_block[scale_index[min(i, len(scale_index) - 1)]] if scale_index else of_block
-        outside = used[(used < limits.tiny) | (used > limits.max)]
+        outside = used[((used < limits.tiny) & (used != 0.0)) | (used > limits.max)]
         if len(outside):
             raise ValueError(
                 f"target '{scales.layout.name}': expected scales within the range of {dtype} "

@@ -140,7 +140,7 @@ class Scaler(torch.nn.Module):
         from ..reports import scales_table
 
         zeros = summarize_zeros(self.targets)
-        return scales_table(summarize_scales(self.targets), zeros, title, caption)
+        return scales_table(summarize_scales(self.targets), title, caption, zeros)
 
     def baselines_table(
         self, title: str = "Baselines", caption: str | None = None

@@ -171,9 +171,9 @@ class TargetScales:
     def factor_range(self, kind: ScaleKind) -> tuple[float, float]:
         """The smallest and the largest scale of one kind; (1, 1) if there are none."""
         if kind not in self._factor_ranges:
-            # Not the scales over all types of data from metatrain, which are NaN.
+            # Scales from metatrain are NaN over all types, and 0 for properties that were 0.
             factors = torch.cat([self.values(kind, key).reshape(-1) for key in self.layout.blocks])
-            factors = factors[~factors.isnan()]
+            factors = factors[factors > 0.0]
             limits = (float(factors.min()), float(factors.max())) if len(factors) else (1.0, 1.0)
             self._factor_ranges[kind] = limits
         return self._factor_ranges[kind]

@@ -166,6 +166,8 @@ class TargetStatistics:
             InvalidStateError: for a state that is not that of the statistics of a target.
         """
         with state_of(f"target '{name}'"):
+            # Version 0.1.0 kept no sums of gradients.
+            state = {"gradients": {}, **state} if isinstance(state, dict) else state
             saved: _SavedStatistics = from_state(_SavedStatistics, state)
             layout = TargetLayout.from_state(name, saved.layout)
             n_rows = saved.types.numel() if layout.sample_kind == "atom" else 1
@@ -183,4 +185,4 @@ class _SavedStatistics(NamedTuple):
     layout: Any
     types: Annotated[torch.Tensor, TensorCheck("n_types", dtype=torch.int64)]
     blocks: dict[Key, BlockStatistics]
-    gradients: dict[str, GradientSums] = {}
+    gradients: dict[str, GradientSums]

@@ -69,7 +69,7 @@ def test_settings_of_the_callback_from_overrides():
         (
             "baseline={_target_: lightning_scaler.ZBL, target: U}",
             "CompositionBaseline(fixed={})",
-            "ZBL()",
+            "ZBL(target='U')",
         ),
     ],
 )
