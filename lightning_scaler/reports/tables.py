@@ -179,12 +179,12 @@ def _format_blocks(blocks: ValuesByBlock, number_format: str) -> str:
     for values in blocks:
         known = [value for value in values if not math.isnan(value)]
         line = ", ".join(
-            "unknown" if math.isnan(value) else f"{value:{number_format}}" for value in values
+            "–" if math.isnan(value) else f"{value:{number_format}}" for value in values
         )
         if len(values) > 4 and known:
             line = f"{min(known):{number_format}} … {max(known):{number_format}}"
         elif len(values) > 4:
-            line = "unknown"
+            line = "–"
         lines.append(line)
     return "\n".join(lines)
 

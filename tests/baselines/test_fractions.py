@@ -59,7 +59,7 @@ def test_scales_fitted_on_counts_before_keep_their_counts(tmp_path):
     for name in ("composition", "unknown", "zeros"):
         del state[name]
     state["weights"] = [([0], torch.tensor([[1.0], [3.0]]).double())]
-    old = Scaler({"gap": TargetScales.from_state("gap", state)}, fitted.settings)
+    old = Scaler({"gap": TargetScales.from_state("gap", state, complete=False)}, fitted.settings)
     old.save(tmp_path / "scaler")
     for scaler in (old, Scaler.load(tmp_path / "scaler")):
         assert scaler.targets["gap"].composition == "counts"

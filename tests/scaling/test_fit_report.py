@@ -161,7 +161,7 @@ def test_a_baseline_that_increases_the_variance_explains_none_of_it():
     assert list(table.columns[1].cells) == ["none"]
 
 
-def test_unknown_contributions_are_shown_as_unknown():
+def test_unknown_contributions_are_shown_as_dashes():
     by_type = [("1", [[1.5, NAN]]), ("8", [[1.0, 2.0, NAN, 3.0, 4.0]]), ("9", [[NAN] * 5])]
     table = baselines_table([BaselineOfTarget("e", 0.5, None, by_type)])
-    assert list(table.columns[3].cells) == ["1.5, unknown", "1 … 4", "unknown"]
+    assert list(table.columns[3].cells) == ["1.5, –", "1 … 4", "–"]
