@@ -198,7 +198,7 @@ def _check_zeros_and_ones(where: str, values: Tensor) -> None:
         raise ValueError(
             f"{where}: expected True and False (or 1 and 0), got {int(others.sum())} other "
             f"numbers, such as {float(values[others][0]):.4g}; these are weights, which would be "
-            "lost: use them in a compute_loss of your own, with no mask or with values > 0 as the mask"
+            "lost: use them in a compute_loss of your own, with no mask or a mask of values > 0"
         )
 
 
