@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from metatensor.torch import Labels, TensorBlock, TensorMap, join
 from omegaconf import DictConfig, OmegaConf
 
-from ..reports import errors_table, print_tables
+from ..reports import errors_table, print_tables, print_text
 from ..settings import check_choice
 from ..tensors import block_with_samples, map_blocks
 from ..training import TargetScaler, TargetScalingMixin
@@ -69,7 +69,7 @@ def run(config: DictConfig) -> None:
     else:
         _predict(trainer, model, data, config.ckpt_path)
     if trainer.is_global_zero:
-        print(f"Results are in {HydraConfig.get().runtime.output_dir}")
+        print_text(f"Results are in {HydraConfig.get().runtime.output_dir}")
 
 
 def join_predictions(batches: Sequence[Mapping[str, TensorMap]]) -> dict[str, TensorMap]:

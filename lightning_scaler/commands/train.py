@@ -1,5 +1,6 @@
 """The command ``lightning-scaler-train``: train, test or predict, configured with Hydra."""
 
+import io
 import sys
 
 import hydra
@@ -18,6 +19,9 @@ def main() -> None:
     """Run the command with the arguments in ``sys.argv``; ``group=null`` leaves a group out."""
     arguments = [LEFT_OUT.get(argument, [argument]) for argument in sys.argv[1:]]
     sys.argv[1:] = [word for words in arguments for word in words]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # progress bars have characters of their own
+            stream.reconfigure(errors="replace")
     _run()
 
 

@@ -3,7 +3,7 @@
 Imports no other room: the caller passes the values.
 """
 
-from .printing import print_tables
+from .printing import print_tables, print_text
 from .tables import (
     BaselineOfTarget,
     ScalesOfTarget,
@@ -18,5 +18,6 @@ __all__ = [
     "baselines_table",
     "errors_table",
     "print_tables",
+    "print_text",
     "scales_table",
 ]

@@ -33,13 +33,22 @@ def print_tables(*tables: Table | None) -> None:
          charges  e     0.25
         <BLANKLINE>
     """
-    text = "".join(format_table(table) for table in tables if table is not None)
+    print_text("\n".join(format_table(table) for table in tables if table is not None))
+
+
+def print_text(text: str) -> None:
+    """Print text as :func:`print_tables` prints tables.
+
+    Args:
+        text: any text, without the last line break.
+    """
     stream = sys.stdout
     if stream is None:  # a process without a console
         return
     # OSError: a broken pipe, a full disk. ValueError: a closed stream.
     with contextlib.suppress(OSError, ValueError):
-        stream.write(replace_unencodable(text, getattr(stream, "encoding", None) or "utf-8"))
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        stream.write(replace_unencodable(f"{text}\n", encoding))
         stream.flush()
 
 
@@ -48,7 +57,7 @@ def format_table(table: Table) -> str:
     buffer = io.StringIO()
     console = Console(file=buffer, width=WIDTH, color_system=None, markup=False, emoji=False)
     console.print(table)
-    return "".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines())
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()).rstrip() + "\n"
 
 
 def replace_unencodable(text: str, encoding: str) -> str:

@@ -1,5 +1,6 @@
 """Overrides on the command line: null, chemical symbols."""
 
+import io
 import re
 import sys
 
@@ -75,3 +76,12 @@ def test_a_callback_without_a_class_is_refused(tmp_path):
     message = r"callbacks.stop: expected the class in _target_, got \['monitor'\]; .*stop=null"
     with pytest.raises(ValueError, match=message):
         run_here(tmp_path, *SHORT_TRAINING, "+callbacks.stop.monitor=val/loss")
+
+
+def test_characters_that_the_terminal_does_not_have_stop_no_command(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "argv", ["lightning-scaler-train", "+unit=eV/Å", "--cfg", "job"])
+    main()
+    stream.seek(0)
+    assert "unit: eV/?" in stream.read()
