@@ -81,7 +81,7 @@ def test_a_callback_without_a_class_is_refused(tmp_path):
 def test_characters_that_the_terminal_does_not_have_stop_no_command(monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stream)
-    monkeypatch.setattr(sys, "argv", ["lightning-scaler-train", "+unit=eV/Å", "--cfg", "job"])
+    monkeypatch.setattr(sys, "argv", ["lightning-scaler-train", "+unit='eV/Å'", "--cfg", "job"])
     main()
     stream.seek(0)
     assert "unit: eV/?" in stream.read()
