@@ -9,7 +9,8 @@ import torch
 
 from lightning_scaler import TargetScaler
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.slow
@@ -50,3 +51,17 @@ def test_every_setting_of_the_callback_is_documented():
             default = parameter.default
             default = f'"{default}"' if isinstance(default, str) else default
             assert f"| `{parameter.name}={default}` |" in README
+
+
+def test_the_oldest_version_of_every_dependency_is_the_one_required():
+    rows = re.findall(r"^\| ([\w-]+)(?: \([`\w, ]+\))? \| ([\d.]+) \| [\d.]+ \|$", README, re.M)
+    project = (ROOT / "pyproject.toml").read_text()
+    dependencies = re.search(r"^dependencies = \[\n(.*?)^\]", project, re.M | re.S)[1]
+    extras = "".join(re.findall(r"^(?:molecules|zbl|generate) = .*", project, re.M))
+    required = re.findall(r'"([\w-]+)>=([\d.]+)', dependencies + extras)
+    without_zeros = [
+        {name: re.sub(r"(\.0)+$", "", version) for name, version in versions}
+        for versions in (rows, required)
+    ]
+    assert len(without_zeros[1]) == 19
+    assert without_zeros[0] == without_zeros[1]
