@@ -50,7 +50,8 @@ class CompositionBaseline:
 
     Args:
         fixed: weights in the units of the data that replace fitted ones, for some targets and for
-            all types or some of them: ``{"energy": {1: -13.6, 8: -2041.8}}``.
+            all types (integers or chemical symbols) or some of them:
+            ``{"energy": {"H": -13.6, 8: -2041.8}}``.
         excluded: names of the targets without a baseline.
 
     Raises:
@@ -59,7 +60,7 @@ class CompositionBaseline:
             a target in both.
 
     Example:
-        >>> CompositionBaseline(fixed={"energy": {"1": -13.6}}).fixed
+        >>> CompositionBaseline(fixed={"energy": {"H": -13.6}}).fixed
         {'energy': {1: -13.6}}
     """
 

@@ -39,8 +39,8 @@ class TargetScaler(Callback):
         targets: names of the targets to fit, each of which must occur in the data; other
             TensorMaps are ignored. Default: all targets.
         fixed_scales: per-target scales to use instead of fitted ones, in the units of the data (per
-            atom for extensive targets): one number, or one per atomic type, as in
-            ``{"energy": 0.5, "forces": {1: 0.2, 8: 1.1}}``.
+            atom for extensive targets): one number, or one per atomic type (an integer or a
+            chemical symbol), as in ``{"energy": 0.5, "forces": {"H": 0.2, 8: 1.1}}``.
         intensive_targets: names of the per-structure targets that are not divided by the number of
             atoms.
         baseline: ``"composition"`` subtracts one contribution per atomic type, ``"none"`` subtracts
@@ -48,7 +48,7 @@ class TargetScaler(Callback):
             the composition is fitted; see :meth:`Scaler.set_additive` for what it must support.
             A mapping chooses for some targets, ``{"gap": "none"}``; all others have a composition.
         fixed_baseline: contributions per atomic type to use instead of fitted ones, in the units of
-            the data, for all types or some of them, as in ``{"energy": {1: -13.6}}``.
+            the data, for all types or some of them, as in ``{"energy": {"H": -13.6}}``.
         unseen_types: scale of atomic types that are not in the training data: ``"error"`` raises an
             error, ``"pooled"`` uses the RMS over all types, ``"identity"`` uses 1, and a baseline
             of 0.
