@@ -1,6 +1,6 @@
 """The state of a Scaler: what is saved, and the checks before it is used."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -11,6 +11,15 @@ from .target_scales import TargetScales
 
 # 2: with additive modules. 3: saved as one tensor.
 STATE_VERSION = 3
+
+# The fields of version 2 and, without the last two of a target, version 1. Fields that came later
+# take their defaults.
+_OLD_SETTINGS = ("system_labels", "unseen_types", "enabled", "baseline", "provisional")
+_OLD_FIELDS = (
+    *("layout", "extensive", "types", "per_target", "per_property", "fixed", "given_types"),
+    *("composition_types", "weights", "fixed_weights", "rms_before", "rms_after"),
+    *("additive", "explained"),
+)
 
 
 class ScalerState(NamedTuple):
@@ -62,19 +71,29 @@ def read_state(state: Any) -> ScalerState:
     state = state_to_cpu(state)
     complete = version == STATE_VERSION
     with state_of("settings"):
+        if not complete:
+            _check_fields(state["settings"], _OLD_SETTINGS)
         settings = from_state(Settings, state["settings"], complete)
     with state_of("targets"):
         saved_targets = from_state(dict[str, Any], state["targets"])
-    targets = {
-        name: TargetScales.from_state(name, saved, complete)
-        for name, saved in saved_targets.items()
-    }
+    targets = {}
+    for name, saved in saved_targets.items():
+        if not complete:
+            with state_of(f"target '{name}'"):
+                _check_fields(saved, _OLD_FIELDS[: len(_OLD_FIELDS) - 2 * (version == 1)])
+        targets[name] = TargetScales.from_state(name, saved, complete)
     additive = None
     if state.get("additive") is not None:
         with state_of("additive"):
             additive = FrozenModule.from_state(state["additive"])
     _check_consistent(ScalerState(targets, settings, additive))
     return ScalerState(targets, settings, additive)
+
+
+def _check_fields(state: Any, names: Iterable[str]) -> None:
+    missing = [name for name in names if not isinstance(state, Mapping) or name not in state]
+    if missing:
+        raise InvalidStateError(f"missing fields: {', '.join(missing)}")
 
 
 def _check_consistent(parts: ScalerState) -> None:

@@ -170,11 +170,15 @@ class TargetStatistics:
             state = {"gradients": {}, **state} if isinstance(state, dict) else state
             saved: _SavedStatistics = from_state(_SavedStatistics, state)
             layout = TargetLayout.from_state(name, saved.layout)
+            expected = [] if layout.sample_kind == "pair" else list(layout.blocks)
+            anything_read = bool(saved.blocks) or saved.types.numel() > 0
+            if anything_read and list(saved.blocks) != expected:
+                raise InvalidStateError(
+                    f"expected statistics of the blocks {expected}, got {list(saved.blocks)}"
+                )
             n_rows = saved.types.numel() if layout.sample_kind == "atom" else 1
             for key, block in saved.blocks.items():
                 with state_of(f"block {key}"):
-                    if key not in layout.blocks:
-                        raise InvalidStateError(f"expected one of {list(layout.blocks)}")
                     n_properties = layout.blocks[key].n_properties
                     sizes = {"n_types": n_rows, "n_properties": n_properties}
                     check_block(block, saved.types, sizes)

@@ -379,6 +379,8 @@ class _SavedLayout(NamedTuple):
 def _labels(saved: _SavedLabels) -> Labels:
     if saved.values.dtype not in (torch.int32, torch.int64):
         raise InvalidStateError(f"expected integer labels, got {saved.values.dtype}")
+    if not saved.names:
+        raise InvalidStateError("expected labels with names, got none")
     try:
         return Labels(list(saved.names), saved.values)
     except (RuntimeError, ValueError) as error:

@@ -162,8 +162,8 @@ def from_state(kind: Any, state: Any, complete: bool = True) -> Any:
             value = float(state) if type(state) is int else state
         else:
             value = from_state(arguments[0], state, complete)
-        if value is None:
-            return None
+            if value is None:
+                return None
         for check in arguments[1:]:
             for where, tensor in value.items() if isinstance(value, dict) else [("", value)]:
                 with state_of(f"{where}") if where else nullcontext():
