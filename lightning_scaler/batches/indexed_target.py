@@ -55,21 +55,38 @@ def index_targets(
     Raises:
         ValueError: for rows that are not in the batch, or labels that could mean two things.
     """
-    label_atoms, labelled, in_order = _find_labels(atoms, tensors)
-    if in_order is None:
-        n_atoms, n_all_atoms = label_atoms.n_atoms, label_atoms.types.numel()
-        found = blocks_in_batch_order(list(labelled.values()), n_atoms, n_all_atoms)
-        in_order = dict(zip(labelled, found, strict=True))
-    indexing = infer_system_indexing(label_atoms, labelled, in_order, system_labels, exact)
+    labels, in_order, indexing = _infer_indexing(atoms, tensors, system_labels, exact)
     device, indexed = atoms.types.device, {}
     for name, tensor in tensors.items():
         rows: list[Tensor] = []
         all_in_order = all(in_order[name]) and indexing.ids is None
         if not all_in_order and layouts[name].sample_kind != "pair":
-            blocks = labelled[name].blocks()
-            rows = [indexing.rows(name, block.samples, label_atoms).to(device) for block in blocks]
+            blocks = labels.tensors[name].blocks()
+            rows = [indexing.rows(name, block.samples, labels.atoms).to(device) for block in blocks]
         indexed[name] = IndexedTarget(tensor, rows, layouts[name])
     return indexing, indexed
+
+
+def infer_indexing(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> SystemIndexing:
+    """Decide what the ``system`` labels of targets mean, with the setting ``"auto"``.
+
+    Raises:
+        ValueError: for labels that could mean two things.
+    """
+    return _infer_indexing(atoms, tensors, "auto", exact=True)[2]
+
+
+def _infer_indexing(
+    atoms: Atoms, tensors: Mapping[str, TensorMap], system_labels: SystemLabels, exact: bool
+) -> "tuple[_Labelled, dict[str, list[bool]], SystemIndexing]":
+    labels = _find_labels(atoms, tensors)
+    label_atoms, labelled, in_order = labels
+    if in_order is None:
+        n_atoms, n_all_atoms = label_atoms.n_atoms, label_atoms.types.numel()
+        found = blocks_in_batch_order(list(labelled.values()), n_atoms, n_all_atoms)
+        in_order = dict(zip(labelled, found, strict=True))
+    indexing = infer_system_indexing(label_atoms, labelled, in_order, system_labels, exact)
+    return labels, in_order, indexing
 
 
 class IndexedBatch(NamedTuple):

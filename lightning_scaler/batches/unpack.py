@@ -2,12 +2,13 @@
 
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from metatensor.torch import TensorMap
 
 from ..tensors import is_tensormap, script_class_name
+from .joined import join_batches
 from .plain_values import BatchTargets, check_masks, find_plain_values
 from .systems import HasTypes, IdentifiedSystems
 
@@ -21,6 +22,19 @@ class Batch(NamedTuple):
     targets: Mapping[str, TensorMap]
     masks: Mapping[str, TensorMap]
 
+    def with_tensors_on_cpu(self) -> "Batch":
+        """The same batch with its targets and masks on the CPU."""
+        targets, masks = (
+            {
+                name: tensor.to(device="cpu") if is_tensormap(tensor) else tensor
+                for name, tensor in tensors.items()
+            }
+            for tensors in (self.targets, self.masks)
+        )
+        if isinstance(self.targets, BatchTargets):
+            targets = BatchTargets(targets, self.targets.plain_values)
+        return Batch(self.systems, targets, masks)
+
 
 def unpack(batch: Any) -> Batch:
     """Take a batch apart.
@@ -28,15 +42,19 @@ def unpack(batch: Any) -> Batch:
     Args:
         batch: a mapping or named tuple with ``system`` (a sequence of systems) and TensorMaps
             under their names, ``<target>_mask`` being masks, as ``metatensor.learn.DataLoader``
-            returns it, perhaps with a ``sample_id`` for every system; or a tuple
+            returns it, perhaps with a ``sample_id`` for every system; a tuple
             ``(systems, targets)`` or ``(systems, targets, extra)``, of which ``extra`` may hold
-            masks and a ``sample_id``.
+            masks and a ``sample_id``; or the batches of several loaders, in a mapping or a list,
+            which are joined.
 
     Raises:
         TypeError: for anything else, and for a mask that is not a TensorMap.
     """
     if isinstance(batch, tuple) and hasattr(batch, "_asdict"):
         batch = batch._asdict()
+    parts = _batches_of_loaders(batch)
+    if parts:
+        return _join([unpack(part) for part in parts])
     extra: Mapping[Any, Any] = {}
     if isinstance(batch, Mapping):
         if "system" not in batch:
@@ -96,6 +114,38 @@ def check_unpacked(where: str, unpacked: Any) -> Batch:
                 f"{_types([part])}"
             )
     return Batch(systems, targets, masks)
+
+
+def _join(batches: list[Batch]) -> Batch:
+    systems, targets, masks = join_batches(batches)
+    plain_values: dict[str, str] = {}
+    for batch in batches:
+        plain_values |= cast(BatchTargets, batch.targets).plain_values
+    return Batch(systems, BatchTargets(targets, plain_values), masks)
+
+
+def _batches_of_loaders(batch: Any) -> list[Any]:
+    """The batches of several loaders; empty for any other batch, and for one that has ended."""
+    parts: list[Any] = []
+    if isinstance(batch, Mapping) and "system" not in batch:
+        parts = list(batch.values())
+    elif isinstance(batch, list) or (isinstance(batch, tuple) and not hasattr(batch, "_fields")):
+        parts = list(batch)
+    parts = [part for part in parts if part is not None]
+    return parts if all(map(_is_batch, parts)) else []
+
+
+def _is_batch(part: Any) -> bool:
+    if isinstance(part, Mapping):
+        return "system" in part
+    if isinstance(part, tuple) and hasattr(part, "_fields"):
+        return "system" in part._fields
+    return (
+        isinstance(part, (tuple, list))
+        and len(part) in (2, 3)
+        and isinstance(part[0], (tuple, list))
+        and all(isinstance(other, Mapping) for other in part[1:])
+    )
 
 
 def _check_systems(systems: Any, where: str = "") -> None:

@@ -1,7 +1,7 @@
 """The single pass over the training data inside a Trainer, shared by all processes."""
 
 import warnings
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -10,13 +10,16 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from tqdm.auto import tqdm
 
-from ..batches import check_unpacked
+from ..batches import Batch, check_unpacked
 from ..scaling import ScaleAccumulator, Scaler, describe_force_targets
 from ..tensors import TargetLayout, flatten_state, unflatten_state
+from .batch_hooks import BatchHooks, scaler_in_use
 from .fit_decision import FitDecision
 from .mixin import TargetScalingMixin
+from .pass_loaders import Limits, Stream, length, pass_loaders, training_batches
 from .processes import FitProcesses, ProcessesDisagreeError
-from .samplers import flattened, preserve_global_rng, preserve_rng, shard_loaders
+from .random_states import preserve_rng
+from .training_loader import TrainingLoader
 
 # A shorter pass shows no progress bar.
 SECONDS_WITHOUT_PROGRESS = 3.0
@@ -42,13 +45,15 @@ def fit_scales(
     request, settings = decision.request, decision.request.settings
     fixed_scales = decision.fixed_scales()
     accumulator = decision.accumulator(module.scaler, module.device)
+    loader = TrainingLoader(trainer, processes)
     if fixed_scales and decision.targets is not None:
         # One batch shows the layouts, and no more is needed if all scales and baselines are fixed.
-        read_training_data(trainer, module, accumulator, processes, limit_batches=1)
+        read_training_data(trainer, module, accumulator, processes, loader, limit_batches=1)
     no_pass = accumulator.all_fixed(fixed_scales)
     if not no_pass:
         accumulator = accumulator.fresh()
-        read_training_data(trainer, module, accumulator, processes, request.limit_batches)
+        read_training_data(trainer, module, accumulator, processes, loader, request.limit_batches)
+    loader.restart_streams()
     unseen_types = settings.unseen_types
     if is_dev_run(trainer):
         unseen_types = "pooled"
@@ -79,6 +84,7 @@ def read_training_data(
     module: TargetScalingMixin,
     accumulator: ScaleAccumulator,
     processes: FitProcesses,
+    loader: TrainingLoader,
     limit_batches: int | None = None,
 ) -> None:
     """Add all training data to an accumulator, each sample once over all processes.
@@ -93,40 +99,60 @@ def read_training_data(
         accumulator: empty accumulator; afterwards it holds the data of all processes, and is the
             same on each of them.
         processes: processes of the fit.
+        loader: loader of training.
         limit_batches: maximum number of batches of each loader, counted over all processes.
 
     Raises:
         RuntimeError: on every process, if one of them fails or the layouts of targets differ.
+        ValueError: without any batch, or if none would be left for training.
     """
     single = processes.world_size == 1
     local = accumulator if single else accumulator.fresh()
-    with preserve_global_rng():
-        loaders = _loaders(trainer)
-    n_overfit = _overfit_batches(trainer, loaders)
-    limit_batches = _fast_dev_run_batches(trainer) or n_overfit or limit_batches
-    with preserve_rng(loaders), torch.no_grad():
-        shards = shard_loaders(
-            loaders, processes, limit_batches, first_batches=n_overfit is not None
-        )
-        for batch in _with_progress(trainer, shards):
-            where = f"{type(module).__name__}.unpack_batch"
-            local.update(*check_unpacked(where, module.unpack_batch(batch)))
-            processes.check_for_failure()
+    limits = _limits(trainer, loader, limit_batches)
+    n_batches, hooks = 0, BatchHooks(trainer, module)
+    with preserve_rng(loader.flattened), torch.no_grad():
+        loader.restore_states()
+        loaders = pass_loaders(loader.combined, processes, limits, loader.injected)
+        with scaler_in_use(module):
+            for batch in _with_progress(trainer, training_batches(loaders), length(loaders)):
+                n_batches += 1
+                local.update(*_unpack(module, hooks, batch))
+                processes.check_for_failure()
+        for one in loaders.flattened:
+            if isinstance(one, Stream):
+                one.check_readable_again()
     if not single:
-        _merge_all(local, accumulator, processes)
+        n_batches = _merge_all(local, n_batches, accumulator, processes)
+    if not n_batches:
+        raise ProcessesDisagreeError(
+            "fitting the target scales: the training loader gave no batch"
+            f"{'' if single else ' on any process'}; check that train_dataloader() has data"
+        )
+
+
+def _unpack(module: TargetScalingMixin, hooks: BatchHooks, batch: Any) -> Batch:
+    """Systems, targets and masks of a batch after the hooks, the TensorMaps on the CPU."""
+    where = f"{type(module).__name__}.unpack_batch"
+    unpacked = check_unpacked(where, module.unpack_batch(hooks(batch)))
+    return unpacked.with_tensors_on_cpu() if hooks.moves else unpacked
 
 
 def _merge_all(
-    local: ScaleAccumulator, accumulator: ScaleAccumulator, processes: FitProcesses
-) -> None:
-    """Merge the data of all processes into the accumulator, in rank order."""
+    local: ScaleAccumulator, n_batches: int, accumulator: ScaleAccumulator, processes: FitProcesses
+) -> int:
+    """Merge the data of all processes into the accumulator, in rank order.
+
+    Returns:
+        The number of batches of all processes.
+    """
     structure, values = flatten_state(local.state())
-    gathered = processes.gather_objects((structure, values.numel()))
-    structures, lengths = [list(parts) for parts in zip(*gathered, strict=True)]
+    gathered = processes.gather_objects((structure, values.numel(), n_batches))
+    structures, lengths, numbers = [list(parts) for parts in zip(*gathered, strict=True)]
     _check_compatible(structures)
     values_by_rank = processes.gather_values(values, lengths)
     for structure, values in zip(structures, values_by_rank, strict=True):
         accumulator.merge_state(unflatten_state(structure, values))
+    return sum(numbers)
 
 
 def _check_compatible(structures: list[Any]) -> None:
@@ -156,31 +182,26 @@ def _check_compatible(structures: list[Any]) -> None:
         )
 
 
-def _loaders(trainer: Trainer) -> Any:
-    # Loaders passed to fit() are not public before the fit loop has set them up.
-    return trainer.fit_loop._data_source.dataloader()
+def _limits(trainer: Trainer, loader: TrainingLoader, limit_batches: int | None) -> Limits:
+    dev_run_batches = int(trainer.fast_dev_run)  # type: ignore[attr-defined]
+    if dev_run_batches:
+        return Limits(spread=dev_run_batches)
+    if trainer.overfit_batches:  # type: ignore[attr-defined]
+        return Limits(first=int(loader.max_batches))
+    if limit_batches is not None:
+        return Limits(spread=limit_batches)
+    usable = []
+    limit_train_batches = trainer.limit_train_batches
+    if isinstance(limit_train_batches, int) and limit_train_batches:
+        usable.append(limit_train_batches)
+    if trainer.max_steps != -1:
+        usable.append(trainer.max_steps * trainer.accumulate_grad_batches)
+    return Limits(largest=min(usable, default=None))
 
 
-def _fast_dev_run_batches(trainer: Trainer) -> int | None:
-    return int(trainer.fast_dev_run) or None  # type: ignore[attr-defined]
-
-
-def _overfit_batches(trainer: Trainer, loaders: Any) -> int | None:
-    """The number of batches to overfit, over all processes; ``None`` if there is no such limit."""
-    batches: int | float = trainer.overfit_batches  # type: ignore[attr-defined]
-    if not batches:
-        return None
-    if isinstance(batches, int):
-        return batches * trainer.world_size
-    return int(batches * max(len(loader) for loader in flattened(loaders))) or None
-
-
-def _with_progress(trainer: Trainer, shards: list[Iterable[Any]]) -> Iterable[Any]:
-    """All batches of some loaders, with a progress bar where the Trainer shows one."""
-    sized = [len(shard) for shard in shards if isinstance(shard, Sized)]
-    total = sum(sized) if len(sized) == len(shards) else None
+def _with_progress(trainer: Trainer, batches: Iterable[Any], total: int | None) -> Iterable[Any]:
+    """The batches, with a progress bar where the Trainer shows one."""
     hidden = trainer.progress_bar_callback is None or not trainer.is_global_zero
-    batches = (batch for shard in shards for batch in shard)
     yield from tqdm(
         batches,
         "Fitting target scales",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 
 from ..baselines import CompositionBaseline, FrozenModule, class_name
 from ..scaling import ScaleAccumulator, Scaler
@@ -116,6 +117,14 @@ class FitDecision:
             request.settings.system_labels,
             additive and additive.to(device),
         )
+
+
+def restores_later(trainer: Trainer) -> bool:
+    """Whether a checkpoint is restored, in whole or in part, after ``on_fit_start``.
+
+    Some strategies restore the weights then; the state of loops and loaders always comes later.
+    """
+    return trainer.strategy.restore_checkpoint_after_setup or trainer.ckpt_path is not None
 
 
 def decide_fit(request: FitRequest, scaler: Scaler, is_dev_run: bool) -> FitDecision:

@@ -35,9 +35,11 @@ from ..scaling import (
     term_name,
     values_in_physical_units,
 )
+from .fit_decision import restores_later
 from .loss import LossTerms, balanced_terms, warn_of_unknown_mean_squares, zero_loss
 from .metric_logging import LoggedMetrics, metric_scopes
-from .samplers import drop_systems, flattened, padded_positions
+from .padding import drop_systems, padded_positions
+from .training_loader import flat_loaders
 
 # The mixin calls methods of LightningModule, but must come before it among the bases.
 if TYPE_CHECKING:
@@ -104,10 +106,9 @@ class TargetScalingMixin(_Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse the wrong order of bases, with which Lightning would not find these steps."""
         super().__init_subclass__(**kwargs)
-        order = cls.__mro__
-        if LightningModule in order and order.index(LightningModule) < order.index(
-            TargetScalingMixin
-        ):
+        bases = [base.__name__ for base in cls.__mro__]
+        # Two distributions of Lightning have a LightningModule.
+        if "LightningModule" in bases[: bases.index("TargetScalingMixin")]:
             raise TypeError(
                 f"class {cls.__name__}: expected TargetScalingMixin before LightningModule among "
                 f"the bases, got ({', '.join(base.__name__ for base in cls.__bases__)}); write "
@@ -263,7 +264,7 @@ class TargetScalingMixin(_Module):
     def on_fit_start(self) -> None:
         """Called when fit begins, after the callbacks. Raises an error if there are no scales."""
         super().on_fit_start()
-        if not self.trainer.strategy.restore_checkpoint_after_setup:
+        if not restores_later(self.trainer):
             self._check_scales()
 
     @override
@@ -420,7 +421,7 @@ class TargetScalingMixin(_Module):
         if stage == "train" or not self._has_trainer() or self.trainer.world_size == 1:
             return []
         # Trainer.val_dataloaders may be those of an earlier fit.
-        loaders = flattened(self.trainer._evaluation_loop._combined_loader)
+        loaders = flat_loaders(self.trainer._evaluation_loop._combined_loader)
         return padded_positions(loaders[dataloader_idx], self._scaling_batch_idx, n_systems)
 
     def _has_trainer(self) -> bool:

@@ -2,29 +2,37 @@
 
 import inspect
 from collections.abc import Iterable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from ..baselines import BaselineSetting, FrozenModule, class_name, parse_baseline
-from ..reports import print_tables
-from ..scaling import ScaleAccumulator, Scaler
+from ..scaling import ScaleAccumulator
 from ..settings import (
     Numbers,
     Settings,
     SystemLabels,
     UnseenTypes,
-    check_choice,
     parse_fixed_scales,
 )
 from ..tensors import digest
+from .checks import (
+    check_alone,
+    check_arguments,
+    check_fitted,
+    check_module,
+    name_of_tuner,
+    raise_for_tuner,
+)
 from .data_pass import fit_scales, is_dev_run
-from .fit_decision import FitRequest, decide_fit
+from .fit_decision import FitRequest, decide_fit, restores_later
+from .fit_report import print_fit, report_kept_scales
 from .loss_settings import check_loss_settings, store_loss_settings
 from .mixin import TargetScalingMixin
 from .processes import FitProcesses, fit_processes
+from .random_states import RandomStates, preserve_rng
 
 
 class TargetScaler(Callback):
@@ -95,9 +103,7 @@ class TargetScaler(Callback):
         balance_loss: bool | None = None,
     ) -> None:
         super().__init__()
-        check_choice("unseen_types", unseen_types, UnseenTypes)
-        if limit_batches is not None and limit_batches < 1:
-            raise ValueError(f"limit_batches: expected at least 1 batch, got {limit_batches}")
+        check_arguments(unseen_types, limit_batches, enabled=enabled, refit=refit)
         self.enabled = enabled
         self.fixed_scales = parse_fixed_scales(fixed_scales)
         self._baseline_setting = baseline
@@ -112,6 +118,8 @@ class TargetScaler(Callback):
         self.loss_weights = check_loss_settings(loss_weights, balance_loss, self.targets)
         self.balance_loss = balance_loss
         self._fit_done = False
+        self._scales_kept = False
+        self._states_at_train_start: RandomStates | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -120,47 +128,75 @@ class TargetScaler(Callback):
         Checks the module, gives its scaler the additive module, and moves this callback before
         those that train in their own ``on_fit_start``.
         """
-        if not isinstance(pl_module, TargetScalingMixin):
-            raise TypeError(
-                "TargetScaler: expected a module with the TargetScalingMixin, got "
-                f"{type(pl_module).__name__}; write class {type(pl_module).__name__}"
-                "(TargetScalingMixin, LightningModule)"
-            )
-        if not isinstance(pl_module.scaler, Scaler):
-            raise TypeError(
-                f"TargetScaler: expected {type(pl_module).__name__}.scaler to be the Scaler of the "
-                f"TargetScalingMixin, got {type(pl_module.scaler).__name__}; rename your own "
-                "attribute"
-            )
-        scaler = pl_module.scaler
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        check_alone(self, callbacks)
+        scaler = check_module(pl_module)
         needed = scaler.additive is not None and scaler.additive.needs_module(self.additive)
         if self.additive is not None and needed:
             scaler.set_additive(self.additive)
         elif self.additive is not None and not scaler.fitted:
             # The weights may come from a checkpoint.
             scaler.additive = FrozenModule(self.additive)
-        self._fit_done = False
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        self._fit_done = self._scales_kept = False
         callbacks.insert(0, callbacks.pop(callbacks.index(self)))
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when fit begins. Fits the scales, unless a checkpoint is restored later."""
-        if not trainer.strategy.restore_checkpoint_after_setup:
+        tuner = name_of_tuner(trainer)
+        if not restores_later(trainer):
+            states = RandomStates()
             self._fit_if_needed(trainer, pl_module)
+            if tuner == "LearningRateFinder" and not self._scales_kept:
+                # It undoes its random draws; without this callback, those for the loader too.
+                self._states_at_train_start = states
+        elif tuner and not check_module(pl_module).fitted:
+            raise_for_tuner(trainer, tuner)
 
     @override
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when the sanity check begins. Fits the scales if ``on_fit_start`` was too early.
 
-        Strategies such as ``ModelParallelStrategy`` restore checkpoints after ``on_fit_start``.
+        With a checkpoint, the state of the training is restored after ``on_fit_start``.
         """
-        self._fit_if_needed(trainer, pl_module)
+        if not self._fit_done:
+            self._fit_if_needed(trainer, pl_module)
+            # Lightning undoes what random numbers are drawn in the sanity check.
+            self._states_at_train_start = RandomStates()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when training begins. Fits the scales if there was no sanity check either."""
         self._fit_if_needed(trainer, pl_module)
+        if self._states_at_train_start is not None:
+            self._states_at_train_start.restore()
+            self._states_at_train_start = None
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Called before every training batch. Reports on the first one if scales were kept."""
+        if self._scales_kept:
+            self._scales_kept = False
+            if trainer.is_global_zero:
+                with preserve_rng([]):
+                    report_kept_scales(cast(TargetScalingMixin, pl_module), batch)
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called when a validation begins. Raises an error if there are no scales."""
+        check_fitted(trainer, pl_module)
+
+    @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called when the test begins. Raises an error if there are no scales."""
+        check_fitted(trainer, pl_module)
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called when predict begins. Raises an error if there are no scales."""
+        check_fitted(trainer, pl_module)
 
     def __repr__(self) -> str:
         values = {
@@ -191,22 +227,23 @@ class TargetScaler(Callback):
         self._fit_done = True
         module = cast(TargetScalingMixin, pl_module)
         with fit_processes(trainer) as processes:
-            restored = module.scaler.settings if not self.refit else None
+            stored = None if self.refit or not module.scaler.fitted else module.scaler.settings
             fitted = self._fit_missing(trainer, module, processes)
-            store_loss_settings(module.scaler, restored, self.loss_weights, self.balance_loss)
+            store_loss_settings(module.scaler, stored, self.loss_weights, self.balance_loss)
             if processes.world_size > 1:
                 processes.check_equal(
                     {"hash of the scales": digest(module.scaler.state())},
                     "give all processes the same checkpoint or Scaler, and the same versions of "
                     "the packages",
                 )
-        if fitted and trainer.is_global_zero and trainer.progress_bar_callback is not None:
-            print_tables(module.scaler.table(), module.scaler.baselines_table())
+        self._scales_kept = fitted is None
+        if fitted is not None and trainer.is_global_zero:
+            print_fit(module.scaler, kept=module.scaler.targets.keys() - fitted)
 
     def _fit_missing(
         self, trainer: Trainer, module: TargetScalingMixin, processes: FitProcesses
-    ) -> bool:
-        """Fit the scales that the module does not have; return whether there were any."""
+    ) -> set[str] | None:
+        """Fit the scales that the module does not have; return their names, if there are any."""
         scaler, request = module.scaler, self._request()
         decision = decide_fit(request, scaler, is_dev_run(trainer))
         to_fit = decision.targets if decision.targets is not None else "all targets"
@@ -218,12 +255,12 @@ class TargetScaler(Callback):
             "give all processes the same settings, and the same checkpoint or Scaler",
         )
         if not decision.fit_needed:
-            return False
+            return None
         fitted = fit_scales(trainer, module, decision, processes)
         if not decision.keep_existing:
             scaler.targets = {}
         scaler.update(fitted)
-        return True
+        return set(fitted.targets)
 
     def _request(self) -> FitRequest:
         settings = Settings(

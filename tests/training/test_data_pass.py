@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from builders import mask_of
+from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback, LearningRateFinder
 from lightning.pytorch.tuner import Tuner
 from small_training import (
@@ -65,7 +66,6 @@ def fit(trainer, net, data):
 
 CASES = {
     "fit twice": (twice, []),
-    "callback twice": (fit, [scaler_callback]),
     "Tuner.scale_batch_size": (batch_size, []),
     "LearningRateFinder": (
         fit,
@@ -103,7 +103,7 @@ def test_workers_of_the_data_pass_have_ended_when_training_begins(tmp_path):
     assert alive == [before]
 
 
-def test_the_data_pass_restores_all_global_random_states(tmp_path):
+def test_training_starts_with_the_random_states_of_a_run_without_a_data_pass(tmp_path):
     """With a dataset that draws from all global generators, as augmentations do."""
 
     class Drawing(SmallDataset):
@@ -111,24 +111,22 @@ def test_the_data_pass_restores_all_global_random_states(tmp_path):
             random.random(), np.random.rand(), torch.rand(1)
             return super().__getitem__(index)
 
-    def states():
-        numpy_state = np.random.get_state()[1].tolist()
-        return random.getstate(), numpy_state, torch.get_rng_state().tolist()
+    class Spy(Callback):
+        def on_train_start(self, trainer, pl_module):
+            numpy_state = np.random.get_state()[1].tolist()
+            self.states = random.getstate(), numpy_state, torch.get_rng_state().tolist()
 
-    seen = []
-
-    class Spy(TargetScaler):
-        def on_fit_start(self, trainer, pl_module):
-            seen.append(states())
-            super().on_fit_start(trainer, pl_module)
-            seen.append(states())
-
-    data, net = SmallData(), SmallNet()
-    data.train.__class__ = Drawing
-    callbacks = [Spy(intensive_targets=["dipole", "polarizability"])]
-    quiet_trainer(tmp_path, callbacks=callbacks, max_epochs=0, limit_val_batches=0).fit(net, data)
-    assert len(data.train.reads) == 22
-    assert seen[0] == seen[1]
+    net, states = SmallNet(), []
+    for reads in (22, 0):
+        seed_everything(1)
+        data, spy = SmallData(), Spy()
+        data.train.__class__ = Drawing
+        callbacks = [spy, scaler_callback()]
+        trainer = quiet_trainer(tmp_path, callbacks=callbacks, limit_val_batches=0)
+        trainer.fit(net, data)
+        assert len(data.train.reads) == reads + 22
+        states.append(spy.states)
+    assert states[0] == states[1]
 
 
 def test_fixed_scales_equal_to_fitted_ones_give_the_same_losses(tmp_path):
@@ -353,30 +351,3 @@ def test_limit_batches_does_not_count_under_overfit_batches_and_fast_dev_run(
     callback = scaler_callback(unseen_types="pooled", limit_batches=1)
     quiet_trainer(tmp_path, callbacks=[callback], limit_val_batches=0, **options).fit(net, data)
     assert len(data.train.reads) == 2 * 4 * n_batches  # the pass, and the steps
-
-
-class Splitting(SmallData):
-    """Draws its training set whenever it is asked for a loader."""
-
-    def train_dataloader(self):
-        torch.rand(3)
-        return super().train_dataloader()
-
-
-class StateAtTheStart(Callback):
-    def on_fit_start(self, trainer, pl_module):
-        self.state = torch.get_rng_state()
-
-
-def test_random_numbers_drawn_for_the_loader_of_the_data_pass_are_drawn_again(tmp_path):
-    """The first fit has a data pass, the second one does not."""
-    net, states = SmallNet(), []
-    for reads in (22, 0):
-        recorder, data = StateAtTheStart(), Splitting()
-        callbacks = [recorder, scaler_callback()]
-        trainer = quiet_trainer(tmp_path, callbacks=callbacks, max_epochs=0)
-        torch.manual_seed(0)
-        trainer.fit(net, data)
-        assert len(data.train.reads) == reads
-        states.append(recorder.state)
-    assert torch.equal(*states)

@@ -1,0 +1,99 @@
+"""The batches of several loaders joined into one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import metatensor.torch as mts
+import torch
+from metatensor.torch import Labels, TensorBlock, TensorMap
+
+from ..tensors import block_with_samples, map_blocks
+from .atoms import read_atoms
+from .indexed_target import infer_indexing, relabel_by_position
+from .systems import HasTypes, IdentifiedSystems
+
+Tensors = dict[str, TensorMap]
+Part = tuple[Sequence[HasTypes], Tensors, Tensors]
+
+
+def join_batches(parts: Sequence[Part]) -> Part:
+    """Join the systems of some batches, and the rows of targets that several of them have.
+
+    Systems of a batch without a target have no rows in it.
+
+    Args:
+        parts: systems, targets and masks of each batch, at least one.
+
+    Returns:
+        Systems, targets and masks; ``system`` labels are positions in the joined batch.
+
+    Raises:
+        ValueError: if ``system`` labels could mean two things.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    all_systems: list[Any] = []
+    targets: dict[str, list[TensorMap]] = {}
+    masks: dict[str, list[TensorMap]] = {}
+    masked = {name for _, _, its_masks in parts for name in its_masks}
+    for systems, its_targets, its_masks in parts:
+        shift, atoms = len(all_systems), read_atoms(systems)
+        indexing = infer_indexing(atoms, its_targets) if its_targets else None
+        for joined, tensors in ((targets, its_targets), (masks, its_masks)):
+            for name, tensor in tensors.items():
+                if indexing is not None:
+                    tensor = relabel_by_position(name, tensor, indexing, atoms)
+                joined.setdefault(name, []).append(_shifted(tensor, shift))
+        for name in masked & its_targets.keys() - its_masks.keys():
+            masks.setdefault(name, []).append(_nothing_masked(targets[name][-1]))
+        all_systems += systems
+    return (
+        IdentifiedSystems(all_systems, range(len(all_systems))),
+        {name: _join(tensors) for name, tensors in targets.items()},
+        {name: _join(tensors) for name, tensors in masks.items()},
+    )
+
+
+def _join(tensors: list[TensorMap]) -> TensorMap:
+    if len(tensors) == 1:
+        return tensors[0]
+    return mts.join(tensors, "samples", different_keys="union")
+
+
+def _shifted(tensor: TensorMap, shift: int) -> TensorMap:
+    """The same target with ``system`` labels that are larger by ``shift``."""
+    if not shift:
+        return tensor
+
+    def shifted(_index: int, _keys: Labels, block: TensorBlock) -> TensorBlock:
+        gradients, samples = {}, {}
+        for parameter in block.gradients_list():
+            gradient = block.gradient(parameter)
+            gradients[parameter] = gradient.values
+            samples[parameter] = _shifted_labels(gradient.samples, shift)
+        rows = _shifted_labels(block.samples, shift)
+        return block_with_samples(block, block.values, rows, gradients, samples)
+
+    return map_blocks(tensor, shifted)
+
+
+def _shifted_labels(labels: Labels, shift: int) -> Labels:
+    if "system" not in labels.names:
+        return labels
+    values = labels.values.clone()
+    values[:, labels.names.index("system")] += shift
+    return Labels(labels.names, values)
+
+
+def _nothing_masked(target: TensorMap) -> TensorMap:
+    """A mask that keeps all values of a target."""
+    blocks = [
+        TensorBlock(
+            torch.ones_like(block.values, dtype=torch.bool),
+            block.samples,
+            block.components,
+            block.properties,
+        )
+        for block in target.blocks()
+    ]
+    return TensorMap(target.keys, blocks)

@@ -1,0 +1,133 @@
+"""What TargetScaler refuses: arguments, modules, trainers and stages that it cannot serve."""
+
+import inspect
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ..scaling import Scaler
+from ..settings import UnseenTypes, check_choice
+from .mixin import TargetScalingMixin
+
+# Callbacks that train in their own `on_fit_start`.
+TUNERS = ("LearningRateFinder", "BatchSizeFinder")
+
+
+def check_arguments(
+    baseline: Any,
+    fixed_baseline: Any,
+    unseen_types: Any,
+    limit_batches: Any,
+    **flags: Any,
+) -> None:
+    """Check the arguments of the callback.
+
+    Args:
+        baseline: ``"composition"``, ``"none"`` or a module.
+        fixed_baseline: fixed contributions, if there are any.
+        unseen_types: scale of atomic types that are not in the data.
+        limit_batches: maximum number of batches.
+        **flags: arguments that are ``True`` or ``False``.
+
+    Raises:
+        TypeError: for a value of another type.
+        ValueError: for an unknown value, or values that contradict each other.
+    """
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}: expected True or False, got {value!r}")
+    if isinstance(baseline, type):
+        raise TypeError(
+            "baseline: expected 'composition', 'none' or a module, got the class "
+            f"{baseline.__name__}; write {baseline.__name__}()"
+        )
+    if not isinstance(baseline, torch.nn.Module):
+        check_choice("baseline", baseline, Literal["composition", "none"])
+    check_choice("unseen_types", unseen_types, UnseenTypes)
+    if isinstance(baseline, str) and baseline == "none" and fixed_baseline:
+        raise ValueError(
+            "baseline='none' and fixed_baseline contradict each other; leave out one of them"
+        )
+    if limit_batches is None:
+        return
+    if isinstance(limit_batches, bool) or not isinstance(limit_batches, int):
+        raise TypeError(
+            f"limit_batches: expected a number of batches, or None for all, got {limit_batches!r}"
+        )
+    if limit_batches < 1:
+        raise ValueError(f"limit_batches: expected at least 1 batch, got {limit_batches}")
+
+
+def check_module(module: LightningModule) -> Scaler:
+    """Check that a module has the mixin, and return its scaler.
+
+    Raises:
+        TypeError: for another module, or a ``scaler`` of another type.
+    """
+    name = type(module).__name__
+    if not isinstance(module, TargetScalingMixin):
+        raise TypeError(
+            f"TargetScaler: expected a module with the TargetScalingMixin, got {name}; write "
+            f"class {name}(TargetScalingMixin, LightningModule)"
+        )
+    scaler: object = module.scaler
+    if not isinstance(scaler, Scaler):
+        raise TypeError(
+            f"TargetScaler: expected {name}.scaler to be the Scaler of the TargetScalingMixin, "
+            f"got {type(scaler).__name__}; rename your own attribute"
+        )
+    return scaler
+
+
+def check_alone(callback: Callback, callbacks: list[Any]) -> None:
+    """Check that a trainer has one callback of this class.
+
+    Raises:
+        ValueError: if there are several, with the settings of each.
+    """
+    found = [repr(other) for other in callbacks if _is_a(other, "TargetScaler")]
+    if len(found) > 1:
+        raise ValueError(
+            f"expected one TargetScaler among the callbacks of the Trainer, got {len(found)}: "
+            f"{'; '.join(found)}; put all settings into one of them"
+        )
+
+
+def check_no_tuner(trainer: Trainer) -> None:
+    """Check that nothing trains before the scales are known.
+
+    Raises:
+        RuntimeError: naming the callback that would.
+    """
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    tuners = [type(callback).__name__ for callback in callbacks if _is_a(callback, *TUNERS)]
+    if tuners:
+        where = f"the checkpoint {str(trainer.ckpt_path)!r}" if trainer.ckpt_path else "the module"
+        raise RuntimeError(
+            f"{tuners[0]} trains before the target scales are fitted, because {where} has none and "
+            "they are fitted after the state of the training has been restored; use the tuner in "
+            "a fit without ckpt_path, or a checkpoint with scales"
+        )
+
+
+def check_fitted(trainer: Trainer, module: LightningModule) -> None:
+    """Check that a module has scales before it is evaluated.
+
+    Raises:
+        RuntimeError: naming what to do.
+    """
+    if not check_module(module).fitted:
+        stage = trainer.state.fn.value if trainer.state.fn else "validate"
+        name = type(module).__name__
+        raise RuntimeError(
+            f"trainer.{stage}: {name} has no target scales yet, and TargetScaler fits them in "
+            f"trainer.fit; call trainer.fit first, give ckpt_path=..., or load "
+            f"{name}.load_from_checkpoint(...)"
+        )
+
+
+def _is_a(callback: Any, *names: str) -> bool:
+    """Whether a callback, or a class in its place, has a class of one of these names."""
+    bases = inspect.getmro(callback if isinstance(callback, type) else type(callback))
+    return any(base.__name__ in names for base in bases)

@@ -1,0 +1,89 @@
+"""What the user is told about the scales at the start of training."""
+
+import warnings
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from metatensor.torch import TensorMap
+from rich.console import Console
+
+from ..scaling import Scaler, targets_to_loss
+from .mixin import TargetScalingMixin
+
+# Scales that were fitted to other data may be far from 1.
+LARGEST_RMS = 10.0
+SMALLEST_RMS = 0.1
+
+
+def print_fit(scaler: Scaler, kept: set[str]) -> None:
+    """Print the tables of scales and baselines after a fit.
+
+    Args:
+        scaler: scaler of the module.
+        kept: names of the targets whose scales were kept.
+    """
+    fitted = ", ".join(sorted(scaler.targets.keys() - kept))
+    line = f"Target scales fitted to the training data: {fitted}"
+    if kept:
+        line += f"; kept from before: {', '.join(sorted(kept))}"
+    console = Console()
+    for part in (line, scaler.table(), scaler.baselines_table()):
+        if part is not None:
+            console.print(part)
+
+
+def report_kept_scales(module: TargetScalingMixin, batch: Any) -> None:
+    """Say that scales were kept, and how they suit the first batch of training.
+
+    Warns of targets whose RMS in loss space is far from 1, unless their scale is fixed.
+
+    Args:
+        module: module with scales.
+        batch: first batch of training, as ``training_step`` receives it.
+    """
+    scaler = module.scaler
+    try:
+        rms = rms_in_loss_space(module, batch)
+    except Exception:
+        # The step will say what is wrong with the batch.
+        rms = {}
+    values = ", ".join(f"{name} {value:.3g}" for name, value in rms.items())
+    rank_zero_info(
+        "TargetScaler: the scales that the module already had (from a checkpoint or an earlier fit)"
+        " are kept, without a data pass"
+        + (f". RMS of the first training batch in loss space: {values}" if values else "")
+    )
+    if not scaler.settings.enabled:
+        return
+    far = {
+        name: value
+        for name, value in rms.items()
+        if scaler.targets[name].fixed is None
+        and value > 0.0
+        and not SMALLEST_RMS <= value <= LARGEST_RMS
+    }
+    if far:
+        described = ", ".join(f"{value:.3g} for '{name}'" for name, value in far.items())
+        warnings.warn(
+            "the target scales that were kept may not suit these data: the RMS of the first "
+            f"training batch in loss space is {described}, where about 1 is expected; if data or "
+            "units have changed, fit new scales with TargetScaler(refit=True)",
+            stacklevel=2,
+        )
+
+
+def rms_in_loss_space(module: TargetScalingMixin, batch: Any) -> dict[str, float]:
+    """The RMS of all values of each target with scales, missing ones left out."""
+    scaler = module.scaler
+    systems, targets, masks = module.unpack_batch(batch)
+    known = {name: tensor for name, tensor in targets.items() if name in scaler.targets}
+    in_loss = targets_to_loss(scaler, systems, known, masks)
+    rms = {name: _rms(tensor) for name, tensor in in_loss.items()}
+    return {name: value for name, value in rms.items() if value is not None}
+
+
+def _rms(tensor: TensorMap) -> float | None:
+    blocks = [block.values.detach().double().cpu() for block in tensor.blocks()]
+    values = torch.cat([v[~v.isnan()] for v in blocks]) if blocks else torch.empty(0)
+    return float(values.square().mean().sqrt()) if values.numel() else None

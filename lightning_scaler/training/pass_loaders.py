@@ -1,0 +1,213 @@
+"""Loaders that read one epoch of the training data for the fit, in the form it has in training."""
+
+import copy
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from torch.utils.data import DataLoader, IterableDataset
+
+from .processes import FitProcesses
+from .samplers import batches_of_process, copy_sampler, select_evenly, split_batches
+
+# A loader without a length that takes longer may have no end.
+SECONDS_WITHOUT_WARNING = 300.0
+
+
+class Limits(NamedTuple):
+    """How much of each loader is read; ``None`` means all of it.
+
+    Attributes:
+        spread: number of batches over all processes, evenly spaced.
+        first: number of batches of each process, from the start.
+        largest: number of batches of each process that training could use; a loader without a
+            length that has more is an error.
+    """
+
+    spread: int | None = None
+    first: int | None = None
+    largest: int | None = None
+
+    def of_process(self, processes: FitProcesses) -> int | None:
+        """This process's part of a limit, where each process has batches of its own."""
+        if self.first is not None or self.spread is None:
+            return self.first
+        rank, world_size = processes.rank, processes.world_size
+        return self.spread // world_size + (rank < self.spread % world_size)
+
+
+def pass_loaders(
+    combined: Any, processes: FitProcesses, limits: Limits, injected: bool = False
+) -> Any:
+    """A combined loader that yields every sample of one epoch once, over all processes.
+
+    Loaders keep their class, collate function and workers; those of map-style datasets get other
+    samplers (see :func:`samplers.batches_of_process`), all others are read as they are. Of several
+    loaders, those with fewer batches get more and smaller ones, and give ``None`` at the end.
+
+    Args:
+        combined: the ``CombinedLoader`` of training.
+        processes: the processes that share the batches.
+        limits: how much to read.
+        injected: whether Lightning has put a distributed sampler into all loaders.
+    """
+    loaders = list(combined.flattened)
+    batches = [_batches(loader, processes, limits, injected) for loader in loaders]
+    longest = max((len(of_loader) for of_loader in batches if of_loader is not None), default=0)
+    twin = copy.copy(combined)
+    twin._mode, twin._iterator, twin.limits = "max_size", None, None
+    flattened: list[Any] = []
+    for loader, of_loader in zip(loaders, batches, strict=True):
+        if of_loader is None:
+            flattened.append(Stream(loader, limits.of_process(processes), limits.largest))
+        elif loader.batch_sampler is None:
+            flattened.append(_with_samplers(loader, of_loader, None))
+        else:
+            split = split_batches(of_loader, longest) if len(loaders) > 1 else of_loader
+            flattened.append(_with_samplers(loader, [i for b in split for i in b], split))
+    twin.flattened = flattened
+    return twin
+
+
+def training_batches(loaders: Any) -> Iterator[Any]:
+    """The batches of :func:`pass_loaders`, without those that are ``None``.
+
+    In the last batches of a mapping of loaders, those that have ended are left out.
+    """
+    for batch, *_ in loaders:
+        if batch is not None:
+            yield _without_ended(batch) if len(loaders.flattened) > 1 else batch
+
+
+def length(loaders: Any) -> int | None:
+    """The number of batches; ``None`` if a loader has no length."""
+    try:
+        return max(len(loader) for loader in loaders.flattened)
+    except TypeError:
+        return None
+
+
+def is_map_style(loader: Any) -> bool:
+    """Whether a loader reads a dataset by index, so that its samples are known beforehand."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return False
+    sampler = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    return _has_length(sampler)
+
+
+class Stream:
+    """A loader whose batches are read as they come, up to its length if it has one.
+
+    Args:
+        loader: any iterable.
+        limit: number of batches to read; ``None``: all.
+        largest: number of batches that training could use of a loader without a length.
+
+    Attributes:
+        ended: whether it had batches and has been read to its end.
+    """
+
+    def __init__(self, loader: Any, limit: int | None, largest: int | None) -> None:
+        self.loader = loader
+        self.limit = limit
+        self.largest = largest
+        self.ended = False
+
+    def __iter__(self) -> Iterator[Any]:
+        own_length = len(self.loader) if _has_length(self.loader) else None
+        last = min((n for n in (self.limit, own_length) if n is not None), default=None)
+        if last == 0:
+            return
+        number, warn_after = 0, time.monotonic() + SECONDS_WITHOUT_WARNING
+        for number, batch in enumerate(_without_shared_sampler(self.loader), 1):
+            if last is None and self.largest is not None and number > self.largest:
+                raise RuntimeError(
+                    f"the training loader ({_name(self.loader)}) has no length and continues after "
+                    f"{self.largest} batches, more than training could use (max_steps, "
+                    "limit_train_batches); set TargetScaler(limit_batches=...) to the number of "
+                    "batches that the scales are fitted to"
+                )
+            yield batch
+            # Not one batch more than the limit is drawn.
+            if number == last:
+                self.ended = number == own_length
+                return
+            if last is None and time.monotonic() > warn_after:
+                warn_after = float("inf")
+                warnings.warn(
+                    f"the training loader ({_name(self.loader)}) has no length, and {number} "
+                    "batches have been read to fit the target scales; if it has no end, set "
+                    "TargetScaler(limit_batches=...)",
+                    stacklevel=2,
+                )
+        self.ended = number > 0
+
+    def check_readable_again(self) -> None:
+        """Check that batches are left for training.
+
+        Raises:
+            ValueError: if the loader has been read to its end and does not start again.
+        """
+        nothing = object()
+        if self.ended and next(iter(self.loader), nothing) is nothing:
+            raise ValueError(
+                f"the training loader ({_name(self.loader)}) can be read only once: after the fit "
+                "of the target scales, nothing is left to train on; let it start again at every "
+                "iter(loader), or fit the scales to its first batches, which training then does "
+                "not see, with TargetScaler(limit_batches=...)"
+            )
+
+
+def _batches(
+    loader: Any, processes: FitProcesses, limits: Limits, injected: bool
+) -> list[Any] | None:
+    """This process's batches of indices; ``None`` for a stream."""
+    if not is_map_style(loader):
+        return None
+    batches, shared = batches_of_process(loader, processes, injected)
+    if limits.first is not None:
+        batches = batches[: limits.first * (processes.world_size if shared else 1)]
+    else:
+        limit = limits.spread if shared else limits.of_process(processes)
+        batches = list(select_evenly(batches, limit))
+    return batches[processes.rank :: processes.world_size] if shared else batches
+
+
+def _with_samplers(loader: DataLoader[Any], sampler: Any, batch_sampler: Any) -> DataLoader[Any]:
+    """The same loader with other samplers, and workers that end with the pass."""
+    twin = copy.copy(loader)
+    # A DataLoader refuses other samplers once it has been made.
+    vars(twin).update(
+        sampler=sampler, batch_sampler=batch_sampler, persistent_workers=False, _iterator=None
+    )
+    return twin
+
+
+def _without_shared_sampler(loader: Any) -> Any:
+    """A loader whose sampler has no length, if it has one, does not advance that of training."""
+    if not isinstance(loader, DataLoader):
+        return loader
+    if isinstance(loader.dataset, IterableDataset):
+        return _with_samplers(loader, loader.sampler, loader.batch_sampler)
+    samplers = (loader.sampler, loader.batch_sampler)
+    return _with_samplers(loader, *(copy_sampler(one, loader.dataset) for one in samplers))
+
+
+def _has_length(loader: Any) -> bool:
+    try:
+        len(loader)
+    except (TypeError, AttributeError, NotImplementedError):
+        return False
+    return True
+
+
+def _without_ended(batch: Any) -> Any:
+    if not isinstance(batch, Mapping):
+        return batch
+    return {name: part for name, part in batch.items() if part is not None}
+
+
+def _name(loader: Any) -> str:
+    dataset = getattr(loader, "dataset", None)
+    return type(loader).__name__ + (f" of {type(dataset).__name__}" if dataset is not None else "")

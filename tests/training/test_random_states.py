@@ -1,0 +1,117 @@
+"""The data pass restores every generator that is part of a loader."""
+
+import functools
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Subset
+
+from lightning_scaler.training.random_states import preserve_rng
+
+
+class ShuffledBatches(BatchSampler):
+    """A batch sampler that draws from a generator of its own."""
+
+    def __init__(self, sampler, generator):
+        super().__init__(sampler, 2, drop_last=False)
+        self.generator = generator
+
+    def __iter__(self):
+        batches = list(super().__iter__())
+        order = torch.randperm(len(batches), generator=self.generator).tolist()
+        return iter([batches[i] for i in order])
+
+
+NUMBERS = list(range(40))
+
+
+def loader_with(generator, owner):
+    """A loader, one part of which draws from the generator."""
+    random = RandomSampler(NUMBERS, generator=generator)
+    if owner == "loader":
+        return DataLoader(NUMBERS, 2, shuffle=True, generator=generator)
+    if owner == "sampler":
+        return DataLoader(NUMBERS, 2, sampler=random)
+    if owner == "unbatched sampler":
+        return DataLoader(NUMBERS, batch_size=None, sampler=random)
+    if owner == "sampler of a batch sampler":
+        return DataLoader(NUMBERS, batch_sampler=BatchSampler(random, 2, drop_last=False))
+    batches = ShuffledBatches(RandomSampler(NUMBERS), generator)
+    return DataLoader(NUMBERS, batch_sampler=batches)
+
+
+@pytest.mark.parametrize(
+    "owner",
+    ["loader", "sampler", "unbatched sampler", "sampler of a batch sampler", "batch sampler"],
+)
+def test_random_states_of_all_parts_of_a_loader_are_restored_even_after_an_error(owner):
+    generator = torch.Generator().manual_seed(1)
+    loader = loader_with(generator, owner)
+    state, before = generator.get_state(), torch.get_rng_state()
+    with pytest.raises(KeyError), preserve_rng([loader]):
+        draw_and_fail(loader, generator, state)
+    assert torch.equal(generator.get_state(), state)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def draw_and_fail(loader, generator, state):
+    list(loader)
+    torch.rand(3)
+    assert not torch.equal(generator.get_state(), state)
+    raise KeyError
+
+
+class Augmented(Dataset):
+    def __init__(self, generator):
+        self.noise = generator
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return index
+
+    def collate(self, items):
+        return draw(self.noise)
+
+
+def draw(generator, items=()):
+    return float(generator.random())
+
+
+GENERATORS = {
+    "Generator": lambda: np.random.default_rng(3),
+    "RandomState": lambda: np.random.RandomState(3),
+    "Random": lambda: random.Random(3),
+}
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+@pytest.mark.parametrize(
+    "owner", ["dataset", "subset", "sampler", "batch sampler", "bound method", "partial", "loader"]
+)
+def test_generators_of_numpy_and_python_are_restored(kind, owner):
+    """The next draw is the first one again."""
+    generator = GENERATORS[kind]()
+    expected = draw(GENERATORS[kind]())
+    data, sampler = Augmented(None), RandomSampler(range(4))
+    loader = DataLoader(data, sampler=sampler)
+    if owner == "dataset":
+        data.noise = generator
+    elif owner == "subset":
+        loader = DataLoader(Subset(Augmented(generator), [0, 1]))
+    elif owner == "sampler":
+        sampler.rng = generator
+    elif owner == "batch sampler":
+        loader.batch_sampler.rng = generator
+    elif owner == "bound method":
+        loader = DataLoader(data, collate_fn=Augmented(generator).collate)
+    elif owner == "partial":
+        loader = DataLoader(data, collate_fn=functools.partial(draw, generator))
+    else:
+        loader.rng = generator
+    with preserve_rng([loader]):
+        draw(generator)
+    assert draw(generator) == expected
