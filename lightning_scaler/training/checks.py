@@ -1,7 +1,7 @@
 """What TargetScaler refuses: arguments, modules, trainers and stages that it cannot serve."""
 
 import inspect
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,7 +10,6 @@ from ..scaling import Scaler
 from ..settings import UnseenTypes, check_choice
 from .mixin import TargetScalingMixin
 
-# Callbacks that train in their own `on_fit_start`.
 TUNERS = ("LearningRateFinder", "BatchSizeFinder")
 
 
@@ -94,21 +93,26 @@ def check_alone(callback: Callback, callbacks: list[Any]) -> None:
         )
 
 
-def check_no_tuner(trainer: Trainer) -> None:
-    """Check that nothing trains before the scales are known.
-
-    Raises:
-        RuntimeError: naming the callback that would.
-    """
+def name_of_tuner(trainer: Trainer) -> str | None:
+    """The class of the first callback that trains in its own ``on_fit_start``, if there is one."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     tuners = [type(callback).__name__ for callback in callbacks if _is_a(callback, *TUNERS)]
-    if tuners:
-        where = f"the checkpoint {str(trainer.ckpt_path)!r}" if trainer.ckpt_path else "the module"
-        raise RuntimeError(
-            f"{tuners[0]} trains before the target scales are fitted, because {where} has none and "
-            "they are fitted after the state of the training has been restored; use the tuner in "
-            "a fit without ckpt_path, or a checkpoint with scales"
-        )
+    return tuners[0] if tuners else None
+
+
+def raise_for_tuner(trainer: Trainer, tuner: str) -> NoReturn:
+    """Raise an error for a tuner that trains before the scales are fitted.
+
+    Args:
+        trainer: trainer that is starting a fit.
+        tuner: class name of the tuner.
+    """
+    where = f"the checkpoint {str(trainer.ckpt_path)!r}" if trainer.ckpt_path else "the module"
+    raise RuntimeError(
+        f"{tuner} trains before the target scales are fitted, because {where} has none and they "
+        "are fitted after the state of the training has been restored; use the tuner in a fit "
+        "without ckpt_path, or a checkpoint with scales"
+    )
 
 
 def check_fitted(trainer: Trainer, module: LightningModule) -> None:

@@ -117,7 +117,7 @@ def test_one_process_reads_every_sample_of_an_epoch_once(kind):
 # Lightning puts a DistributedSampler over the whole dataset in the place of every RandomSampler. It
 # cannot make these loaders with batch samplers again.
 DRAWS = ("with replacement", "unbatched draws")
-DISTRIBUTED = {**EXPECTED, **dict.fromkeys(DRAWS, list(range(11)))}
+DISTRIBUTED = {**EXPECTED, **{kind: list(range(11)) for kind in DRAWS}}
 del DISTRIBUTED["batches"], DISTRIBUTED["batches of draws"]
 
 
