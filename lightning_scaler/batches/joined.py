@@ -1,6 +1,6 @@
 """The batches of several loaders joined into one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import metatensor.torch as mts
@@ -12,7 +12,7 @@ from .atoms import read_atoms
 from .indexed_target import infer_indexing, relabel_by_position
 from .systems import HasTypes, IdentifiedSystems
 
-Tensors = dict[str, TensorMap]
+Tensors = Mapping[str, TensorMap]
 Part = tuple[Sequence[HasTypes], Tensors, Tensors]
 
 

@@ -1,9 +1,8 @@
 """What TargetScaler refuses: arguments, modules, trainers and stages that it cannot serve."""
 
 import inspect
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ..scaling import Scaler
@@ -13,41 +12,22 @@ from .mixin import TargetScalingMixin
 TUNERS = ("LearningRateFinder", "BatchSizeFinder")
 
 
-def check_arguments(
-    baseline: Any,
-    fixed_baseline: Any,
-    unseen_types: Any,
-    limit_batches: Any,
-    **flags: Any,
-) -> None:
-    """Check the arguments of the callback.
+def check_arguments(unseen_types: Any, limit_batches: Any, **flags: Any) -> None:
+    """Check some arguments of the callback.
 
     Args:
-        baseline: ``"composition"``, ``"none"`` or a module.
-        fixed_baseline: fixed contributions, if there are any.
         unseen_types: scale of atomic types that are not in the data.
         limit_batches: maximum number of batches.
         **flags: arguments that are ``True`` or ``False``.
 
     Raises:
         TypeError: for a value of another type.
-        ValueError: for an unknown value, or values that contradict each other.
+        ValueError: for an unknown value.
     """
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name}: expected True or False, got {value!r}")
-    if isinstance(baseline, type):
-        raise TypeError(
-            "baseline: expected 'composition', 'none' or a module, got the class "
-            f"{baseline.__name__}; write {baseline.__name__}()"
-        )
-    if not isinstance(baseline, torch.nn.Module):
-        check_choice("baseline", baseline, Literal["composition", "none"])
     check_choice("unseen_types", unseen_types, UnseenTypes)
-    if isinstance(baseline, str) and baseline == "none" and fixed_baseline:
-        raise ValueError(
-            "baseline='none' and fixed_baseline contradict each other; leave out one of them"
-        )
     if limit_batches is None:
         return
     if isinstance(limit_batches, bool) or not isinstance(limit_batches, int):

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from metatensor.torch import TensorMap
-from rich.console import Console
 
+from ..reports import print_tables, print_text
 from ..scaling import Scaler, targets_to_loss
 from .mixin import TargetScalingMixin
 
@@ -27,10 +27,8 @@ def print_fit(scaler: Scaler, kept: set[str]) -> None:
     line = f"Target scales fitted to the training data: {fitted}"
     if kept:
         line += f"; kept from before: {', '.join(sorted(kept))}"
-    console = Console()
-    for part in (line, scaler.table(), scaler.baselines_table()):
-        if part is not None:
-            console.print(part)
+    print_text(line)
+    print_tables(scaler.table(), scaler.baselines_table())
 
 
 def report_kept_scales(module: TargetScalingMixin, batch: Any) -> None:
