@@ -19,7 +19,7 @@ from .mixin import TargetScalingMixin
 from .pass_loaders import Limits, Stream, length, pass_loaders, training_batches
 from .processes import FitProcesses, ProcessesDisagreeError
 from .random_states import preserve_rng
-from .training_loader import TrainingLoader
+from .training_loader import LoaderRecord, TrainingLoader
 
 # A shorter pass shows no progress bar.
 SECONDS_WITHOUT_PROGRESS = 3.0
@@ -30,6 +30,7 @@ def fit_scales(
     module: TargetScalingMixin,
     decision: FitDecision,
     processes: FitProcesses,
+    record: LoaderRecord,
 ) -> Scaler:
     """Read the training data and fit the scales that were decided on.
 
@@ -38,6 +39,7 @@ def fit_scales(
         module: module that unpacks the batches.
         decision: targets to fit, and the settings to use.
         processes: processes of the fit.
+        record: record of the training loaders.
 
     Returns:
         A scaler with the targets of the decision alone, the same on all processes.
@@ -45,7 +47,7 @@ def fit_scales(
     request, settings = decision.request, decision.request.settings
     fixed_scales = decision.fixed_scales()
     accumulator = decision.accumulator(module.scaler, module.device)
-    loader = TrainingLoader(trainer, processes)
+    loader = TrainingLoader(trainer, processes, record)
     if fixed_scales and decision.targets is not None:
         # One batch shows the layouts, and no more is needed if all scales and baselines are fixed.
         read_training_data(trainer, module, accumulator, processes, loader, limit_batches=1)

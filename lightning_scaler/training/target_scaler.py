@@ -33,6 +33,7 @@ from .loss_settings import check_loss_settings, store_loss_settings
 from .mixin import TargetScalingMixin
 from .processes import FitProcesses, fit_processes
 from .random_states import RandomStates, preserve_rng
+from .training_loader import LoaderRecord
 
 
 class TargetScaler(Callback):
@@ -120,6 +121,7 @@ class TargetScaler(Callback):
         self._fit_done = False
         self._scales_kept = False
         self._states_at_train_start: RandomStates | None = None
+        self._record: LoaderRecord | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -138,11 +140,13 @@ class TargetScaler(Callback):
             # The weights may come from a checkpoint.
             scaler.additive = FrozenModule(self.additive)
         self._fit_done = self._scales_kept = False
+        self._forget_record()
         callbacks.insert(0, callbacks.pop(callbacks.index(self)))
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when fit begins. Fits the scales, unless a checkpoint is restored later."""
+        self._record = LoaderRecord(trainer)
         tuner = name_of_tuner(trainer)
         if not restores_later(trainer):
             states = RandomStates()
@@ -161,8 +165,9 @@ class TargetScaler(Callback):
         """
         if not self._fit_done:
             self._fit_if_needed(trainer, pl_module)
-            # Lightning undoes what random numbers are drawn in the sanity check.
-            self._states_at_train_start = RandomStates()
+            if not self._scales_kept:
+                # Lightning undoes what random numbers are drawn in the sanity check.
+                self._states_at_train_start = RandomStates()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -236,6 +241,7 @@ class TargetScaler(Callback):
                     "give all processes the same checkpoint or Scaler, and the same versions of "
                     "the packages",
                 )
+        self._forget_record()
         self._scales_kept = fitted is None
         if fitted is not None and trainer.is_global_zero:
             print_fit(module.scaler, kept=module.scaler.targets.keys() - fitted)
@@ -256,11 +262,17 @@ class TargetScaler(Callback):
         )
         if not decision.fit_needed:
             return None
-        fitted = fit_scales(trainer, module, decision, processes)
+        assert self._record is not None
+        fitted = fit_scales(trainer, module, decision, processes, self._record)
         if not decision.keep_existing:
             scaler.targets = {}
         scaler.update(fitted)
         return set(fitted.targets)
+
+    def _forget_record(self) -> None:
+        if self._record is not None:
+            self._record.close()
+        self._record = None
 
     def _request(self) -> FitRequest:
         settings = Settings(
