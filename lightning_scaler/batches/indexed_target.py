@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..settings import SystemLabels
 from ..tensors import (
+    TARGET,
     TargetLayout,
     block_with_samples,
     blocks_in_batch_order,
@@ -42,6 +43,7 @@ def index_targets(
     layouts: Mapping[str, TargetLayout],
     system_labels: SystemLabels = "position",
     exact: bool = False,
+    what: str = TARGET,
 ) -> tuple[SystemIndexing, dict[str, IndexedTarget]]:
     """Settle the rows of the targets of a batch.
 
@@ -51,6 +53,7 @@ def index_targets(
         layouts: layout of each target in this batch.
         system_labels: what their ``system`` labels mean.
         exact: see :func:`system_labels.infer_system_indexing`.
+        what: ``TARGET`` or ``PREDICTION``, for messages.
 
     Raises:
         ValueError: for rows that are not in the batch, or labels that could mean two things.
@@ -62,7 +65,10 @@ def index_targets(
         all_in_order = all(in_order[name]) and indexing.ids is None
         if not all_in_order and layouts[name].sample_kind != "pair":
             blocks = labels.tensors[name].blocks()
-            rows = [indexing.rows(name, block.samples, labels.atoms).to(device) for block in blocks]
+            rows = [
+                indexing.rows(name, block.samples, labels.atoms, what).to(device)
+                for block in blocks
+            ]
         indexed[name] = IndexedTarget(tensor, rows, layouts[name])
     return indexing, indexed
 
@@ -109,7 +115,7 @@ def index_batch(
     known: Mapping[str, TargetLayout],
     system_labels: SystemLabels = "position",
     exact: bool = False,
-    what: str = "target",
+    what: str = TARGET,
 ) -> IndexedBatch:
     """Settle rows and layouts of targets whose layouts are known.
 
@@ -119,13 +125,14 @@ def index_batch(
         known: layouts by name, those of the tensors among them.
         system_labels: what their ``system`` labels mean.
         exact: see :func:`system_labels.infer_system_indexing`.
-        what: ``"target"`` or ``PREDICTION``, for messages.
+        what: ``TARGET`` or ``PREDICTION``, for messages.
     """
     atoms = read_atoms(systems).to(next(iter(tensors.values())).device)
     labelled = _find_labels(atoms, tensors)
     device = labelled.atoms.types.device
     layouts = match_layouts(known, labelled.tensors, device, what, "the data of the fit")
-    return IndexedBatch(atoms, *index_targets(atoms, tensors, layouts, system_labels, exact))
+    indexed = index_targets(atoms, tensors, layouts, system_labels, exact, what)
+    return IndexedBatch(atoms, *indexed)
 
 
 def relabel_by_position(

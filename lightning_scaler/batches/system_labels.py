@@ -8,7 +8,7 @@ from metatensor.torch import Labels, TensorMap
 from torch import Tensor
 
 from ..settings import SystemLabels, check_choice
-from ..tensors import describe
+from ..tensors import PREDICTION, TARGET, describe
 from .atoms import Atoms, find_types
 
 
@@ -25,8 +25,14 @@ class SystemIndexing:
     labels: SystemLabels
     ids: Tensor | None = None
 
-    def positions(self, name: str, samples: Labels, atoms: Atoms) -> Tensor:
+    def positions(self, name: str, samples: Labels, atoms: Atoms, what: str = TARGET) -> Tensor:
         """Position in the batch of every row's system, ``(n_samples,)``.
+
+        Args:
+            name: name of the target, for messages.
+            samples: samples of a block.
+            atoms: atoms of the batch.
+            what: whether they are those of a ``TARGET`` or a ``PREDICTION``, for messages.
 
         Raises:
             ValueError: for a row whose system or atom is not in the batch.
@@ -45,16 +51,22 @@ class SystemIndexing:
         if not bool(known.all()):
             row = int((~known).nonzero()[0])
             meaning = "a position in it" if self.ids is None else "an id of the dataset"
+            words = f", its system label being read as {meaning}; see the setting system_labels "
+            words += "('auto', 'position' or 'id')"
+            if what == PREDICTION:
+                words = "; predictions carry the position in the batch as 'system'"
             raise ValueError(
-                f"target '{name}': the sample ({describe(samples, row)}) is not in the batch of "
-                f"{atoms.n_systems} systems, its system label being read as {meaning}; "
-                "see the setting system_labels ('auto', 'position' or 'id')"
+                f"{what} '{name}': the sample ({describe(samples, row)}) is not in the batch of "
+                f"{atoms.n_systems} systems{words}"
             )
         return found
 
-    def rows(self, name: str, samples: Labels, atoms: Atoms) -> Tensor:
-        """Index of every row's system, or atom among all atoms of the batch, ``(n_samples,)``."""
-        systems = self.positions(name, samples, atoms)
+    def rows(self, name: str, samples: Labels, atoms: Atoms, what: str = TARGET) -> Tensor:
+        """Index of every row's system, or atom among all atoms of the batch, ``(n_samples,)``.
+
+        See :meth:`positions` for the arguments.
+        """
+        systems = self.positions(name, samples, atoms, what)
         if samples.values.shape[1] == 1:
             return systems
         rows: Tensor = atoms.first_atom[systems] + samples.values[:, 1].long()

@@ -30,11 +30,7 @@ def align_prediction(name: str, prediction: TensorMap, target: TensorMap) -> Ten
     if same_labels and dtype_of(prediction) == dtype_of(target):
         return prediction
     what = f"prediction of '{name}'"
-    if prediction.device != target.device:
-        raise ValueError(
-            f"{what}: expected the device of the target, {target.device}, got {prediction.device}; "
-            "make all values and labels on the device of the systems"
-        )
+    check_device(name, prediction, target)
     if prediction.keys.names != target.keys.names:
         raise ValueError(
             f"{what}: expected keys named {target.keys.names}, as in the target, got "
@@ -52,6 +48,20 @@ def align_prediction(name: str, prediction: TensorMap, target: TensorMap) -> Ten
         return _align_block(where, prediction.block_by_id(position), block)
 
     return map_blocks(target, align)
+
+
+def check_device(name: str, prediction: TensorMap, target: TensorMap) -> None:
+    """Refuse a prediction on another device than its target.
+
+    Raises:
+        ValueError: naming both devices.
+    """
+    if prediction.device != target.device:
+        raise ValueError(
+            f"prediction of '{name}': expected the device of the target, {target.device}, got "
+            f"{prediction.device}; make all values and labels on the device of the systems, as in "
+            "Labels(names, values.to(systems[0].device))"
+        )
 
 
 def _align_block(where: str, prediction: TensorBlock, target: TensorBlock) -> TensorBlock:

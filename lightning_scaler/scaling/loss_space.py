@@ -13,6 +13,7 @@ from ..batches import (
     IndexedBatch,
     IndexedTarget,
     SystemIndexing,
+    describe_type,
     index_batch,
     read_atoms,
     relabel_by_position,
@@ -25,7 +26,7 @@ from ..tensors import (
     have_one_dtype,
     is_tensormap,
 )
-from .alignment import align_prediction
+from .alignment import align_prediction, check_device
 from .conversion import Conversion, convert_targets
 from .scaler import Scaler
 from .target_collection import is_auxiliary
@@ -149,6 +150,8 @@ def predictions_to_loss(
     indexed = {name: t._replace(tensor=chosen[name]) for name, t in settled.items()}
     others = {name: tensor for name, tensor in chosen.items() if name not in same}
     if others:
+        for name, tensor in others.items():
+            check_device(name, tensor, targets[name])
         indexed |= index_batch(atoms, others, scaler.layouts, what=PREDICTION).targets
     batch = IndexedBatch(atoms, BY_POSITION, indexed)
     in_loss = _convert(scaler, batch, "model", "loss", per_atom=True, dtype=dtype)
@@ -163,8 +166,15 @@ def predictions_to_loss(
 def predictions_to_physical(
     scaler: Scaler, systems: Systems, predictions: Mapping[str, TensorMap]
 ) -> dict[str, TensorMap]:
-    """Predictions in physical space, from model space; those without scales are unchanged."""
+    """Predictions in physical space, from model space; those without scales are unchanged.
+
+    Raises:
+        TypeError: for predictions other than a mapping of TensorMaps.
+    """
+    _check_mapping(predictions)
     known = {name: tensor for name, tensor in predictions.items() if name in scaler.targets}
+    for name, tensor in known.items():
+        _check_tensormap(name, tensor)
     if not known:
         return dict(predictions)
     batch = index_batch(systems, known, scaler.layouts, what=PREDICTION)
@@ -212,11 +222,7 @@ def _predictions_of_targets(
 
     See :func:`predictions_to_loss` for the errors.
     """
-    if not isinstance(predictions, Mapping):
-        raise TypeError(
-            "expected forward to give a dict of TensorMaps by target name, got "
-            f"{type(predictions).__name__}"
-        )
+    _check_mapping(predictions)
     chosen = {}
     for name, target in targets.items():
         if name in scaler.targets and name not in predictions:
@@ -233,11 +239,24 @@ def _predictions_of_targets(
                 f"scales for it, only for {sorted(scaler.targets)}; name it in "
                 "TargetScaler(targets=[...]) and fit again"
             )
-        if name in predictions and not is_tensormap(predictions[name]):
-            raise TypeError(
-                f"target '{name}': expected forward to give a TensorMap, got "
-                f"{type(predictions[name]).__name__}"
-            )
+        if name in predictions:
+            _check_tensormap(name, predictions[name])
         if name in predictions and is_tensormap(target):
             chosen[name] = predictions[name]
     return chosen
+
+
+def _check_mapping(predictions: Any) -> None:
+    if not isinstance(predictions, Mapping):
+        raise TypeError(
+            "expected forward to give a dict of TensorMaps by target name, got "
+            f"{describe_type(predictions)}"
+        )
+
+
+def _check_tensormap(name: str, prediction: Any) -> None:
+    if not is_tensormap(prediction):
+        raise TypeError(
+            f"prediction of '{name}': expected forward to give a TensorMap, got "
+            f"{describe_type(prediction)}"
+        )

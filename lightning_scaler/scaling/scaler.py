@@ -14,6 +14,7 @@ from ..batches import Atoms, HasTypes, index_batch
 from ..settings import Settings, check_choice
 from ..tensors import (
     PREDICTION,
+    TARGET,
     TargetLayout,
     load_state,
     save_state,
@@ -201,7 +202,7 @@ class Scaler(torch.nn.Module):
         if source == target or not known:
             return dict(tensors)
         labels = self.settings.system_labels if source == "physical" else "position"
-        what = PREDICTION if source == "model" else "target"
+        what = PREDICTION if source == "model" else TARGET
         batch = index_batch(systems, known, self.layouts, labels, what=what)
         unseen_types, provisional = self.settings.unseen_types, self.settings.provisional
         conversion = Conversion(source, target, baseline, unseen_types, provisional)

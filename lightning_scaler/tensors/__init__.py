@@ -15,6 +15,7 @@ from .labels import (
 from .layout import (
     CPU,
     PREDICTION,
+    TARGET,
     Invariance,
     Key,
     TargetLayout,
@@ -52,6 +53,7 @@ from .torchscript import scripted, scripted_arithmetic
 __all__ = [
     "CPU",
     "PREDICTION",
+    "TARGET",
     "InvalidStateError",
     "Invariance",
     "Key",

@@ -120,9 +120,10 @@ class TargetLayout:
         check_gradients(name, tensor)
         dtype = dtype_of(tensor)
         if not dtype.is_floating_point:
+            mask = "" if dtype != torch.bool else ", name it '<target>_mask' if it is a mask"
             raise ValueError(
                 f"{what} '{name}': expected real floating point values, got {dtype}; "
-                "convert it with TensorMap.to(torch.float64), or "
+                f"convert it with TensorMap.to(torch.float64){mask}, or "
                 "leave it out by naming the others in targets=[...]"
             )
         samples = tuple(tensor.sample_names) if len(tensor.keys) else ("system",)

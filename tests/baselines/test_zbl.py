@@ -1,7 +1,5 @@
 """The ZBL repulsion against the published formula, and its gradients."""
 
-import sys
-
 import mpmath
 import pytest
 import torch
@@ -9,7 +7,6 @@ from ase.data import covalent_radii
 from builders import system
 from metatomic.torch import System
 
-import lightning_scaler
 from lightning_scaler import ZBL
 from lightning_scaler.baselines.zbl import COVALENT_RADII
 
@@ -134,11 +131,3 @@ def test_batch_without_systems():
 def test_repr_shows_target_and_unit():
     assert repr(ZBL()) == "ZBL(target='energy')"
     assert repr(ZBL("mtt::u", energy_unit=27.2114)) == "ZBL(target='mtt::u', energy_unit=27.2114)"
-
-
-def test_without_the_extra_the_error_names_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "vesin", None)  # importing it fails
-    monkeypatch.delitem(sys.modules, "lightning_scaler.baselines.zbl")
-    words = r"No module named 'vesin'; .* pip install 'lightning-scaler\[zbl\]'"
-    with pytest.raises(ModuleNotFoundError, match=words):
-        lightning_scaler.ZBL  # noqa: B018

@@ -318,3 +318,43 @@ def test_auxiliary_maps_are_no_targets_unless_they_are_named():
     named = ScaleAccumulator([name])
     named.update(SYSTEMS, data)
     assert list(named.compute().targets) == [name]
+
+
+ENERGY_BLOCK = structure_target([1.0, 2.0]).block()
+
+
+@pytest.mark.parametrize(
+    ("predictions", "words"),
+    [
+        ([ENERGY_BLOCK], "expected forward to give a dict of TensorMaps by target name, got list"),
+        (None, "expected forward to give a dict of TensorMaps by target name, got NoneType"),
+        (
+            {"energy": torch.ones(2, 1)},
+            r"prediction of 'energy': .* a TensorMap, got Tensor of shape \(2, 1\), float32",
+        ),
+        ({"energy": ENERGY_BLOCK}, "'energy': expected .* a TensorMap, got TensorBlock"),
+    ],
+)
+def test_predictions_that_are_no_tensormaps_are_refused(scaler, predictions, words):
+    targets = targets_to_loss(scaler, SYSTEMS, {"energy": structure_target([3.0, 12.0])})
+    with pytest.raises(TypeError, match=words):
+        predictions_to_loss(scaler, SYSTEMS, predictions, targets)
+    with pytest.raises(TypeError, match=words):
+        predictions_to_physical(scaler, SYSTEMS, predictions)
+
+
+def test_predictions_of_systems_that_are_not_in_the_batch_are_refused(scaler):
+    targets = targets_to_loss(scaler, SYSTEMS, {"energy": structure_target([3.0, 12.0])})
+    with_ids = {"energy": structure_target([1.0, 2.0], [100, 101])}
+    words = r"prediction of 'energy': the sample \(system=100\) is not .* carry the position in the"
+    with pytest.raises(ValueError, match=words):
+        predictions_to_loss(scaler, SYSTEMS, with_ids, targets)
+    with pytest.raises(ValueError, match=words):
+        predictions_to_physical(scaler, SYSTEMS, with_ids)
+
+
+def test_predictions_on_another_device_than_the_targets_are_refused(scaler):
+    targets = targets_to_loss(scaler, SYSTEMS, {"energy": structure_target([3.0, 12.0])})
+    moved = {"energy": structure_target([1.0, 2.0]).to(device="meta")}
+    with pytest.raises(ValueError, match=r"'energy': expected the device of the target, cpu, got"):
+        predictions_to_loss(scaler, SYSTEMS, moved, targets)

@@ -231,3 +231,9 @@ def test_states_are_plain_and_restored():
     assert again.key_names == layout.key_names
     assert list(again.blocks) == list(layout.blocks) == [(0, 1, 1), (1, 1, 8)]
     assert again.union(layout) is again
+
+
+def test_the_error_for_booleans_says_how_a_mask_is_named():
+    flags = structure_target([1.0]).to(dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"got torch.bool; .* name it '<target>_mask' if it is a"):
+        layout_of(flags)
