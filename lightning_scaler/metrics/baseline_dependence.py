@@ -21,9 +21,9 @@ FUNCTIONS_OF_DIFFERENCE = (LogCoshError, MeanAbsoluteError, MeanSquaredError, Mi
 def depends_on_baseline(metric: Metric | MetricCollection) -> str | None:
     """The name of a metric that is not a function of the difference, ``None`` if there is none.
 
-    Adding the baseline to predictions and targets changes such a metric (R2, MAPE). Only the
-    regression metrics of torchmetrics are known, and classes derived from them, also inside
-    wrappers, collections and compositions.
+    Adding the baseline to predictions and targets changes such a metric (R2, MAPE). The regression
+    metrics of torchmetrics are known, and classes derived from them, also inside wrappers,
+    collections and compositions. Any other metric has an attribute ``depends_on_baseline = True``.
     """
     names = (type(part).__name__ for part in parts_of(metric) if _is_known_to_depend(part))
     return next(names, None)
@@ -41,6 +41,9 @@ def set_double_precision(metric: Metric | MetricCollection) -> None:
 
 
 def _is_known_to_depend(metric: Metric) -> bool:
+    known = getattr(metric, "depends_on_baseline", None)
+    if known is not None:
+        return bool(known)
     if isinstance(metric, TweedieDevianceScore):
         return metric.power != 0
     modules = (cls.__module__ for cls in type(metric).__mro__)

@@ -10,8 +10,10 @@ from torchmetrics import Metric, MetricCollection
 from typing_extensions import override
 
 from ..metrics import (
+    PhysicalUnits,
     depends_on_baseline,
     leave_inference_mode,
+    parts_of,
     select_values,
     set_double_precision,
 )
@@ -79,13 +81,20 @@ def copy_metrics(metrics: MetricCollection) -> torch.nn.ModuleDict:
     Copies do not share states, because Lightning logs and resets each metric by itself.
 
     Raises:
-        TypeError: for anything but a ``MetricCollection``.
+        TypeError: for anything but a ``MetricCollection``, and for :class:`PhysicalUnits` in it.
     """
     if not isinstance(metrics, MetricCollection):
         raise TypeError(
             "configure_metrics: expected a torchmetrics MetricCollection (its names are logged), "
             f"got {type(metrics).__name__}; write MetricCollection({{'mae': MeanAbsoluteError()}})"
         )
+    for name, metric in metrics.items():
+        if any(isinstance(part, PhysicalUnits) for part in parts_of(metric)):
+            raise TypeError(
+                f"configure_metrics: expected metrics of two tensors, got PhysicalUnits as '{name}'; "
+                "metrics see predictions and targets in physical units already, so give the metric "
+                "inside it"
+            )
     copies = {name: metric.clone() for name, metric in metrics.items()}
     for metric in copies.values():
         set_double_precision(metric)

@@ -121,9 +121,9 @@ class TargetScalingMixin(_Module):
         """Split a batch into its systems, targets and masks.
 
         Batches of ``metatensor.learn.DataLoader``, mappings with a key ``system``, and tuples
-        ``(systems, targets)`` are supported; override this for any other. What an override returns
-        is moved to the device of the module, and systems are cast to its dtype, if they are not
-        there yet.
+        ``(systems, targets)`` are supported; override this for any other. The built-in steps move
+        what an override returns to the device of the module, and cast systems to its dtype, if
+        that has not happened yet.
 
         Args:
             batch: batch of a loader.
@@ -167,7 +167,8 @@ class TargetScalingMixin(_Module):
         Every target, stage and loader gets copies of its own, logged under the names in the
         collection. A metric that returns a dict is logged under its keys too, for those of its
         values that are scalars. Metrics of torchmetrics that are not a function of the difference
-        (R2, MAPE) see predictions and targets with the baseline.
+        (R2, MAPE) see predictions and targets with the baseline, and so does any other metric that
+        has an attribute ``depends_on_baseline = True``.
         """
         return MetricCollection(
             {"mae": MeanAbsoluteError(), "rmse": MeanSquaredError(squared=False)}

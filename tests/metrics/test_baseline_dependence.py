@@ -79,6 +79,17 @@ def test_other_metrics_are_not_known_to_depend_on_the_baseline():
     assert depends_on_baseline(RelativeRootMeanSquaredError()) is None
 
 
+def test_other_metrics_say_themselves_that_they_depend_on_the_baseline():
+    class Relative(RelativeRootMeanSquaredError):
+        depends_on_baseline = True
+
+    class OfResiduals(R2Score):
+        depends_on_baseline = False
+
+    assert depends_on_baseline(MinMaxMetric(Relative())) == "Relative"
+    assert depends_on_baseline(OfResiduals()) is None
+
+
 def test_states_inside_wrappers_are_float64():
     metric = MinMaxMetric(MeanAbsoluteError())
     set_double_precision(metric)

@@ -16,6 +16,7 @@ from torchmetrics import (
 )
 from torchmetrics.wrappers import BootStrapper, MinMaxMetric
 
+from lightning_scaler import PhysicalUnits
 from lightning_scaler.tensors import TargetLayout
 from lightning_scaler.training.metric_logging import WeightedMean, copy_metrics, metric_scopes
 from lightning_scaler.training.metric_outputs import output_names
@@ -50,6 +51,12 @@ def test_metrics_are_copied_in_float64_and_must_be_a_collection():
     assert not second.update_called
     with pytest.raises(TypeError, match=r"expected a torchmetrics MetricCollection.*MeanAbsolute"):
         copy_metrics(MeanAbsoluteError())
+
+
+def test_metrics_in_physical_units_already_are_not_wrapped():
+    metrics = MetricCollection({"r2": PhysicalUnits(R2Score(), "energy", baseline=True)})
+    with pytest.raises(TypeError, match=r"got PhysicalUnits as 'r2'; .* give the metric inside it"):
+        copy_metrics(metrics)
 
 
 def test_a_weighted_mean_uses_weights_and_propagates_nan():
