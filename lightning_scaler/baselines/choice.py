@@ -72,4 +72,6 @@ def parse_baseline(setting: Any, fixed: Numbers | None = None) -> ChosenBaseline
     if setting == "none":
         return ChosenBaseline(None, None)
     excluded = [str(name) for name, choice in by_target.items() if choice == "none"]
-    return ChosenBaseline(CompositionBaseline(fixed or {}, excluded), next(iter(modules), None))
+    return ChosenBaseline(
+        CompositionBaseline(fixed or {}, tuple(excluded)), next(iter(modules), None)
+    )

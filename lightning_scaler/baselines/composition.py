@@ -65,7 +65,7 @@ class CompositionBaseline:
     """
 
     fixed: Numbers = field(default_factory=dict)
-    excluded: tuple[str, ...] | list[str] = ()
+    excluded: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Convert the types to integers, and the names to a sorted tuple."""

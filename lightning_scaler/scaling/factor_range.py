@@ -24,7 +24,8 @@ def check_factors(
 ) -> None:
     """Refuse factors that are not normal numbers in the dtype of a conversion.
 
-    They would give 0 and infinity: 1e-50 is 0 in float32.
+    They would give 0 and infinity: 1e-50 is 0 in float32. (A scale that is exactly 0, from
+    metatrain, gives the 0 that it means.)
 
     Args:
         scales: scales of the target.
@@ -42,7 +43,7 @@ def check_factors(
         return
     for i, of_block in enumerate(factors):
         used = of_block[scale_index[min(i, len(scale_index) - 1)]] if scale_index else of_block
-        outside = used[((used < limits.tiny) & (used != 0.0)) | (used > limits.max)]
+        outside = used[(used > limits.max) | ((used < limits.tiny) & (used > 0.0))]
         if len(outside):
             raise ValueError(
                 f"target '{scales.layout.name}': expected scales within the range of {dtype} "

@@ -169,7 +169,7 @@ class TargetScales:
         return torch.where(known, rows, n_types + (unseen_types == "identity"))
 
     def factor_range(self, kind: ScaleKind) -> tuple[float, float]:
-        """The smallest and the largest scale of one kind; (1, 1) if there are none."""
+        """The smallest and the largest positive scale of one kind; (1, 1) if there are none."""
         if kind not in self._factor_ranges:
             # Scales from metatrain are NaN over all types, and 0 for properties that were 0.
             factors = torch.cat([self.values(kind, key).reshape(-1) for key in self.layout.blocks])

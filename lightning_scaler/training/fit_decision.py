@@ -105,7 +105,7 @@ class FitDecision:
         request, baseline = self.request, self.request.baseline
         if baseline is not None:
             fixed = {n: w for n, w in request.fixed_baseline.items() if self.applies_to(n)}
-            excluded = [name for name in baseline.excluded if self.applies_to(name)]
+            excluded = tuple(name for name in baseline.excluded if self.applies_to(name))
             baseline = CompositionBaseline(fixed, excluded)
         additive = scaler.additive if self.keep_existing else scaler.provided_module
         if request.additive is not None and not self.keep_existing:

@@ -270,3 +270,20 @@ def test_the_error_of_several_properties_names_no_fixed_baseline():
     zero = {"t": structure_target([[0.0, 0.0]])}
     with pytest.raises(ValueError, match=r"\(types \[8\]\); fit on data that have them, or set"):
         scaler.convert([system(9)], zero, "loss", "physical")
+
+
+def test_a_saved_accumulator_has_its_baselines(tmp_path):
+    values = np.random.default_rng(6).normal(size=7) + 5
+    baseline = CompositionBaseline({"e": {8: -75.0}}, excluded=["gap"])
+    accumulator = ScaleAccumulator(baseline=baseline, intensive_targets=["gap", "mean"])
+    names = ("e", "gap", "mean")
+    of_e = values - 75.0 * COUNTS[:, 2]
+    numbers = dict(zip(names, (of_e, values, values), strict=True))
+    accumulator.update(SYSTEMS, {name: structure_target(numbers[name]) for name in names})
+    accumulator.save(tmp_path / "statistics")
+    restored = ScaleAccumulator.load(tmp_path / "statistics")
+    assert restored.baseline == baseline
+    first, second = accumulator.compute().targets, restored.compute().targets
+    assert [second[name].composition for name in names] == ["counts", "none", "fractions"]
+    for name in ("e", "mean"):
+        assert torch.equal(first[name].weights[(0,)], second[name].weights[(0,)])
