@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .baselines import ZBL, CompositionBaseline
     from .metrics import PhysicalUnits, RelativeRootMeanSquaredError
     from .scaling import ScaleAccumulator, Scaler
+    from .tensors import InvalidStateError
     from .training import TargetScaler, TargetScalingMixin
 
     __version__: str
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ZBL",
     "CompositionBaseline",
+    "InvalidStateError",
     "PhysicalUnits",
     "RelativeRootMeanSquaredError",
     "ScaleAccumulator",
@@ -27,6 +29,7 @@ __all__ = [
 
 _ROOMS = {
     "CompositionBaseline": "baselines",
+    "InvalidStateError": "tensors",
     "PhysicalUnits": "metrics",
     "RelativeRootMeanSquaredError": "metrics",
     "ScaleAccumulator": "scaling",

@@ -51,6 +51,9 @@ class ScaleAccumulator:
     and all scales. Nothing is written to the tensors of a batch, and an error leaves the
     accumulator as it was. Memory does not grow with the number of samples or batches.
 
+    An accumulator belongs to one thread. Several threads, processes or jobs use one each, and
+    :meth:`merge` adds them up exactly.
+
     Args:
         targets: names of targets that must be fitted; other TensorMaps are ignored. ``None``: all
             but those named ``mtt::aux::…``, which metatrain adds to batches and predictions.

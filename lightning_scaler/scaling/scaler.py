@@ -334,8 +334,10 @@ class Scaler(torch.nn.Module):
             return
         # Not inference tensors, which training could not use, nor those of a meta device.
         with torch.inference_mode(False), torch.device("cpu"):
-            content = state_from_tensor(state) if isinstance(state, torch.Tensor) else state
-            found = read_state(content)
+            if isinstance(state, torch.Tensor):
+                found = read_state(state_from_tensor(state))
+            else:
+                found = read_state(copy.deepcopy(state))
         additive = found.additive or self.additive
         if found.additive is not None and self.additive is not None:
             code = self.additive.module

@@ -313,13 +313,15 @@ def test_properties_without_data_have_scales_whose_product_is_one():
     assert scaler.scales["t"].block().values.tolist() == [[8.0, 1.0]]
 
 
-def test_properties_whose_data_are_zero_are_predicted_as_zero():
+def test_properties_whose_data_are_zero_are_predicted_as_zero(tmp_path):
     target = structure_target([[0.0, 0.0]])
     state = state_dict("t", target, [[[8.0, 0.0]]], [[[4.0, 4.0]]], [[[2.0, 0.0]]])
     scaler = Scaler.from_metatrain(state, {}, layouts={"t": target})
+    scaler.save(tmp_path / "scaler")
     ones = {"t": structure_target([[1.0, 1.0]])}
-    physical = scaler.convert([system(8)], ones, "model", "physical")["t"].block().values
-    assert physical.tolist() == [[8.0, 0.0]]
+    for each in (scaler, Scaler.load(tmp_path / "scaler")):
+        physical = each.convert([system(8)], ones, "model", "physical")["t"].block().values
+        assert physical.tolist() == [[8.0, 0.0]]
 
 
 @pytest.mark.parametrize("scale", [0.0, torch.finfo(torch.float64).max, math.nan, -1.0])

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -110,6 +111,19 @@ def test_names_that_only_the_other_has_seen():
     for merged in (first, by_state):
         with pytest.raises(ValueError, match=r"not occur in the data; .*mean 'forces'\?"):
             merged.compute()
+
+
+def test_an_accumulator_per_thread_merged_gives_the_scales_of_one():
+    systems = [system(*([1] * (i % 3) + [8])) for i in range(40)]
+    batches = [([s], {"e": structure_target([1.5 * i - 7.0])}) for i, s in enumerate(systems)]
+    with ThreadPoolExecutor(4) as threads:
+        first, *others = threads.map(accumulated, [batches[i::4] for i in range(4)])
+    for other in others:
+        first.merge(other)
+    # Per atom: uncentred RMS of (1.5 i - 7) / (i mod 3 + 1).
+    squares = [((1.5 * i - 7.0) / (i % 3 + 1)) ** 2 for i in range(40)]
+    expected = math.sqrt(math.fsum(squares) / 40)
+    assert scale(first.compute(), "e")[0] == [pytest.approx(expected, rel=1e-13)]
 
 
 def test_a_mask_of_a_target_that_is_not_fitted_is_no_error_after_a_merge():
