@@ -80,13 +80,13 @@ def test_other_metrics_are_not_known_to_depend_on_the_baseline():
 
 
 def test_other_metrics_say_themselves_that_they_depend_on_the_baseline():
-    class Relative(RelativeRootMeanSquaredError):
+    class RelativeError(RelativeRootMeanSquaredError):
         depends_on_baseline = True
 
     class OfResiduals(R2Score):
         depends_on_baseline = False
 
-    assert depends_on_baseline(MinMaxMetric(Relative())) == "Relative"
+    assert depends_on_baseline(MinMaxMetric(RelativeError())) == "Relative"
     assert depends_on_baseline(OfResiduals()) is None
 
 

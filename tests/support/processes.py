@@ -32,9 +32,13 @@ from small_training import (
 )
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     DistributedSampler,
     IterableDataset,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
     WeightedRandomSampler,
 )
 
@@ -65,6 +69,14 @@ class Stream(IterableDataset):
         return iter(self.items[rank_of_this_process() :: self.world_size])
 
 
+class Reversed(BatchSampler):
+    """A batch sampler of the user's, whose batches come in another order."""
+
+    def __iter__(self):
+        batches = list(BatchSampler(self.sampler, self.batch_size, drop_last=False))
+        return iter(batches[::-1])
+
+
 class Sampled(SmallData):
     """The training data through a loader with some kind of sampler."""
 
@@ -77,9 +89,21 @@ class Sampled(SmallData):
         if self.kind == "stream":
             return DataLoader(Stream(data.items, self.world_size), size, collate_fn=collate)
         if self.kind == "batches":
-            batches = [[i, (3 * i) % 22] for i in range(0, 22, 1 + size % 3)]
+            batches = Reversed(SequentialSampler(data), size, drop_last=True)
             return DataLoader(data, batch_sampler=batches, collate_fn=collate)
+        if self.kind == "subset of batches":
+            batches = BatchSampler(SubsetRandomSampler(range(10)), size, drop_last=False)
+            return DataLoader(data, batch_sampler=batches, collate_fn=collate)
+        if self.kind == "split":
+            own = Subset(data, range(rank_of_this_process(), 22, self.world_size))
+            return DataLoader(own, size, shuffle=True, collate_fn=collate)
         options = {
+            "subset": {"sampler": SubsetRandomSampler([0, 2, 3, 5, 8, 9, 13, 20, 21])},
+            "distributed over a range": {
+                "sampler": DistributedSampler(
+                    range(8), self.world_size, rank_of_this_process(), shuffle=True
+                )
+            },
             "sequential": {"drop_last": True},
             "random": {"shuffle": True},
             "distributed": {
@@ -98,7 +122,17 @@ class Sampled(SmallData):
         return DataLoader(data, size, collate_fn=collate, **options[self.kind])
 
 
-KINDS = ("sequential", "random", "distributed", "weighted", "batches", "stream")
+KINDS = (
+    "sequential",
+    "random",
+    "distributed",
+    "distributed over a range",
+    "subset",
+    "weighted",
+    "batches",
+    "split",
+    "stream",
+)
 
 
 def fitted(folder, world_size, data, trainer_options=None, **options):
@@ -110,7 +144,6 @@ def fitted(folder, world_size, data, trainer_options=None, **options):
         callbacks=[scaler_callback(**options)],
         max_epochs=0,
         limit_val_batches=0,
-        use_distributed_sampler=False,
         **(trainer_options or {}),
     )
     trainer.fit(net, data)
@@ -122,13 +155,28 @@ def scales_of_loaders(folder, world_size):
     for kind in KINDS:
         for batch_size in BATCH_SIZES:
             data = Sampled(kind, batch_size, world_size)
-            net = fitted(folder, world_size, data)
+            # Each process has a dataset of its own.
+            options = {"use_distributed_sampler": kind != "split"}
+            net = fitted(folder, world_size, data, options)
             answers[kind, batch_size] = (net.scaler.state(), data.train.reads)
     for size in (1, 2):  # fewer samples than processes
         data = SmallData(size, 1)
         net = fitted(folder, world_size, data, unseen_types="pooled")
         answers["few", size] = (net.scaler.state(), data.train.reads)
     return answers
+
+
+def lost_subset(folder, world_size):
+    """What the data pass and the training read where a batch sampler has a subset inside."""
+    data, reads = Sampled("subset of batches", 4, world_size), ReadsOfThePass()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        callbacks = [scaler_callback(unseen_types="pooled"), reads]
+        trainer_of(folder, world_size, callbacks=callbacks, limit_val_batches=0).fit(
+            SmallNet(), data
+        )
+    found = [str(w.message) for w in caught if "replaces the sampler inside" in str(w.message)]
+    return (reads.of_pass, list(data.train.reads), found)
 
 
 # Batches on each process, or a fraction of all twelve.
@@ -201,7 +249,7 @@ def counts_of_fit_start(folder, world_size, callback, net, data):
                 counts[event.key] = event.count
 
     callback.on_fit_start = profiled
-    options = {"max_epochs": 0, "limit_val_batches": 0, "use_distributed_sampler": False}
+    options = {"max_epochs": 0, "limit_val_batches": 0}
     trainer_of(folder, world_size, callbacks=[callback], **options).fit(net, data)
     return {"collectives": counts, "reads": len(data.train.reads)}
 
@@ -466,6 +514,7 @@ def run(folder, world_size):
         "evaluation": evaluation(folder, world_size),
     }
     if world_size > 1:
+        answers["lost subset"] = lost_subset(folder, world_size)
         answers["overfit"] = reads_of_overfitting(folder, world_size)
         answers["collectives"] = collectives(folder, world_size)
         answers["faults"] = faults(folder, world_size)

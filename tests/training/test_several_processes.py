@@ -115,6 +115,17 @@ def test_every_sample_is_read_once_over_all_processes(alone, together):
     assert [len(a["scales"]["few", 1][1]) for a in together] == [1] + [0] * (len(together) - 1)
 
 
+def test_a_subset_inside_a_batch_sampler_is_lost_in_the_data_pass_as_in_training(together):
+    """Lightning replaces the sampler by one over all 22 structures; training pads them."""
+    of_pass = [i for answers in together for i in answers["lost subset"][0]]
+    of_training = {i for answers in together for i in answers["lost subset"][1]}
+    assert sorted(of_pass) == list(range(22))
+    assert of_training == set(range(22))
+    assert [len(answers["lost subset"][2]) for answers in together] == [1] + [0] * (
+        len(together) - 1
+    )
+
+
 def test_overfit_batches_restricts_the_data_pass_to_the_batches_trained_on(together):
     """Batches of four of 48 structures; a number counts those of one process."""
     for batches, n_read in {1: 4 * len(together), 0.5: 24}.items():
@@ -126,7 +137,8 @@ def test_overfit_batches_restricts_the_data_pass_to_the_batches_trained_on(toget
 
 def test_a_fit_is_one_pass_and_one_gather_of_values(together):
     """The two other gathers are of states without values, by all_gather_object."""
-    gathers, drawn = {"gloo:all_gather": 3}, {"gloo:broadcast": 2}
+    lightning = {"gloo:barrier": 3, "gloo:all_reduce": 2}  # it sets up the loader then
+    gathers, drawn = {"gloo:all_gather": 3, **lightning}, {"gloo:broadcast": 2}
     for answers in together:
         found = {name: case["collectives"] for name, case in answers["collectives"].items()}
         assert found["random"] == gathers
