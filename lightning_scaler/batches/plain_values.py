@@ -65,6 +65,8 @@ def check_plain_values(targets: Mapping[str, TensorMap]) -> None:
         TypeError: for :class:`BatchTargets` with plain values; the message names the ways out.
     """
     found = targets.plain_values if isinstance(targets, BatchTargets) else {}
+    # An override of unpack_batch may have added a TensorMap since.
+    found = {name: words for name, words in found.items() if name not in targets}
     if not found:
         return
     words = ", ".join(f"'{name}' ({described})" for name, described in found.items())

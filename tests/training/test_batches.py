@@ -1,5 +1,7 @@
 """Batches of other forms, and batches of evaluation loaders, in runs of a real Trainer."""
 
+import warnings
+
 import pytest
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
@@ -144,6 +146,31 @@ def test_a_plain_target_beside_tensormaps_is_an_error_unless_the_targets_are_nam
     trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback(targets=TARGETS)])
     trainer.fit(net, SmallData(collate_fn=with_plain_gap))
     assert list(net.scaler.targets) == TARGETS
+
+
+class Converting(SmallNet):
+    """Follows the error: makes a TensorMap of the plain target."""
+
+    def unpack_batch(self, batch):
+        systems, targets, masks = super().unpack_batch(batch)
+        energy = targets["energy"].block()
+        gap = TensorBlock(batch["gap"][:, None].double(), energy.samples, [], energy.properties)
+        targets["gap"] = TensorMap(targets["energy"].keys, [gap])
+        return systems, targets, masks
+
+    def forward(self, systems):
+        predictions = super().forward(systems)
+        energy = predictions["energy"].block()
+        gap = TensorBlock(energy.values, energy.samples, [], energy.properties)
+        return {**predictions, "gap": TensorMap(predictions["energy"].keys, [gap])}
+
+
+def test_a_plain_target_can_be_converted_in_unpack_batch(tmp_path):
+    net, trainer = Converting(), quiet_trainer(tmp_path, callbacks=[scaler_callback()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a gap of 1 throughout is below its noise
+        trainer.fit(net, SmallData(collate_fn=with_plain_gap))
+    assert set(net.scaler.targets) == {*TARGETS, "gap"}
 
 
 class WrongValues(SmallNet):
