@@ -91,7 +91,7 @@ def copy_metrics(metrics: MetricCollection) -> torch.nn.ModuleDict:
     for name, metric in metrics.items():
         if any(isinstance(part, PhysicalUnits) for part in parts_of(metric)):
             raise TypeError(
-                f"configure_metrics: expected metrics of two tensors, got PhysicalUnits as "
+                "configure_metrics: expected metrics of two tensors, got PhysicalUnits as "
                 f"'{name}'; metrics see predictions and targets in physical units already, so give "
                 "the metric inside it"
             )

@@ -440,7 +440,7 @@ class TargetScalingMixin(_Module):
         return torch.float64 if dtype == torch.float64 else torch.float32
 
     def _check_scales(self) -> None:
-        if not self.scaler.fitted:
+        if not self.scaler.targets:
             raise RuntimeError(
                 f"{type(self).__name__} has no target scales; train with "
                 "Trainer(callbacks=[TargetScaler()]), load a checkpoint with scales, or set "

@@ -41,6 +41,8 @@ from torch.utils.data import (
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
+from torchmetrics import MeanAbsoluteError, MeanAbsolutePercentageError
+from torchmetrics.wrappers import MinMaxMetric
 
 WORLD_SIZES = (2, 3)
 BATCH_SIZES = (1, 4, 30)
@@ -420,8 +422,18 @@ class MultiTask(SmallData):
 LENGTHS = (1, 7, 10)
 
 
+class WithDictMetrics(SmallNet):
+    """Metrics that see the baseline, and metrics that return a dict, besides the default ones."""
+
+    def configure_metrics(self):
+        metrics = super().configure_metrics()
+        metrics.add_metrics({"mape": MeanAbsolutePercentageError()})
+        metrics.add_metrics({"so_far": MinMaxMetric(MeanAbsoluteError())})
+        return metrics
+
+
 def evaluation(folder, world_size):
-    net = SmallNet.load_from_checkpoint(f"{folder}/net.ckpt", weights_only=True).double()
+    net = WithDictMetrics.load_from_checkpoint(f"{folder}/net.ckpt", weights_only=True).double()
     trainer = trainer_of(folder, world_size, precision="64-true")
     answers = {}
     for length in LENGTHS:
