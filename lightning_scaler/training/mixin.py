@@ -386,7 +386,9 @@ class TargetScalingMixin(_Module):
         if stage == "train":
             loss = loss + zero_loss(outputs, self.scaler.layouts).to(loss.dtype)
         if self._has_trainer():
-            self._scaling_metrics.log_loss(self, stage, dataloader_idx, loss, n_counted)
+            # An evaluation batch without targets has no loss, not one of zero.
+            n_with_loss = n_counted if predictions or stage == "train" else 0
+            self._scaling_metrics.log_loss(self, stage, dataloader_idx, loss, n_with_loss)
             self._log_loss_terms(stage, dataloader_idx, n_counted)
         self.update_metrics(stage, atoms, predictions, targets, dataloader_idx)
         return loss

@@ -7,7 +7,7 @@ import torch
 from builders import atom_samples, spherical, structure_target
 from lightning.pytorch.callbacks import ModelCheckpoint
 from small_training import SmallData, SmallNet, collate, quiet_trainer, scaler_callback
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from torchmetrics import (
     MeanAbsoluteError,
     MeanAbsolutePercentageError,
@@ -189,6 +189,23 @@ def test_losses_of_an_epoch_are_weighted_by_the_systems_of_each_batch(tmp_path):
         unweighted = math.fsum(loss for _, loss in steps) / len(steps)
         assert logged[f"{stage}/loss"] == pytest.approx(weighted, rel=1e-6)
         assert abs(weighted - unweighted) > 1e-3 * weighted  # the two can be told apart
+
+
+def test_evaluation_batches_without_targets_do_not_lower_the_loss(tmp_path):
+    """Batches of 4, 4 and 1 systems, of which the first has no targets."""
+
+    def without_targets_in_the_first(items):
+        batch = collate(items)
+        return {"system": batch["system"]} if items[0] is data.held_out.items[0] else batch
+
+    data = SmallData()
+    net, trainer = SmallNet(), quiet_trainer(tmp_path, callbacks=[scaler_callback()])
+    trainer.fit(net, data)
+    others = DataLoader(Subset(data.held_out, range(4, 9)), batch_size=4, collate_fn=collate)
+    expected = trainer.validate(net, others, verbose=False)[0]
+    data.collate_fn = without_targets_in_the_first
+    found = trainer.validate(net, data, verbose=False)[0]
+    assert found == pytest.approx(expected, rel=1e-12)
 
 
 class WithOtherMetrics(SmallNet):
