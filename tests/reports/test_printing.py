@@ -149,9 +149,9 @@ def test_any_explained_variance_can_be_shown(capsys, explained, shown):
     assert line.split() == ["gap", *shown.split(), "1", "0.5"]
 
 
-def test_unknown_contributions_are_named(capsys):
+def test_unknown_contributions_are_dashes(capsys):
     nan = float("nan")
     blocks = [[nan, 0.5], [nan, 4.0, 1.0, 2.0, 3.0], [nan] * 5]
     table = baselines_table([BaselineOfTarget("gap", 0.5, None, [("1", blocks)])])
     lines = [line.strip() for line in printed(capsys, table).splitlines()[4:7]]
-    assert [line.split("  ")[-1].strip() for line in lines] == ["unknown, 0.5", "1 … 4", "unknown"]
+    assert [line.split("  ")[-1].strip() for line in lines] == ["–, 0.5", "1 … 4", "–"]

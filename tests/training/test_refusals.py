@@ -86,6 +86,7 @@ class Late(SingleDeviceStrategy):
         return True
 
 
+@pytest.mark.filterwarnings("ignore:the checkpoint has no target scales")
 @pytest.mark.parametrize("tuner", [LearningRateFinder, BatchSizeFinder])
 @pytest.mark.parametrize("late", [False, True])
 def test_a_tuner_before_the_scales_of_a_checkpoint_is_an_error(tmp_path, tuner, late):

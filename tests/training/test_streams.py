@@ -259,6 +259,7 @@ def test_a_stateful_loader_resumes_where_it_was_and_fits_what_the_checkpoint_has
     assert losses["resumed"] == losses["refitted"] == losses["whole"][4:]
 
 
+@pytest.mark.filterwarnings("ignore:the checkpoint has no target scales")
 @pytest.mark.parametrize("sanity", [False, True])
 def test_a_checkpoint_without_scales_is_resumed_with_the_random_states_of_a_plain_resume(
     tmp_path, sanity
