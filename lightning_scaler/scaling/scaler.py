@@ -311,7 +311,8 @@ class Scaler(torch.nn.Module):
         """The :meth:`state` as one new float32 tensor on the CPU, a byte from 0 to 255 per element.
 
         It has 16384 elements, also if the scaler is not fitted, or the next power of two that is
-        enough. Averages of equal copies and casts to half precision leave it intact.
+        enough (distributed checkpoints load only into a tensor of the same length). Averages of
+        equal copies and casts to half precision leave it intact.
 
         Raises:
             TypeError: for an additive module with a state that cannot be saved without pickle.

@@ -255,13 +255,13 @@ def test_a_truncated_file_of_version_0_1_0_is_an_error_that_names_it(tmp_path):
 
 # Writing
 
-KILLED = """
+LIMITED = """
 import resource, signal, sys, torch
 from lightning_scaler import Scaler
 scaler = Scaler.load(sys.argv[1])
 # The kernel kills a process that writes more than this number of bytes to a file.
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+signal.signal(signal.SIGXFSZ, getattr(signal, sys.argv[2]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512))
 scaler.save(sys.argv[1])
 """
@@ -270,7 +270,8 @@ scaler.save(sys.argv[1])
 def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path):
     path = file_of("Scaler", tmp_path)
     before = path.read_bytes()
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    command = [sys.executable, "-c", LIMITED, str(path), "SIG_DFL"]
+    killed = subprocess.run(command, check=False)
     assert killed.returncode == -signal.SIGXFSZ
     assert path.read_bytes() == before
     assert Scaler.load(path).fitted
@@ -279,8 +280,18 @@ def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path):
     assert len(unfinished.read_bytes()) == 512
 
 
+def test_a_disk_that_is_full_leaves_the_old_file_and_no_other(tmp_path):
+    path = file_of("Scaler", tmp_path)
+    before = path.read_bytes()
+    command = [sys.executable, "-c", LIMITED, str(path), "SIG_IGN"]
+    failed = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert "OSError: [Errno 27] File too large" in failed.stderr
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.filterwarnings("ignore:subtracting the baseline makes")
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
+def test_a_state_that_cannot_be_saved_leaves_the_old_file_and_no_other(tmp_path):
     class Locked(Springs):
         def __init__(self):
             super().__init__()

@@ -5,7 +5,7 @@ import copy
 import pytest
 import safetensors.torch
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from small_training import (
     SmallData,
     SmallNet,
@@ -75,18 +75,17 @@ def test_an_ema_started_before_the_fit_of_the_scales_is_an_error_that_says_so(tm
 
 
 def test_weight_averaging_of_lightning_saves_and_resumes_with_the_scales(plain_run, tmp_path):
-    def callbacks(folder="first"):
-        checkpoint = ModelCheckpoint(tmp_path / folder, save_last=True)
-        return [EMAWeightAveraging(decay=0.9), scaler_callback(), checkpoint]
+    def trainer(**options):
+        callbacks = [EMAWeightAveraging(decay=0.9), scaler_callback()]
+        return quiet_trainer(tmp_path, callbacks=callbacks, **options)
 
-    options = {"enable_checkpointing": True}
-    trainer = quiet_trainer(tmp_path, callbacks=callbacks(), **options)
-    trainer.fit(SmallNet(), SmallData(shuffle=False))
-    loaded = SmallNet.load_from_checkpoint(tmp_path / "first" / "last.ckpt", weights_only=True)
+    first = trainer()
+    first.fit(SmallNet(), SmallData(shuffle=False))
+    first.save_checkpoint(tmp_path / "net.ckpt")
+    loaded = SmallNet.load_from_checkpoint(tmp_path / "net.ckpt", weights_only=True)
     assert_same_scales(loaded.scaler, plain_run.scaler)
     net, data = SmallNet(), SmallData(shuffle=False, factors={"dipole": 2.0})
-    trainer = quiet_trainer(tmp_path, callbacks=callbacks("again"), max_epochs=2, **options)
-    trainer.fit(net, data, ckpt_path=tmp_path / "first" / "last.ckpt", weights_only=True)
+    trainer(max_epochs=2).fit(net, data, ckpt_path=tmp_path / "net.ckpt", weights_only=True)
     assert_same_scales(net.scaler, plain_run.scaler)
     assert len(data.train.reads) == 22  # the second epoch alone
 
