@@ -121,8 +121,7 @@ def _mean_squares_of_gradients(
     for parameter, sums in statistics.gradients.items():
         count = float(sums.counts.sum())
         if count:
-            sq_sum = torch.where(sums.sq_sum <= sums.noise_sq_sum, 0.0, sums.sq_sum)
-            mean_squares[parameter] = _mean_square(sq_sum, count, per_target)
+            mean_squares[parameter] = _mean_square(sums.sq_sum, count, per_target)
     return mean_squares
 
 

@@ -28,7 +28,6 @@ from ..tensors import (
     scripted_gradients_of_blocks,
     values_and_gradients,
 )
-from .conversion import n_atoms_of_rows
 
 # metatrain adds maps such as last-layer features under these names.
 AUXILIARY = "mtt::aux::"
@@ -130,17 +129,18 @@ class TargetCollection:
             for name, target in targets.items()
             if name not in small
         }
-        for name, target in targets.items():
-            sums = self._sum_gradients(target, atoms, masks.get(name), contributions.get(name))
-            if sums:
-                types = self._types(name, atoms)
-                empty = TargetStatistics(target.layout, types, {})
-                batch.setdefault(name, empty).gradients = sums
+        gradients = {
+            name: self._sum_gradients(target, atoms, masks.get(name), contributions.get(name))
+            for name, target in targets.items()
+            if target.layout.gradients or target.layout.sample_kind == "pair"
+        }
         for name, target in targets.items():
             if name not in self._statistics:
                 self._statistics[name] = TargetStatistics(target.layout, atoms.unique_types, {})
             if name in batch:
                 self._statistics[name].merge(batch[name])
+        for name, sums in gradients.items():
+            self._statistics[name].add_gradients(sums, self._types(name, atoms))
         if small:
             layouts = {name: targets[name].layout for name in small}
             for joined in self._pending.add(layouts, atoms, small):
@@ -192,15 +192,15 @@ class TargetCollection:
         if layout.sample_kind == "pair":
             values = values_and_gradients(target.tensor)[0]
             return {"": value_sums(values, None if masks is None else list(masks))}
-        if not layout.gradients:
-            return {}
         type_index: list[Tensor] = []
         n_types = 1
         if layout.sample_kind == "atom":
             types = self._types(layout.name, atoms)
             n_types, of_atoms = types.numel(), atoms.index_among(types)
             type_index = [of_atoms[rows] for rows in target.rows] or [of_atoms]
-        n_atoms = n_atoms_of_rows(target, atoms) if self.is_extensive(layout) else []
+        n_atoms: list[Tensor] = []
+        if self.is_extensive(layout):
+            n_atoms = [atoms.n_atoms[rows] for rows in target.rows] or [atoms.n_atoms]
         subtracted: list[Tensor | None] = []
         if contributions is not None:
             for i, parameter in zip(*scripted_gradients_of_blocks(target.tensor), strict=True):

@@ -12,34 +12,35 @@ from ..tensors import describe, scripted_arithmetic
 
 @dataclass(frozen=True)
 class GradientSums:
-    """Sums over all blocks of a target, each ``(n_types,)``; one row unless it is per-atom.
+    """Sums over all blocks of a target.
 
     Attributes:
-        sq_sum: sums of squares, of the residuals where an additive module contributes.
-        counts: numbers of values that are not missing.
-        noise_sq_sum: sums of squares up to which residuals are rounding noise.
+        sums: sums of squares (of the residuals where an additive module contributes), numbers of
+            values that are not missing, and sums of squares up to which residuals are rounding
+            noise: ``(3, n_types)`` float64, with a single column unless the target is per-atom.
     """
 
-    sq_sum: Tensor
-    counts: Tensor
-    noise_sq_sum: Tensor
+    sums: Tensor
+
+    @property
+    def counts(self) -> Tensor:
+        """Numbers of values, ``(n_types,)``."""
+        return self.sums[1]
+
+    @property
+    def sq_sum(self) -> Tensor:
+        """Sums of squares, 0 where they are rounding noise, ``(n_types,)``."""
+        return torch.where(self.sums[0] <= self.sums[2], 0.0, self.sums[0])
 
     def plus(self, other: "GradientSums") -> "GradientSums":
         """The sums over all data of both."""
-        return GradientSums(
-            self.sq_sum + other.sq_sum,
-            self.counts + other.counts,
-            self.noise_sq_sum + other.noise_sq_sum,
-        )
+        return GradientSums(self.sums + other.sums)
 
     def reindex(self, old: Tensor, new: Tensor) -> "GradientSums":
         """The sums for a superset of the sorted types."""
-        row_of_type = torch.searchsorted(new, old)
-
-        def reindex(sums: Tensor) -> Tensor:
-            return sums.new_zeros(new.numel()).index_copy_(0, row_of_type, sums)
-
-        return GradientSums(*map(reindex, (self.sq_sum, self.counts, self.noise_sq_sum)))
+        column_of_type = torch.searchsorted(new, old)
+        zeros = self.sums.new_zeros(3, new.numel())
+        return GradientSums(zeros.index_copy_(1, column_of_type, self.sums))
 
 
 def gradient_sums(
@@ -58,21 +59,21 @@ def gradient_sums(
         type_index: index of the type of every sample's atom, by block or once for all blocks; empty
             unless the target is per-atom.
         n_types: number of types; 1 unless the target is per-atom.
-        n_atoms: number of atoms of every sample's system, by block or once for all blocks; empty
-            unless the target is extensive. Gradients with respect to the whole structure (strain)
-            are divided by it.
+        n_atoms: number of atoms of every sample's system, ``(n_samples,)`` int64, by block or once
+            for all blocks; empty unless the target is extensive. Gradients with respect to the
+            whole structure (strain) are divided by it.
         contributions: contributions of an additive module to every gradient, in the order of blocks
             and parameters; empty if there are none.
 
     Raises:
         ValueError: for infinite values, and for squares that overflow.
     """
-    parameters, sums = _sum_squares(tensor, type_index, n_types, n_atoms, contributions)
+    parameters, sums, finite = _sum_squares(tensor, type_index, n_types, n_atoms, contributions)
     by_parameter: dict[str, GradientSums] = {}
-    for parameter, rows in zip(parameters, sums, strict=True):
-        if not math.isfinite(float(rows[0].sum())):
+    for parameter, of_gradient in zip(parameters, sums, strict=True):
+        if not finite:
             _check_finite(name, tensor, parameter)
-        found = GradientSums(*rows)
+        found = GradientSums(of_gradient)
         known = by_parameter.get(parameter)
         by_parameter[parameter] = found if known is None else known.plus(found)
     return by_parameter
@@ -89,7 +90,7 @@ def value_sums(values: list[Tensor], masks: list[Tensor] | None) -> GradientSums
     for i, block in enumerate(values):
         kept = block if masks is None else torch.where(masks[i], block, torch.nan)
         sums += _sums_of(kept.detach().double(), None, 1, None, 0.0)
-    return GradientSums(*sums)
+    return GradientSums(sums)
 
 
 def _sums_of(
@@ -104,6 +105,14 @@ def _sums_of(
         contribution: contribution of an additive module, in the shape of the values.
         epsilon: relative rounding error of values and contribution.
     """
+    if types is None and contribution is None:  # nearly all data
+        flat = values.reshape([-1])
+        sq_sum = torch.dot(flat, flat)
+        if not bool(sq_sum.isnan()):
+            total = torch.zeros([3, 1], dtype=torch.float64)
+            total[0] = sq_sum
+            total[1] = flat.numel()
+            return total
     n_rows = 1 if types is None else values.size(0)
     shape = [n_rows, values.numel() // max(1, n_rows)]
     noise: Tensor | None = None
@@ -137,18 +146,22 @@ def _sum_squares(
     n_types: int,
     n_atoms: list[Tensor],
     contributions: list[Tensor | None],
-) -> tuple[list[str], list[Tensor]]:
-    """The parameter and the sums of each gradient; see :func:`gradient_sums`."""
+) -> tuple[list[str], list[Tensor], bool]:
+    """The parameter and the sums of each gradient, and whether all sums of squares are finite."""
     parameters: list[str] = []
     sums: list[Tensor] = []
+    finite = True
     for i, block in enumerate(tensor.blocks()):
         for parameter in block.gradients_list():
             gradient = block.gradient(parameter)
             stored = gradient.values.detach()
             values = stored.to(torch.float64)
-            if len(n_atoms) > 0 and "atom" not in gradient.samples.names:
+            # Reading the labels of forces would take a third of the time.
+            per_atom = parameter == "positions" or "atom" in gradient.samples.names
+            if len(n_atoms) > 0 and not per_atom:
                 by_row = n_atoms[i] if len(n_atoms) > 1 else n_atoms[0]
-                by_sample = by_row.index_select(0, gradient.samples.values[:, 0])
+                by_sample = by_row.index_select(0, gradient.samples.values[:, 0]).to(torch.float64)
+                by_sample = by_sample.masked_fill(by_sample == 0.0, float("nan"))
                 values = values / by_sample.reshape([-1] + [1] * (values.dim() - 1))
             types: Tensor | None = None
             if len(type_index) > 0:
@@ -161,7 +174,8 @@ def _sum_squares(
             parameters.append(parameter)
             epsilon = 2.0**-52 if double else 2.0**-23
             sums.append(_sums_of(values, types, n_types, contribution, epsilon))
-    return parameters, sums
+            finite = finite and float(sums[-1].sum()) < float("inf")
+    return parameters, sums, finite
 
 
 def _check_finite(name: str, tensor: TensorMap, parameter: str) -> None:
@@ -178,7 +192,9 @@ def _check_finite(name: str, tensor: TensorMap, parameter: str) -> None:
                 "infinite values in a batch; remove these structures or set the values to NaN; "
                 "nothing is fitted"
             )
-    raise ValueError(
-        f"target '{name}', gradient '{parameter}': the sum of squares overflows; convert the "
-        "target to a larger unit; nothing is fitted"
-    )
+        largest = float(torch.nan_to_num(values.double()).abs().max()) if values.numel() else 0.0
+        if not math.isfinite(largest * largest * values.numel()):
+            raise ValueError(
+                f"{where}: the sum of squares overflows, the largest absolute value is "
+                f"{largest:.3e}; convert the target to a larger unit; nothing is fitted"
+            )

@@ -127,11 +127,22 @@ class TargetStatistics:
                 blocks[key] = merge_blocks(ours[key], theirs[key])
             elif key in ours or key in theirs:
                 blocks[key] = ours[key] if key in ours else theirs[key]
-        gradients, new = self._gradients_for(types), other._gradients_for(types)
-        for parameter, sums in new.items():
-            known = gradients.get(parameter)
-            gradients[parameter] = sums if known is None else known.plus(sums)
-        self.types, self.blocks, self.gradients = types, blocks, gradients
+        self.gradients, gradients = self._gradients_for(types), other._gradients_for(types)
+        self.types, self.blocks = types, blocks
+        self.add_gradients(gradients, types)
+
+    def add_gradients(self, gradients: Mapping[str, GradientSums], types: torch.Tensor) -> None:
+        """Add sums over gradients.
+
+        Args:
+            gradients: sums by parameter.
+            types: sorted types that the sums are for, a superset of those seen before.
+        """
+        if not torch.equal(types, self.types) and self.layout.sample_kind == "atom":
+            self.merge(TargetStatistics(self.layout, types, {}))
+        for parameter, sums in gradients.items():
+            known = self.gradients.get(parameter)
+            self.gradients[parameter] = sums if known is None else known.plus(sums)
 
     def _blocks_for(self, types: torch.Tensor) -> dict[Key, BlockStatistics]:
         """The statistics by key for a superset of the types."""
