@@ -2,7 +2,7 @@
 
 Run by hand, 25 minutes on one core:
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/balance.py
+    python tests/benchmarks/balance.py
 
 Each set-up is trained with every seed; the numbers are the root mean square errors of unseen
 conformers and of unseen molecules in physical units, mean and standard deviation over the seeds.
@@ -84,7 +84,7 @@ def print_table(title: str, runs: Mapping[str, Iterable[Iterable[float]]]) -> No
 def main() -> None:
     """Train every set-up with every seed, and print a table for each test set."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--setups", nargs="+", default=list(SETUPS), choices=list(SETUPS))
     options = parser.parse_args()

@@ -46,7 +46,11 @@ def test_settings_of_the_callback_from_overrides():
         "callbacks.target_scaler.fixed_scales={energy: 2, forces: {1: 0.5, 8: 1}}",
         "+callbacks.target_scaler.fixed_scales.charges.6=0.25",
         "callbacks.target_scaler.intensive_targets=[dipole]",
+        "callbacks.target_scaler.loss_weights={energy/positions: 4}",
+        "callbacks.target_scaler.balance_loss=false",
     )
+    assert callback.loss_weights == {"energy/positions": 4.0}
+    assert callback.balance_loss is False
     assert callback.fixed_scales == {
         "energy": 2.0,
         "forces": {1: 0.5, 8: 1.0},
