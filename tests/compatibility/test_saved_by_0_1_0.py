@@ -358,7 +358,11 @@ def test_a_resumed_run_keeps_the_scales_and_reads_no_data_for_a_fit(tmp_path):
     # In units in which a new fit would give other scales.
     data, net = SmallData(factors={"dipole": 2.0, "polarizability": 0.5}), AdamNet()
     trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback(**SETTINGS)], max_epochs=2)
-    trainer.fit(net, data, ckpt_path=CHECKPOINT, weights_only=True)
+    with (
+        pytest.warns(UserWarning, match="mean squares of the loss terms .* are unknown"),
+        pytest.warns(UserWarning, match=r"may not suit these data.*20\.2 for 'polarizability'"),
+    ):
+        trainer.fit(net, data, ckpt_path=CHECKPOINT, weights_only=True)
     assert sorted(data.train.reads) == list(range(22))  # the second epoch alone
     assert scales_of(net.scaler) == EXPECTED["checkpoint.ckpt"]["scales"]
     # Six steps before the checkpoint, six after it.
