@@ -22,6 +22,7 @@ from builders import labels
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from metatensor.torch import TensorBlock, TensorMap
+from other_lightning import OtherNet, other_trainer
 from small_training import (
     SmallData,
     SmallDataset,
@@ -448,6 +449,12 @@ def evaluation(folder, world_size):
     trainer.fit(still, HeldOut(7, 4))
     errors = trainer.callback_metrics.items()
     answers["fit", 7, 4] = {k: float(v) for k, v in errors if k.startswith("val")}
+    # Samplers and loaders of the other distribution have classes of their own.
+    other = OtherNet().double()
+    other.load_state_dict(net.state_dict())
+    options = {"devices": world_size, "strategy": "ddp"} if world_size > 1 else {}
+    trainer = other_trainer(folder, precision="64-true", **options)
+    answers["val", 7, 2] = trainer.validate(other, HeldOut(7, 2).val_dataloader(), verbose=False)[0]
     return answers
 
 
