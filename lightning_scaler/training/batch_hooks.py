@@ -30,11 +30,14 @@ class BatchHooks:
         self._trainer, self._module = trainer, module
         owners = (module, trainer.datamodule)  # type: ignore[attr-defined]
         self.moves = any(_overrides(owner, hook) for owner in owners for hook in TRANSFER_HOOKS)
+        self._before = any(_overrides(owner, "on_before_batch_transfer") for owner in owners)
 
     def __call__(self, batch: Any) -> Any:
         """Return the batch as ``training_step`` receives it, but for the device."""
+        batch = self._trainer.precision_plugin.convert_input(batch)
+        if not (self.moves or self._before):
+            return batch
         with torch.enable_grad():
-            batch = self._trainer.precision_plugin.convert_input(batch)
             batch = self._module._on_before_batch_transfer(batch, dataloader_idx=0)
             if self.moves:
                 batch = self._trainer.strategy.batch_to_device(batch, dataloader_idx=0)
