@@ -49,15 +49,47 @@ def join_batches(parts: Sequence[Part]) -> Part:
         all_systems += systems
     return (
         IdentifiedSystems(all_systems, range(len(all_systems))),
-        {name: _join(tensors) for name, tensors in targets.items()},
-        {name: _join(tensors) for name, tensors in masks.items()},
+        {name: _join(name, tensors) for name, tensors in targets.items()},
+        {name: _join(name, tensors) for name, tensors in masks.items()},
     )
 
 
-def _join(tensors: list[TensorMap]) -> TensorMap:
+def _join(name: str, tensors: list[TensorMap]) -> TensorMap:
     if len(tensors) == 1:
         return tensors[0]
-    return mts.join(tensors, "samples", different_keys="union")
+    try:
+        return mts.join(_with_same_gradients(tensors), "samples", different_keys="union")
+    except (RuntimeError, torch.jit.Error) as error:
+        raise ValueError(
+            f"target '{name}': the batches of several loaders have layouts that cannot be joined; "
+            "give them the same keys, components and properties, or override unpack_batch(batch) "
+            "-> (systems, targets, masks)"
+        ) from error
+
+
+def _with_same_gradients(tensors: list[TensorMap]) -> list[TensorMap]:
+    """The targets with gradients without rows where only some of them have gradients."""
+    examples: dict[str, TensorBlock] = {}
+    for tensor in tensors:
+        for block in tensor.blocks():
+            examples |= {name: block.gradient(name) for name in block.gradients_list()}
+
+    def completed(_index: int, _keys: Labels, block: TensorBlock) -> TensorBlock:
+        copy = TensorBlock(block.values, block.samples, block.components, block.properties)
+        for name, example in examples.items():
+            if name in block.gradients_list():
+                gradient = block.gradient(name)
+                values, samples = gradient.values, gradient.samples
+                components = gradient.components
+            else:
+                values = example.values[:0].to(block.values)
+                samples = Labels(example.samples.names, example.samples.values[:0])
+                components = example.components
+            gradient = TensorBlock(values, samples, components, block.properties)
+            copy.add_gradient(name, gradient)
+        return copy
+
+    return [map_blocks(tensor, completed) for tensor in tensors] if examples else tensors
 
 
 def _shifted(tensor: TensorMap, shift: int) -> TensorMap:

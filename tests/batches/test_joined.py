@@ -65,6 +65,9 @@ def test_ids_of_the_dataset_become_positions():
     }
     _, targets, _ = unpack({"a": SECOND, "b": ids})
     assert targets["energy"].block().samples.values[:, 0].tolist() == [0, 1, 2]
+    # Only the first part has forces.
+    gradient = targets["energy"].block().gradient("positions")
+    assert gradient.samples.values.tolist() == [[0, 0], [0, 1], [0, 2]]
     charges = targets["charges"].block()
     assert charges.samples.values[3:].tolist() == [[2, 0]]
     assert charges.values[3:, 0].tolist() == [0.5]
@@ -74,3 +77,9 @@ def test_other_lists_and_mappings_are_still_not_understood():
     for batch in ([system(8), system(1)], {"x": torch.zeros(2)}, [], {}, [FIRST, 3]):
         with pytest.raises(TypeError, match="override unpack_batch"):
             unpack(batch)
+
+
+def test_layouts_that_cannot_be_joined_are_an_error_that_names_the_target():
+    other = {"system": [system(8)], "energy": structure_target([1.0], name="U")}
+    with pytest.raises(ValueError, match=r"target 'energy': .* cannot be joined"):
+        unpack([FIRST, other])
