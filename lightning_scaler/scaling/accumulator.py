@@ -127,6 +127,7 @@ class ScaleAccumulator:
         systems: Sequence[HasTypes],
         targets: Mapping[str, TensorMap],
         masks: Mapping[str, TensorMap] | None = None,
+        exact_labels: bool = False,
     ) -> None:
         """Add one batch.
 
@@ -135,6 +136,9 @@ class ScaleAccumulator:
             targets: targets by name; a target or some of its blocks may be absent, NaN values are
                 missing.
             masks: masks by target name; values where a mask is ``False`` (or 0) are missing.
+            exact_labels: refuse ``system`` labels that can be read as positions and as ids also
+                where both readings give the same statistics (isomers in another order), as a
+                conversion does.
 
         Raises:
             TypeError: for a target that is not a TensorMap, also if it came beside the targets in a
@@ -160,7 +164,9 @@ class ScaleAccumulator:
                 _check_tensormap(f"mask of target '{name}'", mask)
                 kept_values[name] = mask_values(name, chosen[name], mask.to(device="cpu"))
         atoms = Atoms.from_systems(systems).to("cpu")
-        indexing, indexed = index_targets(atoms, chosen, layouts, self.system_labels)
+        indexing, indexed = index_targets(
+            atoms, chosen, layouts, self.system_labels, exact=exact_labels
+        )
         # All targets are requested: a module may know some that are not fitted here.
         with torch.no_grad():
             outputs = {} if self.additive is None else self.additive(atoms, targets)

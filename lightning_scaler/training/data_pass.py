@@ -119,7 +119,7 @@ def read_training_data(
         with scaler_in_use(module):
             for batch in _with_progress(trainer, training_batches(loaders), length(loaders)):
                 n_batches += 1
-                local.update(*_unpack(module, hooks, batch))
+                local.update(*_unpack(module, hooks, batch), exact_labels=True)
                 processes.check_for_failure()
         for one in loaders.flattened:
             if isinstance(one, Stream):

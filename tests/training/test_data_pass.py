@@ -2,14 +2,17 @@
 
 import multiprocessing
 import random
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
-from builders import mask_of
+from builders import labels, mask_of
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback, LearningRateFinder
 from lightning.pytorch.tuner import Tuner
+from metatensor.torch import TensorBlock, TensorMap
+from metatomic.torch import System
 from small_training import (
     SmallData,
     SmallDataset,
@@ -351,3 +354,40 @@ def test_limit_batches_does_not_count_under_overfit_batches_and_fast_dev_run(
     callback = scaler_callback(unseen_types="pooled", limit_batches=1)
     quiet_trainer(tmp_path, callbacks=[callback], limit_val_batches=0, **options).fit(net, data)
     assert len(data.train.reads) == 2 * 4 * n_batches  # the pass, and the steps
+
+
+def isomers_with_swapped_energies(items):
+    """HOH and HHO with energies in the other order, unless the labels are ids."""
+    batch = collate(items)
+    water = [
+        System(
+            torch.tensor(types).int(),
+            positions,
+            torch.zeros(3, 3).double(),
+            torch.tensor([False] * 3),
+        )
+        for types, positions in (
+            ([1, 8, 1], torch.rand(3, 3).double()),
+            ([1, 1, 8], torch.rand(3, 3).double()),
+        )
+    ]
+    energy = TensorBlock(
+        batch["energy"].block().values[:2], labels("system", [1, 0]), [], labels("property", [0])
+    )
+    return {"system": water, "energy": TensorMap(labels("_", [0]), [energy])}
+
+
+@pytest.mark.parametrize(("setting", "steps"), [("auto", 0), ("position", 2), ("id", 2)])
+def test_the_pass_refuses_labels_that_a_step_would_refuse(tmp_path, setting, steps):
+    """The statistics are the same, but the energies would be those of the other isomer."""
+    data, net = (
+        SmallData(size=4, batch_size=2, collate_fn=isomers_with_swapped_energies),
+        SmallNet(),
+    )
+    callback = TargetScaler(system_labels=setting)
+    trainer = quiet_trainer(tmp_path, callbacks=[callback], limit_val_batches=0)
+    error = pytest.raises(ValueError, match="set system_labels='position' or 'id'")
+    with error if setting == "auto" else nullcontext():
+        trainer.fit(net, data)
+    assert len(net.losses) == steps
+    assert net.scaler.fitted == (steps > 0)
