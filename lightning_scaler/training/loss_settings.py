@@ -1,66 +1,68 @@
 """The settings of the default loss, from the callback or from restored scales."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from ..scaling import Scaler
-from ..settings import Settings, check_terms, did_you_mean, parse_loss_weights
+from ..settings import Numbers, Settings, check_terms, did_you_mean, parse_loss_weights
 
 
-def check_loss_settings(
-    loss_weights: Any, balance_loss: Any, targets: Sequence[str] | None
-) -> dict[str, float] | None:
-    """Check the settings of the loss as far as possible without data.
+@dataclass(frozen=True)
+class LossSettings:
+    """What a ``TargetScaler`` sets for the loss.
 
-    Args:
-        loss_weights: weights by term, such as ``{"energy/positions": 4}``, or ``None``.
-        balance_loss: whether terms are divided by their mean squares, or ``None``.
-        targets: names of the targets to fit; ``None``: all.
-
-    Returns:
-        The weights as floats.
-
-    Raises:
-        TypeError: for a ``balance_loss`` that is not a bool.
-        ValueError: for weights that are negative or not finite, or of targets not to be fitted.
+    Attributes:
+        weights: weights by term; ``None``: those of restored scales, or none.
+        balance: whether terms are divided by their mean squares; ``None``: as with restored scales,
+            or ``True``.
     """
-    if balance_loss is not None and not isinstance(balance_loss, bool):
-        raise TypeError(f"balance_loss: expected True, False or None, got {balance_loss!r}")
-    weights = parse_loss_weights(loss_weights)
-    for term in weights or ():
-        if targets is not None and not _is_term_of(term, targets):
-            raise ValueError(
-                f"loss_weights names '{term}', whose target is not in targets=[…]; "
-                f"{did_you_mean(term.split('/')[0], targets)}"
-            )
-    return weights
 
+    weights: dict[str, float] | None
+    balance: bool | None
 
-def store_loss_settings(
-    scaler: Scaler,
-    restored: Settings | None,
-    loss_weights: Mapping[str, float] | None,
-    balance_loss: bool | None,
-) -> None:
-    """Store the settings of the loss in a fitted scaler.
+    @classmethod
+    def parse(
+        cls, weights: Numbers | None, balance: bool | None, targets: Sequence[str] | None
+    ) -> "LossSettings":
+        """Check the settings as far as possible without data.
 
-    Unlike scales, weights may change when a training is resumed: those given now are used.
+        Args:
+            weights: weights by term, such as ``{"energy/positions": 4}``.
+            balance: whether to balance the terms.
+            targets: names of the targets to fit; ``None``: all.
 
-    Args:
-        scaler: scaler with all its targets.
-        restored: settings of the scales that the module had before, if they are kept.
-        loss_weights: weights by term; ``None``: those of the restored settings, or none.
-        balance_loss: whether to balance; ``None``: as in the restored settings, or ``True``.
+        Raises:
+            TypeError: for a ``balance`` that is not a bool.
+            ValueError: for weights that are negative or not finite, or of other targets.
+        """
+        if balance is not None and not isinstance(balance, bool):
+            raise TypeError(f"balance_loss: expected True, False or None, got {balance!r}")
+        parsed = parse_loss_weights(weights)
+        for term in parsed or ():
+            if targets is not None and not _is_term_of(term, targets):
+                raise ValueError(
+                    f"loss_weights names '{term}', whose target is not in targets=[…]; "
+                    f"{did_you_mean(term.split('/')[0], targets)}"
+                )
+        return cls(parsed, balance)
 
-    Raises:
-        ValueError: for a weight that is not that of a term of the loss; lists the terms.
-    """
-    restored = restored or Settings()
-    weights = restored.loss_weights if loss_weights is None else loss_weights
-    balance = restored.balance_loss if balance_loss is None else balance_loss
-    check_terms(weights, scaler.loss_terms)
-    scaler.settings = replace(scaler.settings, loss_weights=dict(weights), balance_loss=balance)
+    def apply(self, scaler: Scaler, stored: Settings | None) -> None:
+        """Store the settings in a fitted scaler.
+
+        Unlike scales, weights may change when a training is resumed: what is set here wins.
+
+        Args:
+            scaler: scaler with all its targets.
+            stored: settings of the restored scales, if there are any.
+
+        Raises:
+            ValueError: for a weight that is not of a term of the loss; lists the terms.
+        """
+        stored = stored or Settings()
+        weights = stored.loss_weights if self.weights is None else self.weights
+        balance = stored.balance_loss if self.balance is None else self.balance
+        check_terms(weights, scaler.loss_terms)
+        scaler.settings = replace(scaler.settings, loss_weights=dict(weights), balance_loss=balance)
 
 
 def _is_term_of(term: str, targets: Iterable[str]) -> bool:

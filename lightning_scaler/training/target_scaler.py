@@ -17,7 +17,6 @@ from ..settings import (
     UnseenTypes,
     parse_fixed_scales,
 )
-from ..tensors import digest
 from .checks import (
     check_alone,
     check_arguments,
@@ -26,12 +25,11 @@ from .checks import (
     name_of_tuner,
     raise_for_tuner,
 )
-from .data_pass import fit_scales, is_dev_run
-from .fit_decision import FitRequest, decide_fit, restores_later
+from .fit_decision import FitRequest, restores_later
+from .fit_missing import fit_missing
 from .fit_report import print_fit, report_kept_scales
-from .loss_settings import check_loss_settings, store_loss_settings
+from .loss_settings import LossSettings
 from .mixin import TargetScalingMixin
-from .processes import FitProcesses, fit_processes
 from .random_states import RandomStates, preserve_rng
 from .training_loader import LoaderRecord
 
@@ -40,8 +38,10 @@ class TargetScaler(Callback):
     """Fits the scales and the baseline of a module's targets in one pass over the training data.
 
     The module is a ``LightningModule`` with the :class:`TargetScalingMixin`. All processes share
-    the pass, which runs in ``on_fit_start``, before the sanity check, and reads each sample once.
-    Scales that were restored from a checkpoint are kept, and no data are read.
+    the pass, which runs before the sanity check and reads each sample of the training loader once,
+    through the transfer hooks of module and datamodule. Random states are restored afterwards,
+    those of generators too that are attributes of the loader or its parts. Scales that were
+    restored from a checkpoint are kept, and no data are read.
 
     Args:
         enabled: set to ``False`` for scales of 1; the baseline is still removed.
@@ -116,11 +116,10 @@ class TargetScaler(Callback):
         checked = ScaleAccumulator(targets, intensive_targets, self.baseline, system_labels)
         self.targets, self.intensive_targets = checked.targets, checked.intensive_targets
         self.system_labels: SystemLabels = system_labels
-        self.loss_weights = check_loss_settings(loss_weights, balance_loss, self.targets)
-        self.balance_loss = balance_loss
-        self._fit_done = False
+        self.loss_settings = LossSettings.parse(loss_weights, balance_loss, self.targets)
         self._scales_kept = False
         self._states_at_train_start: RandomStates | None = None
+        # From the start of a fit until its scales are there.
         self._record: LoaderRecord | None = None
 
     @override
@@ -139,7 +138,7 @@ class TargetScaler(Callback):
         elif self.additive is not None and not scaler.fitted:
             # The weights may come from a checkpoint.
             scaler.additive = FrozenModule(self.additive)
-        self._fit_done = self._scales_kept = False
+        self._scales_kept = False
         self._forget_record()
         callbacks.insert(0, callbacks.pop(callbacks.index(self)))
 
@@ -163,7 +162,7 @@ class TargetScaler(Callback):
 
         With a checkpoint, the state of the training is restored after ``on_fit_start``.
         """
-        if not self._fit_done:
+        if self._record is not None:
             self._fit_if_needed(trainer, pl_module)
             if not self._scales_kept:
                 # Lightning undoes what random numbers are drawn in the sanity check.
@@ -215,8 +214,8 @@ class TargetScaler(Callback):
             "system_labels": self.system_labels,
             "limit_batches": self.limit_batches,
             "refit": self.refit,
-            "loss_weights": self.loss_weights,
-            "balance_loss": self.balance_loss,
+            "loss_weights": self.loss_settings.weights,
+            "balance_loss": self.loss_settings.balance,
         }
         defaults = inspect.signature(TargetScaler).parameters
         changed = (
@@ -227,47 +226,16 @@ class TargetScaler(Callback):
         return f"{type(self).__name__}({', '.join(changed)})"
 
     def _fit_if_needed(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._fit_done:
+        if self._record is None:
             return
-        self._fit_done = True
         module = cast(TargetScalingMixin, pl_module)
-        with fit_processes(trainer) as processes:
-            stored = None if self.refit or not module.scaler.fitted else module.scaler.settings
-            fitted = self._fit_missing(trainer, module, processes)
-            store_loss_settings(module.scaler, stored, self.loss_weights, self.balance_loss)
-            if processes.world_size > 1:
-                processes.check_equal(
-                    {"hash of the scales": digest(module.scaler.state())},
-                    "give all processes the same checkpoint or Scaler, and the same versions of "
-                    "the packages",
-                )
-        self._forget_record()
+        try:
+            fitted = fit_missing(trainer, module, self._request(), self.loss_settings, self._record)
+        finally:
+            self._forget_record()
         self._scales_kept = fitted is None
         if fitted is not None and trainer.is_global_zero:
             print_fit(module.scaler, kept=module.scaler.targets.keys() - fitted)
-
-    def _fit_missing(
-        self, trainer: Trainer, module: TargetScalingMixin, processes: FitProcesses
-    ) -> set[str] | None:
-        """Fit the scales that the module does not have; return their names, if there are any."""
-        scaler, request = module.scaler, self._request()
-        decision = decide_fit(request, scaler, is_dev_run(trainer))
-        to_fit = decision.targets if decision.targets is not None else "all targets"
-        processes.check_equal(
-            {
-                "targets to fit": to_fit if decision.fit_needed else "nothing",
-                **request.by_setting(),
-            },
-            "give all processes the same settings, and the same checkpoint or Scaler",
-        )
-        if not decision.fit_needed:
-            return None
-        assert self._record is not None
-        fitted = fit_scales(trainer, module, decision, processes, self._record)
-        if not decision.keep_existing:
-            scaler.targets = {}
-        scaler.update(fitted)
-        return set(fitted.targets)
 
     def _forget_record(self) -> None:
         if self._record is not None:
@@ -280,8 +248,8 @@ class TargetScaler(Callback):
             unseen_types=self.unseen_types,
             enabled=self.enabled,
             baseline="none" if self.baseline is None else "composition",
-            loss_weights=self.loss_weights or {},
-            balance_loss=self.balance_loss is not False,
+            loss_weights=self.loss_settings.weights or {},
+            balance_loss=self.loss_settings.balance is not False,
         )
         return FitRequest(
             settings,

@@ -1,0 +1,70 @@
+"""The fit of the scales that a module does not have, agreed on by all processes."""
+
+from lightning.pytorch import Trainer
+
+from ..tensors import digest
+from .data_pass import fit_scales, is_dev_run
+from .fit_decision import FitRequest, decide_fit
+from .loss_settings import LossSettings
+from .mixin import TargetScalingMixin
+from .processes import FitProcesses, fit_processes
+from .training_loader import LoaderRecord
+
+
+def fit_missing(
+    trainer: Trainer,
+    module: TargetScalingMixin,
+    request: FitRequest,
+    loss_settings: LossSettings,
+    record: LoaderRecord,
+) -> set[str] | None:
+    """Fit the scales that a module does not have, the same on all processes.
+
+    Args:
+        trainer: trainer that is starting a fit.
+        module: module whose scaler gets the scales.
+        request: settings of the callback.
+        loss_settings: settings of the loss, which are stored in the scaler.
+        record: record of the training loaders.
+
+    Returns:
+        The names of the fitted targets; ``None`` if all scales were kept.
+
+    Raises:
+        RuntimeError: on every process, if one fails or they disagree.
+    """
+    scaler = module.scaler
+    with fit_processes(trainer) as processes:
+        stored = None if request.refit or not scaler.fitted else scaler.settings
+        fitted = _fit(trainer, module, request, processes, record)
+        loss_settings.apply(scaler, stored)
+        if processes.world_size > 1:
+            processes.check_equal(
+                {"hash of the scales": digest(scaler.state())},
+                "give all processes the same checkpoint or Scaler, and the same versions of the "
+                "packages",
+            )
+    return fitted
+
+
+def _fit(
+    trainer: Trainer,
+    module: TargetScalingMixin,
+    request: FitRequest,
+    processes: FitProcesses,
+    record: LoaderRecord,
+) -> set[str] | None:
+    scaler = module.scaler
+    decision = decide_fit(request, scaler, is_dev_run(trainer))
+    to_fit = decision.targets if decision.targets is not None else "all targets"
+    processes.check_equal(
+        {"targets to fit": to_fit if decision.fit_needed else "nothing", **request.by_setting()},
+        "give all processes the same settings, and the same checkpoint or Scaler",
+    )
+    if not decision.fit_needed:
+        return None
+    fitted = fit_scales(trainer, module, decision, processes, record)
+    if not decision.keep_existing:
+        scaler.targets = {}
+    scaler.update(fitted)
+    return set(fitted.targets)
