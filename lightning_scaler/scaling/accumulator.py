@@ -228,6 +228,7 @@ class ScaleAccumulator:
         fixed_scales: Numbers | None = None,
         unseen_types: UnseenTypes = "error",
         enabled: bool = True,
+        complete: bool = True,
     ) -> Scaler:
         """Fit the baseline and the scales; more batches can be added afterwards.
 
@@ -237,6 +238,8 @@ class ScaleAccumulator:
             unseen_types: what the Scaler does with types that were not in the data: ``"error"``,
                 ``"pooled"`` (the RMS over all types) or ``"identity"``.
             enabled: ``False`` sets every scale to 1; the baseline is still subtracted.
+            complete: ``False`` for a few batches of the data, in which requested targets may have
+                no value.
 
         Raises:
             ValueError: without any data; if a requested target, or the target of a mask or of a
@@ -257,7 +260,7 @@ class ScaleAccumulator:
                     stacklevel=2,
                 )
         if not self.all_fixed(fixed):
-            check_values(statistics, self.targets or ())
+            check_values(statistics, (self.targets or ()) if complete else ())
         scales, below_noise = {}, {}
         for name, target_statistics in statistics.items():
             scales[name], below_noise[name] = fit_target(

@@ -67,7 +67,9 @@ def fit_scales(
         # A few batches give false alarms, of targets that a baseline explains or without values.
         if is_dev_run(trainer) or not trainer.is_global_zero:
             warnings.simplefilter("ignore")
-        scaler = accumulator.compute(fixed_scales, unseen_types, settings.enabled)
+        scaler = accumulator.compute(
+            fixed_scales, unseen_types, settings.enabled, complete=not is_dev_run(trainer)
+        )
         about_forces = describe_force_targets(scaler.layouts)
         if about_forces is not None:
             warnings.warn(about_forces, stacklevel=2)

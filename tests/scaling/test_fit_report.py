@@ -92,6 +92,16 @@ def test_a_training_run_whose_requested_target_has_no_value_does_not_start(tmp_p
         trainer.fit(SmallNet(), SmallData(collate_fn=without_values("charges")))
 
 
+def test_a_fast_dev_run_may_have_no_value_of_a_requested_target(tmp_path):
+    callback = TargetScaler(targets=["energy", "charges"], intensive_targets=[])
+    trainer = quiet_trainer(tmp_path, callbacks=[callback], fast_dev_run=1)
+    net = SmallNet()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a single batch is explained by its baseline
+        trainer.fit(net, SmallData(collate_fn=without_values("charges")))
+    assert (net.scaler.scales["charges"].block().values == 1.0).all()
+
+
 # Weights given as masks.
 
 
