@@ -73,7 +73,7 @@ def summarize_zeros(targets: Mapping[str, TargetScales]) -> list[str]:
     for name, scales in targets.items():
         words = scales.layout.describe_properties(scales.zeros, scales.types)
         if words:
-            lines.append(f"{name}: {list_or_count(words, 'properties')}")
+            lines.append(f"target '{name}', {list_or_count(words, 'properties')}")
     return lines
 
 

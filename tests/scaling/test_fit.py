@@ -160,15 +160,15 @@ def test_zeros_are_a_line_under_the_table():
     target = atom_target(values, atom_samples(2), "n")
     scaler = fit([system(1, 8)], {"q": target})
     assert scaler.table().caption == (
-        "All values are 0, and take the scale of their target: q: block (_=0), property (n=1), "
-        "type 1; block (_=0), property (n=2), type 1; block (_=0), property (n=1), type 8"
+        "All values are 0, and take the scale of their target: target 'q', block (_=0), property "
+        "(n=1), type 1; block (_=0), property (n=2), type 1; block (_=0), property (n=1), type 8"
     )
     restored = Scaler()
     restored.set_extra_state(scaler.get_extra_state())
     assert restored.table().caption == scaler.table().caption
     padded = atom_target([[1.0] + [0.0] * 9] * 2, atom_samples(2))
     caption = fit([system(1, 1)], {"q": padded}).table().caption
-    assert caption.endswith("q: 9 properties")
+    assert caption.endswith("target 'q', 9 properties")
     assert (
         fit([system(1, 1)], {"q": atom_target([1.0, 2.0], atom_samples(2))}).table().caption is None
     )

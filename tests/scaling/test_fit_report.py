@@ -93,8 +93,8 @@ def test_a_training_run_whose_requested_target_has_no_value_does_not_start(tmp_p
 
 
 def test_a_fast_dev_run_may_have_no_value_of_a_requested_target(tmp_path):
-    callback = TargetScaler(targets=["energy", "charges"], intensive_targets=[])
-    trainer = quiet_trainer(tmp_path, callbacks=[callback], fast_dev_run=1)
+    names = ["energy", "charges", "dipole", "polarizability"]
+    trainer = quiet_trainer(tmp_path, callbacks=[TargetScaler(targets=names)], fast_dev_run=1)
     net = SmallNet()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a single batch is explained by its baseline
