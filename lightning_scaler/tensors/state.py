@@ -164,8 +164,9 @@ def from_state(kind: Any, state: Any, complete: bool = True) -> Any:
             value = from_state(arguments[0], state, complete)
             if value is None:
                 return None
+        is_dict = get_origin(arguments[0]) is dict
         for check in arguments[1:]:
-            for where, tensor in value.items() if isinstance(value, dict) else [("", value)]:
+            for where, tensor in value.items() if is_dict else [("", value)]:
                 with state_of(f"{where}") if where else nullcontext():
                     check.check_kind(tensor)
         return value

@@ -115,6 +115,7 @@ FAULTS = {
     "fixed scale as text": (of("energy", fixed="1"), "fixed: expected a dict, got '1'"),
     "fixed scales of types, per structure": (of("energy", fixed={1: 1.0}), "not per-atom"),
     "RMS as text": (of("energy", rms_before="1"), "rms_before: expected a number, got '1'"),
+    "RMS as a dict": (of("energy", rms_before={}), r"rms_before: expected a number, got \{\}"),
     "extensive as a number": (of("energy", extensive=1), "extensive: expected True or False"),
     "unknown field": (of("energy", colour="red"), "'energy': unknown fields: colour"),
     "unknown setting": (lambda s: s["settings"].update(epochs=3), "settings: unknown .* epochs"),
