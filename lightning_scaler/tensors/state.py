@@ -158,6 +158,7 @@ def from_state(kind: Any, state: Any, complete: bool = True) -> Any:
     if kind is Any:
         return state
     if origin is Annotated:
+        value: Any
         if arguments[0] is float:  # its check may allow NaN
             value = float(state) if type(state) is int else state
         else:
