@@ -201,9 +201,9 @@ def warn_of_unknown_mean_squares(terms: Iterable[str], mean_squares: Mapping[str
     if unknown:
         rank_zero_warn(
             f"the mean squares of the loss terms {unknown} are unknown, and 1 is used; scales of "
-            "an earlier version: fit again with TargetScaler(refit=True); scales fixed without a "
-            "data pass, or terms that the training data do not have: set their weights in "
-            "loss_weights"
+            "an earlier version or of metatrain: fit again with TargetScaler(refit=True); scales "
+            "fixed without a data pass, or terms that the training data do not have: set their "
+            "weights in loss_weights"
         )
     if zero:
         rank_zero_warn(

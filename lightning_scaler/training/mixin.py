@@ -102,6 +102,7 @@ class TargetScalingMixin(_Module):
         self._scaling_batch_idx = 0
         self._scaling_loss_terms: LossTerms | None = None
         self._scaling_unbalanced: set[str] = set()
+        self._scaling_weights_unused = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse the wrong order of bases, with which Lightning would not find these steps."""
@@ -397,6 +398,8 @@ class TargetScalingMixin(_Module):
         """Log each term, unless another ``compute_loss`` replaces the default one."""
         terms, default = self._scaling_loss_terms, TargetScalingMixin.compute_loss
         if terms is None and type(self).compute_loss is not default:
+            if n_systems and self.scaler.settings.loss_weights:
+                self._warn_of_unused_weights()
             return
         for name, scales in self.scaler.targets.items():
             for scope in metric_scopes(scales.layout, scales.extensive, ()):
@@ -404,6 +407,15 @@ class TargetScalingMixin(_Module):
                 if terms is not None and term in terms.errors:
                     found = terms.errors[term], n_systems * terms.present[term]
                 self._scaling_metrics.log_loss_term(self, stage, dataloader_idx, scope, found)
+
+    def _warn_of_unused_weights(self) -> None:
+        if not self._scaling_weights_unused:
+            self._scaling_weights_unused = True
+            rank_zero_warn(
+                f"loss_weights={self.scaler.settings.loss_weights} has no effect, because "
+                f"{type(self).__name__}.compute_loss replaces the default loss; leave it out, or "
+                "call super().compute_loss(predictions, targets)"
+            )
 
     def _warn_of_unbalanced_terms(self, terms: LossTerms) -> None:
         """Warn once of each term whose mean square is unknown or zero and that has no weight."""

@@ -229,6 +229,18 @@ def test_a_loss_of_the_users_own_replaces_the_terms(tmp_path):
     assert found == [0.0] * 6
 
 
+def test_weights_without_an_effect_are_named_once(tmp_path):
+    class Own(SmallNet):
+        def compute_loss(self, predictions, targets):
+            return predictions["dipole"].block().values.square().mean()
+
+    callback = scaler_callback(loss_weights={"energy": 2})
+    message = r"loss_weights={'energy': 2.0} has no effect, because Own.compute_loss replaces"
+    with pytest.warns(UserWarning, match=message) as caught:
+        fit(tmp_path, Own(), callback=callback)
+    assert len([w for w in caught if "no effect" in str(w.message)]) == 1
+
+
 class Heads(SmallNet):
     """Each block and the forces have weights of their own."""
 
