@@ -1,14 +1,12 @@
 """The default loss: the mean squared error of every term, divided by its mean square."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from metatensor.torch import TensorMap
 from torch import Tensor
 
-from ..scaling import Scaler
 from ..tensors import (
     TargetLayout,
     is_tensormap,
@@ -78,20 +76,6 @@ def loss_terms(
         errors[name] = error / mean_square if mean_square else error
         present[name] = (count > 0).to(square.dtype)
     return LossTerms(errors, present)
-
-
-def balanced_terms(
-    predictions: Mapping[str, TensorMap], targets: Mapping[str, TensorMap], scaler: Scaler
-) -> LossTerms:
-    """The terms of the loss, divided by their mean squares if the scaler balances them.
-
-    Args:
-        predictions: see :func:`loss_terms`.
-        targets: see :func:`loss_terms`.
-        scaler: fitted scaler, with its setting ``balance_loss``.
-    """
-    mean_squares = scaler.mean_squares if scaler.settings.balance_loss else None
-    return loss_terms(predictions, targets, mean_squares)
 
 
 def mean_squared_error(
@@ -187,26 +171,3 @@ def _zero(tensors: list[TensorMap], unused_gradients: list[list[str]]) -> Tensor
     if len(parts) == 1:
         return parts[0].sum()
     return (0.0 * torch.cat(parts[1:]).nan_to_num()).sum()
-
-
-def warn_of_unknown_mean_squares(terms: Iterable[str], mean_squares: Mapping[str, float]) -> None:
-    """Warn that some terms of the loss are not balanced.
-
-    Args:
-        terms: names of the terms.
-        mean_squares: mean squares by term, where they are known.
-    """
-    unknown = [term for term in terms if term not in mean_squares]
-    zero = [term for term in terms if mean_squares.get(term) == 0]
-    if unknown:
-        rank_zero_warn(
-            f"the mean squares of the loss terms {unknown} are unknown, and 1 is used; scales of "
-            "an earlier version or of metatrain: fit again with TargetScaler(refit=True); scales "
-            "fixed without a data pass, or terms that the training data do not have: set their "
-            "weights in loss_weights"
-        )
-    if zero:
-        rank_zero_warn(
-            f"the loss terms {zero} are zero throughout the training data, and 1 is used for their "
-            "mean squares; remove them from the data, or set their weights in loss_weights"
-        )

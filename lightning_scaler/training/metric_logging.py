@@ -1,78 +1,34 @@
-"""The metrics that the mixin logs for each target, and their names."""
+"""The metrics that the mixin logs for each target."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from functools import cache, partial
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
+from metatensor.torch import TensorMap
 from torchmetrics import Metric, MetricCollection
-from typing_extensions import override
 
+from ..batches import Atoms
 from ..metrics import (
     PhysicalUnits,
+    WeightedMean,
     depends_on_baseline,
     leave_inference_mode,
     parts_of,
     select_values,
     set_double_precision,
 )
-from ..scaling import PhysicalValues
-from ..tensors import TargetLayout
+from ..scaling import (
+    PhysicalValues,
+    Scaler,
+    add_baseline,
+    term_name,
+    values_in_physical_units,
+)
+from .loss import LossTerms
 from .metric_outputs import split_outputs, updated_metrics
-
-
-class MetricScope(NamedTuple):
-    """The values that one metric sees: all values of a target, one of its gradients, or one block.
-
-    Attributes:
-        path: logged name without stage and metric, as in ``"energy"`` or ``"energy/positions"``.
-        gradient: parameter of the gradient; ``None`` for values.
-        block: key of the block by name; ``None`` for all blocks.
-        per_atom: whether errors are divided by the number of atoms.
-    """
-
-    path: str
-    gradient: str | None = None
-    block: dict[str, int] | None = None
-    per_atom: bool = False
-
-    def logged_name(self, metric: str) -> str:
-        """The logged name of a metric, without the stage: ``"energy/rmse_per_atom"``."""
-        return f"{self.path}/{metric}" + ("_per_atom" if self.per_atom else "")
-
-
-def metric_scopes(
-    layout: TargetLayout, extensive: bool, per_block: Sequence[str]
-) -> list[MetricScope]:
-    """The scopes in which a target is logged, the same on every process.
-
-    Args:
-        layout: layout of the target in the fit.
-        extensive: whether errors are per atom.
-        per_block: names of the targets with additional metrics for every block.
-    """
-    name = logged_path(layout.name)
-    scopes = [MetricScope(name, per_atom=extensive)]
-    for parameter in layout.gradients:
-        per_atom = extensive and parameter != "positions"
-        scopes.append(MetricScope(f"{name}/{parameter}", gradient=parameter, per_atom=per_atom))
-    if layout.name in per_block:
-        for key in layout.blocks:
-            block = dict(zip(layout.key_names, key, strict=True))
-            # Nearly all blocks have o3_sigma=1, so names leave it out.
-            words = [f"{n}_{v}" for n, v in block.items() if (n, v) != ("o3_sigma", 1)]
-            path = f"{name}/{'_'.join(words)}"
-            scopes.append(MetricScope(path, block=block, per_atom=extensive))
-    return scopes
-
-
-def logged_path(name: str) -> str:
-    """The name of a target in logged names: ``"mtt/dipole"`` for ``"mtt::dipole"``.
-
-    ``ModelCheckpoint`` cannot read colons and brackets in the fields of its ``filename``.
-    """
-    return re.sub(r"[\[\]{}]", "_", re.sub(r":+", "/", name))
+from .metric_scopes import MetricScope, metric_scopes
 
 
 def copy_metrics(metrics: MetricCollection) -> torch.nn.ModuleDict:
@@ -102,45 +58,6 @@ def copy_metrics(metrics: MetricCollection) -> torch.nn.ModuleDict:
     return torch.nn.ModuleDict(copies).train()
 
 
-class WeightedMean(Metric):
-    """Weighted mean over all processes, in float64.
-
-    torchmetrics' ``MeanMetric`` ignores either NaN values or the weights; this ignores neither.
-
-    Example:
-        >>> mean = WeightedMean()
-        >>> mean.update(torch.tensor(1.0), 3)
-        >>> mean.update(torch.tensor(5.0), 1)
-        >>> mean.compute()
-        tensor(2., dtype=torch.float64)
-    """
-
-    full_state_update = False
-    total: torch.Tensor
-    weight: torch.Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("total", "weight"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    @override
-    def update(self, value: torch.Tensor, weight: float | torch.Tensor) -> None:
-        """Add a scalar.
-
-        Args:
-            value: scalar tensor.
-            weight: weight of the value, a number or a scalar tensor.
-        """
-        self.total = self.total + weight * value.detach().double()
-        self.weight = self.weight + weight
-
-    @override
-    def compute(self) -> torch.Tensor:
-        """Return the mean of all values so far; NaN if the weights add up to zero."""
-        return self.total / self.weight
-
-
 class LoggedMetrics(torch.nn.ModuleDict):
     """The metrics of a module by stage, loader and scope, each created when it is first needed.
 
@@ -153,7 +70,47 @@ class LoggedMetrics(torch.nn.ModuleDict):
         self._attribute = attribute
         self._of_sanity_check: set[str] = set()
 
-    def log_scope(
+    def log_targets(
+        self,
+        module: LightningModule,
+        stage: str,
+        dataloader_idx: int,
+        atoms: Atoms,
+        predictions: Mapping[str, TensorMap],
+        targets: Mapping[str, TensorMap],
+        per_block: Sequence[str],
+    ) -> None:
+        """Update the metrics of all targets with a batch, and log them.
+
+        Args:
+            module: module that logs and configures the metrics, with its scaler.
+            stage: ``"train"``, ``"val"`` or ``"test"``.
+            dataloader_idx: index of the loader.
+            atoms: atoms of the batch.
+            predictions: predictions in loss space, in the rows of the targets.
+            targets: targets in loss space.
+            per_block: names of the targets with additional metrics for every block.
+        """
+        scaler: Scaler = cast(Any, module).scaler
+        values = values_in_physical_units(scaler, atoms, predictions, targets)
+
+        @cache
+        def with_baseline(name: str) -> list[PhysicalValues]:
+            return add_baseline(scaler, atoms, name, values[name], targets)
+
+        for name, scales in scaler.targets.items():
+            for scope in metric_scopes(scales.layout, scales.extensive, per_block):
+                self._log_scope(
+                    module,
+                    stage,
+                    dataloader_idx,
+                    scope,
+                    values.get(name, []),
+                    partial(with_baseline, name),
+                    atoms.n_systems,
+                )
+
+    def _log_scope(
         self,
         module: LightningModule,
         stage: str,
@@ -240,36 +197,39 @@ class LoggedMetrics(torch.nn.ModuleDict):
         attribute = f"{self._attribute}.{key}"
         module.log(f"{stage}/loss", metric, metric_attribute=attribute, **options)
 
-    def log_loss_term(
+    def log_loss_terms(
         self,
         module: LightningModule,
         stage: str,
         dataloader_idx: int,
-        scope: MetricScope,
-        found: tuple[torch.Tensor, torch.Tensor] | None,
+        terms: LossTerms | None,
+        n_systems: int,
     ) -> None:
-        """Log the mean of one term of the loss over those batches that have it.
+        """Log the mean of each term of the loss over those batches that have it.
 
         Args:
-            module: module that logs the term.
+            module: module that logs the terms, with its scaler.
             stage: ``"train"``, ``"val"`` or ``"test"``.
             dataloader_idx: index of the loader.
-            scope: values of a target, or one of its gradients.
-            found: the term in the batch, and its weight; ``None`` if the batch does not have it.
+            terms: terms of the batch; ``None`` if it has no systems.
+            n_systems: number of systems in the batch, without padding.
         """
-        key = f"{stage}/{dataloader_idx}/term/{scope.path}".replace(".", "_")
-        if key not in self:
-            self[key] = WeightedMean().to(module.device)
-        metric = cast(WeightedMean, self[key])
-        if found is not None:
-            leave_inference_mode([metric])
-            metric.update(*found)
-        # As in log_scope: processes reduce their metrics together.
-        if metric.update_called or module.trainer.world_size > 1:
-            module.log(
-                f"{stage}/loss/{scope.path}",
-                metric,
-                on_step=False,
-                on_epoch=True,
-                metric_attribute=f"{self._attribute}.{key}",
-            )
+        for name, scales in cast(Any, module).scaler.targets.items():
+            for scope in metric_scopes(scales.layout, scales.extensive, ()):
+                key = f"{stage}/{dataloader_idx}/term/{scope.path}".replace(".", "_")
+                if key not in self:
+                    self[key] = WeightedMean().to(module.device)
+                metric = cast(WeightedMean, self[key])
+                term = term_name(name, scope.gradient or "")
+                if terms is not None and term in terms.errors:
+                    leave_inference_mode([metric])
+                    metric.update(terms.errors[term], n_systems * terms.present[term])
+                # As with other metrics: processes reduce them together.
+                if metric.update_called or module.trainer.world_size > 1:
+                    module.log(
+                        f"{stage}/loss/{scope.path}",
+                        metric,
+                        on_step=False,
+                        on_epoch=True,
+                        metric_attribute=f"{self._attribute}.{key}",
+                    )

@@ -2,13 +2,11 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from metatensor.torch import TensorMap, detach
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 from typing_extensions import override
@@ -25,19 +23,16 @@ from ..batches import (
     unpack,
 )
 from ..scaling import (
-    LossTargets,
-    PhysicalValues,
     Scaler,
-    add_baseline,
     predictions_to_loss,
     predictions_to_physical,
     targets_to_loss,
-    term_name,
-    values_in_physical_units,
 )
+from .checkpoints import load_scales, save_scales
+from .default_loss import DefaultLoss
 from .fit_decision import restores_later
-from .loss import LossTerms, balanced_terms, warn_of_unknown_mean_squares, zero_loss
-from .metric_logging import LoggedMetrics, metric_scopes
+from .loss import zero_loss
+from .metric_logging import LoggedMetrics
 from .padding import drop_systems, padded_positions
 from .training_loader import flat_loaders
 
@@ -46,8 +41,6 @@ if TYPE_CHECKING:
     _Module = LightningModule
 else:
     _Module = object
-
-CHECKPOINT_KEY = "target_scaler"
 
 Tensors = Mapping[str, TensorMap]
 Systems = Sequence[HasTypes] | Atoms
@@ -100,9 +93,7 @@ class TargetScalingMixin(_Module):
         self.scaler = Scaler()
         self._scaling_metrics = LoggedMetrics("_scaling_metrics")
         self._scaling_batch_idx = 0
-        self._scaling_loss_terms: LossTerms | None = None
-        self._scaling_unbalanced: set[str] = set()
-        self._scaling_weights_unused = False
+        self._scaling_loss = DefaultLoss()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse the wrong order of bases, with which Lightning would not find these steps."""
@@ -155,12 +146,7 @@ class TargetScalingMixin(_Module):
         Returns:
             Scalar tensor.
         """
-        settings = self.scaler.settings
-        terms = balanced_terms(predictions, targets, self.scaler)
-        if settings.balance_loss:
-            self._warn_of_unbalanced_terms(terms)
-        self._scaling_loss_terms = terms
-        return terms.weighted_mean(settings.loss_weights)
+        return self._scaling_loss(predictions, targets, self.scaler)
 
     def configure_metrics(self) -> MetricCollection:
         """Create the metrics of every target, in the units of the data: MAE and RMSE by default.
@@ -241,24 +227,10 @@ class TargetScalingMixin(_Module):
             return
         atoms = read_atoms(systems)
         padded = self._padded_positions(stage, atoms.n_systems, dataloader_idx)
-        predictions, targets = _drop_systems(predictions, targets, padded, atoms.n_systems)
-        values = values_in_physical_units(self.scaler, atoms, predictions, targets)
-
-        @cache
-        def with_baseline(name: str) -> list[PhysicalValues]:
-            return add_baseline(self.scaler, atoms, name, values[name], targets)
-
-        for name, scales in self.scaler.targets.items():
-            for scope in metric_scopes(scales.layout, scales.extensive, self.metrics_per_block):
-                self._scaling_metrics.log_scope(
-                    self,
-                    stage,
-                    dataloader_idx,
-                    scope,
-                    values.get(name, []),
-                    partial(with_baseline, name),
-                    atoms.n_systems,
-                )
+        predictions, targets = drop_systems(predictions, targets, padded, atoms.n_systems)
+        self._scaling_metrics.log_targets(
+            self, stage, dataloader_idx, atoms, predictions, targets, self.metrics_per_block
+        )
 
     # Hooks and steps that Lightning calls.
 
@@ -340,10 +312,7 @@ class TargetScalingMixin(_Module):
         An override must call ``super().on_save_checkpoint(checkpoint)``.
         """
         super().on_save_checkpoint(checkpoint)
-        state = self.scaler.get_extra_state()
-        checkpoint[CHECKPOINT_KEY] = state
-        if "scaler._extra_state" in checkpoint.get("state_dict", {}):
-            checkpoint["state_dict"]["scaler._extra_state"] = state
+        save_scales(self.scaler, checkpoint)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -354,20 +323,7 @@ class TargetScalingMixin(_Module):
         An override must call ``super().on_load_checkpoint(checkpoint)``.
         """
         super().on_load_checkpoint(checkpoint)
-        if CHECKPOINT_KEY in checkpoint:
-            self.scaler.set_extra_state(checkpoint[CHECKPOINT_KEY])
-        elif "scaler._extra_state" not in checkpoint.get("state_dict", {}):
-            if self.scaler.fitted:
-                rank_zero_info(
-                    "the checkpoint has no target scales; those that the module already has are "
-                    "kept"
-                )
-            else:
-                rank_zero_warn(
-                    "the checkpoint has no target scales, and neither has the module: a "
-                    "TargetScaler will fit new ones. If the weights were trained with scales, "
-                    "give the module those first: module.scaler = Scaler.load(...)"
-                )
+        load_scales(self.scaler, checkpoint)
 
     def _scaling_step(self, stage: str, batch: Any, dataloader_idx: int = 0) -> torch.Tensor:
         if stage != "train":
@@ -379,9 +335,9 @@ class TargetScalingMixin(_Module):
         outputs = self(systems)
         predictions = self.predictions_to_loss(atoms, outputs, targets)
         padded = self._padded_positions(stage, atoms.n_systems, dataloader_idx)
-        counted = _drop_systems(predictions, targets, padded, atoms.n_systems)
+        counted = drop_systems(predictions, targets, padded, atoms.n_systems)
         n_counted = atoms.n_systems - len(padded)
-        self._scaling_loss_terms = None
+        self._scaling_loss.terms = None
         # Only padding: a user's loss need not handle an empty batch.
         loss = torch.zeros(()) if padded and not n_counted else self.compute_loss(*counted)
         if stage == "train":
@@ -396,36 +352,12 @@ class TargetScalingMixin(_Module):
 
     def _log_loss_terms(self, stage: str, dataloader_idx: int, n_systems: int) -> None:
         """Log each term, unless another ``compute_loss`` replaces the default one."""
-        terms, default = self._scaling_loss_terms, TargetScalingMixin.compute_loss
-        if terms is None and type(self).compute_loss is not default:
-            if n_systems and self.scaler.settings.loss_weights:
-                self._warn_of_unused_weights()
-            return
-        for name, scales in self.scaler.targets.items():
-            for scope in metric_scopes(scales.layout, scales.extensive, ()):
-                term, found = term_name(name, scope.gradient or ""), None
-                if terms is not None and term in terms.errors:
-                    found = terms.errors[term], n_systems * terms.present[term]
-                self._scaling_metrics.log_loss_term(self, stage, dataloader_idx, scope, found)
-
-    def _warn_of_unused_weights(self) -> None:
-        if not self._scaling_weights_unused:
-            self._scaling_weights_unused = True
-            rank_zero_warn(
-                f"loss_weights={self.scaler.settings.loss_weights} has no effect, because "
-                f"{type(self).__name__}.compute_loss replaces the default loss; leave it out, or "
-                "call super().compute_loss(predictions, targets)"
-            )
-
-    def _warn_of_unbalanced_terms(self, terms: LossTerms) -> None:
-        """Warn once of each term whose mean square is unknown or zero and that has no weight."""
-        mean_squares, weights = self.scaler.mean_squares, self.scaler.settings.loss_weights
-        found = dict.fromkeys([*self.scaler.loss_terms, *terms.errors])
-        unbalanced = [t for t in found if not mean_squares.get(t) and t not in weights]
-        # A single term has the whole loss.
-        if len(found) > 1 and not self._scaling_unbalanced.issuperset(unbalanced):
-            warn_of_unknown_mean_squares(unbalanced, mean_squares)
-            self._scaling_unbalanced.update(unbalanced)
+        terms, own = self._scaling_loss.terms, type(self).compute_loss
+        if terms is not None or own is TargetScalingMixin.compute_loss:
+            self._scaling_metrics.log_loss_terms(self, stage, dataloader_idx, terms, n_systems)
+        elif n_systems:
+            weights = self.scaler.settings.loss_weights
+            self._scaling_loss.warn_of_unused_weights(type(self).__name__, weights)
 
     def _unpacked(self, batch: Any) -> Batch:
         """The batch taken apart, on the device of the module."""
@@ -460,11 +392,3 @@ class TargetScalingMixin(_Module):
                 "Trainer(callbacks=[TargetScaler()]), load a checkpoint with scales, or set "
                 "module.scaler to a Scaler fitted with ScaleAccumulator"
             )
-
-
-def _drop_systems(
-    predictions: Tensors, targets: Tensors, positions: list[int], n_systems: int
-) -> tuple[Tensors, Tensors]:
-    """See :func:`drop_systems`; the targets are still known to be in loss space, per atom."""
-    predictions, targets = drop_systems(predictions, targets, positions, n_systems)
-    return predictions, targets if isinstance(targets, LossTargets) else LossTargets(targets, {})

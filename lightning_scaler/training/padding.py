@@ -8,6 +8,8 @@ import torch
 from metatensor.torch import Labels, TensorMap
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
+from ..scaling import LossTargets
+
 
 def padded_positions(loader: Any, batch_idx: int, n_systems: int) -> list[int]:
     r"""Positions, in a batch, of the systems that are padding and counted on another rank.
@@ -68,7 +70,8 @@ def drop_systems(
         return mts.slice(tensor, "samples", selection.to(tensor.device))
 
     names = predictions.keys() & targets.keys()
-    return (
-        {**predictions, **{name: select(predictions[name]) for name in names}},
-        {**targets, **{name: select(targets[name]) for name in names}},
-    )
+    selected = {**targets, **{name: select(targets[name]) for name in names}}
+    if isinstance(targets, LossTargets):
+        # Still in loss space, but no longer with the rows of the batch.
+        selected = LossTargets(selected, {})
+    return {**predictions, **{name: select(predictions[name]) for name in names}}, selected

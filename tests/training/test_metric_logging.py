@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from builders import atom_samples, spherical, structure_target
 from lightning.pytorch.callbacks import ModelCheckpoint
 from small_training import SmallData, SmallNet, collate, quiet_trainer, scaler_callback
 from torch.utils.data import DataLoader, Subset
@@ -17,29 +16,8 @@ from torchmetrics import (
 from torchmetrics.wrappers import BootStrapper, MinMaxMetric
 
 from lightning_scaler import PhysicalUnits
-from lightning_scaler.tensors import TargetLayout
-from lightning_scaler.training.metric_logging import WeightedMean, copy_metrics, metric_scopes
+from lightning_scaler.training.metric_logging import copy_metrics
 from lightning_scaler.training.metric_outputs import output_names
-
-
-def names(tensor, extensive, per_block=()):
-    layout = TargetLayout.of("t", tensor)
-    return [scope.logged_name("mae") for scope in metric_scopes(layout, extensive, per_block)]
-
-
-def test_only_position_gradients_of_extensive_targets_are_not_per_atom():
-    gradient = {"positions": [[[1.0, 0, 0]]], "strain": [[[1.0, 0, 0]] * 3]}
-    energy = structure_target([1.0], gradient=gradient)
-    assert names(energy, True) == ["t/mae_per_atom", "t/positions/mae", "t/strain/mae_per_atom"]
-    assert names(energy, False) == ["t/mae", "t/positions/mae", "t/strain/mae"]
-
-
-def test_names_of_blocks_consist_of_their_keys_without_a_sigma_of_one():
-    values = {(0, 1): [[[1.0]]], (1, -1): [[[1.0], [2.0], [3.0]]]}
-    tensor = spherical(values, atom_samples(1))
-    assert names(tensor, False) == ["t/mae"]
-    blocks = ["t/o3_lambda_0/mae", "t/o3_lambda_1_o3_sigma_-1/mae"]
-    assert names(tensor, False, per_block=["t"]) == ["t/mae", *blocks]
 
 
 def test_metrics_are_copied_in_float64_and_must_be_a_collection():
@@ -57,19 +35,6 @@ def test_metrics_in_physical_units_already_are_not_wrapped():
     metrics = MetricCollection({"r2": PhysicalUnits(R2Score(), "energy", baseline=True)})
     with pytest.raises(TypeError, match=r"got PhysicalUnits as 'r2'; .* give the metric inside it"):
         copy_metrics(metrics)
-
-
-def test_a_weighted_mean_uses_weights_and_propagates_nan():
-    mean = WeightedMean()
-    mean.update(torch.tensor(1.0), 3)
-    mean.update(torch.tensor(7.0), 0)
-    mean.update(torch.tensor(5.0), 1)
-    assert mean.compute().item() == 2.0
-    mean.update(torch.tensor(torch.nan), 1)
-    assert mean.compute().isnan()
-    mean.reset()
-    mean.update(torch.tensor(4.0), 2)
-    assert mean.compute().item() == 4.0
 
 
 # The blocks of the polarizability, and where their components are in the data.

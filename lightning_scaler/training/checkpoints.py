@@ -1,0 +1,42 @@
+"""The scales of a module in a checkpoint of Lightning."""
+
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from ..scaling import Scaler
+
+# The scales have a key of their own besides the state dict, of which some strategies load
+# parameters and buffers alone.
+CHECKPOINT_KEY = "target_scaler"
+STATE_DICT_KEY = "scaler._extra_state"
+
+
+def save_scales(scaler: Scaler, checkpoint: dict[str, Any]) -> None:
+    """Write the scales into a checkpoint, under a key of their own and in its state dict.
+
+    The state dict may be that of a copy of the module from before the fit: callbacks that average
+    weights save one.
+    """
+    state = scaler.get_extra_state()
+    checkpoint[CHECKPOINT_KEY] = state
+    if STATE_DICT_KEY in checkpoint.get("state_dict", {}):
+        checkpoint["state_dict"][STATE_DICT_KEY] = state
+
+
+def load_scales(scaler: Scaler, checkpoint: dict[str, Any]) -> None:
+    """Restore scales from a checkpoint; say so if it has none."""
+    if CHECKPOINT_KEY in checkpoint:
+        scaler.set_extra_state(checkpoint[CHECKPOINT_KEY])
+    elif STATE_DICT_KEY in checkpoint.get("state_dict", {}):
+        pass  # Lightning loads the state dict afterwards.
+    elif scaler.fitted:
+        rank_zero_info(
+            "the checkpoint has no target scales; those that the module already has are kept"
+        )
+    else:
+        rank_zero_warn(
+            "the checkpoint has no target scales, and neither has the module: a TargetScaler will "
+            "fit new ones. If the weights were trained with scales, give the module those first: "
+            "module.scaler = Scaler.load(...)"
+        )
