@@ -24,7 +24,7 @@ def print_fit(scaler: Scaler, kept: set[str]) -> None:
         kept: names of the targets whose scales were kept.
     """
     fitted = ", ".join(sorted(scaler.targets.keys() - kept))
-    line = f"Target scales fitted to the training data: {fitted}"
+    line = f"TargetScaler: fitted to the training data: {fitted}"
     if kept:
         line += f"; kept from before: {', '.join(sorted(kept))}"
     print_text(line)

@@ -73,7 +73,8 @@ def main(folder):
             os._exit(0)
     for when, child in children.items():
         status = os.waitpid(child, 0)[1]
-        print(when, os.WTERMSIG(status) if os.WIFSIGNALED(status) else "not killed")
+        ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else "not killed"
+        print(f"killed: {when} {ended_by}", flush=True)
 
 
 if __name__ == "__main__":
