@@ -38,7 +38,7 @@ from ..tensors import (
 )
 from .accumulator_state import Collected, SavedAccumulator
 from .fit import fit_target
-from .fit_report import check_values, warn_of_fit
+from .fit_checks import check_values, warn_of_fit
 from .scaler import Scaler
 from .target_collection import TargetCollection, is_auxiliary
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_warn
 from tqdm.auto import tqdm
 
 from ..batches import Batch, check_unpacked
@@ -59,7 +59,7 @@ def fit_scales(
     unseen_types = settings.unseen_types
     if is_dev_run(trainer):
         unseen_types = "pooled"
-        rank_zero_info(
+        rank_zero_warn(
             "fast_dev_run: the target scales are fitted to a few batches, and atomic types that do "
             "not occur in them use the RMS over all types and no baseline"
         )
