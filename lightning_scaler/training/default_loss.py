@@ -40,7 +40,8 @@ class DefaultLoss:
         balanced = scaler.settings.balance_loss
         mean_squares = scaler.mean_squares if balanced else {}
         self.terms = loss_terms(predictions, targets, mean_squares)
-        if balanced:
+        # A few batches say little about the terms.
+        if balanced and not scaler.settings.provisional:
             self._warn_of_unbalanced_terms(self.terms, scaler, mean_squares)
         return self.terms.weighted_mean(scaler.settings.loss_weights)
 
