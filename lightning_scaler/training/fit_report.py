@@ -1,12 +1,15 @@
 """What the user is told about the scales at the start of training."""
 
+import copy
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from metatensor.torch import TensorMap
 
+from ..batches import check_unpacked
 from ..reports import print_tables, print_text
 from ..scaling import Scaler, targets_to_loss
 from .mixin import TargetScalingMixin
@@ -31,7 +34,7 @@ def print_fit(scaler: Scaler, kept: set[str]) -> None:
     print_tables(scaler.table(), scaler.baselines_table())
 
 
-def report_kept_scales(module: TargetScalingMixin, batch: Any) -> None:
+def report_kept_scales(module: TargetScalingMixin, batch: Any, kept: Collection[str]) -> None:
     """Say that scales were kept, and how they suit the first batch of training.
 
     Warns of targets whose RMS in loss space is far from 1, unless their scale is fixed.
@@ -39,17 +42,20 @@ def report_kept_scales(module: TargetScalingMixin, batch: Any) -> None:
     Args:
         module: module with scales.
         batch: first batch of training, as ``training_step`` receives it.
+        kept: names of the targets whose scales were kept.
     """
     scaler = module.scaler
     try:
-        rms = rms_in_loss_space(module, batch)
+        rms = rms_in_loss_space(module, batch, kept)
     except Exception:
         # The step will say what is wrong with the batch.
         rms = {}
     values = ", ".join(f"{name} {value:.3g}" for name, value in rms.items())
+    fitted = scaler.targets.keys() - kept
+    which = f"of {', '.join(sorted(kept))} " if fitted else ""
     rank_zero_info(
-        "TargetScaler: the scales that the module already had (from a checkpoint or an earlier fit)"
-        " are kept, without a data pass"
+        f"TargetScaler: the scales {which}that the module already had (from a checkpoint or an "
+        f"earlier fit) are kept{'' if fitted else ', without a data pass'}"
         + (f". RMS of the first training batch in loss space: {values}" if values else "")
     )
     if not scaler.settings.enabled:
@@ -71,12 +77,15 @@ def report_kept_scales(module: TargetScalingMixin, batch: Any) -> None:
         )
 
 
-def rms_in_loss_space(module: TargetScalingMixin, batch: Any) -> dict[str, float]:
-    """The RMS of all values of each target with scales, missing ones left out."""
-    scaler = module.scaler
-    systems, targets, masks = module.unpack_batch(batch)
-    known = {name: tensor for name, tensor in targets.items() if name in scaler.targets}
-    in_loss = targets_to_loss(scaler, systems, known, masks)
+def rms_in_loss_space(
+    module: TargetScalingMixin, batch: Any, names: Collection[str]
+) -> dict[str, float]:
+    """The RMS of all values of each of these targets, missing ones left out."""
+    # An unpack_batch may take the members out of the batch that the step needs next.
+    where, copied = f"{type(module).__name__}.unpack_batch", copy.copy(batch)
+    systems, targets, masks = check_unpacked(where, module.unpack_batch(copied))
+    known = {name: tensor for name, tensor in targets.items() if name in names}
+    in_loss = targets_to_loss(module.scaler, systems, known, masks)
     rms = {name: _rms(tensor) for name, tensor in in_loss.items()}
     return {name: value for name, value in rms.items() if value is not None}
 

@@ -118,6 +118,8 @@ class TargetScaler(Callback):
         self.system_labels: SystemLabels = system_labels
         self.loss_settings = LossSettings.parse(loss_weights, balance_loss, self.targets)
         self._scales_kept = False
+        # Names of the targets whose scales were kept, until the first batch.
+        self._to_report: set[str] = set()
         self._states_at_train_start: RandomStates | None = None
         # From the start of a fit until its scales are there.
         self._record: LoaderRecord | None = None
@@ -138,7 +140,7 @@ class TargetScaler(Callback):
         elif self.additive is not None and not scaler.fitted:
             # The weights may come from a checkpoint.
             scaler.additive = FrozenModule(self.additive)
-        self._scales_kept = False
+        self._scales_kept, self._to_report = False, set()
         self._forget_record()
         callbacks.insert(0, callbacks.pop(callbacks.index(self)))
 
@@ -181,11 +183,10 @@ class TargetScaler(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Called before every training batch. Reports on the first one if scales were kept."""
-        if self._scales_kept:
-            self._scales_kept = False
-            if trainer.is_global_zero:
-                with preserve_rng([]):
-                    report_kept_scales(cast(TargetScalingMixin, pl_module), batch)
+        kept, self._to_report = self._to_report, set()
+        if kept and trainer.is_global_zero:
+            with preserve_rng([]):
+                report_kept_scales(cast(TargetScalingMixin, pl_module), batch, kept)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -234,8 +235,9 @@ class TargetScaler(Callback):
         finally:
             self._forget_record()
         self._scales_kept = fitted is None
+        self._to_report = module.scaler.targets.keys() - (fitted or set())
         if fitted is not None and trainer.is_global_zero:
-            print_fit(module.scaler, kept=module.scaler.targets.keys() - fitted)
+            print_fit(module.scaler, kept=self._to_report)
 
     def _forget_record(self) -> None:
         if self._record is not None:
