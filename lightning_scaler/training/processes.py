@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -60,6 +60,7 @@ class FitProcesses:
         self._broadcast = broadcast
         self._n_barriers = 0
         self._last_check = time.monotonic()
+        self._store_lost = False
         self._connections = None if store is None else Connections(rank, world_size, store)
 
     def check_for_failure(self) -> None:
@@ -83,14 +84,19 @@ class FitProcesses:
         """
         if self._store is None:
             return
+        failure = self._find_failure()
+        if failure is not None:
+            raise failure
         self._n_barriers += 1
         arrived = f"barrier {self._n_barriers}"
         self._store.add(arrived, 1)
         pause = 0.001
-        while self._store.add(arrived, 0) < self.world_size:
-            # A process may pass this barrier and fail later, so count again.
+        while True:
             failure = self._find_failure()
-            if failure is not None and self._store.add(arrived, 0) < self.world_size:
+            # A process may pass this barrier and fail later, so count after looking for failures.
+            if not self._store_lost and self._store.add(arrived, 0) >= self.world_size:
+                break
+            if failure is not None:
                 raise failure
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
@@ -172,15 +178,10 @@ class FitProcesses:
             reason = f"on rank {error.rank}: {error}"
         else:
             reason = f"on rank {self.rank}: {type(error).__name__}: {error}"[:LONGEST_MESSAGE]
+        self._find_ended_process()
         try:
-            if self._store.add("failures", 1) == 1:
-                self._store.set(FAILURE, reason)
-            # The store ends with rank 0, and launchers end all processes when one of them does.
-            self._store.add("stopped", 2 if isinstance(error, ProcessEndedError) else 1)
-            deadline = time.monotonic() + SECONDS_TO_READ_A_FAILURE
-            while self._store.add("stopped", 0) < self.world_size and time.monotonic() < deadline:
-                time.sleep(LONGEST_PAUSE / 5)
-            reason = str(self._store.get(FAILURE), "utf-8")
+            if not self._store_lost:
+                reason = self._share_reason(reason, 1 + isinstance(error, ProcessEndedError))
         except torch.distributed.DistError:
             pass  # Rank 0 has ended, and the store with it.
         self.close(reason)
@@ -208,20 +209,36 @@ class FitProcesses:
         if self._connections is not None:
             self._connections.close(reason)
 
+    def _share_reason(self, reason: str, n_stopped: int) -> str:
+        """Publish why some processes stop; return what was published first by any process."""
+        if self._store.add("failures", 1) == 1:
+            self._store.set(FAILURE, reason)
+        # The store ends with rank 0, and launchers end all processes when one of them does.
+        self._store.add("stopped", n_stopped)
+        deadline = time.monotonic() + SECONDS_TO_READ_A_FAILURE
+        while self._store.add("stopped", 0) < self.world_size and time.monotonic() < deadline:
+            time.sleep(LONGEST_PAUSE / 5)
+        return str(self._store.get(FAILURE), "utf-8")
+
     def _find_failure(self) -> Exception | None:
         """The failure of another process, if there is one."""
+        reason, ended = self._find_ended_process()
+        # A process that reports its failure may end at once.
+        with suppress(torch.distributed.DistError) if ended else nullcontext():
+            if reason is None and not self._store_lost and self._store.check([FAILURE]):
+                reason = str(self._store.get(FAILURE), "utf-8")
+        return ended if reason is None else _OtherProcessFailedError(reason)
+
+    def _find_ended_process(self) -> tuple[str | None, ProcessEndedError | None]:
+        """The reason that another process has given at its end, or that it has ended without."""
         assert self._connections is not None
         try:
-            reason = self._connections.check()
+            return self._connections.check(), None
         except ProcessEndedError as ended:
-            # A process that reports its failure may end at once.
-            with suppress(torch.distributed.DistError):
-                if self._store.check([FAILURE]):
-                    return _OtherProcessFailedError(str(self._store.get(FAILURE), "utf-8"))
-            return ended
-        if reason is None and self._store.check([FAILURE]):
-            reason = str(self._store.get(FAILURE), "utf-8")
-        return None if reason is None else _OtherProcessFailedError(reason)
+            # The store ends with rank 0. Loader workers that outlive it keep the connection open,
+            # and a request would wait for an answer until they end.
+            self._store_lost = self._store_lost or ended.rank == 0
+            return None, ended
 
 
 @contextmanager

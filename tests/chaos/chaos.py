@@ -49,21 +49,28 @@ from lightning_scaler.training.processes import FitProcesses
 WORLD_SIZES = (2, 3)
 EPOCHS = 2
 SIZE = 24
+BATCH_SIZE = 2
 SECONDS_UNTIL_ALL_HAVE_ENDED = 40.0
+SECONDS_OF_A_LONG_READ = 60.0
 
 MOMENTS = {
     "killed": ("pass", "gather", "first step", "checkpoint"),
+    "killed beside its workers": ("pass",),
     "data set fails": ("pass", "first step"),
     "fails after rank 0 has exited": ("pass",),
     "sampler fails": ("pass",),
     "hook fails": ("first step", "checkpoint"),
-    "collate function fails": ("pass",),
+    "collate function fails": ("pass", "first step"),
+    "transfer hook fails": ("pass", "first step"),
     "rank without data": ("pass",),
     "other layout on one rank": ("pass",),
     "disk full": ("checkpoint",),
     "slow rank": ("pass", "gather", "first step", "checkpoint"),
 }
 FINISHES = {"rank without data", "slow rank"}
+KILLED = {"killed", "killed beside its workers"}
+IN_HOOKS = {"killed beside its workers", "transfer hook fails"}
+WHILE_READING = {*IN_HOOKS, "data set fails", "collate function fails"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,7 @@ class Draw:
             return None
         if self.moment not in ("pass", "gather"):
             return ""  # The data pass is over, and Lightning reports the failure.
-        if self.fault == "killed":
+        if self.fault in KILLED:
             return rf"on rank {self.rank}: the process has ended without an error message"
         if self.fault == "fails after rank 0 has exited":
             return rf"on rank {self.rank}: OSError: {self.fault}|on rank 0: the process has ended"
@@ -127,10 +134,13 @@ class Fault(Callback):
         if draw is not None and (draw.rank == rank or (rank == 0 and "rank 0" in draw.fault)):
             self.draw = draw
         self.moment = "pass"
+        self.training = False
 
     def reached(self, moment: str, count: int | None = None) -> None:
         """The training is at this moment, after that many reads or epochs."""
         if self.draw is None or self.draw.moment != moment or self.moment == "over":
+            return
+        if self.draw.fault in WHILE_READING:
             return
         if count is not None and count != self.draw.count:
             return
@@ -147,10 +157,24 @@ class Fault(Callback):
                 os._exit(3)
             time.sleep(1.0)
             raise OSError(self.draw.fault)
-        elif self.draw.fault in ("data set fails", "hook fails"):
+        elif self.draw.fault == "hook fails":
             self.moment = "over"
             raise OSError(self.draw.fault)
         self.moment = "over"
+
+    def reading(self, fault: str, n_read: int) -> None:
+        """The part of the reading that may have this fault has come to that many structures."""
+        if self.draw is None or self.draw.fault != fault or self.moment == "over":
+            return
+        at_first_step = self.draw.moment == "first step"
+        if self.training if at_first_step else n_read >= self.draw.count:
+            self.moment = "over"
+            if self.draw.fault in KILLED:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError(fault)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.training = True
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
@@ -167,17 +191,17 @@ class Data(SmallData):
 
     def __init__(self, draw: Draw | None, fault: Fault) -> None:
         few = draw is not None and draw.fault == "rank without data"
-        super().__init__(size=1 if few else SIZE, batch_size=2, shuffle=False)
+        super().__init__(size=1 if few else SIZE, batch_size=BATCH_SIZE, shuffle=False)
         self.fault = fault
         self.kind = "" if fault.draw is None else fault.draw.fault
+        self.workers = 2 if draw is not None and "workers" in draw.fault else 0
         # The sampler is drawn on rank 0.
         self.draws_fail = draw is not None and draw.fault == "sampler fails"
         self.train.__class__ = ReadDataset
         self.train.fault = fault  # type: ignore[attr-defined]
 
     def collate(self, items: Any) -> Any:
-        if self.kind == "collate function fails":
-            raise OSError(self.kind)
+        self.fault.reading("collate function fails", len(self.train.reads))
         batch = collate(items)
         if self.kind == "other layout on one rank":
             charges = batch["charges"].block()
@@ -188,7 +212,13 @@ class Data(SmallData):
     def train_dataloader(self) -> DataLoader[Any]:
         sampler = FailingSampler([1.0] * SIZE, SIZE) if self.draws_fail else None
         return DataLoader(
-            self.train, batch_size=2, shuffle=False, sampler=sampler, collate_fn=self.collate
+            self.train,
+            batch_size=BATCH_SIZE,
+            shuffle=False,
+            sampler=sampler,
+            collate_fn=self.collate,
+            num_workers=self.workers,
+            multiprocessing_context="fork" if self.workers else None,
         )
 
 
@@ -198,8 +228,27 @@ class ReadDataset(SmallDataset):
     fault: Fault
 
     def __getitem__(self, index: int) -> Any:
+        if torch.utils.data.get_worker_info() is not None:
+            # The workers of a killed process end long after it.
+            late = self.fault.draw is not None and len(self.reads) >= 2 * BATCH_SIZE
+            time.sleep(SECONDS_OF_A_LONG_READ if late else 0.0)
         self.fault.reached("pass", len(self.reads))
+        self.fault.reading("data set fails", len(self.reads))
         return super().__getitem__(index)
+
+
+class NetWithHook(SmallNet):
+    """A network with a transfer hook, which runs in the pass as in training."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__()
+        self.fault, self.n_batches = fault, 0
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        self.n_batches += 1
+        for fault in IN_HOOKS:
+            self.fault.reading(fault, BATCH_SIZE * self.n_batches)
+        return batch
 
 
 class FailingSampler(WeightedRandomSampler):
@@ -217,7 +266,8 @@ def train(folder: Path, world_size: int, rank: int, draw: Draw | None) -> SmallN
         return gather(processes, local)
 
     FitProcesses.gather_objects = gather_at_its_moment  # type: ignore[method-assign]
-    net, data = SmallNet(), Data(draw, fault)
+    with_hook = draw is not None and draw.fault in IN_HOOKS
+    net, data = NetWithHook(fault) if with_hook else SmallNet(), Data(draw, fault)
     trainer = quiet_trainer(
         folder,
         devices=world_size,
@@ -339,7 +389,7 @@ def check(draw: Draw, folder: Path, expected: SmallNet) -> float:
         if draw.fault == "rank without data":
             return seconds
     else:
-        killed = draw.rank if draw.fault == "killed" else None
+        killed = draw.rank if draw.fault in KILLED else None
         for rank in ranks:
             if rank == killed:
                 assert statuses[rank] == -signal.SIGKILL

@@ -18,6 +18,8 @@ failures = run([
     Draw("killed", "pass", 3, 1, 2),
     Draw("killed", "pass", 3, 0, 2),
     Draw("killed", "gather", 3, 2, 0),
+    Draw("killed beside its workers", "pass", 3, 0, 3),
+    Draw("transfer hook fails", "pass", 2, 1, 3),
     Draw("fails after rank 0 has exited", "pass", 3, 2, 1),
     Draw("disk full", "checkpoint", 3, 0, 0),
     Draw("slow rank", "pass", 3, 1, 0),
@@ -33,4 +35,4 @@ def test_processes_end_with_a_reason_and_leave_a_checkpoint_that_continues():
         command, env=environment, capture_output=True, text=True, timeout=400, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "6 draws: 0 failed" in result.stdout
+    assert "8 draws: 0 failed" in result.stdout

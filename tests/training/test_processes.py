@@ -10,6 +10,7 @@ from torch.distributed import HashStore
 
 # The module itself, to shorten its waiting times.
 from lightning_scaler.training import processes
+from lightning_scaler.training.connections import ProcessEndedError
 from lightning_scaler.training.processes import FitProcesses, ProcessesDisagreeError
 
 
@@ -90,7 +91,8 @@ class StoreWithALateFailure:
         self.timeout = self.store.timeout
 
     def check(self, keys):
-        if keys == [processes.FAILURE]:
+        arrived = self.store.add("barrier 1", 0) > 0
+        if keys == [processes.FAILURE] and arrived:
             self.store.add("barrier 1", 1)
             self.store.set(processes.FAILURE, "on rank 1: ValueError: later")
         return self.store.check(keys)
@@ -100,6 +102,42 @@ def test_a_failure_after_a_barrier_does_not_stop_processes_at_it():
     """The others are in the collective behind it already and would wait forever."""
     with contextlib.closing(FitProcesses(0, 2, StoreWithALateFailure())) as process:
         process.barrier()
+
+
+class StoreThatMayStopAnswering(HashStore):
+    """A store whose process was killed, and to which a request would wait without an end."""
+
+    answers = True
+
+    def _check(self):
+        assert self.answers, "waits for a store that has ended with rank 0"
+
+    def add(self, key, amount):
+        self._check()
+        return super().add(key, amount)
+
+    def check(self, keys):
+        self._check()
+        return super().check(keys)
+
+
+@pytest.mark.parametrize("where", ["barrier", "data pass", "failure of its own"])
+def test_nothing_is_asked_of_the_store_of_a_rank_zero_that_was_killed(short_waits, where):
+    """Its loader workers may live on, and keep the connection to the store open."""
+    store = StoreThatMayStopAnswering()
+    zero = FitProcesses(0, 2, store)
+    with contextlib.closing(FitProcesses(1, 2, store)) as one:
+        one._connections.connect()
+        zero._connections.check()
+        zero._connections.drop()
+        store.answers = False
+        killed = "on rank 0: the process has ended without an error message"
+        if where == "failure of its own":
+            assert one.report_failure(OSError("no file")) == "on rank 1: OSError: no file"
+            return
+        with pytest.raises(ProcessEndedError) as error:
+            one.barrier() if where == "barrier" else one.check_for_failure()
+        assert one.report_failure(error.value).startswith(killed)
 
 
 def test_the_first_of_several_failures_is_reported(short_waits):
