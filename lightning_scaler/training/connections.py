@@ -50,12 +50,13 @@ class Connections:
         self._store = store
         self._missing = set(range(1, world_size)) if rank == 0 else {0}
         self._sockets: dict[int, socket.socket] = {}
+        self._greetings: dict[socket.socket, bytes] = {}
         self._server: socket.socket | None = None
         self._timeout = store.timeout.total_seconds()
         self._deadline = time.monotonic() + self._timeout
         self._token = ""
         if rank == 0:
-            self._listen()
+            self._listen(world_size)
         _open_connections.add(self)
 
     def connect(self) -> None:
@@ -117,14 +118,14 @@ class Connections:
         for connection in self._sockets.values():
             connection.close()
         self._sockets = {}
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        self._stop_listening()
 
-    def _listen(self) -> None:
+    def _listen(self, world_size: int) -> None:
         ipv6 = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if ipv6 else socket.AF_INET
-        self._server = socket.create_server(("", 0), family=family, dualstack_ipv6=ipv6)
+        self._server = socket.create_server(
+            ("", 0), family=family, backlog=world_size, dualstack_ipv6=ipv6
+        )
         self._server.setblocking(False)
         self._token = secrets.token_hex(16)
         # Rank 0 runs where the process group was started; its own name is a second way to it.
@@ -134,18 +135,17 @@ class Connections:
 
     def _accept(self) -> None:
         """Accept the connections of the other processes, on rank 0."""
-        while self._server is not None and self._missing:
+        while self._server is not None:
             try:
                 connection, _ = self._server.accept()
             except OSError:
                 break
-            rank = self._rank_of(connection)
-            if rank is None:
-                connection.close()
-            else:
-                connection.setblocking(False)
-                self._sockets[rank] = connection
-                self._missing.discard(rank)
+            connection.setblocking(False)
+            self._greetings[connection] = b""
+        for connection in list(self._greetings):
+            self._read_greeting(connection)
+        if not self._missing:
+            self._stop_listening()
         if self._missing and time.monotonic() > self._deadline:
             late = [r for r in self._missing if not self._store.check([f"not connected {r}"])]
             self._missing.clear()
@@ -157,16 +157,34 @@ class Connections:
                 "process group's timeout",
             )
 
-    def _rank_of(self, connection: socket.socket) -> int | None:
-        """The rank of a new connection; ``None`` if it does not come from this fit."""
+    def _read_greeting(self, connection: socket.socket) -> None:
+        """Read what a new connection has sent; close it if it does not come from this fit."""
+        greetings = {_greeting(self._token, rank): rank for rank in self._missing}
+        received = self._greetings.pop(connection)
         try:
-            connection.settimeout(SECONDS_TO_CONNECT)
-            with connection.makefile("rb") as stream:
-                greeting = stream.read(len(_greeting(self._token, self._rank)))
+            more = connection.recv(len(_greeting(self._token, 0)) - len(received))
+        except BlockingIOError:
+            self._greetings[connection] = received
+            return
         except OSError:
-            return None
-        of_rank = {_greeting(self._token, rank): rank for rank in self._missing}
-        return of_rank.get(greeting)
+            more = b""
+        received += more
+        if received in greetings:
+            rank = greetings[received]
+            self._sockets[rank] = connection
+            self._missing.discard(rank)
+        elif more and any(greeting.startswith(received) for greeting in greetings):
+            self._greetings[connection] = received
+        else:
+            connection.close()
+
+    def _stop_listening(self) -> None:
+        for connection in self._greetings:
+            connection.close()
+        self._greetings = {}
+        if self._server is not None:
+            self._server.close()
+            self._server = None
 
     def _connect(self) -> None:
         hosts, port, token = json.loads(self._store.get(ADDRESS))

@@ -1,6 +1,7 @@
 """Sockets that show when another process has ended."""
 
 import contextlib
+import json
 import os
 import socket
 import time
@@ -10,7 +11,7 @@ import pytest
 from torch.distributed import HashStore
 
 # The module itself, because no public function opens a connection without a process group.
-from lightning_scaler.training.connections import Connections, ProcessEndedError
+from lightning_scaler.training.connections import ADDRESS, Connections, ProcessEndedError
 
 
 @pytest.fixture
@@ -108,6 +109,65 @@ def test_a_connection_from_elsewhere_is_closed_and_changes_nothing():
         one.drop()
         with pytest.raises(ProcessEndedError):
             eventually(zero.check)
+
+
+def test_strangers_that_send_nothing_hold_nobody_up():
+    """A port scanner, for example."""
+    store = HashStore()
+    with (
+        contextlib.closing(Connections(0, 2, store)) as zero,
+        contextlib.closing(Connections(1, 2, store)) as one,
+        contextlib.ExitStack() as stack,
+    ):
+        port = zero._server.getsockname()[1]
+        strangers = [
+            stack.enter_context(socket.create_connection(("localhost", port))) for _ in range(2)
+        ]
+        start = time.monotonic()
+        assert zero.check() is None
+        one.connect()
+        assert zero.check() is None
+        assert time.monotonic() - start < 2.0
+        for stranger in strangers:  # closed, as all processes are there
+            assert stranger.recv(1) == b""
+        one.drop()
+        with pytest.raises(ProcessEndedError):
+            eventually(zero.check)
+
+
+def test_a_greeting_may_arrive_in_parts():
+    store = HashStore()
+    with contextlib.closing(Connections(0, 2, store)) as zero:
+        _, port, token = json.loads(store.get(ADDRESS))
+        with socket.create_connection(("localhost", port)) as one:
+            for part in (token[:5], token[5:], f" {1:8d}"):
+                one.sendall(part.encode())
+                time.sleep(0.02)
+                assert zero.check() is None
+        with pytest.raises(ProcessEndedError) as error:
+            eventually(zero.check)
+        assert error.value.rank == 1
+
+
+def test_rank_zero_listens_until_all_processes_have_connected(three):
+    _, port, _ = json.loads(three[0]._store.get(ADDRESS))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("localhost", port))
+
+
+def test_two_hundred_processes_connect_while_rank_zero_is_busy():
+    store = HashStore()
+    with contextlib.ExitStack() as stack:
+        ranks = [
+            stack.enter_context(contextlib.closing(Connections(r, 200, store))) for r in range(200)
+        ]
+        for connections in ranks:
+            connections.connect()
+        assert ranks[0].check() is None
+        ranks[199].drop()
+        with pytest.raises(ProcessEndedError) as error:
+            eventually(ranks[0].check)
+        assert error.value.rank == 199
 
 
 def test_forked_workers_do_not_keep_the_connections_of_their_process_open(three):
