@@ -39,8 +39,8 @@ from lightning_scaler.tensors import InvalidStateError, digest, save_state, stat
 
 COMPATIBILITY = Path(__file__).parents[1] / "compatibility"
 OLD_FILES = [COMPATIBILITY / "scaler_state_1.pt", COMPATIBILITY / "scaler_state_2.pt"]
-# Dicts whose keys are names of targets or weights, not fields.
-NAMED = {"targets", "statistics", "weights", "fixed"}
+# Dicts whose keys are names of targets, weights or terms of the loss, not fields.
+NAMED = {"targets", "statistics", "weights", "fixed", "mean_squares"}
 
 
 def collected(scale: float = 1.0) -> ScaleAccumulator:
