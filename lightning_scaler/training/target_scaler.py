@@ -116,7 +116,8 @@ class TargetScaler(Callback):
         checked = ScaleAccumulator(targets, intensive_targets, self.baseline, system_labels)
         self.targets, self.intensive_targets = checked.targets, checked.intensive_targets
         self.system_labels: SystemLabels = system_labels
-        self.loss_settings = LossSettings.parse(loss_weights, balance_loss, self.targets)
+        loss = LossSettings.parse(loss_weights, balance_loss, self.targets)
+        self.loss_weights, self.balance_loss = loss.weights, loss.balance
         self._scales_kept = False
         # Names of the targets whose scales were kept, until the first batch.
         self._to_report: set[str] = set()
@@ -215,8 +216,8 @@ class TargetScaler(Callback):
             "system_labels": self.system_labels,
             "limit_batches": self.limit_batches,
             "refit": self.refit,
-            "loss_weights": self.loss_settings.weights,
-            "balance_loss": self.loss_settings.balance,
+            "loss_weights": self.loss_weights,
+            "balance_loss": self.balance_loss,
         }
         defaults = inspect.signature(TargetScaler).parameters
         changed = (
@@ -231,7 +232,8 @@ class TargetScaler(Callback):
             return
         module = cast(TargetScalingMixin, pl_module)
         try:
-            fitted = fit_missing(trainer, module, self._request(), self.loss_settings, self._record)
+            loss = LossSettings(self.loss_weights, self.balance_loss)
+            fitted = fit_missing(trainer, module, self._request(), loss, self._record)
         finally:
             self._forget_record()
         self._scales_kept = fitted is None
@@ -250,8 +252,8 @@ class TargetScaler(Callback):
             unseen_types=self.unseen_types,
             enabled=self.enabled,
             baseline="none" if self.baseline is None else "composition",
-            loss_weights=self.loss_settings.weights or {},
-            balance_loss=self.loss_settings.balance is not False,
+            loss_weights=self.loss_weights or {},
+            balance_loss=self.balance_loss is not False,
         )
         return FitRequest(
             settings,

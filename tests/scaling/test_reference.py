@@ -105,7 +105,8 @@ def residuals(case: Case) -> tuple[dict[tuple, list[float]], bool]:
     vanishing = [group for group in left if rms(left[group]) <= noise * rms(stored[group])]
     left.update({group: [0.0] * len(left[group]) for group in vanishing})
     padding = [group for group in stored if not any(stored[group])]
-    return dict(left), padding == list(stored) != [] or not {*vanishing} <= {*padding}
+    only_zeros = padding == list(stored)
+    return dict(left), bool(vanishing) and (only_zeros or not {*vanishing} <= {*padding})
 
 
 class Reference:
