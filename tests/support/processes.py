@@ -454,7 +454,9 @@ def evaluation(folder, world_size):
     other.load_state_dict(net.state_dict())
     options = {"devices": world_size, "strategy": "ddp"} if world_size > 1 else {}
     trainer = other_trainer(folder, precision="64-true", **options)
-    answers["val", 7, 2] = trainer.validate(other, HeldOut(7, 2).val_dataloader(), verbose=False)[0]
+    answers["pytorch_lightning", 7, 2] = trainer.validate(
+        other, HeldOut(7, 2).val_dataloader(), verbose=False
+    )[0]
     return answers
 
 
