@@ -46,6 +46,8 @@ class Conversion:
         per_atom: whether to divide extensive values, and their gradients with respect to the whole
             structure (strain), by the number of atoms.
         dtype: dtype of the result, if it is to change.
+        of_targets: whether tensors outside physical space are targets too, not predictions: their
+            missing values need no baseline.
     """
 
     source: str
@@ -55,6 +57,7 @@ class Conversion:
     provisional: bool = False
     per_atom: bool = False
     dtype: torch.dtype | None = None
+    of_targets: bool = False
 
     @cached_property
     def applies_baseline(self) -> bool:
@@ -112,7 +115,8 @@ def convert_targets(
             args[name] = _conversion_args(
                 scales[name], target, batch.atoms, conversion, contributions.get(name)
             )
-    if conversion.applies_baseline and conversion.target == "physical":
+    adds_baseline = conversion.applies_baseline and conversion.target == "physical"
+    if adds_baseline and not conversion.of_targets:
         warn_of_unknown_predictions({name: scales[name] for name in args}, batch.atoms)
     if args:
         rescaled = rescale(list(args.values()), conversion.multiplies, conversion.dtype)
@@ -194,6 +198,10 @@ def _conversion_args(
         scales, conversion.scale_kind, target, atoms, conversion.unseen_types
     )
     n_atoms = n_atoms_of_rows(target, atoms) if conversion.per_atom and scales.extensive else []
+    if conversion.source == "model":
+        # A prediction for a system without atoms has no target, but dividing it by NaN would make
+        # all gradients of the loss NaN.
+        n_atoms = [n.nan_to_num(1.0) for n in n_atoms]
     baselines: list[Tensor | None] = []
     gradient_baselines: list[Tensor | None] = []
     if conversion.applies_baseline and (scales.weights or contributions is not None):
@@ -250,7 +258,7 @@ def _composition_baseline(
     rows = target.rows[index] if target.rows else None
     # Missing values of a target need no weight; predictions need all of them.
     values = None
-    if conversion.source == "physical":
+    if conversion.source == "physical" or conversion.of_targets:
         values = target.tensor.block_by_id(index).values
     ignore = conversion.provisional or "ignored type" in scales.warnings_given
     unseen = [] if ignore else find_unseen_types(block, atoms, rows, values)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -381,6 +382,28 @@ def test_a_baseline_leaves_out_missing_values_and_changes_no_difference():
         metric = PhysicalUnits(MeanAbsoluteError(), "energy", gradient, baseline=True)
         metric.update(scaler, SYSTEMS, *in_loss)
         assert metric.compute().item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_missing_value_needs_no_baseline_for_the_types_of_its_structure():
+    """Neither of a type that was not in the fit, nor of one without data, F and O."""
+    systems = [system(1, 1), system(1), system(8, 1)]
+    energies = {"e": structure_target([-2.0, -1.5, NAN])}
+    with pytest.warns(UserWarning, match="some atomic types have no data"):
+        scaler = fit(systems, energies, baseline=CompositionBaseline())
+    targets = {"e": structure_target([-2.0, NAN, NAN])}
+    predictions = {"e": structure_target([0.5, 0.25, 0.25])}
+    systems = [system(1, 1), system(9, 1), system(8, 1)]
+    in_loss = targets_to_loss(scaler, systems, targets, dtype=torch.float64)
+    metric = PhysicalUnits(MeanAbsolutePercentageError(), "e", baseline=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is predicted for O yet
+        metric.update(
+            scaler, systems, predictions_to_loss(scaler, systems, predictions, in_loss), in_loss
+        )
+    weight, sigma = scaler.targets["e"].weights[0,][0].item(), scaler.scales["e"][0].values.item()
+    # H2 alone, per atom.
+    expected = abs((weight + sigma * 0.5 / 2) - -1.0) / 1.0
+    assert metric.compute().item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_baseline_per_atom_is_added():

@@ -28,6 +28,7 @@ from lightning_scaler.scaling import (
     targets_to_loss,
     values_in_physical_units,
 )
+from lightning_scaler.training.loss import mean_squared_error
 
 SYSTEMS = [system(8), system(1, 1, 8)]
 
@@ -59,6 +60,24 @@ def test_targets_are_scaled_averaged_masked_and_cast(scaler):
     expected = torch.tensor([[1.0], [torch.nan], [7 / 5], [1.0]])
     torch.testing.assert_close(result["charges"].block().values, expected, equal_nan=True)
     assert charges.block().values[1, 0] == 1.0
+
+
+def test_systems_without_atoms_do_not_make_gradients_of_the_loss_nan(scaler):
+    """Their values per atom are missing, so that nothing depends on their predictions."""
+    systems = [SYSTEMS[0], system()]
+    strain = torch.ones(2, 3, 3).double()
+    targets = {"energy": structure_target([3.0, 0.0], gradient={"strain": strain})}
+    predicted = structure_target([2.0, 5.0], gradient={"strain": 2.0 * strain})
+    values = predicted.block().values.requires_grad_()
+    of_strain = predicted.block().gradient("strain").values.requires_grad_()
+    in_loss = targets_to_loss(scaler, systems, targets, dtype=torch.float64)
+    found = predictions_to_loss(scaler, systems, {"energy": predicted}, in_loss)
+    mean_squared_error(found, in_loss).backward()
+    # Of O: half of (2 - 3 / s)², and half of the mean of nine (2 - 1 / s)².
+    s = 12.5**0.5
+    torch.testing.assert_close(values.grad, torch.tensor([[2 - 3 / s], [0]]).double())
+    expected = torch.tensor([(2 - 1 / s) / 9, 0.0]).double()
+    torch.testing.assert_close(of_strain.grad, expected.reshape(2, 1, 1, 1).expand(2, 3, 3, 1))
 
 
 def test_strain_gradients_are_averaged_and_forces_are_not(scaler):

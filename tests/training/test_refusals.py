@@ -15,6 +15,7 @@ from small_training import (
     quiet_trainer,
     scaler_callback,
 )
+from torchmetrics import MeanAbsolutePercentageError, MetricCollection
 
 from lightning_scaler import TargetScaler
 
@@ -241,3 +242,15 @@ def test_a_fast_dev_run_succeeds_on_data_with_many_elements(tmp_path, seed):
     assert len(net.losses) == 2
     assert all(map(torch.isfinite, map(torch.tensor, net.losses)))
     assert sum("fast_dev_run" in str(warning.message) for warning in warned) == 1
+
+
+def test_a_fast_dev_run_succeeds_with_metrics_that_need_the_baseline(tmp_path):
+    class WithPercentages(SmallNet):
+        def configure_metrics(self):
+            return MetricCollection({"mape": MeanAbsolutePercentageError()})
+
+    torch.manual_seed(0)
+    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()], fast_dev_run=2)
+    with pytest.warns(UserWarning, match="atomic types that do not occur in them"):
+        trainer.fit(WithPercentages(), ManyElements())
+    assert torch.isfinite(trainer.callback_metrics["val/energy/mape_per_atom"])
