@@ -19,6 +19,8 @@ PARTS = (
     "datasets",
     "sampler",
     "_sampler",
+    "transform",
+    "transforms",
     "worker_init_fn",
 )
 
@@ -27,8 +29,8 @@ class RandomStates:
     """The random states of python, numpy and torch, and of the generators of some loaders.
 
     A generator of torch, numpy or python is found if it is an attribute of a loader, its dataset
-    (or one inside a ``Subset`` or ``ConcatDataset``), collate function, sampler or batch sampler,
-    or an argument of a ``functools.partial``.
+    (or one inside a ``Subset`` or ``ConcatDataset``), its ``transform``, collate function, sampler
+    or batch sampler, or an argument of a ``functools.partial``.
 
     Args:
         loaders: loaders, whose states are read now.
@@ -91,11 +93,11 @@ def _restorer(value: Any) -> Callable[[], Any] | None:
         return functools.partial(value.setstate, value.getstate())
     if isinstance(value, torch.Generator):
         return functools.partial(value.set_state, value.get_state())
-    if type(value).__module__.startswith("numpy.random"):
+    if any(base.__module__.startswith("numpy.random") for base in type(value).__mro__):
         if hasattr(value, "bit_generator"):
             value = value.bit_generator
         if hasattr(value, "get_state"):
             return functools.partial(value.set_state, value.get_state())
-        if hasattr(value, "state"):
+        if hasattr(value, "random_raw"):  # a SeedSequence also has a state, which is constant
             return functools.partial(setattr, value, "state", value.state)
     return None

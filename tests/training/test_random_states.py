@@ -81,8 +81,13 @@ def draw(generator, items=()):
     return float(generator.random())
 
 
+class OwnGenerator(np.random.Generator):
+    pass
+
+
 GENERATORS = {
     "Generator": lambda: np.random.default_rng(3),
+    "own Generator": lambda: OwnGenerator(np.random.PCG64(3)),
     "RandomState": lambda: np.random.RandomState(3),
     "Random": lambda: random.Random(3),
 }
@@ -90,7 +95,18 @@ GENERATORS = {
 
 @pytest.mark.parametrize("kind", GENERATORS)
 @pytest.mark.parametrize(
-    "owner", ["dataset", "subset", "sampler", "batch sampler", "bound method", "partial", "loader"]
+    "owner",
+    [
+        "dataset",
+        "subset",
+        "transform",
+        "transforms",
+        "sampler",
+        "batch sampler",
+        "bound method",
+        "partial",
+        "loader",
+    ],
 )
 def test_generators_of_numpy_and_python_are_restored(kind, owner):
     """The next draw is the first one again."""
@@ -102,6 +118,11 @@ def test_generators_of_numpy_and_python_are_restored(kind, owner):
         data.noise = generator
     elif owner == "subset":
         loader = DataLoader(Subset(Augmented(generator), [0, 1]))
+    elif owner == "transform":
+        data.transform = Augmented(generator)
+    elif owner == "transforms":
+        data.transform = Augmented(None)
+        data.transform.transforms = [Augmented(None), Augmented(generator)]
     elif owner == "sampler":
         sampler.rng = generator
     elif owner == "batch sampler":
@@ -115,3 +136,12 @@ def test_generators_of_numpy_and_python_are_restored(kind, owner):
     with preserve_rng([loader]):
         draw(generator)
     assert draw(generator) == expected
+
+
+def test_a_seed_sequence_and_a_bit_generator_are_no_obstacle():
+    bits, data = np.random.PCG64(3), Augmented(np.random.SeedSequence(3))
+    data.bits, data.module = bits, np.random
+    first = np.random.PCG64(3).random_raw()
+    with preserve_rng([DataLoader(data)]):
+        bits.random_raw(2)
+    assert bits.random_raw() == first
