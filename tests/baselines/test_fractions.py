@@ -147,7 +147,7 @@ def test_invariant_blocks_of_intensive_spherical_targets_are_fitted_to_fractions
     values = np.random.default_rng(1).normal(size=(7, 1, 1)) + 3
     target = spherical({0: values, 2: np.ones((7, 5, 1))}, labels("system", range(7)))
     scaler = fit(SYSTEMS, {"t": target}, baseline=FITTED, intensive_targets=["t"])
-    expected = np.linalg.lstsq(COUNTS / COUNTS.sum(1, keepdims=True), values.ravel())[0]
+    expected = np.linalg.lstsq(COUNTS / COUNTS.sum(1, keepdims=True), values.ravel(), rcond=None)[0]
     found = scaler.targets["t"].weights[(0, 1)].ravel().numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-11)
 
@@ -157,7 +157,7 @@ def test_targets_in_loss_space_are_those_of_the_fractions_in_any_rows():
     options = {"baseline": FITTED, "intensive_targets": ["t"]}
     scaler = fit(SYSTEMS, {"t": structure_target(values)}, **options)
     matrix = COUNTS / COUNTS.sum(1, keepdims=True)
-    left = values - matrix @ np.linalg.lstsq(matrix, values)[0]
+    left = values - matrix @ np.linalg.lstsq(matrix, values, rcond=None)[0]
     rows = [5, 0, 3]
     part = {"t": structure_target(values[rows], rows)}
     found = scaler.convert(SYSTEMS, part)["t"].block().values.ravel().numpy()
@@ -214,7 +214,7 @@ def test_types_without_a_fixed_weight_are_fitted_to_what_the_fixed_ones_leave(in
     options = {"intensive_targets": ["t"] if intensive else []}
     scaler = fit(SYSTEMS, {"t": structure_target(values)}, baseline=baseline, **options)
     matrix = COUNTS / COUNTS.sum(1, keepdims=True) if intensive else COUNTS
-    fitted = np.linalg.lstsq(matrix[:, :2], values + 75.0 * matrix[:, 2])[0]
+    fitted = np.linalg.lstsq(matrix[:, :2], values + 75.0 * matrix[:, 2], rcond=None)[0]
     assert scaler.targets["t"].baseline_types.tolist() == [1, 6, 8, 9]
     found = scaler.targets["t"].weights[(0,)].ravel().numpy()
     np.testing.assert_allclose(found, [*fitted, -75.0, -99.0], rtol=1e-12)

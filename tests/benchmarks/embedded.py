@@ -14,7 +14,7 @@ from lightning_scaler import CompositionBaseline, ScaleAccumulator
 from lightning_scaler.molecules.dataset import MoleculesDataset, collate
 from lightning_scaler.molecules.model import MoleculesModel
 
-INTENSIVE = ("dipole", "polarizability")
+INTENSIVE = ("dipole",)
 CONVERSIONS = ("targets_to_loss", "predictions_to_loss", "update_metrics")
 
 
