@@ -229,9 +229,10 @@ class ReadDataset(SmallDataset):
 
     def __getitem__(self, index: int) -> Any:
         if torch.utils.data.get_worker_info() is not None:
-            # The workers of a killed process end long after it.
-            late = self.fault.draw is not None and len(self.reads) >= 2 * BATCH_SIZE
-            time.sleep(SECONDS_OF_A_LONG_READ if late else 0.0)
+            # The workers of a killed process, two of them, end long after it.
+            draw = self.fault.draw
+            if draw is not None and len(self.reads) >= BATCH_SIZE + draw.count // 2:
+                time.sleep(SECONDS_OF_A_LONG_READ)
         self.fault.reached("pass", len(self.reads))
         self.fault.reading("data set fails", len(self.reads))
         return super().__getitem__(index)
