@@ -29,16 +29,16 @@ def check_values(statistics: Mapping[str, TargetStatistics], requested: Sequence
             raise ValueError(
                 f"target '{name}' was requested in targets=[…], but has no value at all in the "
                 "data: all are NaN or masked; check its key, its mask and the data, or leave it "
-                "out of targets=[…]"
+                "out of targets=[…] and do not predict it"
             )
     if empty:
         only_gradients = [name for name in empty if statistics[name].n_gradient_values]
         gradients = f" ({only_gradients} have gradients only)" if only_gradients else ""
         warnings.warn(
             f"the targets {empty} have no value at all in the data{gradients}: all are NaN or "
-            "masked, so that they have a scale of 1, no baseline, and no part in the loss; check "
-            "their keys, their masks and the data, or leave them out by naming the others in "
-            "targets=[…]",
+            "masked, so that the values have a scale of 1, no baseline, and no part in the loss; "
+            "check their keys, their masks and the data, or leave them out by naming the others in "
+            "targets=[…], and do not predict them",
             stacklevel=3,
         )
 

@@ -237,7 +237,7 @@ def _predictions_of_targets(
             raise ValueError(
                 f"the batch has the target '{name}' and forward predicts it, but there are no "
                 f"scales for it, only for {sorted(scaler.targets)}; name it in "
-                "TargetScaler(targets=[...]) and fit again"
+                "TargetScaler(targets=[...]) and fit again, or do not predict it"
             )
         if name in predictions:
             _check_tensormap(name, predictions[name])

@@ -88,8 +88,24 @@ def without_values(name):
 def test_a_training_run_whose_requested_target_has_no_value_does_not_start(tmp_path):
     callback = TargetScaler(targets=["charges"], intensive_targets=[])
     trainer = quiet_trainer(tmp_path, callbacks=[callback])
-    with pytest.raises(ValueError, match=r"'charges' was requested .* no value at all"):
+    with pytest.raises(ValueError, match=r"'charges' was .* no value .* and do not predict it"):
         trainer.fit(SmallNet(), SmallData(collate_fn=without_values("charges")))
+
+
+def test_the_way_out_of_a_target_without_values(tmp_path):
+    class WithoutCharges(SmallNet):
+        def forward(self, systems):
+            return {k: v for k, v in super().forward(systems).items() if k != "charges"}
+
+    data = SmallData(collate_fn=without_values("charges"))
+    callback = TargetScaler(targets=["energy", "dipole", "polarizability"])
+    trainer = quiet_trainer(tmp_path, callbacks=[callback])
+    message = r"'charges' and forward predicts it, .* and fit again, or do not predict it"
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(SmallNet(), data)
+    net = WithoutCharges()
+    trainer.fit(net, data)
+    assert len(net.losses) == 6
 
 
 def test_a_fast_dev_run_may_have_no_value_of_a_requested_target(tmp_path):
