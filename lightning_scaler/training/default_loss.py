@@ -83,6 +83,6 @@ def _warn_of_unknown_mean_squares(terms: Iterable[str], mean_squares: Mapping[st
         )
     if zero:
         rank_zero_warn(
-            f"the loss terms {zero} are zero throughout the training data, and 1 is used for their "
-            "mean squares; remove them from the data, or set their weights in loss_weights"
+            f"the loss terms {zero} are zero throughout the data of the fit, and 1 is used for "
+            "their mean squares; remove them from the data, or set their weights in loss_weights"
         )

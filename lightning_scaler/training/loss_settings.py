@@ -56,12 +56,18 @@ class LossSettings:
             stored: settings of the restored scales, if there are any.
 
         Raises:
-            ValueError: for a weight that is not of a term of the loss; lists the terms.
+            ValueError: for a weight that is not of a term of the loss; lists the terms. If all
+                terms have the weight 0.
         """
         stored = stored or Settings()
         weights = stored.loss_weights if self.weights is None else self.weights
         balance = stored.balance_loss if self.balance is None else self.balance
         check_terms(weights, scaler.loss_terms)
+        if scaler.loss_terms and all(weights.get(term) == 0 for term in scaler.loss_terms):
+            raise ValueError(
+                f"loss_weights: expected a positive weight for one of the terms of the loss, got "
+                f"{weights}, with which the loss is always 0"
+            )
         scaler.settings = replace(scaler.settings, loss_weights=dict(weights), balance_loss=balance)
 
 

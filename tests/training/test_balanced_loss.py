@@ -157,6 +157,12 @@ def test_a_weight_that_is_not_of_a_term_is_an_error_that_lists_the_terms(tmp_pat
     assert net.losses == []
 
 
+def test_a_loss_that_is_always_zero_is_refused(tmp_path):
+    callback = scaler_callback(loss_weights=dict.fromkeys(TERMS, 0))
+    with pytest.raises(ValueError, match=r"expected a positive weight .* the loss is always 0"):
+        fit(tmp_path, callback=callback)
+
+
 def test_every_term_is_logged_in_training_validation_and_test(tmp_path):
     """Without its weight: 1 means as wrong as a prediction of zero."""
 
