@@ -117,9 +117,12 @@ def fitted_net(folder, **options):
 
 @pytest.fixture
 def messages(caplog):
+    """What Lightning logs, also after Hydra has configured the loggers of the process."""
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    disabled, logger.disabled = logger.disabled, False
     with caplog.at_level(logging.INFO, logger=logger.name):
         yield caplog
+    logger.disabled = disabled
 
 
 def test_kept_scales_are_reported_with_the_rms_of_the_new_data(tmp_path, messages):
