@@ -2,6 +2,7 @@
 
 import re
 
+import metatensor.torch
 import numpy as np
 import pytest
 import torch
@@ -18,8 +19,11 @@ from builders import (
 )
 from metatensor.torch import TensorBlock
 
+from lightning_scaler import CompositionBaseline, ScaleAccumulator
+from lightning_scaler.molecules.dataset import MOLECULES_FILE, MoleculesDataset, collate
 from lightning_scaler.scaling import describe_force_targets
 
+FITTED = CompositionBaseline()
 SYSTEMS = [system(8), system(1, 8, 1)]
 ENERGY = structure_target([1.0, 2.0])
 FORCES = np.arange(12.0).reshape(4, 3).tolist()
@@ -51,6 +55,34 @@ def test_following_the_warning_gives_forces_that_are_the_derivative_of_the_energ
     in_loss = scaler.convert(SYSTEMS, {"energy": energy})["energy"].block()
     sigma = scaler.per_target_scales["energy"].block().values.item()
     torch.testing.assert_close(in_loss.gradient("positions").values, -values / sigma)
+
+
+def test_scales_of_forces_of_the_molecules_are_four_to_eight_times_that_of_the_energy():
+    """By these factors, predicted forces would differ from -dE/dx of the predicted energy."""
+    with np.load(MOLECULES_FILE) as data:
+        train = data["split"] == 0
+        of_atoms = np.repeat(train, data["n_atoms"])
+        sizes = data["n_atoms"][train].astype(int)
+        energies = data["energy"][train].astype(float).ravel()
+        types, vectors = data["types"][of_atoms], data["forces"][of_atoms].astype(float)
+    starts = np.cumsum(sizes) - sizes
+    counts = np.stack([np.add.reduceat(types == z, starts, dtype=int) for z in np.unique(types)], 1)
+    residuals = energies - counts @ np.linalg.lstsq(counts, energies, rcond=None)[0]
+    energy_scale = np.sqrt(np.mean((residuals / sizes) ** 2))
+    ratios = [np.sqrt(np.mean(vectors[types == z] ** 2)) / energy_scale for z in np.unique(types)]
+    assert [min(ratios), max(ratios)] == pytest.approx([3.55, 7.56], abs=0.01)
+    dataset, accumulator = MoleculesDataset("train", 5.0), ScaleAccumulator(baseline=FITTED)
+    batch = collate([dataset[i] for i in range(len(dataset))])
+    energy = metatensor.torch.remove_gradients(batch["energy"])
+    samples = batch["charges"].block().samples
+    own = single(
+        TensorBlock(torch.from_numpy(vectors)[..., None], samples, cartesian(), labels("f", [0]))
+    )
+    accumulator.update(batch["system"], {"energy": energy, "forces": own})
+    scaler = accumulator.compute()
+    assert describe_force_targets(scaler.layouts) is not None
+    scales = [scaler.per_target_scales[name].block().values[:, 0] for name in ("forces", "energy")]
+    torch.testing.assert_close(scales[0] / scales[1], torch.tensor(ratios), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(
