@@ -3,7 +3,9 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, nullcontext, suppress
+from threading import Thread
 from typing import Any, TypeVar
 
 import torch
@@ -89,12 +91,13 @@ class FitProcesses:
             raise failure
         self._n_barriers += 1
         arrived = f"barrier {self._n_barriers}"
-        self._store.add(arrived, 1)
+        self._ask(lambda: self._store.add(arrived, 1))
         pause = 0.001
         while True:
             failure = self._find_failure()
             # A process may pass this barrier and fail later, so count after looking for failures.
-            if not self._store_lost and self._store.add(arrived, 0) >= self.world_size:
+            count = 0 if self._store_lost else self._ask(lambda: self._store.add(arrived, 0))
+            if count >= self.world_size:
                 break
             if failure is not None:
                 raise failure
@@ -173,16 +176,19 @@ class FitProcesses:
         """
         assert self._store is not None
         if isinstance(error, _OtherProcessFailedError):
-            reason = str(error)
+            own = str(error)
         elif isinstance(error, ProcessEndedError):
-            reason = f"on rank {error.rank}: {error}"
+            own = f"on rank {error.rank}: {error}"
         else:
-            reason = f"on rank {self.rank}: {type(error).__name__}: {error}"[:LONGEST_MESSAGE]
+            own = f"on rank {self.rank}: {type(error).__name__}: {error}"[:LONGEST_MESSAGE]
+        reason, n_stopped = own, 1 + isinstance(error, ProcessEndedError)
         self._find_ended_process()
         try:
             if not self._store_lost:
-                reason = self._share_reason(reason, 1 + isinstance(error, ProcessEndedError))
-        except torch.distributed.DistError:
+                reason = self._ask(lambda: self._share_reason(own, n_stopped))
+        except _OtherProcessFailedError as other:
+            reason = str(other)
+        except (torch.distributed.DistError, ProcessEndedError):
             pass  # Rank 0 has ended, and the store with it.
         self.close(reason)
         return reason
@@ -225,9 +231,23 @@ class FitProcesses:
         reason, ended = self._find_ended_process()
         # A process that reports its failure may end at once.
         with suppress(torch.distributed.DistError) if ended else nullcontext():
-            if reason is None and not self._store_lost and self._store.check([FAILURE]):
+            asked = reason is None and not self._store_lost
+            if asked and self._ask(lambda: self._store.check([FAILURE])):
                 reason = str(self._store.get(FAILURE), "utf-8")
         return ended if reason is None else _OtherProcessFailedError(reason)
+
+    def _ask(self, request: Callable[[], T]) -> T:
+        """What a request to the store returns, unless rank 0 ends before the answer comes."""
+        if self.rank == 0:
+            return request()
+        answer = _in_thread(request)
+        while not wait([answer], LONGEST_PAUSE).done:
+            reason, ended = self._find_ended_process()
+            if ended is not None:
+                raise ended
+            if reason is not None:
+                raise _OtherProcessFailedError(reason)
+        return answer.result()
 
     def _find_ended_process(self) -> tuple[str | None, ProcessEndedError | None]:
         """The reason that another process has given at its end, or that it has ended without."""
@@ -279,6 +299,20 @@ def fit_processes(trainer: Trainer) -> Iterator[FitProcesses]:
 
 class _OtherProcessFailedError(Exception):
     pass
+
+
+def _in_thread(request: Callable[[], T]) -> "Future[T]":
+    """The result of a function in a thread that ends with the process, whatever it waits for."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(request())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future
 
 
 def _from_process_group(trainer: Trainer) -> FitProcesses:

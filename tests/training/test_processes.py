@@ -140,6 +140,38 @@ def test_nothing_is_asked_of_the_store_of_a_rank_zero_that_was_killed(short_wait
         assert one.report_failure(error.value).startswith(killed)
 
 
+class StoreThatAnswersLate(HashStore):
+    """A store whose process is killed after a request has been sent."""
+
+    late, asked = False, None
+
+    def check(self, keys):
+        if self.late and keys == [processes.FAILURE]:
+            self.asked.set()
+            time.sleep(8.0)
+        return super().check(keys)
+
+
+@pytest.mark.parametrize("where", ["barrier", "data pass"])
+def test_a_request_that_a_killed_rank_zero_leaves_without_an_answer_is_given_up(short_waits, where):
+    store = StoreThatAnswersLate()
+    store.asked = threading.Event()
+    zero = FitProcesses(0, 2, store)
+    with contextlib.closing(FitProcesses(1, 2, store)) as one:
+        one._connections.connect()
+        zero._connections.check()
+        store.late = True
+        killer = threading.Thread(
+            target=lambda: (store.asked.wait(), zero._connections.drop()), daemon=True
+        )
+        killer.start()
+        start = time.monotonic()
+        with pytest.raises(ProcessEndedError) as error:
+            one.barrier() if where == "barrier" else one.check_for_failure()
+        assert error.value.rank == 0
+        assert time.monotonic() - start < 4.0
+
+
 def test_the_first_of_several_failures_is_reported(short_waits):
     def work(process):
         time.sleep(0.1 * (2 - process.rank))
