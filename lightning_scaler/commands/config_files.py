@@ -1,14 +1,20 @@
-"""The folder of the Hydra configs.
+"""The folders of the Hydra configs: those for every application, and those of the command.
 
-A module of its own: the wheel has ``search_path.py`` under ``hydra_plugins`` alone, and both it and
-the command need the folder.
+Hydra lists every folder on its search path in the ``--help`` of every application in the
+environment, so the two are apart. A module of its own: the wheel has ``search_path.py`` under
+``hydra_plugins`` alone.
 """
 
 from pathlib import Path
 
 
+def command_configs() -> Path:
+    """The configs of ``lightning-scaler-train``."""
+    return Path(__file__).with_name("configs")
+
+
 def configs_folder() -> Path:
-    """Find the configs: inside the installed package, or beside the package in a checkout.
+    """Find the shared configs: in the installed package, or beside the package in a checkout.
 
     Raises:
         FileNotFoundError: if they are in neither place.

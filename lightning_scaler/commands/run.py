@@ -31,7 +31,7 @@ class TestedData(Protocol):
 
 
 def run(config: DictConfig) -> None:
-    """Run the task of a configuration composed from ``configs/lightning_scaler/train.yaml``.
+    """Run the task of a configuration composed from ``configs/train.yaml``.
 
     Raises:
         ValueError: For an unknown task, a missing checkpoint, or a prediction by several processes.

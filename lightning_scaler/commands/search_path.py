@@ -12,7 +12,7 @@ from lightning_scaler.commands.config_files import configs_folder
 
 
 class LightningScalerSearchPath(SearchPathPlugin):
-    """Append ``configs/``, so that any application finds ``callbacks: target_scaler``."""
+    """Append ``configs/``, so that ``callbacks: [default, target_scaler]`` works everywhere."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Append the folder as a ``file://`` path; ``pkg://`` would import torch at every start."""

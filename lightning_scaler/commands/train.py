@@ -6,7 +6,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from .config_files import configs_folder
+from .config_files import command_configs
 
 # Hydra refuses null for a group of configs.
 LEFT_OUT = {
@@ -27,11 +27,11 @@ def main() -> None:
 
 @hydra.main(
     version_base="1.3",
-    config_path=str(configs_folder() / "lightning_scaler"),
+    config_path=str(command_configs()),
     config_name="train",
 )
 def _run(config: DictConfig) -> None:
-    """Run the task of the composed configuration; see ``configs/lightning_scaler/train.yaml``."""
+    """Run the task of the composed configuration; see ``configs/train.yaml``."""
     # Importing Lightning takes seconds, which --help and misspelled overrides need not wait for.
     from .run import run
 

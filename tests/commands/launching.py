@@ -12,7 +12,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
-from lightning_scaler.commands.config_files import configs_folder
+from lightning_scaler.commands.config_files import command_configs
 from lightning_scaler.commands.run import run
 
 COMMAND = Path(sys.executable).with_name("lightning-scaler-train")
@@ -40,8 +40,7 @@ def launch(folder, *overrides, command=(COMMAND,)):
 @contextmanager
 def composed(output, *overrides):
     """The configuration that the command composes, with ``output`` as its output folder."""
-    folder = str(configs_folder() / "lightning_scaler")
-    with initialize_config_dir(folder, version_base="1.3"):
+    with initialize_config_dir(str(command_configs()), version_base="1.3"):
         overrides = [*overrides, f"hydra.runtime.output_dir={output}"]
         config = compose("train", overrides, return_hydra_config=True)
         HydraConfig.instance().set_config(config)

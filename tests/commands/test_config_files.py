@@ -9,11 +9,11 @@ from launching import composed
 from omegaconf import OmegaConf
 
 from lightning_scaler import TargetScaler
-from lightning_scaler.commands.config_files import configs_folder
+from lightning_scaler.commands.config_files import command_configs, configs_folder
 
 CHOICES = sorted(
     (group.name, choice.stem)
-    for group in (configs_folder() / "lightning_scaler").iterdir()
+    for group in command_configs().iterdir()
     if group.is_dir()
     for choice in group.glob("*.yaml")
 )
