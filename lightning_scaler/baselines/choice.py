@@ -1,7 +1,7 @@
 """The ``baseline`` argument of the callback, for all targets or for each of them."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 import torch
 
@@ -9,7 +9,21 @@ from ..settings import Numbers
 from .composition import CompositionBaseline
 
 Choice = Literal["composition", "none"]
-BaselineSetting: TypeAlias = Choice | torch.nn.Module | Mapping[str, Choice | torch.nn.Module]
+
+
+class AdditiveModule(Protocol):
+    """Any ``torch.nn.Module``; see :class:`FrozenModule` for what it must support.
+
+    jsonargparse lists all subclasses of a class in its help, 400 lines for ``torch.nn.Module``, but
+    not the implementations of a protocol. It compares signatures, so the method is one that modules
+    do not override.
+    """
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients of the parameters."""
+
+
+BaselineSetting: TypeAlias = Choice | AdditiveModule | Mapping[str, Choice | AdditiveModule]
 
 
 class ChosenBaseline(NamedTuple):
