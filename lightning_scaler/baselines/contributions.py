@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from metatensor.torch import Labels, TensorBlock, TensorMap
+from metatensor.torch import TensorBlock, TensorMap
 from torch import Tensor
 
 from ..batches import Atoms, SystemIndexing, relabel_by_position
@@ -111,22 +111,10 @@ def _align_block(where: str, output: TensorBlock, target: TensorBlock) -> Contri
                 f"{wanted.components}, got {gradient.components}"
             )
         gradient_rows = find_gradient_rows(
-            where_gradient,
-            _without_system(gradient.samples),
-            _without_system(wanted.samples),
-            rows,
-            what,
+            where_gradient, gradient.samples, wanted.samples, rows, what
         )
         gradients[parameter] = take_rows(gradient.values, gradient_rows)
     return Contribution(take_rows(output.values, rows), gradients, tuple(missing))
-
-
-def _without_system(labels: Labels) -> Labels:
-    """Samples of a gradient without ``system``, which the row of its block implies."""
-    if "system" not in labels.names:
-        return labels
-    kept = [column for column, name in enumerate(labels.names) if name != "system"]
-    return Labels([labels.names[column] for column in kept], labels.values[:, kept])
 
 
 @dataclass

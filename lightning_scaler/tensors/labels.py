@@ -181,14 +181,14 @@ def find_gradient_rows(
 
     Samples ``[sample, system, atom]`` and ``[sample, atom]`` denote the same gradient.
     """
-    among, wanted = without_system(among), without_system(wanted)
+    among, wanted = _without_system(among), _without_system(wanted)
     values = wanted.values
     if rows is not None:
         values = torch.cat([rows[values[:, 0].long()].to(values)[:, None], values[:, 1:]], 1)
     return find_rows(where, among, wanted, values, what)
 
 
-def without_system(labels: Labels) -> Labels:
+def _without_system(labels: Labels) -> Labels:
     """Samples of a gradient without ``system``, which the row of its block implies."""
     if "system" not in labels.names:
         return labels
