@@ -3,7 +3,7 @@
 import inspect
 from typing import Any, NoReturn
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from ..scaling import Scaler
 from ..settings import UnseenTypes, check_choice
@@ -59,8 +59,8 @@ def check_module(module: LightningModule) -> Scaler:
     return scaler
 
 
-def check_alone(callback: Callback, callbacks: list[Any]) -> None:
-    """Check that a trainer has one callback of this class.
+def check_alone(callbacks: list[Any]) -> None:
+    """Check that a trainer has only one ``TargetScaler``.
 
     Raises:
         ValueError: if there are several, with the settings of each.

@@ -133,7 +133,7 @@ class TargetScaler(Callback):
         those that train in their own ``on_fit_start``.
         """
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        check_alone(self, callbacks)
+        check_alone(callbacks)
         scaler = check_module(pl_module)
         needed = scaler.additive is not None and scaler.additive.needs_module(self.additive)
         if self.additive is not None and needed:
