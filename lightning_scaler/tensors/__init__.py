@@ -4,6 +4,7 @@ Imports no other room, and ``safetensors`` for files. Nothing here knows what a 
 """
 
 from .checks import InvalidStateError, NumberCheck, TensorCheck, check_shapes, state_of
+from .dataclass_state import fields_from_state, from_state, to_state
 from .labels import (
     blocks_in_batch_order,
     find_gradient_rows,
@@ -22,15 +23,7 @@ from .layout import (
     find_known_layouts,
     match_layouts,
 )
-from .state import (
-    digest,
-    fields_from_state,
-    flatten_state,
-    from_state,
-    state_to_cpu,
-    to_state,
-    unflatten_state,
-)
+from .state import digest, flatten_state, state_to_cpu, unflatten_state
 from .state_file import load_state, save_state
 from .state_tensor import state_from_tensor, state_to_tensor
 from .tensormaps import (

@@ -11,8 +11,8 @@ from metatensor.torch import Labels, TensorBlock, TensorMap
 from torch import Tensor
 
 from .checks import InvalidStateError, state_of
+from .dataclass_state import from_state
 from .labels import have_layouts
-from .state import from_state
 from .tensormaps import check_gradients, describe, describe_labels, dtype_of
 
 Key = tuple[int, ...]
