@@ -18,7 +18,7 @@ from ..baselines import (
     refuse_unseen_types,
 )
 from ..batches import Atoms, IndexedBatch, IndexedTarget
-from ..settings import UnseenTypes
+from ..settings import Settings, UnseenTypes
 from ..tensors import Key, dtype_of, scripted_gradients_of_blocks
 from .arithmetic import ConversionArgs, rescale
 from .baseline_warnings import (
@@ -40,9 +40,8 @@ class Conversion:
     Attributes:
         source: space of the tensors.
         target: space of the result.
+        settings: settings of the scaler.
         baseline: whether to subtract or add back the baseline.
-        unseen_types: ``"error"``, ``"pooled"`` or ``"identity"``.
-        provisional: whether the scales come from a few batches of a ``fast_dev_run``.
         per_atom: whether to divide extensive values, and their gradients with respect to the whole
             structure (strain), by the number of atoms.
         dtype: dtype of the result, if it is to change.
@@ -52,9 +51,8 @@ class Conversion:
 
     source: str
     target: str
+    settings: Settings
     baseline: bool = True
-    unseen_types: UnseenTypes = "error"
-    provisional: bool = False
     per_atom: bool = False
     dtype: torch.dtype | None = None
     of_targets: bool = False
@@ -195,7 +193,7 @@ def _conversion_args(
     """
     tensor = target.tensor
     factors, scale_index = factors_of_rows(
-        scales, conversion.scale_kind, target, atoms, conversion.unseen_types
+        scales, conversion.scale_kind, target, atoms, conversion.settings.unseen_types
     )
     n_atoms = n_atoms_of_rows(target, atoms) if conversion.per_atom and scales.extensive else []
     if conversion.source == "model":
@@ -260,9 +258,9 @@ def _composition_baseline(
     values = None
     if conversion.source == "physical" or conversion.of_targets:
         values = target.tensor.block_by_id(index).values
-    ignore = conversion.provisional or "ignored type" in scales.warnings_given
+    ignore = conversion.settings.provisional or "ignored type" in scales.warnings_given
     unseen = [] if ignore else find_unseen_types(block, atoms, rows, values)
-    if unseen and conversion.unseen_types != "identity":
+    if unseen and conversion.settings.unseen_types != "identity":
         refuse_unseen_types(block, unseen)
     if unseen:
         warn_of_ignored_types(scales, unseen)

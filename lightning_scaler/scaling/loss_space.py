@@ -84,7 +84,8 @@ def targets_to_loss(
     batch = index_by_position(scaler, systems, known, masks)
     # Targets are data, even where an additive module is a function of positions with a graph.
     with torch.no_grad():
-        in_loss = _convert(scaler, batch, "physical", "loss", per_atom=True, dtype=dtype)
+        conversion = Conversion("physical", "loss", scaler.settings, per_atom=True, dtype=dtype)
+        in_loss = convert_targets(scaler.targets, scaler.additive, batch, conversion)
     indexed = {name: t._replace(tensor=in_loss[name]) for name, t in batch.targets.items()}
     return LossTargets({**targets, **in_loss}, indexed)
 
@@ -154,7 +155,8 @@ def predictions_to_loss(
             check_device(name, tensor, targets[name])
         indexed |= index_batch(atoms, others, scaler.layouts, what=PREDICTION).targets
     batch = IndexedBatch(atoms, BY_POSITION, indexed)
-    in_loss = _convert(scaler, batch, "model", "loss", per_atom=True, dtype=dtype)
+    conversion = Conversion("model", "loss", scaler.settings, per_atom=True, dtype=dtype)
+    in_loss = convert_targets(scaler.targets, scaler.additive, batch, conversion)
     return {
         name: in_loss[name]
         if dtype and name in same
@@ -178,7 +180,9 @@ def predictions_to_physical(
     if not known:
         return dict(predictions)
     batch = index_batch(systems, known, scaler.layouts, what=PREDICTION)
-    return {**predictions, **_convert(scaler, batch, "model", "physical")}
+    conversion = Conversion("model", "physical", scaler.settings)
+    converted = convert_targets(scaler.targets, scaler.additive, batch, conversion)
+    return {**predictions, **converted}
 
 
 def index_loss_targets(
@@ -203,16 +207,6 @@ def index_loss_targets(
     if others:
         indexed |= index_batch(systems, others, scaler.layouts).targets
     return indexed
-
-
-def _convert(
-    scaler: Scaler, batch: IndexedBatch, source: str, target: str, **options: Any
-) -> dict[str, TensorMap]:
-    unseen_types, provisional = scaler.settings.unseen_types, scaler.settings.provisional
-    conversion = Conversion(
-        source, target, unseen_types=unseen_types, provisional=provisional, **options
-    )
-    return convert_targets(scaler.targets, scaler.additive, batch, conversion)
 
 
 def _predictions_of_targets(

@@ -204,8 +204,7 @@ class Scaler(torch.nn.Module):
         labels = self.settings.system_labels if source == "physical" else "position"
         what = PREDICTION if source == "model" else TARGET
         batch = index_batch(systems, known, self.layouts, labels, what=what)
-        unseen_types, provisional = self.settings.unseen_types, self.settings.provisional
-        conversion = Conversion(source, target, baseline, unseen_types, provisional)
+        conversion = Conversion(source, target, self.settings, baseline)
         return {**tensors, **convert_targets(self.targets, self.additive, batch, conversion)}
 
     def set_additive(self, module: torch.nn.Module) -> None:
