@@ -10,12 +10,12 @@ from .accumulator import ScaleAccumulator
 from .alignment import align_prediction
 from .force_targets import describe_force_targets
 from .loss_space import (
-    LossTargets,
     index_by_position,
     predictions_to_loss,
     predictions_to_physical,
     targets_to_loss,
 )
+from .loss_targets import LossTargets
 from .physical_values import PhysicalValues, add_baseline, values_in_physical_units
 from .scaler import Scaler
 from .target_scales import TargetScales, term_name

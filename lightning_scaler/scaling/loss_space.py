@@ -1,6 +1,6 @@
 """The targets and predictions of a batch in loss space."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import compress
 from typing import Any
 
@@ -8,11 +8,7 @@ import torch
 from metatensor.torch import TensorMap
 
 from ..batches import (
-    Atoms,
-    HasTypes,
     IndexedBatch,
-    IndexedTarget,
-    SystemIndexing,
     describe_type,
     index_batch,
     read_atoms,
@@ -28,34 +24,9 @@ from ..tensors import (
 )
 from .alignment import align_prediction, check_device
 from .conversion import Conversion, convert_targets
+from .loss_targets import BY_POSITION, LossTargets, Systems, index_loss_targets
 from .scaler import Scaler
 from .target_collection import is_auxiliary
-
-Systems = Sequence[HasTypes] | Atoms
-BY_POSITION = SystemIndexing("position")
-
-
-class LossTargets(dict[str, TensorMap]):
-    """Targets in loss space by name, with the rows and layouts that were settled for them.
-
-    Predictions and metrics of the same batch need these again. They are not kept for a TensorMap
-    that replaces one of these, nor in a plain dict made from this one, and are then settled again.
-
-    Args:
-        tensors: targets in loss space, and TensorMaps without scales, by name.
-        indexed: the targets with rows and layouts.
-    """
-
-    def __init__(
-        self, tensors: Mapping[str, TensorMap], indexed: Mapping[str, IndexedTarget]
-    ) -> None:
-        super().__init__(tensors)
-        self._indexed = dict(indexed)
-
-    def indexed(self, name: str) -> IndexedTarget | None:
-        """The target with its rows and layout, unless it has been replaced."""
-        known = self._indexed.get(name)
-        return known if known is not None and known.tensor is self.get(name) else None
 
 
 def targets_to_loss(
@@ -183,30 +154,6 @@ def predictions_to_physical(
     conversion = Conversion("model", "physical", scaler.settings)
     converted = convert_targets(scaler.targets, scaler.additive, batch, conversion)
     return {**predictions, **converted}
-
-
-def index_loss_targets(
-    scaler: Scaler,
-    systems: Systems,
-    chosen: Mapping[str, TensorMap],
-    targets: Mapping[str, TensorMap],
-) -> dict[str, IndexedTarget]:
-    """Rows and layouts of targets in loss space, settled before or now.
-
-    Args:
-        scaler: fitted scaler.
-        systems: systems of the batch, or their atoms.
-        chosen: some of the targets, by name, all of which have scales.
-        targets: result of :func:`targets_to_loss`, or any targets in loss space.
-    """
-    indexed = {}
-    if isinstance(targets, LossTargets):
-        known = {name: targets.indexed(name) for name in chosen}
-        indexed = {name: target for name, target in known.items() if target is not None}
-    others = {name: tensor for name, tensor in chosen.items() if name not in indexed}
-    if others:
-        indexed |= index_batch(systems, others, scaler.layouts).targets
-    return indexed
 
 
 def _predictions_of_targets(

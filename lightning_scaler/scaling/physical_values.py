@@ -10,7 +10,7 @@ from ..batches import Atoms, IndexedBatch, IndexedTarget, read_atoms
 from ..tensors import rebuild, values_and_gradients
 from .arithmetic import ConversionArgs, physical_values
 from .conversion import Conversion, convert_targets, factors_of_rows, n_atoms_of_rows
-from .loss_space import BY_POSITION, Systems, index_loss_targets
+from .loss_targets import BY_POSITION, Systems, index_loss_targets
 from .scaler import Scaler
 
 
