@@ -26,7 +26,7 @@ from .baseline_warnings import (
     warn_of_lost_values,
     warn_of_unknown_predictions,
 )
-from .factor_range import are_moderate, check_factors
+from .factor_range import are_moderate, check_factors, check_quotients
 from .target_scales import ScaleKind, TargetScales, on_device
 
 # Distance of each space from loss space: exponents of the per-target and the per-property scale.
@@ -119,6 +119,10 @@ def convert_targets(
     if args:
         rescaled = rescale(list(args.values()), conversion.multiplies, conversion.dtype)
         converted.update(zip(args, rescaled, strict=True))
+        if conversion.dtype is not None and not conversion.multiplies:
+            for name in args:
+                if not are_moderate(scales[name], conversion.scale_kind):
+                    check_quotients(scales[name], converted[name], conversion.dtype)
     return converted
 
 

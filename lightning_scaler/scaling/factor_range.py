@@ -1,6 +1,7 @@
 """Scales that a floating-point format cannot hold."""
 
 import torch
+from metatensor.torch import TensorMap
 from torch import Tensor
 
 from .target_scales import ScaleKind, TargetScales
@@ -51,3 +52,28 @@ def check_factors(
                 "values would become 0 or infinite; convert the target to another unit, or use "
                 "float64"
             )
+
+
+def check_quotients(scales: TargetScales, converted: TensorMap, dtype: torch.dtype) -> None:
+    """Refuse targets that are infinite, or nothing but 0, once they are divided and rounded.
+
+    Args:
+        scales: scales of the target.
+        converted: target in loss space.
+        dtype: its dtype.
+
+    Raises:
+        ValueError: naming the target, its smallest and largest scale, and the dtype.
+    """
+    values = torch.cat([block.values.detach().reshape(-1) for block in converted.blocks()])
+    sizes = values[~values.isnan()].abs()
+    smallest, largest = scales.factor_range("per_target")
+    limits = torch.finfo(dtype)
+    vanish = largest > limits.max and len(sizes) > 0 and float(sizes.max()) < limits.tiny
+    if not vanish and not bool(sizes.isinf().any()):
+        return
+    raise ValueError(
+        f"target '{scales.layout.name}': expected values within the range of {dtype} in loss "
+        f"space, got {float(sizes.max()):.4g} at most, with scales from {smallest:.4g} to "
+        f"{largest:.4g}; correct its fixed_scales, or convert the target to another unit"
+    )

@@ -71,3 +71,15 @@ def test_only_types_of_the_batch_need_a_scale_within_the_range():
     assert found.item() == 2.0
     with pytest.raises(ValueError, match="got 1e-50"):
         scaler.convert([system(1)], one, "loss", "physical")
+
+
+@pytest.mark.parametrize("number", [1e-50, 1e45])
+def test_scales_that_make_a_loss_in_float32_infinite_or_zero_are_an_error(number):
+    """1 / 1e-50 is infinite in float32, and 1 / 1e45 is 0."""
+    message = r"target 'e': expected values within the range of torch.float32 in loss space, got "
+    with pytest.raises(ValueError, match=message):
+        targets_to_loss(scaled(number), OXYGEN, energies(torch.float64))
+    in_float64 = targets_to_loss(
+        scaled(number), OXYGEN, energies(torch.float64), dtype=torch.float64
+    )
+    assert in_float64["e"].block().values[0].item() == pytest.approx(1.0 / number, rel=1e-14)
