@@ -83,3 +83,9 @@ def test_scales_that_make_a_loss_in_float32_infinite_or_zero_are_an_error(number
         scaled(number), OXYGEN, energies(torch.float64), dtype=torch.float64
     )
     assert in_float64["e"].block().values[0].item() == pytest.approx(1.0 / number, rel=1e-14)
+
+
+def test_targets_that_are_zero_are_no_error():
+    zeros = {"e": structure_target([0.0, 0.0])}
+    in_loss = targets_to_loss(scaled(1e-6), OXYGEN, zeros)["e"].block().values
+    assert in_loss.ravel().tolist() == [0.0, 0.0]
