@@ -5,6 +5,7 @@ Imports no other room, and ``safetensors`` for files. Nothing here knows what a 
 
 from .checks import InvalidStateError, NumberCheck, TensorCheck, check_shapes, state_of
 from .dataclass_state import fields_from_state, from_state, to_state
+from .known_layouts import find_known_layouts, match_layouts
 from .labels import (
     blocks_in_batch_order,
     find_gradient_rows,
@@ -20,8 +21,6 @@ from .layout import (
     Invariance,
     Key,
     TargetLayout,
-    find_known_layouts,
-    match_layouts,
 )
 from .state import digest, flatten_state, state_to_cpu, unflatten_state
 from .state_file import load_state, save_state
