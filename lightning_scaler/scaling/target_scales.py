@@ -1,8 +1,7 @@
 """The fitted scales and baseline of one target."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -19,10 +18,10 @@ from ..tensors import (
     NumberCheck,
     TargetLayout,
     TensorCheck,
-    check_shapes,
     fields_from_state,
     state_of,
 )
+from .loaded_scales import check_loaded_scales, without_nan_weights
 
 ScaleKind = Literal["per_target", "per_property", "full"]
 
@@ -231,7 +230,7 @@ class TargetScales:
 
     @cached_property
     def warnings_given(self) -> set[str]:
-        """The warnings that are given only once for this target, by a word of the caller's."""
+        """Names of the warnings that were given for this target, each of which is given once."""
         return set()
 
     @cached_property
@@ -271,24 +270,8 @@ class TargetScales:
             if "layout" in plain:
                 plain["layout"] = TargetLayout.from_state(name, plain["layout"])
             scales: TargetScales = fields_from_state(cls, plain, complete)
-            check_target_scales(scales)
-        return _without_nan_weights(scales)
-
-
-def _without_nan_weights(scales: TargetScales) -> TargetScales:
-    """The same scales, with 0 for weights without data, and with the types they are unknown for.
-
-    Version 0.1.0 marked them with NaN.
-    """
-    without_data = {
-        key: weights.isnan() for key, weights in scales.weights.items() if weights.isnan().any()
-    }
-    if not without_data:
-        return scales
-    weights = {key: weights.nan_to_num() for key, weights in scales.weights.items()}
-    if scales.layout.sample_kind != "structure":
-        return replace(scales, weights=weights)
-    return replace(scales, weights=weights, unknown=without_data)
+            check_loaded_scales(scales)
+        return without_nan_weights(scales)
 
 
 def term_name(target: str, parameter: str) -> str:
@@ -310,54 +293,3 @@ def on_device(factors: Tensor, device: torch.device) -> Tensor:
     if device.type == "mps":
         factors = factors.float()
     return factors.to(device, non_blocking=True)
-
-
-def check_target_scales(scales: TargetScales) -> None:
-    """Check that the fields of loaded scales agree with each other and with the layout.
-
-    Raises:
-        InvalidStateError: for other shapes, types that are not sorted, scales that are not
-            positive, or values for blocks that the target does not have.
-    """
-    layout = scales.layout
-    per_atom = layout.sample_kind == "atom"
-    sizes = {
-        "n_types": scales.types.numel(),
-        "n_fixed_only_types": scales.fixed_only_types.numel(),
-        "n_baseline_types": scales.baseline_types.numel(),
-    }
-    sizes["n_rows"] = sizes["n_types"] + 2 + sizes["n_fixed_only_types"]
-    n_properties = {key: block.n_properties for key, block in layout.blocks.items()}
-    check_shapes(scales, sizes, {"n_properties": n_properties})
-    if scales.per_property.keys() != n_properties.keys():
-        raise InvalidStateError(
-            f"per_property: expected the blocks {list(n_properties)}, got "
-            f"{list(scales.per_property)}"
-        )
-    if not per_atom and scales.types.tolist() != [-1]:
-        raise InvalidStateError(f"types: expected [-1], got {scales.types.tolist()}")
-    for name in ("types", "fixed_only_types", "baseline_types"):
-        types = getattr(scales, name)
-        if bool((types.diff() <= 0).any()):
-            raise InvalidStateError(f"{name}: expected sorted types, got {types.tolist()}")
-    if isinstance(scales.fixed, dict) and not per_atom:
-        raise InvalidStateError("fixed: expected one number for a target that is not per-atom")
-    fixed = scales.fixed.values() if isinstance(scales.fixed, dict) else [scales.fixed]
-    if any(number is not None and number <= 0 for number in fixed):
-        raise InvalidStateError(f"fixed: expected positive numbers, got {scales.fixed}")
-    for name, values in [
-        ("per_target", scales.per_target),
-        *((f"per_property: {key}", values) for key, values in scales.per_property.items()),
-    ]:
-        # Scales from metatrain, which have no RMS, have none over all types either, and the scale
-        # 0 of a property whose data were 0.
-        imported = math.isnan(scales.rms_before)
-        used = torch.ones(len(values), dtype=torch.bool)
-        used[sizes["n_types"]] = not imported
-        wrong = ~(values[used] > 0.0)
-        if imported and name != "per_target":
-            wrong &= values[used] != 0.0
-        if bool(wrong.any()):
-            raise InvalidStateError(
-                f"{name}: expected positive scales, got {values[used][wrong].tolist()}"
-            )

@@ -1,0 +1,81 @@
+"""Target scales from a state: checked, and brought from earlier versions to this one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..tensors import InvalidStateError, check_shapes
+
+if TYPE_CHECKING:
+    from .target_scales import TargetScales
+
+
+def check_loaded_scales(scales: TargetScales) -> None:
+    """Check that the fields of loaded scales agree with each other and with the layout.
+
+    Raises:
+        InvalidStateError: for other shapes, types that are not sorted, scales that are not
+            positive, or values for blocks that the target does not have.
+    """
+    layout = scales.layout
+    per_atom = layout.sample_kind == "atom"
+    sizes = {
+        "n_types": scales.types.numel(),
+        "n_fixed_only_types": scales.fixed_only_types.numel(),
+        "n_baseline_types": scales.baseline_types.numel(),
+    }
+    sizes["n_rows"] = sizes["n_types"] + 2 + sizes["n_fixed_only_types"]
+    n_properties = {key: block.n_properties for key, block in layout.blocks.items()}
+    check_shapes(scales, sizes, {"n_properties": n_properties})
+    if scales.per_property.keys() != n_properties.keys():
+        raise InvalidStateError(
+            f"per_property: expected the blocks {list(n_properties)}, got "
+            f"{list(scales.per_property)}"
+        )
+    if not per_atom and scales.types.tolist() != [-1]:
+        raise InvalidStateError(f"types: expected [-1], got {scales.types.tolist()}")
+    for name in ("types", "fixed_only_types", "baseline_types"):
+        types = getattr(scales, name)
+        if bool((types.diff() <= 0).any()):
+            raise InvalidStateError(f"{name}: expected sorted types, got {types.tolist()}")
+    if isinstance(scales.fixed, dict) and not per_atom:
+        raise InvalidStateError("fixed: expected one number for a target that is not per-atom")
+    fixed = scales.fixed.values() if isinstance(scales.fixed, dict) else [scales.fixed]
+    if any(number is not None and number <= 0 for number in fixed):
+        raise InvalidStateError(f"fixed: expected positive numbers, got {scales.fixed}")
+    for name, values in [
+        ("per_target", scales.per_target),
+        *((f"per_property: {key}", values) for key, values in scales.per_property.items()),
+    ]:
+        # Scales from metatrain, which have no RMS, have none over all types either, and the scale
+        # 0 of a property whose data were 0.
+        imported = math.isnan(scales.rms_before)
+        used = torch.ones(len(values), dtype=torch.bool)
+        used[sizes["n_types"]] = not imported
+        wrong = ~(values[used] > 0.0)
+        if imported and name != "per_target":
+            wrong &= values[used] != 0.0
+        if bool(wrong.any()):
+            raise InvalidStateError(
+                f"{name}: expected positive scales, got {values[used][wrong].tolist()}"
+            )
+
+
+def without_nan_weights(scales: TargetScales) -> TargetScales:
+    """The same scales, with 0 for weights without data, which are marked as unknown.
+
+    Version 0.1.0 marked them with NaN instead.
+    """
+    without_data = {
+        key: weights.isnan() for key, weights in scales.weights.items() if weights.isnan().any()
+    }
+    if not without_data:
+        return scales
+    weights = {key: weights.nan_to_num() for key, weights in scales.weights.items()}
+    if scales.layout.sample_kind != "structure":
+        return replace(scales, weights=weights)
+    return replace(scales, weights=weights, unknown=without_data)
