@@ -18,7 +18,7 @@ from ..baselines import (
     refuse_unseen_types,
 )
 from ..batches import Atoms, IndexedBatch, IndexedTarget
-from ..settings import Settings, UnseenTypes
+from ..settings import Settings
 from ..tensors import Key, dtype_of, scripted_gradients_of_blocks
 from .arithmetic import ConversionArgs, rescale
 from .baseline_warnings import (
@@ -27,7 +27,8 @@ from .baseline_warnings import (
     warn_of_unknown_predictions,
 )
 from .factor_range import are_moderate, check_factors, check_quotients
-from .target_scales import ScaleKind, TargetScales, on_device
+from .row_factors import factors_of_rows, n_atoms_of_rows
+from .target_scales import ScaleKind, TargetScales
 
 # Distance of each space from loss space: exponents of the per-target and the per-property scale.
 SCALE_EXPONENTS = {"physical": (1, 0), "loss": (0, 0), "model": (0, -1)}
@@ -124,41 +125,6 @@ def convert_targets(
                 if not are_moderate(scales[name], conversion.scale_kind):
                     check_quotients(scales[name], converted[name], conversion.dtype)
     return converted
-
-
-def factors_of_rows(
-    scales: TargetScales,
-    kind: ScaleKind,
-    target: IndexedTarget,
-    atoms: Atoms,
-    unseen_types: UnseenTypes,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """The scales of a target in tables, and the row in them of every sample.
-
-    Returns:
-        ``factors`` and ``scale_index`` of :class:`ConversionArgs`.
-    """
-    device = atoms.types.device
-    # One per-target scale serves all blocks, even those without data in the fit.
-    keys = list(scales.layout.blocks)[:1] if kind == "per_target" else list(target.layout.blocks)
-    if scales.has_tables_for(atoms.unique_types):
-        tables = scales.tables(kind, device)
-        factors = [tables[key] for key in keys]
-        if target.layout.sample_kind != "atom":
-            return factors, []
-        scale_index = [atoms.types[rows] for rows in target.rows] or [atoms.types]
-    else:
-        factors = [scales.factors(kind, key) for key in keys]
-        if target.rows:
-            scale_index = [scales.rows(atoms.types[rows], unseen_types) for rows in target.rows]
-        else:
-            rows_of_types = scales.rows(atoms.unique_types, unseen_types)
-            factors, scale_index = [f[rows_of_types] for f in factors], [atoms.type_index]
-        factors = [on_device(factor, device) for factor in factors]
-    # One table serves all blocks, but each block has rows of its own in it.
-    if len(factors) < len(scale_index):
-        factors = factors * len(scale_index)
-    return factors, scale_index
 
 
 def _contributions(
@@ -274,11 +240,6 @@ def _composition_baseline(
     if bool((baseline.isnan() & ~values.isnan()).any()):
         warn_of_lost_values(scales)
     return baseline
-
-
-def n_atoms_of_rows(target: IndexedTarget, atoms: Atoms) -> list[Tensor]:
-    """Number of atoms of every sample's system, by block, or once for all blocks in batch order."""
-    return [atoms.n_atoms_or_nan[rows] for rows in target.rows] or [atoms.n_atoms_or_nan]
 
 
 def _check_blocks(scales: TargetScales, target: IndexedTarget) -> None:

@@ -9,8 +9,9 @@ from torch import Tensor
 from ..batches import Atoms, IndexedBatch, IndexedTarget, read_atoms
 from ..tensors import rebuild, values_and_gradients
 from .arithmetic import ConversionArgs, physical_values
-from .conversion import Conversion, convert_targets, factors_of_rows, n_atoms_of_rows
+from .conversion import Conversion, convert_targets
 from .loss_targets import BY_POSITION, Systems, index_loss_targets
+from .row_factors import factors_of_rows, n_atoms_of_rows
 from .scaler import Scaler
 
 

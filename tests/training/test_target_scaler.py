@@ -222,6 +222,14 @@ def test_infinite_values_are_an_error_that_names_target_and_block(tmp_path):
         quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(SmallNet(), data)
 
 
+def test_infinite_gradients_are_an_error_that_names_target_block_and_gradient(tmp_path):
+    data = SmallData()
+    data.train.items[13][1]["gradient"][0, 2] = -torch.inf
+    message = r"target 'energy', block \(_=0\), gradient 'positions': .* got 1 infinite value"
+    with pytest.raises(ValueError, match=message):
+        quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(SmallNet(), data)
+
+
 def test_an_unknown_format_of_batches_is_an_error(tmp_path):
     data = SmallData(collate_fn=lambda items: [system for system, _ in items])
     with pytest.raises(TypeError, match=r"override unpack_batch\(batch\)"):
