@@ -10,6 +10,7 @@ import torch
 from ..batches import Atoms
 from ..tensors import Invariance, Key, TargetLayout
 from .block_statistics import BlockStatistics
+from .finite_values import check_finite
 from .grouped_sums import compute_means, sum_squares
 from .least_squares import make_problems
 from .means import Means
@@ -224,18 +225,5 @@ def _split(columns: torch.Tensor, values: list[torch.Tensor]) -> tuple[torch.Ten
 
 def _check_finite(layout: TargetLayout, blocks: dict[Key, SampleValues]) -> None:
     for key, block in blocks.items():
-        raw = block.apply_mask().raw
-        infinite = torch.isinf(raw)
         where = f"target '{layout.name}', block ({layout.describe(key)})"
-        if bool(infinite.any()):
-            raise ValueError(
-                f"{where}: expected finite numbers, or NaN for missing ones, got "
-                f"{int(infinite.sum())} infinite values in a batch; remove these structures or "
-                "set the values to NaN; nothing is fitted"
-            )
-        largest = float(torch.nan_to_num(raw.double()).abs().max()) if raw.numel() else 0.0
-        if not math.isfinite(largest * largest * raw.numel()):
-            raise ValueError(
-                f"{where}: the sum of squares overflows, the largest absolute value is "
-                f"{largest:.3e}; convert the target to a larger unit; nothing is fitted"
-            )
+        check_finite(where, block.apply_mask().raw)

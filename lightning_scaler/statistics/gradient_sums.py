@@ -1,6 +1,5 @@
 """Sums of squares of what the scales do not measure: gradients, and the values of atom pairs."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +7,7 @@ from metatensor.torch import TensorMap
 from torch import Tensor
 
 from ..tensors import describe, scripted_arithmetic
+from .finite_values import check_finite
 
 
 @dataclass(frozen=True)
@@ -179,22 +179,8 @@ def _sum_squares(
 
 
 def _check_finite(name: str, tensor: TensorMap, parameter: str) -> None:
-    """Say which gradient has infinite values, or squares that overflow."""
     for index, block in enumerate(tensor.blocks()):
-        if parameter not in block.gradients_list():
-            continue
-        values = block.gradient(parameter).values
-        where = f"target '{name}', block ({describe(tensor.keys, index)}), gradient '{parameter}'"
-        n_infinite = int(torch.isinf(values).sum())
-        if n_infinite:
-            raise ValueError(
-                f"{where}: expected finite numbers, or NaN for missing ones, got {n_infinite} "
-                "infinite values in a batch; remove these structures or set the values to NaN; "
-                "nothing is fitted"
-            )
-        largest = float(torch.nan_to_num(values.double()).abs().max()) if values.numel() else 0.0
-        if not math.isfinite(largest * largest * values.numel()):
-            raise ValueError(
-                f"{where}: the sum of squares overflows, the largest absolute value is "
-                f"{largest:.3e}; convert the target to a larger unit; nothing is fitted"
-            )
+        if parameter in block.gradients_list():
+            block_name = f"target '{name}', block ({describe(tensor.keys, index)})"
+            values = block.gradient(parameter).values
+            check_finite(f"{block_name}, gradient '{parameter}'", values)
