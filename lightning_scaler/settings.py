@@ -117,7 +117,7 @@ def atomic_type(where: str, key: Any) -> int:
     """The atomic type that a key means: an integer, its digits, or a chemical symbol.
 
     Raises:
-        ValueError: If the key is none of these.
+        ValueError: if the key is none of these.
 
     Example:
         >>> atomic_type("fixed_scales", "8"), atomic_type("fixed_scales", "O")
@@ -139,7 +139,7 @@ def numbers_by_type(where: str, numbers: Numbers) -> dict[int, float]:
     """Numbers per atomic type, with integer keys; users also write strings and symbols.
 
     Raises:
-        ValueError: If a key is not an atomic type, a type is given twice, or a value is not a
+        ValueError: if a key is not an atomic type, a type is given twice, or a value is not a
             finite number.
 
     Example:
@@ -163,7 +163,7 @@ def parse_fixed_scales(settings: Numbers | None) -> dict[str, FixedScale]:
     """Check ``fixed_scales``: a number, or a number per atomic type, for each target.
 
     Raises:
-        ValueError: If a scale is not a finite positive number.
+        ValueError: if a scale is not a finite positive number.
 
     Example:
         >>> parse_fixed_scales({"energy": 1, "forces": {"H": 0.2, 8: 1.1}})
@@ -186,7 +186,7 @@ def parse_fixed_baseline(settings: Numbers | None) -> dict[str, dict[int, float]
     """Check ``fixed_baseline``: a number per atomic type for each target.
 
     Raises:
-        ValueError: If a contribution is not a finite number, or not given per atomic type.
+        ValueError: if a contribution is not a finite number, or not given per atomic type.
 
     Example:
         >>> parse_fixed_baseline({"energy": {"H": -13.6}})
@@ -207,7 +207,7 @@ def parse_loss_weights(settings: Numbers | None) -> dict[str, float] | None:
     """Check ``loss_weights``: a number of at least 0 for each term of the loss.
 
     Raises:
-        ValueError: If a weight is negative or not a finite number.
+        ValueError: if a weight is negative or not a finite number.
 
     Example:
         >>> parse_loss_weights({"energy/positions": 4})

@@ -120,20 +120,20 @@ class CompositionBaseline:
         if fixed:
             _check_fixed(layout, invariant)
             types = torch.cat([types, torch.tensor(list(fixed))]).unique()
-        given = [fixed.get(z, torch.nan) for z in types.tolist()]
-        fixed_by_row = torch.tensor(given, dtype=torch.float64)
+        fixed_or_nan = [fixed.get(z, torch.nan) for z in types.tolist()]
+        fixed_by_row = torch.tensor(fixed_or_nan, dtype=torch.float64)
         by_key, unknown = {}, {}
         for key in invariant:
             in_data = torch.searchsorted(types, statistics.types)
             weights = fixed_by_row[:, None].repeat(1, layout.blocks[key].n_properties)
-            weights[in_data] = _fitted_weights(statistics.blocks[key], fixed_by_row[in_data])
+            weights[in_data] = _fit_weights(statistics.blocks[key], fixed_by_row[in_data])
             by_key[key] = weights.nan_to_num()
             if layout.sample_kind == "structure" and bool(weights.isnan().any()):
                 unknown[key] = weights.isnan()
         return CompositionWeights(types, by_key, unknown)
 
 
-def _fitted_weights(block: BlockStatistics, fixed: torch.Tensor) -> torch.Tensor:
+def _fit_weights(block: BlockStatistics, fixed: torch.Tensor) -> torch.Tensor:
     """Weights of one block, ``(n_types, n_properties)``; NaN for types without data.
 
     Args:

@@ -40,7 +40,7 @@ def connect(output: TensorMap, systems: Sequence[HasTypes], atoms: Atoms) -> tup
     nodes = {torch.autograd.graph.get_gradient_edge(source).node for source in _sources(systems)}
     complete = True
 
-    def connected(_index: int, _keys: Labels, block: TensorBlock) -> TensorBlock:
+    def connect_block(_index: int, _keys: Labels, block: TensorBlock) -> TensorBlock:
         nonlocal complete
         gradients = {}
         for parameter in block.gradients_list():
@@ -53,7 +53,7 @@ def connect(output: TensorMap, systems: Sequence[HasTypes], atoms: Atoms) -> tup
             values = values.detach() if terms is None else values.detach() + terms
         return block_with_samples(block, values, block.samples, gradients)
 
-    return map_blocks(output, connected), complete
+    return map_blocks(output, connect_block), complete
 
 
 def _sources(systems: Iterable[HasTypes]) -> list[Tensor]:

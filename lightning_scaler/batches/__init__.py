@@ -1,7 +1,7 @@
 """Batches: their systems and atoms, and how the rows of a target refer to them.
 
-Takes batches apart, moves them to a device, and settles once per target which system or atom each
-row belongs to. Imports ``tensors`` and ``settings``.
+Takes batches apart, moves them to a device, and determines once per target which system or atom
+each row belongs to. Imports ``tensors`` and ``settings``.
 """
 
 from .atoms import LARGEST_IN_TABLE, Atoms, find_types, read_atoms

@@ -1,4 +1,4 @@
-"""The targets of a batch with their rows and layouts, which are settled once."""
+"""The targets of a batch with their rows and layouts, which are determined once."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -45,7 +45,7 @@ def index_targets(
     exact: bool = False,
     what: str = TARGET,
 ) -> tuple[SystemIndexing, dict[str, IndexedTarget]]:
-    """Settle the rows of the targets of a batch.
+    """Find the system or atom of every row of the targets of a batch.
 
     Args:
         atoms: atoms of the batch, on the device of the targets.
@@ -96,7 +96,7 @@ def _infer_indexing(
 
 
 class IndexedBatch(NamedTuple):
-    """The targets of a batch, with rows and layouts settled.
+    """The targets of a batch with their rows and layouts.
 
     Attributes:
         atoms: atoms of the batch, on the device of the targets.
@@ -117,7 +117,7 @@ def index_batch(
     exact: bool = False,
     what: str = TARGET,
 ) -> IndexedBatch:
-    """Settle rows and layouts of targets whose layouts are known.
+    """Find rows and layouts of the targets of a batch, given their layouts in the fit.
 
     Args:
         systems: systems of the batch, or their atoms.

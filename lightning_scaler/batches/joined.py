@@ -43,9 +43,9 @@ def join_batches(parts: Sequence[Part]) -> Part:
             for name, tensor in tensors.items():
                 if indexing is not None:
                     tensor = relabel_by_position(name, tensor, indexing, atoms)
-                joined.setdefault(name, []).append(_shifted(tensor, shift))
+                joined.setdefault(name, []).append(_shift_systems(tensor, shift))
         for name in masked & its_targets.keys() - its_masks.keys():
-            masks.setdefault(name, []).append(_nothing_masked(targets[name][-1]))
+            masks.setdefault(name, []).append(_full_mask(targets[name][-1]))
         all_systems += systems
     return (
         IdentifiedSystems(all_systems, range(len(all_systems))),
@@ -68,13 +68,13 @@ def _join(name: str, tensors: list[TensorMap]) -> TensorMap:
 
 
 def _with_same_gradients(tensors: list[TensorMap]) -> list[TensorMap]:
-    """The targets with gradients without rows where only some of them have gradients."""
+    """The targets, each with an empty gradient for every parameter that only others have."""
     examples: dict[str, TensorBlock] = {}
     for tensor in tensors:
         for block in tensor.blocks():
             examples |= {name: block.gradient(name) for name in block.gradients_list()}
 
-    def completed(_index: int, _keys: Labels, block: TensorBlock) -> TensorBlock:
+    def add_missing(_index: int, _keys: Labels, block: TensorBlock) -> TensorBlock:
         copy = TensorBlock(block.values, block.samples, block.components, block.properties)
         for name, example in examples.items():
             if name in block.gradients_list():
@@ -89,27 +89,27 @@ def _with_same_gradients(tensors: list[TensorMap]) -> list[TensorMap]:
             copy.add_gradient(name, gradient)
         return copy
 
-    return [map_blocks(tensor, completed) for tensor in tensors] if examples else tensors
+    return [map_blocks(tensor, add_missing) for tensor in tensors] if examples else tensors
 
 
-def _shifted(tensor: TensorMap, shift: int) -> TensorMap:
+def _shift_systems(tensor: TensorMap, shift: int) -> TensorMap:
     """The same target with ``system`` labels that are larger by ``shift``."""
     if not shift:
         return tensor
 
-    def shifted(_index: int, _keys: Labels, block: TensorBlock) -> TensorBlock:
+    def shift_block(_index: int, _keys: Labels, block: TensorBlock) -> TensorBlock:
         gradients, samples = {}, {}
         for parameter in block.gradients_list():
             gradient = block.gradient(parameter)
             gradients[parameter] = gradient.values
-            samples[parameter] = _shifted_labels(gradient.samples, shift)
-        rows = _shifted_labels(block.samples, shift)
+            samples[parameter] = _shift_labels(gradient.samples, shift)
+        rows = _shift_labels(block.samples, shift)
         return block_with_samples(block, block.values, rows, gradients, samples)
 
-    return map_blocks(tensor, shifted)
+    return map_blocks(tensor, shift_block)
 
 
-def _shifted_labels(labels: Labels, shift: int) -> Labels:
+def _shift_labels(labels: Labels, shift: int) -> Labels:
     if "system" not in labels.names:
         return labels
     values = labels.values.clone()
@@ -117,7 +117,7 @@ def _shifted_labels(labels: Labels, shift: int) -> Labels:
     return Labels(labels.names, values)
 
 
-def _nothing_masked(target: TensorMap) -> TensorMap:
+def _full_mask(target: TensorMap) -> TensorMap:
     """A mask that keeps all values of a target."""
     blocks = [
         TensorBlock(

@@ -34,8 +34,8 @@ def run(config: DictConfig) -> None:
     """Run the task of a configuration composed from ``configs/train.yaml``.
 
     Raises:
-        ValueError: For an unknown task, a missing checkpoint, or a prediction by several processes.
-        InstantiationException: If a part of the configuration cannot be built.
+        ValueError: for an unknown task, a missing checkpoint, or a prediction by several processes.
+        InstantiationException: if a part of the configuration cannot be built.
     """
     check_choice("task", config.task, Task)
     if config.task != "train" and config.ckpt_path is None:

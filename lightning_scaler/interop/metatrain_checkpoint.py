@@ -55,7 +55,7 @@ def read_checkpoint(source: Source) -> MetatrainCheckpoint:
         source: a ``.ckpt`` file, what ``torch.load`` returns for it, or a state dict.
 
     Raises:
-        ValueError: If the file is not a checkpoint, or has the scales of several models.
+        ValueError: if the file is not a checkpoint, or has the scales of several models.
     """
     where = "the checkpoint" if isinstance(source, Mapping) else f"'{os.fspath(source)}'"
     content = source if isinstance(source, Mapping) else _load(source)
@@ -106,7 +106,7 @@ def read_baseline(
         composition: the checkpoint of the composition model; ``{}`` if there was none.
 
     Raises:
-        ValueError: Unless it is certain that no additive model is missing.
+        ValueError: unless it is certain that no additive model is missing.
     """
     where, additive = scaler.where, scaler.additive
     is_empty = isinstance(composition, Mapping) and not composition
@@ -152,7 +152,7 @@ def layout_from_keys(where: str, scales: TensorMap, has_weights: bool) -> Tensor
         has_weights: whether the target has composition weights, so that a single block is a scalar.
 
     Raises:
-        ValueError: If the keys do not determine the components.
+        ValueError: if the keys do not determine the components.
     """
     names = scales.keys.names
     momenta = [name for name in names if name.startswith("o3_lambda")]

@@ -1,4 +1,4 @@
-"""What the file of a ScaleAccumulator holds."""
+"""The contents of a file of a ScaleAccumulator."""
 
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ class AccumulatorSettings(NamedTuple):
 
 
 class Collected(NamedTuple):
-    """What an accumulator has collected; the state of the statistics by target name."""
+    """The data of an accumulator; ``statistics`` has their state by target name."""
 
     system_labels: SystemLabels
     coverage: AdditiveCoverage
@@ -26,7 +26,7 @@ class Collected(NamedTuple):
 
 
 class SavedAccumulator(NamedTuple):
-    """The settings of an accumulator, and what it has collected."""
+    """The settings and the data of an accumulator."""
 
     settings: AccumulatorSettings
     collected: Collected

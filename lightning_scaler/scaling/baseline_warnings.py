@@ -57,7 +57,7 @@ def warn_of_ignored_types(target: TargetScales, unseen: list[int]) -> None:
 
 
 def describe_unknown(scales: Iterable[TargetScales]) -> str:
-    """The properties with unknown weights, and the types of these."""
+    """The properties with unknown weights, and their types."""
     by_target = []
     for target in scales:
         layout, types, words = target.layout, target.baseline_types, []

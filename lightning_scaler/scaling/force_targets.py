@@ -11,7 +11,7 @@ NOT_CONSERVATIVE = re.compile(r"non.?conservative|direct")
 
 
 def describe_force_targets(layouts: Mapping[str, TargetLayout]) -> str | None:
-    """What is wrong with forces that are a target beside their energy; ``None`` without any.
+    """The warning about forces that are a target beside their energy; ``None`` without any.
 
     Energies and forces that are targets of their own have scales of their own, one for each atomic
     type, so that predicted forces are no longer the derivative of the predicted energy.

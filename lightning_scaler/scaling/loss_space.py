@@ -118,8 +118,8 @@ def predictions_to_loss(
     dtype = dtype_of(first) if first is not None and have_one_dtype(wanted) else None
     atoms = read_atoms(systems).to(next(iter(chosen.values())).device)
     # Predictions with the labels of their targets have their rows and layouts too.
-    settled = index_loss_targets(scaler, atoms, {name: targets[name] for name in same}, targets)
-    indexed = {name: t._replace(tensor=chosen[name]) for name, t in settled.items()}
+    found = index_loss_targets(scaler, atoms, {name: targets[name] for name in same}, targets)
+    indexed = {name: t._replace(tensor=chosen[name]) for name, t in found.items()}
     others = {name: tensor for name, tensor in chosen.items() if name not in same}
     if others:
         for name, tensor in others.items():

@@ -111,8 +111,8 @@ class Scaler(torch.nn.Module):
 
         The terms are the values of each target, under its name, and each of its gradients, under
         ``energy/positions``. They are dimensionless: 1 for fitted values, by the definition of the
-        scales, but not for gradients. Those of scales from a version that did not record them, or
-        fixed without a data pass, are unknown.
+        scales, but not for gradients. They are unknown for scales of a version that did not record
+        them, and for scales fixed without a data pass.
         """
         found: dict[str, float] = {}
         for name, scales in self.targets.items():
@@ -213,7 +213,7 @@ class Scaler(torch.nn.Module):
         It maps a list of systems and a list of target names to a dict of TensorMaps for those
         targets that it knows, with the position in the list as ``system`` label. A frozen copy of
         it is evaluated in its own dtype and moved with the scaler. Its weights are part of the
-        state; its code is not, and has to be given again after loading a state.
+        state; its code is not, and must be passed again after a state is loaded.
 
         Raises:
             ValueError: if there are scales that were not fitted with a module of this class.

@@ -1,4 +1,4 @@
-"""Sums of squares of what the scales do not measure: gradients, and the values of atom pairs."""
+"""Sums of squares of gradients, and of the values of atom pairs, for the loss alone."""
 
 from dataclasses import dataclass
 

@@ -252,7 +252,7 @@ def merge_problems(first: Problems, second: Problems) -> Problems:
     """The problems of both; properties share one if they share one on both sides."""
     if [properties for properties, _ in first] == [properties for properties, _ in second]:
         pairs = zip(first, second, strict=True)
-        return [(properties, _merged(ours, theirs)) for (properties, ours), (_, theirs) in pairs]
+        return [(properties, _merge(ours, theirs)) for (properties, ours), (_, theirs) in pairs]
     merged = []
     for properties, ours in first:
         for others, theirs in second:
@@ -260,11 +260,11 @@ def merge_problems(first: Problems, second: Problems) -> Problems:
             if common:
                 our_part = ours.select([properties.index(p) for p in common])
                 their_part = theirs.select([others.index(p) for p in common])
-                merged.append((common, _merged(our_part, their_part)))
+                merged.append((common, _merge(our_part, their_part)))
     return merged
 
 
-def _merged(first: LeastSquares, second: LeastSquares) -> LeastSquares:
+def _merge(first: LeastSquares, second: LeastSquares) -> LeastSquares:
     merged = first.copy()
     merged.merge(second)
     return merged

@@ -33,7 +33,7 @@ class BatchHooks:
         self._before = any(_overrides(owner, "on_before_batch_transfer") for owner in owners)
 
     def __call__(self, batch: Any) -> Any:
-        """Return the batch as ``training_step`` receives it, but for the device."""
+        """Return the batch as ``training_step`` receives it, perhaps on another device."""
         batch = self._trainer.precision_plugin.convert_input(batch)
         if not (self.moves or self._before):
             return batch

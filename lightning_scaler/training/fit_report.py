@@ -1,4 +1,4 @@
-"""What the user is told about the scales at the start of training."""
+"""Reports on the scales at the start of training."""
 
 import copy
 import warnings

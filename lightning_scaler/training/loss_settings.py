@@ -49,7 +49,8 @@ class LossSettings:
     def apply(self, scaler: Scaler, stored: Settings | None) -> None:
         """Store the settings in a fitted scaler.
 
-        Unlike scales, weights may change when a training is resumed: what is set here wins.
+        Unlike scales, weights may change when training is resumed: those set here replace
+        stored ones.
 
         Args:
             scaler: scaler with all its targets.

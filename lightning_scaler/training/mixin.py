@@ -68,8 +68,7 @@ class TargetScalingMixin(_Module):
         metrics_per_block: names of the targets whose metrics are also logged for every block.
 
     Raises:
-        TypeError:
-            If a class has the mixin after ``LightningModule`` among its bases.
+        TypeError: if a class has the mixin after ``LightningModule`` among its bases.
 
     Example:
         >>> from lightning.pytorch import LightningModule

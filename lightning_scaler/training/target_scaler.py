@@ -40,11 +40,11 @@ class TargetScaler(Callback):
     The module is a ``LightningModule`` with the :class:`TargetScalingMixin`. All processes share
     the pass, which runs before the sanity check and reads each sample of the training loader once,
     through the transfer hooks of module and datamodule. Random states are restored afterwards,
-    those of generators too that are attributes of the loader or its parts. Scales that were
+    including those of generators that are attributes of the loader or its parts. Scales that were
     restored from a checkpoint are kept, and no data are read.
 
     Args:
-        enabled: set to ``False`` for scales of 1; the baseline is still removed.
+        enabled: set to ``False`` for scales of 1; the baseline is still subtracted.
         targets: names of the targets to fit, each of which must occur in the data; other
             TensorMaps are ignored. Default: all targets.
         fixed_scales: per-target scales to use instead of fitted ones, in the units of the data (per
@@ -69,16 +69,14 @@ class TargetScaler(Callback):
             name, of a gradient under ``energy/positions``; 1 unless given. ``None``: those stored
             with restored scales, or none.
         balance_loss: divide each term of the default loss by its mean square over the training
-            data; ``False``: do not, as metatrain. ``None``: as stored with restored scales, or
+            data; ``False``: do not, as in metatrain. ``None``: as stored with restored scales, or
             ``True``.
 
     Raises:
-        TypeError:
-            If ``baseline`` is a class, names are given as one string, or the module does not have
-            the mixin.
-        ValueError:
-            If an argument has an unknown value, or arguments contradict each other, the data, or
-            restored scales.
+        TypeError: if ``baseline`` is a class, names are given as one string, or the module does not
+            have the mixin.
+        ValueError: if an argument has an unknown value, or arguments contradict each other, the
+            data, or restored scales.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -154,7 +152,7 @@ class TargetScaler(Callback):
             states = RandomStates()
             self._fit_if_needed(trainer, pl_module)
             if tuner == "LearningRateFinder" and not self._scales_kept:
-                # It undoes its random draws; without this callback, those for the loader too.
+                # It undoes its random draws, and without this callback also those of the loader.
                 self._states_at_train_start = states
         elif tuner and not check_module(pl_module).fitted:
             raise_for_tuner(trainer, tuner)
@@ -168,7 +166,7 @@ class TargetScaler(Callback):
         if self._record is not None:
             self._fit_if_needed(trainer, pl_module)
             if not self._scales_kept:
-                # Lightning undoes what random numbers are drawn in the sanity check.
+                # Lightning restores the random states after the sanity check.
                 self._states_at_train_start = RandomStates()
 
     @override
@@ -191,17 +189,17 @@ class TargetScaler(Callback):
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Called when a validation begins. Raises an error if there are no scales."""
+        """Called when validation begins. Raises an error if there are no scales."""
         check_fitted(trainer, pl_module)
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Called when the test begins. Raises an error if there are no scales."""
+        """Called when testing begins. Raises an error if there are no scales."""
         check_fitted(trainer, pl_module)
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Called when predict begins. Raises an error if there are no scales."""
+        """Called when prediction begins. Raises an error if there are no scales."""
         check_fitted(trainer, pl_module)
 
     def __repr__(self) -> str:
