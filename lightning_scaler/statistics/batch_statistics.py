@@ -12,8 +12,8 @@ from ..tensors import Invariance, Key, TargetLayout
 from .block_statistics import BlockStatistics
 from .finite_values import check_finite
 from .grouped_sums import compute_means, sum_squares
-from .least_squares import make_problems
 from .means import Means
+from .property_problems import make_problems
 
 
 class BlockValues(NamedTuple):

@@ -7,8 +7,8 @@ from typing import Annotated, TypeVar
 import torch
 
 from ..tensors import InvalidStateError, TensorCheck, check_shapes, state_of
-from .least_squares import Problems, merge_problems
 from .means import Means, merge_means, pool_means, sum_sq_about
+from .property_problems import Problems, merge_problems
 
 Sums = TypeVar("Sums", torch.Tensor, Means)
 
