@@ -4,7 +4,8 @@ Takes batches apart, moves them to a device, and determines once per target whic
 each row belongs to. Imports ``tensors`` and ``settings``.
 """
 
-from .atoms import LARGEST_IN_TABLE, Atoms, find_types, read_atoms
+from .atomic_types import LARGEST_IN_TABLE, find_types
+from .atoms import Atoms, read_atoms
 from .device import move_to_device, move_unpacked
 from .indexed_target import (
     IndexedBatch,

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..settings import SystemLabels, check_choice
 from ..tensors import PREDICTION, TARGET, describe
-from .atoms import Atoms, find_types
+from .atomic_types import find_types
+from .atoms import Atoms
 
 
 @dataclass(frozen=True)

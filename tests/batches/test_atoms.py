@@ -4,7 +4,7 @@ import pytest
 import torch
 from builders import system
 
-from lightning_scaler.batches import LARGEST_IN_TABLE, find_types, read_atoms
+from lightning_scaler.batches import LARGEST_IN_TABLE, read_atoms
 
 
 def test_atoms_are_read_system_after_system():
@@ -54,13 +54,6 @@ def test_composition_counts_the_requested_types():
     # As many types as the batch has, one of them another.
     atoms = read_atoms([system(8, 6), system(8, 8)])
     assert atoms.composition(torch.tensor([1, 8])).tolist() == [[0, 1], [0, 2]]
-
-
-def test_types_are_found_in_a_sorted_list():
-    index, known = find_types(torch.tensor([8, 1, 99, 0, 6]), torch.tensor([1, 6, 8]))
-    assert known.tolist() == [True, True, False, False, True]
-    assert index[known].tolist() == [2, 0, 1]
-    assert not find_types(torch.tensor([1]), torch.empty(0, dtype=torch.int64))[1].any()
 
 
 @pytest.mark.parametrize("types", [[1, 6, 8], [1, 8, LARGEST_IN_TABLE + 1]], ids=["small", "large"])
