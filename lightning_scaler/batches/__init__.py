@@ -15,6 +15,7 @@ from .indexed_target import (
     relabel_by_position,
 )
 from .inference import clone_inference_tensors
+from .joined import shift_systems
 from .plain_values import check_plain_values, describe_type
 from .system_labels import SystemIndexing
 from .systems import HasTypes, is_system
@@ -40,5 +41,6 @@ __all__ = [
     "move_unpacked",
     "read_atoms",
     "relabel_by_position",
+    "shift_systems",
     "unpack",
 ]

@@ -43,7 +43,7 @@ def join_batches(parts: Sequence[Part]) -> Part:
             for name, tensor in tensors.items():
                 if indexing is not None:
                     tensor = relabel_by_position(name, tensor, indexing, atoms)
-                joined.setdefault(name, []).append(_shift_systems(tensor, shift))
+                joined.setdefault(name, []).append(shift_systems(tensor, shift))
         for name in masked & its_targets.keys() - its_masks.keys():
             masks.setdefault(name, []).append(_full_mask(targets[name][-1]))
         all_systems += systems
@@ -92,7 +92,7 @@ def _with_same_gradients(tensors: list[TensorMap]) -> list[TensorMap]:
     return [map_blocks(tensor, add_missing) for tensor in tensors] if examples else tensors
 
 
-def _shift_systems(tensor: TensorMap, shift: int) -> TensorMap:
+def shift_systems(tensor: TensorMap, shift: int) -> TensorMap:
     """The same target with ``system`` labels that are larger by ``shift``."""
     if not shift:
         return tensor

@@ -12,12 +12,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from metatensor.torch import Labels, TensorBlock, TensorMap, join
+from metatensor.torch import TensorMap, join
 from omegaconf import DictConfig, OmegaConf
 
+from ..batches import shift_systems
 from ..reports import errors_table, print_tables, print_text
 from ..settings import check_choice
-from ..tensors import block_with_samples, map_blocks
 from ..training import TargetScaler, TargetScalingMixin
 
 Task = Literal["train", "test", "predict"]
@@ -85,7 +85,7 @@ def join_predictions(batches: Sequence[Mapping[str, TensorMap]]) -> dict[str, Te
     first_system = 0
     for batch in batches:
         for name, tensor in batch.items():
-            shifted = _shift_systems(tensor.to("cpu"), first_system)
+            shifted = shift_systems(tensor.to("cpu"), first_system)
             relabelled.setdefault(name, []).append(shifted)
         first_system += _count_systems(batch)
     return {
@@ -156,24 +156,3 @@ def _count_systems(batch: Mapping[str, TensorMap]) -> int:
     samples = [block.samples for tensor in batch.values() for block in tensor.blocks()]
     last = (int(labels.column("system").max()) for labels in samples if len(labels))
     return max(last, default=-1) + 1
-
-
-def _shift_systems(tensor: TensorMap, shift: int) -> TensorMap:
-    def shift_block(_row: int, _keys: Labels, block: TensorBlock) -> TensorBlock:
-        parameters = block.gradients_list()
-        return block_with_samples(
-            block,
-            block.values,
-            _shift_labels(block.samples, shift),
-            {name: block.gradient(name).values for name in parameters},
-            {name: _shift_labels(block.gradient(name).samples, shift) for name in parameters},
-        )
-
-    return map_blocks(tensor, shift_block)
-
-
-def _shift_labels(labels: Labels, shift: int) -> Labels:
-    if "system" not in labels.names:
-        return labels
-    by_column = torch.tensor([shift * (name == "system") for name in labels.names])
-    return Labels(labels.names, labels.values + by_column.to(labels.values))
