@@ -7,7 +7,8 @@ from .data_pass import fit_scales, is_dev_run
 from .fit_decision import FitRequest, decide_fit
 from .loss_settings import LossSettings
 from .mixin import TargetScalingMixin
-from .processes import FitProcesses, fit_processes
+from .process_group import fit_processes
+from .processes import FitProcesses
 from .training_loader import LoaderRecord
 
 

@@ -2,15 +2,14 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from threading import Thread
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed
-from lightning.pytorch import Trainer
 
 from .connections import Connections, ProcessEndedError
 
@@ -31,6 +30,10 @@ T = TypeVar("T")
 
 class ProcessesDisagreeError(RuntimeError):
     """An error that every process finds and raises by itself, from what all of them reported."""
+
+
+class OtherProcessFailedError(Exception):
+    """Another process has failed; the message is its rank and its error."""
 
 
 class FitProcesses:
@@ -175,7 +178,7 @@ class FitProcesses:
             The error that was reported first by any process, with its rank.
         """
         assert self._store is not None
-        if isinstance(error, _OtherProcessFailedError):
+        if isinstance(error, OtherProcessFailedError):
             own = str(error)
         elif isinstance(error, ProcessEndedError):
             own = f"on rank {error.rank}: {error}"
@@ -186,7 +189,7 @@ class FitProcesses:
         try:
             if not self._store_lost:
                 reason = self._ask(lambda: self._share_reason(own, n_stopped))
-        except _OtherProcessFailedError as other:
+        except OtherProcessFailedError as other:
             reason = str(other)
         except (torch.distributed.DistError, ProcessEndedError):
             pass  # Rank 0 has ended, and the store with it.
@@ -234,7 +237,7 @@ class FitProcesses:
             asked = reason is None and not self._store_lost
             if asked and self._ask(lambda: self._store.check([FAILURE])):
                 reason = str(self._store.get(FAILURE), "utf-8")
-        return ended if reason is None else _OtherProcessFailedError(reason)
+        return ended if reason is None else OtherProcessFailedError(reason)
 
     def _ask(self, request: Callable[[], T]) -> T:
         """What a request to the store returns, unless rank 0 ends before the answer comes."""
@@ -246,7 +249,7 @@ class FitProcesses:
             if ended is not None:
                 raise ended
             if reason is not None:
-                raise _OtherProcessFailedError(reason)
+                raise OtherProcessFailedError(reason)
         return answer.result()
 
     def _find_ended_process(self) -> tuple[str | None, ProcessEndedError | None]:
@@ -261,46 +264,6 @@ class FitProcesses:
             return None, ended
 
 
-@contextmanager
-def fit_processes(trainer: Trainer) -> Iterator[FitProcesses]:
-    """The processes of a fit; an error of one of them inside the context stops all.
-
-    Args:
-        trainer: in a fit, after the process group has been set up.
-
-    Raises:
-        RuntimeError: on every process, if one fails: with its message and its rank. Also if the
-            strategy runs several processes without a process group of ``torch.distributed``.
-    """
-    if trainer.world_size == 1:
-        yield FitProcesses()
-        return
-    processes = _from_process_group(trainer)
-    try:
-        yield processes
-    except ProcessesDisagreeError:
-        raise
-    except torch.distributed.DistError as error:
-        reason = processes.wait_for_reason() or (
-            "because the connection to the other processes was lost, probably because one of them "
-            "has ended; see its output"
-        )
-        raise RuntimeError(f"fitting the target scales failed {reason}") from error
-    except Exception as error:
-        message = f"fitting the target scales failed {processes.report_failure(error)}"
-        others = isinstance(error, _OtherProcessFailedError | ProcessEndedError)
-        raise RuntimeError(message) from (None if others else error)
-    except BaseException as error:
-        processes.report_failure(error)
-        raise
-    finally:
-        processes.close()
-
-
-class _OtherProcessFailedError(Exception):
-    pass
-
-
 def _in_thread(request: Callable[[], T]) -> "Future[T]":
     """The result of a function in a thread that ends with the process, whatever it waits for."""
     future: Future[T] = Future()
@@ -313,24 +276,3 @@ def _in_thread(request: Callable[[], T]) -> "Future[T]":
 
     Thread(target=run, daemon=True).start()
     return future
-
-
-def _from_process_group(trainer: Trainer) -> FitProcesses:
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        raise RuntimeError(
-            "TargetScaler: expected a process group of torch.distributed for "
-            f"{trainer.world_size} processes, but {type(trainer.strategy).__name__} has none; fit "
-            "in one process and start the training from its checkpoint"
-        )
-    # There is no public access to the store that every process group has.
-    store = torch.distributed.distributed_c10d._get_default_store()
-    rank = trainer.global_rank
-    fit = store.add(f"lightning_scaler/fits of rank {rank}", 1)
-    on_cpu = "gloo" in torch.distributed.get_backend() or trainer.strategy.root_device is None
-    return FitProcesses(
-        rank,
-        trainer.world_size,
-        torch.distributed.distributed_c10d.PrefixStore(f"lightning_scaler/fit {fit}", store),
-        torch.device("cpu") if on_cpu else trainer.strategy.root_device,
-        trainer.strategy.broadcast,
-    )
