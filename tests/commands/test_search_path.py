@@ -199,7 +199,7 @@ def test_the_preset_for_energies_and_forces_fits_the_energy_and_its_gradient(pro
     config = callbacks_of(project, "callbacks=[default,target_scaler_energy_forces]")
     callback = instantiate(config.target_scaler)
     assert callback.targets == ("energy",)
-    assert callback.loss_settings.weights == {"energy": 1.0, "energy/positions": 1.0}
+    assert callback.loss_weights == {"energy": 1.0, "energy/positions": 1.0}
 
 
 def test_a_weight_on_the_command_line_is_merged_into_those_of_the_preset(project):
@@ -237,8 +237,8 @@ def test_settings_of_the_callback_from_overrides():
         "callbacks.target_scaler.loss_weights={energy/positions: 4}",
         "callbacks.target_scaler.balance_loss=false",
     )
-    assert callback.loss_settings.weights == {"energy/positions": 4.0}
-    assert callback.loss_settings.balance is False
+    assert callback.loss_weights == {"energy/positions": 4.0}
+    assert callback.balance_loss is False
     assert callback.fixed_scales == {
         "energy": 2.0,
         "forces": {1: 0.5, 8: 1.0},

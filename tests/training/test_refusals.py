@@ -119,10 +119,13 @@ def fitted_net(folder, **options):
 def messages(caplog):
     """What Lightning logs, also after Hydra has configured the loggers of the process."""
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    disabled, logger.disabled = logger.disabled, False
+    before = logger.disabled, logger.propagate
+    logger.disabled = logger.propagate = False
+    logger.addHandler(caplog.handler)
     with caplog.at_level(logging.INFO, logger=logger.name):
         yield caplog
-    logger.disabled = disabled
+    logger.removeHandler(caplog.handler)
+    logger.disabled, logger.propagate = before
 
 
 def test_kept_scales_are_reported_with_the_rms_of_the_new_data(tmp_path, messages):
