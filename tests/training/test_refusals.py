@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning_utilities.core import rank_zero
 from metatomic.torch import System
 from small_training import (
     SmallData,
@@ -117,8 +118,9 @@ def fitted_net(folder, **options):
 
 @pytest.fixture
 def messages(caplog):
-    """What Lightning logs, also after Hydra has configured the loggers of the process."""
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    """What Lightning logs, whatever has been imported and has configured the loggers before."""
+    # The distribution of Lightning that was imported last has set its own logger.
+    logger = rank_zero.log
     before = logger.disabled, logger.propagate
     logger.disabled = logger.propagate = False
     logger.addHandler(caplog.handler)
