@@ -230,17 +230,6 @@ def parse_loss_weights(settings: Numbers | None) -> dict[str, float] | None:
     return weights
 
 
-def check_terms(weights: Iterable[str], terms: Iterable[str]) -> None:
-    """Raise ``ValueError`` for the first weight that is not that of a term of the loss."""
-    terms = list(terms)
-    for name in weights:
-        if name not in terms:
-            raise ValueError(
-                f"loss_weights names '{name}', which is not a term of the loss; "
-                f"{did_you_mean(name, terms)}"
-            )
-
-
 def _by_target(setting: str, settings: Numbers | None) -> Numbers:
     if settings is not None and not isinstance(settings, Mapping):
         raise ValueError(

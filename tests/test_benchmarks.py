@@ -10,34 +10,27 @@ SPEED = Path(__file__).parent / "benchmarks" / "speed.py"
 BALANCE = Path(__file__).parent / "benchmarks" / "balance.py"
 
 
+def output_of(program, options, folder):
+    command = [sys.executable, "-W", "ignore", str(program), *options]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
 @pytest.mark.slow
 def test_the_benchmarks_print_a_line_for_every_item(tmp_path):
     items = ["batch-forces", "batch-polarizability"]
     options = ["--items", *items, "--times", "9", "--memory", "--baseline", "--embedded"]
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", str(SPEED), *options],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+    output = output_of(SPEED, options, tmp_path)
     for item in items:
-        assert any(line.startswith(item) for line in result.stdout.splitlines())
-    assert "conversions" in result.stdout
+        assert any(line.startswith(item) for line in output.splitlines())
+    assert "conversions" in output
 
 
 @pytest.mark.slow
 def test_the_comparison_of_losses_prints_the_errors_of_every_set_up(tmp_path):
     options = ["--epochs", "1", "--seeds", "0", "--setups", "balanced, forces 4"]
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", str(BALANCE), *options],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    rows = [x for x in result.stdout.splitlines() if x.startswith("| balanced, forces 4 |")]
+    output = output_of(BALANCE, options, tmp_path)
+    rows = [x for x in output.splitlines() if x.startswith("| balanced, forces 4 |")]
     assert len(rows) == 2  # unseen conformers, unseen molecules
     assert all(row.count("±") == 7 for row in rows)

@@ -1,4 +1,4 @@
-"""Target scales from a state: checked, and brought from earlier versions to this one."""
+"""Reads the scales of a target from a state of this version or an earlier one, and checks them."""
 
 from __future__ import annotations
 

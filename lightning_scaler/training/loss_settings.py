@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ..scaling import Scaler
-from ..settings import Numbers, Settings, check_terms, did_you_mean, parse_loss_weights
+from ..settings import Numbers, Settings, did_you_mean, parse_loss_weights
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,12 @@ class LossSettings:
         stored = stored or Settings()
         weights = stored.loss_weights if self.weights is None else self.weights
         balance = stored.balance_loss if self.balance is None else self.balance
-        check_terms(weights, scaler.loss_terms)
+        unknown = [term for term in weights if term not in scaler.loss_terms]
+        if unknown:
+            raise ValueError(
+                f"loss_weights names '{unknown[0]}', which is not a term of the loss; "
+                f"{did_you_mean(unknown[0], scaler.loss_terms)}"
+            )
         if scaler.loss_terms and all(weights.get(term) == 0 for term in scaler.loss_terms):
             raise ValueError(
                 f"loss_weights: expected a positive weight for one of the terms of the loss, got "

@@ -5,39 +5,23 @@ import math
 import pickle
 from collections import OrderedDict
 
-import numpy as np
 import pytest
 import torch
 from builders import (
-    atom_samples,
-    atom_target,
-    atomic_basis,
     fit,
+    four_targets,
     labels,
-    spherical,
     structure_target,
     system,
 )
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator, Scaler
 
-SYSTEMS = [system(8), system(1, 8, 1), system(6, 8), system(1, 6, 1)]
+SYSTEMS, _ = four_targets()
 
 
 def data():
-    rng = np.random.default_rng(0)
-    return {
-        "energy": structure_target([-75.0, -76.4, -113.3, -39.1]),
-        "alpha": spherical(
-            {0: rng.normal(size=(4, 1, 2)) + 4, 2: rng.normal(size=(4, 5, 1))},
-            labels("system", [0, 1, 2, 3]),
-        ),
-        "charges": atom_target(rng.normal(size=(9, 2)), atom_samples(1, 3, 2, 3)),
-        "basis": atomic_basis(
-            {(1, 8): rng.normal(size=(3, 3, 2)), (1, 1): rng.normal(size=(4, 3, 1))},
-            {8: [[0, 0], [1, 1], [2, 1]], 1: [[1, 0], [1, 2], [3, 0], [3, 2]]},
-        ),
-    }
+    return four_targets()[1]
 
 
 def fitted(**options):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
 from metatomic.torch import System
@@ -271,3 +272,22 @@ class Springs(torch.nn.Module):
         charges = atom_target(0.1 * types, atom_samples(*map(len, systems)), dtype=self.k.dtype)
         both = {"energy": single(energy), "charges": charges}
         return {name: both[name] for name in self.names}
+
+
+def four_targets(scale: float = 1.0) -> tuple[list[Any], dict[str, TensorMap]]:
+    """Four systems, and targets of four kinds; ``scale`` multiplies the energies."""
+    rng = np.random.default_rng(0)
+    systems = [system(8), system(1, 8, 1), system(6, 8), system(1, 6, 1)]
+    targets = {
+        "energy": structure_target((scale * np.array([-75.0, -76.4, -113.3, -39.1])).tolist()),
+        "alpha": spherical(
+            {0: rng.normal(size=(4, 1, 2)) + 4, 2: rng.normal(size=(4, 5, 1))},
+            labels("system", [0, 1, 2, 3]),
+        ),
+        "charges": atom_target(rng.normal(size=(9, 2)), atom_samples(1, 3, 2, 3)),
+        "basis": atomic_basis(
+            {(1, 8): rng.normal(size=(3, 3, 2)), (1, 1): rng.normal(size=(4, 3, 1))},
+            {8: [[0, 0], [1, 1], [2, 1]], 1: [[1, 0], [1, 2], [3, 0], [3, 2]]},
+        ),
+    }
+    return systems, targets

@@ -21,17 +21,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from builders import (
     Springs,
-    atom_samples,
-    atom_target,
-    atomic_basis,
-    labels,
-    spherical,
-    structure_target,
-    system,
+    four_targets,
 )
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator, Scaler
@@ -45,27 +38,13 @@ NAMED = {"targets", "statistics", "weights", "fixed", "mean_squares"}
 
 def collected(scale: float = 1.0) -> ScaleAccumulator:
     """Statistics of targets of every kind."""
-    rng = np.random.default_rng(0)
-    systems = [system(8), system(1, 8, 1), system(6, 8), system(1, 6, 1)]
-    targets = {
-        "energy": structure_target((scale * np.array([-75.0, -76.4, -113.3, -39.1])).tolist()),
-        "alpha": spherical(
-            {0: rng.normal(size=(4, 1, 2)) + 4, 2: rng.normal(size=(4, 5, 1))},
-            labels("system", [0, 1, 2, 3]),
-        ),
-        "charges": atom_target(rng.normal(size=(9, 2)), atom_samples(1, 3, 2, 3)),
-        "basis": atomic_basis(
-            {(1, 8): rng.normal(size=(3, 3, 2)), (1, 1): rng.normal(size=(4, 3, 1))},
-            {8: [[0, 0], [1, 1], [2, 1]], 1: [[1, 0], [1, 2], [3, 0], [3, 2]]},
-        ),
-    }
     accumulator = ScaleAccumulator(
         intensive_targets=["alpha"],
         baseline=CompositionBaseline(),
         additive=Springs(k=0.75, names=("energy",)),
         system_labels="position",
     )
-    accumulator.update(systems, targets)
+    accumulator.update(*four_targets(scale))
     return accumulator
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytorch_lightning
 import torch
-from small_training import PlainNet, SmallData
+from small_training import PlainNet, SmallData, quiet_options
 
 from lightning_scaler import TargetScalingMixin
 
@@ -43,14 +43,4 @@ class OtherData(pytorch_lightning.LightningDataModule):
 
 def other_trainer(folder: Path, **options: Any) -> pytorch_lightning.Trainer:
     """A quiet trainer of the other distribution."""
-    defaults: dict[str, Any] = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "max_epochs": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "default_root_dir": folder,
-    }
-    return pytorch_lightning.Trainer(**{**defaults, **options})
+    return pytorch_lightning.Trainer(**quiet_options(folder, **options))

@@ -205,6 +205,11 @@ class SmallNet(TargetScalingMixin, PlainNet):
 
 def quiet_trainer(folder: Path, **options: Any) -> Trainer:
     """A real Trainer on the CPU, without logger, progress bars and checkpoints by default."""
+    return Trainer(**quiet_options(folder, **options))
+
+
+def quiet_options(folder: Path, **options: Any) -> dict[str, Any]:
+    """The arguments of :func:`quiet_trainer`."""
     defaults: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,
@@ -215,7 +220,7 @@ def quiet_trainer(folder: Path, **options: Any) -> Trainer:
         "enable_model_summary": False,
         "default_root_dir": folder,
     }
-    return Trainer(**{**defaults, **options})
+    return {**defaults, **options}
 
 
 def scaler_callback(**options: Any) -> TargetScaler:
