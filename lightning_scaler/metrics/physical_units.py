@@ -105,12 +105,8 @@ class PhysicalUnits(WrapperMetric):
         Raises:
             ValueError: for a target without scales or predictions, or a row without a prediction.
         """
-        if self.target not in targets:
-            return
         selected = self._select(scaler, systems, predictions, targets)
         if selected is not None:
-            metrics = [self.metric] if isinstance(self.metric, Metric) else self.metric.values()
-            leave_inference_mode(metrics)
             self.metric.update(*selected)
 
     @override
@@ -118,8 +114,6 @@ class PhysicalUnits(WrapperMetric):
         """Add one batch, as :meth:`update`, and return the metric of this batch alone."""
         named = dict(zip(("scaler", "systems", "predictions", "targets"), args, strict=False))
         named.update(kwargs)
-        if self.target not in named["targets"]:
-            return None
         selected = self._select(**named)
         return None if selected is None else self.metric(*selected)
 
@@ -150,11 +144,14 @@ class PhysicalUnits(WrapperMetric):
         predictions: Mapping[str, TensorMap],
         targets: Mapping[str, TensorMap],
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        if self.target not in targets:
+            return None
+        leave_inference_mode([self.metric])
         values = _aligned_values(self.target, scaler, systems, predictions, targets, self.baseline)
         return select_values(values, self.gradient, self.block)
 
 
-def leave_inference_mode(metrics: Iterable[Metric]) -> None:
+def leave_inference_mode(metrics: Iterable[Metric | MetricCollection]) -> None:
     """Make metrics writable outside of inference mode, under which Lightning resets them."""
     for metric in metrics:
         for part in parts_of(metric):

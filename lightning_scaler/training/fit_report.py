@@ -11,7 +11,7 @@ from metatensor.torch import TensorMap
 
 from ..batches import check_unpacked
 from ..reports import print_tables, print_text
-from ..scaling import Scaler, targets_to_loss
+from ..scaling import Scaler
 from .mixin import TargetScalingMixin
 
 # Scales that were fitted to other data may be far from 1.
@@ -45,18 +45,20 @@ def report_kept_scales(module: TargetScalingMixin, batch: Any, kept: Collection[
         kept: names of the targets whose scales were kept.
     """
     scaler = module.scaler
+    rms: dict[str, float] = {}
     try:
         rms = rms_in_loss_space(module, batch, kept)
-    except Exception:
-        # The step will say what is wrong with the batch.
-        rms = {}
-    values = ", ".join(f"{name} {value:.3g}" for name, value in rms.items())
+        values = ", ".join(f"{name} {value:.3g}" for name, value in rms.items())
+        found = f". RMS of the first training batch in loss space: {values}" if values else ""
+    except Exception as error:
+        # A training_step of the user's need not be able to unpack or convert its batches.
+        found = f". The first training batch could not be compared with them: {error}"
     fitted = scaler.targets.keys() - kept
     which = f"of {', '.join(sorted(kept))} " if fitted else ""
     rank_zero_info(
         f"TargetScaler: the scales {which}that the module already had (from a checkpoint or an "
         f"earlier fit) are kept{'' if fitted else ', without a data pass'}"
-        + (f". RMS of the first training batch in loss space: {values}" if values else "")
+        f"{found}"
     )
     if not scaler.settings.enabled:
         return
@@ -85,7 +87,7 @@ def rms_in_loss_space(
     where, copied = f"{type(module).__name__}.unpack_batch", copy.copy(batch)
     systems, targets, masks = check_unpacked(where, module.unpack_batch(copied))
     known = {name: tensor for name, tensor in targets.items() if name in names}
-    in_loss = targets_to_loss(module.scaler, systems, known, masks)
+    in_loss = module.targets_to_loss(systems, known, masks)
     rms = {name: _rms(tensor) for name, tensor in in_loss.items()}
     return {name: value for name, value in rms.items() if value is not None}
 

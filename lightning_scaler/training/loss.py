@@ -48,7 +48,7 @@ class LossTerms:
 def loss_terms(
     predictions: Mapping[str, TensorMap],
     targets: Mapping[str, TensorMap],
-    mean_squares: Mapping[str, float] | None = None,
+    mean_squares: Mapping[str, float],
 ) -> LossTerms:
     r"""The terms of the loss.
 
@@ -72,31 +72,10 @@ def loss_terms(
     errors, present = {}, {}
     for name, square, count in zip(found, squares, counts, strict=True):
         error = square / count.clamp(min=1)
-        mean_square = (mean_squares or {}).get(name)
+        mean_square = mean_squares.get(name)
         errors[name] = error / mean_square if mean_square else error
         present[name] = (count > 0).to(square.dtype)
     return LossTerms(errors, present)
-
-
-def mean_squared_error(
-    predictions: Mapping[str, TensorMap],
-    targets: Mapping[str, TensorMap],
-    mean_squares: Mapping[str, float] | None = None,
-    weights: Mapping[str, float] | None = None,
-) -> Tensor:
-    r"""Weighted mean :math:`\sum w t / \sum w` of the terms :math:`t` of the loss.
-
-    Args:
-        predictions: see :func:`loss_terms`.
-        targets: see :func:`loss_terms`.
-        mean_squares: see :func:`loss_terms`.
-        weights: weight :math:`w` of each term by name, 1 unless given.
-
-    Returns:
-        Scalar tensor; 0 if all values are missing. Terms in which all values are missing do not
-        count.
-    """
-    return loss_terms(predictions, targets, mean_squares).weighted_mean(weights or {})
 
 
 @scripted_arithmetic

@@ -107,7 +107,6 @@ class LoggedMetrics(torch.nn.ModuleDict):
                     scope,
                     values.get(name, []),
                     partial(with_baseline, name),
-                    atoms.n_systems,
                 )
 
     def _log_scope(
@@ -118,7 +117,6 @@ class LoggedMetrics(torch.nn.ModuleDict):
         scope: MetricScope,
         values: Sequence[PhysicalValues],
         values_with_baseline: Callable[[], Sequence[PhysicalValues]],
-        batch_size: int,
     ) -> None:
         """Update the metrics of one scope of a target with a batch, and log them.
 
@@ -133,7 +131,6 @@ class LoggedMetrics(torch.nn.ModuleDict):
             values: predictions and targets in physical units, block by block; empty if the
                 batch does not have the target.
             values_with_baseline: returns the same with the baseline added back.
-            batch_size: number of systems in the batch.
         """
         key = f"{stage}/{dataloader_idx}/{scope.path}".replace(".", "_")
         # Metrics that remember values over epochs must not remember those of the sanity check.
@@ -162,7 +159,6 @@ class LoggedMetrics(torch.nn.ModuleDict):
                     metric,
                     on_step=False,
                     on_epoch=True,
-                    batch_size=batch_size,
                     metric_attribute=f"{self._attribute}.{key}.{name}",
                 )
 
@@ -188,11 +184,8 @@ class LoggedMetrics(torch.nn.ModuleDict):
             module.log(f"{stage}/loss", loss, sync_dist=True, batch_size=n_systems, **options)
             return
         # Lightning's own mean rounds the number of systems per process to an integer.
-        key = f"{stage}/{dataloader_idx}"
-        if key not in self:
-            self[key] = WeightedMean().to(module.device)
-        metric = cast(WeightedMean, self[key])
-        leave_inference_mode([metric])
+        key = f"{stage}_loss/{dataloader_idx}"
+        metric = self._weighted_mean(module, key)
         metric.update(loss, n_systems)
         attribute = f"{self._attribute}.{key}"
         module.log(f"{stage}/loss", metric, metric_attribute=attribute, **options)
@@ -202,7 +195,7 @@ class LoggedMetrics(torch.nn.ModuleDict):
         module: LightningModule,
         stage: str,
         dataloader_idx: int,
-        terms: LossTerms | None,
+        terms: LossTerms,
         n_systems: int,
     ) -> None:
         """Log the mean of each term of the loss over those batches that have it.
@@ -211,18 +204,16 @@ class LoggedMetrics(torch.nn.ModuleDict):
             module: module that logs the terms, with its scaler.
             stage: ``"train"``, ``"val"`` or ``"test"``.
             dataloader_idx: index of the loader.
-            terms: terms of the batch; ``None`` if it has no systems.
+            terms: terms of the batch.
             n_systems: number of systems in the batch, without padding.
         """
         for name, scales in cast(Any, module).scaler.targets.items():
             for scope in metric_scopes(scales.layout, scales.extensive, ()):
-                key = f"{stage}/{dataloader_idx}/term/{scope.path}".replace(".", "_")
-                if key not in self:
-                    self[key] = WeightedMean().to(module.device)
-                metric = cast(WeightedMean, self[key])
+                # No target has such a key: theirs begin with the stage alone.
+                key = f"{stage}_loss/{dataloader_idx}/{scope.path}".replace(".", "_")
+                metric = self._weighted_mean(module, key)
                 term = term_name(name, scope.gradient or "")
-                if terms is not None and term in terms.errors:
-                    leave_inference_mode([metric])
+                if term in terms.errors:
                     metric.update(terms.errors[term], n_systems * terms.present[term])
                 # As with other metrics: processes reduce them together.
                 if metric.update_called or module.trainer.world_size > 1:
@@ -233,3 +224,11 @@ class LoggedMetrics(torch.nn.ModuleDict):
                         on_epoch=True,
                         metric_attribute=f"{self._attribute}.{key}",
                     )
+
+    def _weighted_mean(self, module: LightningModule, key: str) -> WeightedMean:
+        """The mean under a key, ready to be updated."""
+        if key not in self:
+            self[key] = WeightedMean().to(module.device)
+        metric = cast(WeightedMean, self[key])
+        leave_inference_mode([metric])
+        return metric

@@ -334,11 +334,12 @@ class TargetScalingMixin(_Module):
         outputs = self(systems)
         predictions = self.predictions_to_loss(atoms, outputs, targets)
         padded = self._padded_positions(stage, atoms.n_systems, dataloader_idx)
-        counted = drop_systems(predictions, targets, padded, atoms.n_systems)
         n_counted = atoms.n_systems - len(padded)
+        # A batch of padding alone has a weight of 0, but the same terms as on other processes.
+        dropped = padded if n_counted else []
+        counted = drop_systems(predictions, targets, dropped, atoms.n_systems)
         self._scaling_loss.terms = None
-        # Only padding: a user's loss need not handle an empty batch.
-        loss = torch.zeros(()) if padded and not n_counted else self.compute_loss(*counted)
+        loss = self.compute_loss(*counted)
         if stage == "train":
             loss = loss + zero_loss(outputs, self.scaler.layouts).to(loss.dtype)
         if self._has_trainer():
@@ -351,10 +352,10 @@ class TargetScalingMixin(_Module):
 
     def _log_loss_terms(self, stage: str, dataloader_idx: int, n_systems: int) -> None:
         """Log each term, unless another ``compute_loss`` replaces the default one."""
-        terms, own = self._scaling_loss.terms, type(self).compute_loss
-        if terms is not None or own is TargetScalingMixin.compute_loss:
+        terms = self._scaling_loss.terms
+        if terms is not None:
             self._scaling_metrics.log_loss_terms(self, stage, dataloader_idx, terms, n_systems)
-        elif n_systems:
+        else:
             weights = self.scaler.settings.loss_weights
             self._scaling_loss.warn_of_unused_weights(type(self).__name__, weights)
 

@@ -19,6 +19,7 @@ from builders import (
     with_nested_gradient,
 )
 from metatensor.torch import Labels, TensorMap
+from small_training import mean_squared_error
 
 from lightning_scaler import ScaleAccumulator
 from lightning_scaler.batches import move_to_device
@@ -28,7 +29,6 @@ from lightning_scaler.scaling import (
     targets_to_loss,
     values_in_physical_units,
 )
-from lightning_scaler.training.loss import mean_squared_error
 
 SYSTEMS = [system(8), system(1, 1, 8)]
 

@@ -433,6 +433,11 @@ class WithDictMetrics(SmallNet):
         return metrics
 
 
+class WithOwnLoss(WithDictMetrics):
+    def compute_loss(self, predictions, targets):
+        return 2.0 * super().compute_loss(predictions, targets)
+
+
 def evaluation(folder, world_size):
     net = WithDictMetrics.load_from_checkpoint(f"{folder}/net.ckpt", weights_only=True).double()
     trainer = trainer_of(folder, world_size, precision="64-true")
@@ -442,6 +447,10 @@ def evaluation(folder, world_size):
             data = HeldOut(length, batch_size)
             answers["val", length, batch_size] = trainer.validate(net, data, verbose=False)[0]
     answers["multi-task", 0, 1] = trainer.validate(net, MultiTask(), verbose=False)[0]
+    # A loss of the user's own that begins with the default one.
+    net.__class__ = WithOwnLoss
+    answers["own loss", 1, 1] = trainer.validate(net, HeldOut(1, 1), verbose=False)[0]
+    net.__class__ = WithDictMetrics
     answers["test", 7, 4] = trainer.test(net, HeldOut(7, 4), verbose=False)[0]
     still = SmallNet(lr=0.0)
     still.load_state_dict(net.state_dict())

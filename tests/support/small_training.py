@@ -12,6 +12,7 @@ from metatomic.torch import System
 from torch.utils.data import DataLoader
 
 from lightning_scaler import Scaler, TargetScaler, TargetScalingMixin
+from lightning_scaler.training.loss import loss_terms
 
 TYPES = torch.tensor([1, 6, 8])
 
@@ -265,3 +266,13 @@ def baseline_weights(scaler: Scaler, target: str) -> list[dict[int, float]]:
     saved = scaler.state()["targets"][target]
     types = saved["composition_types"].tolist()
     return [dict(zip(types, w[:, 0].tolist(), strict=True)) for _, w in saved["weights"]]
+
+
+def mean_squared_error(
+    predictions: Targets,
+    targets: Targets,
+    mean_squares: dict[str, float] | None = None,
+    weights: dict[str, float] | None = None,
+) -> torch.Tensor:
+    """The default loss of a batch, without a Scaler."""
+    return loss_terms(predictions, targets, mean_squares or {}).weighted_mean(weights or {})

@@ -266,3 +266,22 @@ def test_names_with_colons_are_logged_for_file_names_of_checkpoints(tmp_path):
     assert mae > 0
     assert [path.name for path in tmp_path.glob("*.ckpt")] == [f"0-{mae:.4f}.ckpt"]
     assert not any(":" in name for name in trainer.callback_metrics)
+
+
+def test_a_target_may_have_the_name_of_a_loss_term(tmp_path):
+    class Net(SmallNet):
+        def forward(self, systems):
+            predictions = super().forward(systems)
+            return {**predictions, "term::energy": predictions.pop("charges")}
+
+    def renamed(items):
+        batch = collate(items)
+        return {**batch, "term::energy": batch.pop("charges")}
+
+    net = Net()
+    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()])
+    trainer.fit(net, SmallData(collate_fn=renamed))
+    logged = trainer.callback_metrics
+    assert logged["train/loss/energy"] > 0.0
+    assert logged["train/loss/term/energy"] > 0.0
+    assert logged["train/term/energy/mae"] > 0.0
