@@ -15,7 +15,12 @@ from .composition_rows import (
     find_unseen_types,
     refuse_unseen_types,
 )
-from .contributions import AdditiveCoverage, Contribution, align_contributions
+from .contributions import (
+    AdditiveCoverage,
+    Contribution,
+    align_contributions,
+    gradient_contributions,
+)
 from .frozen_module import FrozenModule, class_name, freeze
 
 if TYPE_CHECKING:
@@ -36,6 +41,7 @@ __all__ = [
     "class_name",
     "find_unseen_types",
     "freeze",
+    "gradient_contributions",
     "parse_baseline",
     "refuse_unseen_types",
 ]

@@ -15,6 +15,7 @@ from ..tensors import (
     find_gradient_rows,
     find_rows,
     from_state,
+    scripted_gradients_of_blocks,
     take_rows,
 )
 
@@ -115,6 +116,27 @@ def _align_block(where: str, output: TensorBlock, target: TensorBlock) -> Contri
         )
         gradients[parameter] = take_rows(gradient.values, gradient_rows)
     return Contribution(take_rows(output.values, rows), gradients, tuple(missing))
+
+
+def gradient_contributions(
+    tensor: TensorMap, contributions: Sequence[Contribution | None] | None
+) -> list[Tensor | None]:
+    """The contribution to every gradient, in the order of blocks and parameters.
+
+    Args:
+        tensor: target.
+        contributions: contributions to each of its blocks, if there are any.
+
+    Returns:
+        An empty list without contributions.
+    """
+    gradients: list[Tensor | None] = []
+    if contributions is not None:
+        for i, parameter in zip(*scripted_gradients_of_blocks(tensor), strict=True):
+            contribution = contributions[i]
+            of_block = {} if contribution is None else contribution.gradients
+            gradients.append(of_block.get(parameter))
+    return gradients
 
 
 @dataclass

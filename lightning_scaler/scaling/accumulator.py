@@ -29,6 +29,7 @@ from ..settings import (
     parse_fixed_scales,
 )
 from ..tensors import (
+    digest,
     from_state,
     is_tensormap,
     load_state,
@@ -164,9 +165,9 @@ class ScaleAccumulator:
                 _check_tensormap(f"mask of target '{name}'", mask)
                 kept_values[name] = mask_values(name, chosen[name], mask.to(device="cpu"))
         atoms = Atoms.from_systems(systems).to("cpu")
-        indexing, indexed = index_targets(
-            atoms, chosen, layouts, self.system_labels, exact=exact_labels
-        )
+        # Contributions depend on positions, so that isomers must not be exchanged.
+        exact = exact_labels or self.additive is not None
+        indexing, indexed = index_targets(atoms, chosen, layouts, self.system_labels, exact=exact)
         # All targets are requested: a module may know some that are not fitted here.
         with torch.no_grad():
             outputs = {} if self.additive is None else self.additive(atoms, targets)
@@ -189,17 +190,19 @@ class ScaleAccumulator:
             ValueError: if its settings differ, or the layout of a target.
         """
         decided = {self.system_labels, other.system_labels} - {"auto"}
-        if len(decided) > 1 or self._settings() != other._settings():
+        with_weights = self.additive is not other.additive
+        ours, theirs = self._settings(with_weights), other._settings(with_weights)
+        if len(decided) > 1 or ours != theirs:
             raise ValueError(
                 "expected an accumulator with the same settings, got "
-                f"{self._settings()} with system_labels={self.system_labels!r} and "
-                f"{other._settings()} with system_labels={other.system_labels!r}"
+                f"{ours} with system_labels={self.system_labels!r} and "
+                f"{theirs} with system_labels={other.system_labels!r}"
             )
-        ours, theirs = self._collection.layouts, other._collection.layouts
-        for name in ours.keys() & theirs.keys():
-            ours[name].union(theirs[name])
+        layouts, others = self._collection.layouts, other._collection.layouts
+        for name in layouts.keys() & others.keys():
+            layouts[name].union(others[name])
         if self.additive is not None:
-            self._coverage.check(other._coverage, self.additive.name, theirs)
+            self._coverage.check(other._coverage, self.additive.name, others)
         self.system_labels = decided.pop() if decided else "auto"
         self._coverage.merge(other._coverage)
         self._ignored |= other._ignored
@@ -345,12 +348,15 @@ class ScaleAccumulator:
         self._masked = collected.masked
         self._collection.load_state(collected.statistics)
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self, with_weights: bool) -> dict[str, Any]:
+        additive = self.additive and self.additive.name
+        if self.additive is not None and with_weights:
+            additive = f"{additive} with weights {digest(self.additive.state())[:8]}"
         return {
-            "targets": self.targets,
+            "targets": self.targets and sorted(self.targets),
             "intensive_targets": sorted(self.intensive_targets),
             "baseline": self.baseline,
-            "additive": self.additive and self.additive.name,
+            "additive": additive,
         }
 
     def _check_names(self, fitted: Iterable[str], fixed_scales: Iterable[str]) -> None:

@@ -15,11 +15,12 @@ from ..baselines import (
     align_contributions,
     baseline_of_rows,
     find_unseen_types,
+    gradient_contributions,
     refuse_unseen_types,
 )
 from ..batches import Atoms, IndexedBatch, IndexedTarget
 from ..settings import Settings
-from ..tensors import Key, dtype_of, scripted_gradients_of_blocks
+from ..tensors import Key, dtype_of
 from .arithmetic import ConversionArgs, rescale
 from .baseline_warnings import (
     warn_of_ignored_types,
@@ -182,11 +183,7 @@ def _conversion_args(
                 added = contribution.values
                 baseline = added if baseline is None else baseline + added
             baselines.append(baseline)
-        if contributions is not None:
-            for i, parameter in zip(*scripted_gradients_of_blocks(tensor), strict=True):
-                contribution = contributions[i]
-                gradients = {} if contribution is None else contribution.gradients
-                gradient_baselines.append(gradients.get(parameter))
+        gradient_baselines = gradient_contributions(tensor, contributions)
     if not are_moderate(scales, conversion.scale_kind):
         dtype = _factor_dtype(tensor, conversion, in_float64=bool(baselines))
         check_factors(scales, conversion.scale_kind, dtype, factors, scale_index)
@@ -228,14 +225,16 @@ def _composition_baseline(
     values = None
     if conversion.source == "physical" or conversion.of_targets:
         values = target.tensor.block_by_id(index).values
-    ignore = conversion.settings.provisional or "ignored type" in scales.warnings_given
-    unseen = [] if ignore else find_unseen_types(block, atoms, rows, values)
-    if unseen and conversion.settings.unseen_types != "identity":
-        refuse_unseen_types(block, unseen)
-    if unseen:
-        warn_of_ignored_types(scales, unseen)
+    settings = conversion.settings
+    ignored = settings.unseen_types == "identity" and "ignored type" in scales.warnings_given
+    if not settings.provisional and not ignored:
+        unseen = find_unseen_types(block, atoms, rows, values)
+        if unseen and settings.unseen_types != "identity":
+            refuse_unseen_types(block, unseen)
+        if unseen:
+            warn_of_ignored_types(scales, unseen)
     baseline = baseline_of_rows(block, atoms, rows)
-    if values is None or unknown is None:
+    if values is None or unknown is None or "lost value" in scales.warnings_given:
         return baseline
     if bool((baseline.isnan() & ~values.isnan()).any()):
         warn_of_lost_values(scales)

@@ -1,5 +1,7 @@
 """The fit of one target: from its statistics to its scales and baseline."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -111,7 +113,9 @@ def _mean_squares(
     by_type = torch.stack([torch.where(noise, 0.0, sq_sum).sum(1) for sq_sum, noise in blocks])
     count = sum(float(block.counts.sum()) for block in statistics.blocks.values())
     values = {"": _mean_square(by_type.sum(0), count, per_target)} if count else {}
-    return values | _mean_squares_of_gradients(statistics, per_target)
+    found = values | _mean_squares_of_gradients(statistics, per_target)
+    # One that overflows, with a very small fixed scale, counts as unknown.
+    return {term: value for term, value in found.items() if math.isfinite(value)}
 
 
 def _mean_squares_of_gradients(

@@ -42,6 +42,22 @@ def check_loaded_scales(scales: TargetScales) -> None:
         types = getattr(scales, name)
         if bool((types.diff() <= 0).any()):
             raise InvalidStateError(f"{name}: expected sorted types, got {types.tolist()}")
+    terms = {"", *layout.gradients}
+    wrong_terms = {t: m for t, m in scales.mean_squares.items() if t not in terms or m < 0}
+    if wrong_terms:
+        raise InvalidStateError(
+            f"mean_squares: expected numbers of at least 0 for {sorted(terms)}, got {wrong_terms}"
+        )
+    if not scales.unknown.keys() <= scales.weights.keys():
+        raise InvalidStateError(
+            f"unknown: expected some of the blocks with weights, {list(scales.weights)}, got "
+            f"{list(scales.unknown)}"
+        )
+    fractions = layout.sample_kind == "structure" and not scales.extensive
+    if scales.weights and scales.composition not in ("counts", *(["fractions"] * fractions)):
+        raise InvalidStateError(
+            f"composition: expected one that suits the target, got '{scales.composition}'"
+        )
     if isinstance(scales.fixed, dict) and not per_atom:
         raise InvalidStateError("fixed: expected one number for a target that is not per-atom")
     fixed = scales.fixed.values() if isinstance(scales.fixed, dict) else [scales.fixed]

@@ -203,7 +203,8 @@ class Scaler(torch.nn.Module):
             return dict(tensors)
         labels = self.settings.system_labels if source == "physical" else "position"
         what = PREDICTION if source == "model" else TARGET
-        batch = index_batch(systems, known, self.layouts, labels, what=what)
+        exact = self.additive is not None  # its contributions depend on positions
+        batch = index_batch(systems, known, self.layouts, labels, exact, what=what)
         conversion = Conversion(source, target, self.settings, baseline)
         return {**tensors, **convert_targets(self.targets, self.additive, batch, conversion)}
 

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from ..baselines import FrozenModule
-from ..settings import Settings
+from ..settings import Settings, parse_loss_weights
 from ..tensors import InvalidStateError, from_state, state_of, state_to_cpu
 from .target_scales import TargetScales
 
@@ -74,6 +74,10 @@ def read_state(state: Any) -> ScalerState:
         if not complete:
             _check_fields(state["settings"], _OLD_SETTINGS)
         settings = from_state(Settings, state["settings"], complete)
+        try:
+            parse_loss_weights(settings.loss_weights)
+        except ValueError as error:
+            raise InvalidStateError(str(error)) from error
     with state_of("targets"):
         saved_targets = from_state(dict[str, Any], state["targets"])
     targets = {}

@@ -8,7 +8,7 @@ import torch
 from metatensor.torch import TensorMap
 from torch import Tensor
 
-from ..baselines import CompositionBaseline, Contribution
+from ..baselines import CompositionBaseline, Contribution, gradient_contributions
 from ..batches import Atoms, IndexedTarget, find_types
 from ..statistics import (
     BlockValues,
@@ -25,9 +25,9 @@ from ..tensors import (
     TargetLayout,
     find_known_layouts,
     match_layouts,
-    scripted_gradients_of_blocks,
     values_and_gradients,
 )
+from .row_factors import n_atoms_of_rows
 
 # metatrain adds maps such as last-layer features under these names.
 AUXILIARY = "mtt::aux::"
@@ -190,8 +190,8 @@ class TargetCollection:
         """Sums over the gradients of a target in one batch, and over the values of atom pairs."""
         layout = target.layout
         if layout.sample_kind == "pair":
-            values = values_and_gradients(target.tensor)[0]
-            return {"": value_sums(values, None if masks is None else list(masks))}
+            masks = None if masks is None else list(masks)
+            return {"": value_sums(layout.name, target.tensor, masks)}
         type_index: list[Tensor] = []
         n_types = 1
         if layout.sample_kind == "atom":
@@ -200,13 +200,8 @@ class TargetCollection:
             type_index = [of_atoms[rows] for rows in target.rows] or [of_atoms]
         n_atoms: list[Tensor] = []
         if self.is_extensive(layout):
-            n_atoms = [atoms.n_atoms[rows] for rows in target.rows] or [atoms.n_atoms]
-        subtracted: list[Tensor | None] = []
-        if contributions is not None:
-            for i, parameter in zip(*scripted_gradients_of_blocks(target.tensor), strict=True):
-                contribution = contributions[i]
-                gradients = {} if contribution is None else contribution.gradients
-                subtracted.append(gradients.get(parameter))
+            n_atoms = n_atoms_of_rows(target, atoms)
+        subtracted = gradient_contributions(target.tensor, contributions)
         return gradient_sums(layout.name, target.tensor, type_index, n_types, n_atoms, subtracted)
 
     def _types(self, name: str, atoms: Atoms) -> Tensor:

@@ -1,12 +1,13 @@
 """Sums of squares of gradients, and of the values of atom pairs, for the loss alone."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from metatensor.torch import TensorMap
 from torch import Tensor
 
-from ..tensors import describe, scripted_arithmetic
+from ..tensors import TensorCheck, describe, scripted_arithmetic
 from .finite_values import check_finite
 
 
@@ -20,7 +21,7 @@ class GradientSums:
             noise: ``(3, n_types)`` float64, with a single column unless the target is per-atom.
     """
 
-    sums: Tensor
+    sums: Annotated[Tensor, TensorCheck("n_sums", "n_types")]
 
     @property
     def counts(self) -> Tensor:
@@ -59,9 +60,9 @@ def gradient_sums(
         type_index: index of the type of every sample's atom, by block or once for all blocks; empty
             unless the target is per-atom.
         n_types: number of types; 1 unless the target is per-atom.
-        n_atoms: number of atoms of every sample's system, ``(n_samples,)`` int64, by block or once
-            for all blocks; empty unless the target is extensive. Gradients with respect to the
-            whole structure (strain) are divided by it.
+        n_atoms: number of atoms of every sample's system, NaN if it has none, ``(n_samples,)``
+            float64, by block or once for all blocks; empty unless the target is extensive.
+            Gradients with respect to the whole structure (strain) are divided by it.
         contributions: contributions of an additive module to every gradient, in the order of blocks
             and parameters; empty if there are none.
 
@@ -79,17 +80,26 @@ def gradient_sums(
     return by_parameter
 
 
-def value_sums(values: list[Tensor], masks: list[Tensor] | None) -> GradientSums:
+def value_sums(name: str, tensor: TensorMap, masks: list[Tensor] | None) -> GradientSums:
     """Sums over the values of all blocks, as one row.
 
     Args:
-        values: values of every block, NaN where missing.
+        name: name of the target, for messages.
+        tensor: the target, NaN where a value is missing.
         masks: for each block ``False`` where a value is missing.
+
+    Raises:
+        ValueError: for infinite values, and for squares that overflow.
     """
     sums = torch.zeros(3, 1, dtype=torch.float64)
-    for i, block in enumerate(values):
-        kept = block if masks is None else torch.where(masks[i], block, torch.nan)
-        sums += _sums_of(kept.detach().double(), None, 1, None, 0.0)
+    for i, block in enumerate(tensor.blocks()):
+        kept = block.values.detach().double()
+        if masks is not None:
+            kept = torch.where(masks[i], kept, torch.nan)
+        of_block = _sums_of(kept, None, 1, None, 0.0)
+        if not bool(torch.isfinite(of_block[0]).all()):
+            check_finite(f"target '{name}', block ({describe(tensor.keys, i)})", kept)
+        sums += of_block
     return GradientSums(sums)
 
 
@@ -160,8 +170,7 @@ def _sum_squares(
             per_atom = parameter == "positions" or "atom" in gradient.samples.names
             if len(n_atoms) > 0 and not per_atom:
                 by_row = n_atoms[i] if len(n_atoms) > 1 else n_atoms[0]
-                by_sample = by_row.index_select(0, gradient.samples.values[:, 0]).to(torch.float64)
-                by_sample = by_sample.masked_fill(by_sample == 0.0, float("nan"))
+                by_sample = by_row.index_select(0, gradient.samples.values[:, 0])
                 values = values / by_sample.reshape([-1] + [1] * (values.dim() - 1))
             types: Tensor | None = None
             if len(type_index) > 0:

@@ -11,6 +11,7 @@ from ..tensors import (
     Key,
     TargetLayout,
     TensorCheck,
+    check_shapes,
     from_state,
     state_of,
     to_state,
@@ -193,6 +194,14 @@ class TargetStatistics:
                     n_properties = layout.blocks[key].n_properties
                     sizes = {"n_types": n_rows, "n_properties": n_properties}
                     check_block(block, saved.types, sizes)
+            parameters = {""} if layout.sample_kind == "pair" else set(layout.gradients)
+            for parameter, sums in saved.gradients.items():
+                with state_of(f"gradient '{parameter}'"):
+                    if parameter not in parameters:
+                        raise InvalidStateError(f"expected one of {sorted(parameters)}")
+                    check_shapes(sums, {"n_sums": 3, "n_types": n_rows})
+                    if bool((sums.sums < 0).any()):
+                        raise InvalidStateError("expected sums of at least 0")
         return cls(layout, saved.types, saved.blocks, saved.gradients)
 
 

@@ -3,11 +3,13 @@
 import copy
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from builders import (
+    Springs,
     atom_samples,
     atom_target,
     cartesian,
@@ -161,6 +163,43 @@ def test_compute_can_be_called_in_between():
 def test_merge_of_other_settings(other):
     with pytest.raises(ValueError, match="expected an accumulator with the same settings"):
         ScaleAccumulator().merge(other)
+
+
+def test_merge_of_additive_modules_with_other_weights():
+    first, other = (ScaleAccumulator(additive=Springs(k)) for k in (0.5, 0.75))
+    with pytest.raises(ValueError, match=r"Springs with weights \w+'.*Springs with weights"):
+        first.merge(other)
+    first.merge(ScaleAccumulator(additive=Springs(0.5)))
+
+
+def test_the_order_of_requested_targets_does_not_matter_in_a_merge():
+    ScaleAccumulator(targets=["a", "b"]).merge(ScaleAccumulator(targets=["b", "a"]))
+
+
+@pytest.mark.parametrize("labels_are", [None, "id"])
+def test_an_additive_module_does_not_exchange_isomers(labels_are):
+    """Two H2 with Σ r² of 1 and 9: as ids, labels 1 and 0 are the systems in this order.
+
+    The module gives 0.5 Σ r², which leaves 1 and -1; exchanged, it would leave -3 and 3.
+    """
+    systems = [
+        system(1, 1, positions=[[0.0, 0.0, 0.0], [length, 0.0, 0.0]]) for length in (1.0, 3.0)
+    ]
+    energy = {"energy": structure_target([1.5, 3.5], [1, 0])}
+    settings = {} if labels_are is None else {"system_labels": labels_are}
+    accumulator = ScaleAccumulator(
+        intensive_targets=["energy"], additive=Springs(0.5, ("energy",)), **settings
+    )
+    if labels_are is None:
+        with pytest.raises(ValueError, match="set system_labels='position' or 'id'"):
+            accumulator.update(systems, energy)
+        return
+    accumulator.update(systems, energy)
+    scaler = accumulator.compute()
+    assert scale(scaler, "energy") == [[1.0]]
+    scaler.settings = replace(scaler.settings, system_labels="auto")
+    with pytest.raises(ValueError, match="set system_labels='position' or 'id'"):
+        scaler.convert(systems, energy)
 
 
 def test_merge_of_another_layout_changes_nothing():

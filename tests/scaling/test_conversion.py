@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -426,6 +427,16 @@ def test_fixed_baseline_of_a_type_without_data():
     assert out["e"].block().values.item() == -5.0
     assert out["q"].block().values.flatten().tolist() == [3.0, 2.0]
     assert scaler.scales["q"].block().samples == labels("atomic_type", [1, 8])
+
+
+def test_a_type_without_a_weight_is_an_error_after_it_was_ignored_once():
+    training = {"e": structure_target([-4.0, -7.0, -11.0])}
+    scaler = fit(water_family(), training, baseline=FITTED, unseen_types="identity")
+    with pytest.warns(UserWarning, match=r"6"):
+        scaler.convert([system(6)], {"e": structure_target([1.0])})
+    scaler.settings = replace(scaler.settings, unseen_types="error")
+    with pytest.raises(ValueError, match=r"no baseline for the atomic types \[6\]"):
+        scaler.convert([system(6)], {"e": structure_target([1.0])})
 
 
 # Only types of existing values need a baseline.

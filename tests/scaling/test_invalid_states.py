@@ -117,6 +117,30 @@ FAULTS = {
     "RMS as text": (of("energy", rms_before="1"), "rms_before: expected a number, got '1'"),
     "RMS as a dict": (of("energy", rms_before={}), r"rms_before: expected a number, got \{\}"),
     "extensive as a number": (of("energy", extensive=1), "extensive: expected True or False"),
+    "negative mean square": (
+        of("energy", mean_squares={"": -1.0}),
+        r"'energy': mean_squares: expected numbers of at least 0 for \[''\], got \{'': -1.0\}",
+    ),
+    "mean square of another term": (
+        of("energy", mean_squares={"positions": 2.0}),
+        r"'energy': mean_squares: .* got \{'positions': 2.0\}",
+    ),
+    "unknown weights without weights": (
+        of("energy", weights=[], unknown=[[[0], torch.zeros(3, 1, dtype=torch.bool)]]),
+        r"'energy': unknown: expected some of the blocks with weights, \[\], got \[\(0,\)\]",
+    ),
+    "fractions of an extensive target": (
+        of("energy", composition="fractions"),
+        "'energy': composition: expected one that suits the target, got 'fractions'",
+    ),
+    "weights without a composition": (
+        of("energy", composition="none"),
+        "'energy': composition: expected one that suits the target, got 'none'",
+    ),
+    "negative loss weight": (
+        lambda s: s["settings"].update(loss_weights={"energy": -4.0}),
+        "settings: loss_weights of the term 'energy': expected a number of at least 0, got -4",
+    ),
     "unknown field": (of("energy", colour="red"), "'energy': unknown fields: colour"),
     "unknown setting": (lambda s: s["settings"].update(epochs=3), "settings: unknown .* epochs"),
     "wrong setting": (

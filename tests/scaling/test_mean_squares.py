@@ -195,6 +195,21 @@ def test_infinite_gradients_are_an_error_and_change_nothing(parameter):
     assert accumulator.compute().mean_squares == before
 
 
+def test_infinite_values_of_atom_pairs_are_an_error_unless_masked():
+    pairs = pair_target([[3.0], [-INF]], [[0, 0, 0, 0, 0, 0], [1, 0, 1, 0, 0, 0]])
+    targets = {"t": pairs, "energy": energy()}
+    with pytest.raises(ValueError, match=r"target 't', block \(_=0\): .* got 1 infinite value"):
+        fit(SYSTEMS, targets)
+    masks = {"t": mask_of(pairs, [[[True], [False]]])}
+    assert fit(SYSTEMS, targets, masks).mean_squares["t"] == 9.0
+
+
+def test_a_mean_square_that_overflows_is_unknown():
+    scaler = fit(SYSTEMS, {"energy": energy()}, fixed_scales={"energy": 1e-200})
+    assert "energy" not in scaler.mean_squares
+    Scaler().load_state_dict(scaler.state_dict())
+
+
 def test_gradients_whose_squares_overflow_are_an_error():
     huge = [1e200 * np.ones((1, 3)), np.ones((3, 3))]
     with pytest.raises(ValueError, match="gradient 'positions': the sum of squares overflows"):

@@ -19,9 +19,10 @@ from builders import (
 )
 from metatensor.torch import TensorMap
 
+from lightning_scaler import ScaleAccumulator
 from lightning_scaler.batches import Atoms, index_targets
 from lightning_scaler.statistics import BlockValues, TargetStatistics
-from lightning_scaler.tensors import TargetLayout, values_and_gradients
+from lightning_scaler.tensors import InvalidStateError, TargetLayout, values_and_gradients
 
 NAN, INF = float("nan"), float("inf")
 KEY = (0,)
@@ -252,3 +253,27 @@ def test_merge_with_another_layout_is_an_error_that_changes_nothing():
         first.merge(read([system(1)], structure_target([[1.0, 2.0]])))
     assert first.types.tolist() == [8]
     assert first.blocks[KEY].raw_sq_sum.tolist() == [[9]]
+
+
+@pytest.mark.parametrize(
+    ("sums", "message"),
+    [
+        (
+            {"positions": torch.ones(3, 5).double()},
+            r"expected the shape .* = \(3, 1\), got \(3, 5\)",
+        ),
+        ({"positions": torch.ones(3, 1)}, "expected torch.float64, got torch.float32"),
+        ({"positions": torch.full((3, 1), torch.nan).double()}, "expected finite numbers"),
+        ({"positions": -torch.ones(3, 1).double()}, "expected sums of at least 0"),
+        ({"foo": torch.ones(3, 1).double()}, r"gradient 'foo': expected one of \['positions'\]"),
+    ],
+)
+def test_sums_over_gradients_are_checked_when_statistics_are_loaded(sums, message):
+    energy = structure_target([1.0], gradient={"positions": [[[1.0, 0.0, 0.0]]]})
+    accumulator = ScaleAccumulator()
+    accumulator.update([system(8)], {"energy": energy})
+    state = accumulator.state()["statistics"]["energy"]
+    assert TargetStatistics.from_state("energy", state).gradients.keys() == {"positions"}
+    changed = {name: {"sums": values} for name, values in sums.items()}
+    with pytest.raises(InvalidStateError, match=f"target 'energy': .*{message}"):
+        TargetStatistics.from_state("energy", {**state, "gradients": changed})
