@@ -11,4 +11,5 @@ pytestmark = pytest.mark.slow
 def test_damaged_states_are_an_error_or_load_as_what_they_were(tmp_path, seed):
     outcomes, failures = damage.run(100, seed, tmp_path)
     assert failures == []
-    assert outcomes.total() == 100
+    assert outcomes["tensor: bytes", "the same"] > 0
+    assert outcomes["tensor: bytes", "an error"] > 0

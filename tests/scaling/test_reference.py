@@ -158,6 +158,10 @@ class Reference:
         return self._of_data(None) if count and atomic_type is not None else 1.0
 
 
+# The first 21 letters of warnings about baselines that do not suit drawn data, or missing values.
+OTHER_WARNINGS = {"subtracting the basel", "some atomic types hav", "the targets ['t'] hav"}
+
+
 def computed(
     case: Case, some_vanish: bool, unseen_types: str = "error", restored: bool = False
 ) -> Scaler:
@@ -178,6 +182,9 @@ def computed(
         scaler = accumulator.compute(fixed, unseen_types)
     words = [str(one.message)[:21] for one in caught]
     assert words.count("these data are zero, ") == some_vanish
+    others = [word for word in words if word != "these data are zero, "]
+    assert len(set(others)) == len(others)
+    assert {*others} <= OTHER_WARNINGS
     if not restored:
         return scaler
     other = Scaler()

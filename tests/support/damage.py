@@ -18,6 +18,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -206,6 +207,21 @@ class Damage:
         self.folder = folder
         self.scaler, self.other, self.accumulator = fitted(), fitted(2.0), collected()
         self.digests = {path: digest(Scaler.load(path).state()) for path in OLD_FILES}
+        self.check_undamaged()
+
+    def check_undamaged(self) -> None:
+        """Everything that is damaged below loads as what it is before."""
+        path, of_scaler = self.folder / "undamaged", digest(self.scaler.state())
+        assert restored(self.scaler.get_extra_state()) == of_scaler
+        assert restored(self.scaler.state()) == of_scaler
+        save_state(path, "Scaler", self.scaler.state())
+        assert digest(Scaler.load(path).state()) == of_scaler
+        for content in (saved_content(self.accumulator), None):
+            if content is None:
+                self.accumulator.save(path)
+            else:
+                save_state(path, "ScaleAccumulator", content)
+            assert digest(loaded_statistics(path)) == digest(self.accumulator.state())
 
     def draw(self, rng: random.Random) -> Case:
         fields = [self.structure] * 3
@@ -272,7 +288,7 @@ def saved_content(accumulator: ScaleAccumulator) -> dict[str, Any]:
     settings = {
         "targets": None,
         "intensive_targets": ["alpha"],
-        "baseline": {"fixed": {}},
+        "baseline": asdict(accumulator.baseline),
         "additive": accumulator.additive.state(),
     }
     return {"settings": settings, "collected": copy.deepcopy(accumulator.state())}

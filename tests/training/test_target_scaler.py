@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from builders import labels
 from lightning.pytorch.callbacks import (
     Callback,
     EMAWeightAveraging,
     StochasticWeightAveraging,
 )
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from metatensor.torch import TensorBlock, TensorMap
 from small_training import (
     PlainNet,
     SmallData,
@@ -21,6 +23,7 @@ from small_training import (
 )
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator, Scaler, TargetScaler
+from lightning_scaler.training import data_pass
 
 
 def test_the_data_pass_reads_every_sample_once_and_equals_an_accumulator(tmp_path):
@@ -186,6 +189,45 @@ def test_limit_batches_reads_evenly_spaced_batches(tmp_path):
     trainer.fit(net, data)
     # Batches 1, 3 and 5 of the six: [4, 5, 6, 7], [12, ...], [20, 21].
     assert data.train.reads[:10] == [4, 5, 6, 7, 12, 13, 14, 15, 20, 21]
+
+
+def test_limit_train_batches_does_not_limit_the_data_pass(tmp_path):
+    data = SmallData()
+    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()], limit_train_batches=2)
+    trainer.fit(SmallNet(), data)
+    assert sorted(data.train.reads[:22]) == list(range(22))
+    assert len(data.train.reads) == 22 + 2 * 4
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_long_pass_shows_progress_unless_the_progress_bar_is_off(
+    tmp_path, monkeypatch, capsys, shown
+):
+    monkeypatch.setattr(data_pass, "SECONDS_WITHOUT_PROGRESS", 0.0)
+    options = {"enable_progress_bar": shown, "limit_train_batches": 1, "limit_val_batches": 0}
+    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()], **options)
+    trainer.fit(SmallNet(), SmallData())
+    assert ("Fitting target scales" in capsys.readouterr().err) == shown
+
+
+def test_another_layout_than_that_of_restored_scales_is_an_error_before_a_step(tmp_path):
+    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()])
+    trainer.fit(SmallNet(), SmallData())
+    trainer.save_checkpoint(tmp_path / "net.ckpt")
+
+    def with_another_property(items):
+        batch = collate(items)
+        charges = batch["charges"].block()
+        other = TensorBlock(charges.values, charges.samples, [], labels("property", [7]))
+        return {**batch, "charges": TensorMap(batch["charges"].keys, [other])}
+
+    net, data = SmallNet(), SmallData(collate_fn=with_another_property)
+    expected = r"target 'charges', block \(_=0\): expected properties property=\[0\]"
+    options = {"max_epochs": 2, "num_sanity_val_steps": 0}
+    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()], **options)
+    with pytest.raises(ValueError, match=rf"{expected}, as in the data of the fit, got .*\[7\]"):
+        trainer.fit(net, data, ckpt_path=tmp_path / "net.ckpt", weights_only=True)
+    assert net.losses == []
 
 
 def test_a_module_without_the_mixin_is_an_error(tmp_path):
