@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .baselines import ZBL, CompositionBaseline
+    from .batches import PerAtom, PerStructure
     from .metrics import PhysicalUnits, RelativeRootMeanSquaredError
     from .scaling import ScaleAccumulator, Scaler
     from .tensors import InvalidStateError
@@ -19,6 +20,8 @@ __all__ = [
     "ZBL",
     "CompositionBaseline",
     "InvalidStateError",
+    "PerAtom",
+    "PerStructure",
     "PhysicalUnits",
     "RelativeRootMeanSquaredError",
     "ScaleAccumulator",
@@ -30,6 +33,8 @@ __all__ = [
 _ROOMS = {
     "CompositionBaseline": "baselines",
     "InvalidStateError": "tensors",
+    "PerAtom": "batches",
+    "PerStructure": "batches",
     "PhysicalUnits": "metrics",
     "RelativeRootMeanSquaredError": "metrics",
     "ScaleAccumulator": "scaling",

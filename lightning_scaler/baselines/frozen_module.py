@@ -76,7 +76,8 @@ class FrozenModule:
         if len(atoms.systems) != atoms.n_systems:
             raise ValueError(
                 f"expected the systems of the batch, which the additive module {self.name} needs, "
-                "got their atoms alone; give the systems"
+                "got their atoms alone; give the systems (a batch of plain tensors may have them "
+                "as a list of metatomic Systems under the name 'system')"
             )
         if self.module is None:
             raise RuntimeError(

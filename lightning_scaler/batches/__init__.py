@@ -1,11 +1,15 @@
 """Batches: their systems and atoms, and how the rows of a target refer to them.
 
-Takes batches apart, moves them to a device, and determines once per target which system or atom
-each row belongs to. Imports ``tensors`` and ``settings``.
+Takes batches apart, moves them to a device, turns plain tensors of declared targets into TensorMaps
+and back, and determines once per target which system or atom each row belongs to. Imports
+``tensors`` and ``settings``.
 """
 
 from .atomic_types import LARGEST_IN_TABLE, find_types
 from .atoms import Atoms, read_atoms
+from .declaration import Declaration
+from .declared_batch import DeclaredBatch
+from .declared_targets import GradientTensor, PerAtom, PerStructure
 from .device import move_to_device, move_unpacked
 from .indexed_target import (
     IndexedBatch,
@@ -25,9 +29,14 @@ __all__ = [
     "LARGEST_IN_TABLE",
     "Atoms",
     "Batch",
+    "Declaration",
+    "DeclaredBatch",
+    "GradientTensor",
     "HasTypes",
     "IndexedBatch",
     "IndexedTarget",
+    "PerAtom",
+    "PerStructure",
     "SystemIndexing",
     "check_plain_values",
     "check_unpacked",

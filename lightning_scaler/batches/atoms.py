@@ -59,7 +59,9 @@ class Atoms:
         Raises:
             ValueError: for negative types, and for systems on the meta device.
         """
-        read = systems.atoms if isinstance(systems, ReadSystems) else None
+        read = getattr(systems, "atoms", None)
+        if isinstance(read, Atoms) and not isinstance(systems, ReadSystems):
+            return read  # of a declared batch
         atoms = cls._checked(*_read(systems)) if read is None else read
         if not isinstance(systems, IdentifiedSystems):
             return replace(atoms, systems=systems)

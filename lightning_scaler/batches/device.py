@@ -10,6 +10,7 @@ from metatomic.torch import System
 
 from ..tensors import blocks_in_batch_order, is_tensormap, scripted_arithmetic
 from .atoms import Atoms, MovedTensor
+from .declared_batch import DeclaredBatch
 from .inference import clone_inference_tensors
 from .systems import ReadSystems, is_system
 from .unpack import Batch
@@ -45,6 +46,8 @@ def move_unpacked(batch: Batch, device: torch.device, dtype: torch.dtype) -> Bat
         device: device of the result.
         dtype: dtype of positions, cells and neighbor vectors.
     """
+    if isinstance(batch.systems, DeclaredBatch):
+        return batch  # Lightning has moved the user's own batch
     read = batch.systems.atoms if isinstance(batch.systems, ReadSystems) else None
     if read is None or read.types.device != device:
         systems, targets, masks = move_to_device(

@@ -71,11 +71,14 @@ def check_plain_values(targets: Mapping[str, TensorMap]) -> None:
         return
     words = ", ".join(f"'{name}' ({described})" for name, described in found.items())
     listed = ", ".join([*map(repr, targets), "…"] if not targets else map(repr, targets))
+    way_out = "convert it to a TensorMap, as the other targets are"
+    if not targets:
+        name = next(iter(found))
+        way_out = f"declare it: TargetScaler(targets={{'{name}': PerStructure()}}) or PerAtom()"
     raise TypeError(
         f"expected targets that are TensorMaps, got {words} beside the systems of a batch, which "
-        "would be ignored; if this is a target, convert it to a TensorMap where batches are made, "
-        "or in an override of unpack_batch(batch) -> (systems, targets, masks); if not, name the "
-        f"targets: TargetScaler(targets=[{listed}])"
+        f"would be ignored; if this is a target, {way_out}; if not, name the targets: "
+        f"TargetScaler(targets=[{listed}])"
     )
 
 

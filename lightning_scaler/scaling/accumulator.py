@@ -16,7 +16,14 @@ from ..baselines import (
     align_contributions,
     freeze,
 )
-from ..batches import Atoms, HasTypes, check_plain_values, index_targets
+from ..batches import (
+    Atoms,
+    Declaration,
+    DeclaredBatch,
+    check_plain_values,
+    index_targets,
+    unpack,
+)
 from ..settings import (
     Numbers,
     Settings,
@@ -57,7 +64,9 @@ class ScaleAccumulator:
 
     Args:
         targets: names of targets that must be fitted; other TensorMaps are ignored. ``None``: all
-            but those named ``mtt::aux::…``, which metatrain adds to batches and predictions.
+            but those named ``mtt::aux::…``, which metatrain adds to batches and predictions. A
+            mapping declares targets that are plain tensors, as :class:`PerStructure` or
+            :class:`PerAtom`.
         intensive_targets: names of per-structure targets that are not divided by the number of
             atoms before any statistics.
         baseline: baseline that is subtracted before the scales are taken; ``None``: none.
@@ -66,6 +75,8 @@ class ScaleAccumulator:
             the first batch that only one of them fits.
         additive: module that contributes to some targets, subtracted before the baseline; see
             :meth:`Scaler.set_additive`.
+        batch: for declared targets, addresses in the batch of ``types``, and of ``structure`` or
+            ``n_atoms``, where they are not recognised.
 
     Raises:
         TypeError: for a ``baseline`` or ``additive`` of another type.
@@ -95,11 +106,12 @@ class ScaleAccumulator:
 
     def __init__(
         self,
-        targets: Sequence[str] | None = None,
+        targets: Sequence[str] | Mapping[str, Any] | None = None,
         intensive_targets: Iterable[str] = (),
         baseline: CompositionBaseline | None = None,
         system_labels: SystemLabels = "auto",
         additive: torch.nn.Module | FrozenModule | None = None,
+        batch: Mapping[str, Any] | None = None,
     ) -> None:
         check_choice("system_labels", system_labels, SystemLabels)
         if baseline is not None and not isinstance(baseline, CompositionBaseline):
@@ -107,33 +119,48 @@ class ScaleAccumulator:
                 f"baseline: expected a CompositionBaseline or None, got {baseline!r}; give a "
                 "module as additive="
             )
+        self.declaration: Declaration | None = None
+        intensive = list_of_names("intensive_targets", intensive_targets)
+        if isinstance(targets, Mapping):
+            self.declaration = Declaration.parse(targets, batch)
+            intensive = (*intensive, *self.declaration.intensive_targets)
+        elif batch is not None:
+            raise ValueError("batch: addresses are for declared targets, a mapping; got no mapping")
         self.targets = None if targets is None else list_of_names("targets", targets)
-        self.intensive_targets = frozenset(list_of_names("intensive_targets", intensive_targets))
+        self.intensive_targets = frozenset(intensive)
         self.baseline = baseline
         self.system_labels: SystemLabels = system_labels
         self.additive = freeze(additive)
         self._collection = TargetCollection(self.intensive_targets, baseline)
         self._coverage = AdditiveCoverage()
         self._ignored: set[str] = set()
+        self._missing_declared: dict[str, str] | None = None
         self._masked: set[str] = set()
 
     def fresh(self) -> "ScaleAccumulator":
         """An empty accumulator with the same settings."""
+        declaration = self.declaration
         return ScaleAccumulator(
-            self.targets, self.intensive_targets, self.baseline, self.system_labels, self.additive
+            self.targets if declaration is None else declaration.targets,
+            self.intensive_targets,
+            self.baseline,
+            self.system_labels,
+            self.additive,
+            None if declaration is None else declaration.batch,
         )
 
     def update(
         self,
-        systems: Sequence[HasTypes],
-        targets: Mapping[str, TensorMap],
+        systems: Any,
+        targets: Mapping[str, TensorMap] | None = None,
         masks: Mapping[str, TensorMap] | None = None,
         exact_labels: bool = False,
     ) -> None:
         """Add one batch.
 
         Args:
-            systems: systems of the batch, each with ``.types`` of shape ``(n_atoms,)``.
+            systems: systems of the batch, each with ``.types`` of shape ``(n_atoms,)``; or the
+                whole batch, without ``targets``.
             targets: targets by name; a target or some of its blocks may be absent, NaN values are
                 missing.
             masks: masks by target name; values where a mask is ``False`` (or 0) are missing.
@@ -147,6 +174,12 @@ class ScaleAccumulator:
             ValueError: for infinite values, an unknown kind of samples, samples that are not in
                 the batch, or a layout that differs from earlier batches.
         """
+        if targets is None:
+            systems, targets, masks = unpack(systems, self.declaration)
+        if isinstance(systems, DeclaredBatch) and self._missing_declared is None:
+            self._missing_declared = missing = systems.describe_missing_targets()
+            if missing and not targets:
+                raise ValueError(next(iter(missing.values())))
         chosen = {
             name: tensor
             for name, tensor in targets.items()
@@ -279,7 +312,9 @@ class ScaleAccumulator:
         )
         baseline = "none" if self.baseline is None else "composition"
         settings = Settings(self.system_labels, unseen_types, enabled, cast(Any, baseline))
-        return Scaler(scales, settings, self.additive)
+        scaler = Scaler(scales, settings, self.additive)
+        scaler.declaration = self.declaration
+        return scaler
 
     def state(self) -> dict[str, Any]:
         """Everything collected, as plain Python objects and tensors, for :meth:`merge_state`."""
@@ -308,6 +343,7 @@ class ScaleAccumulator:
             "intensive_targets": sorted(self.intensive_targets),
             "baseline": self.baseline and asdict(self.baseline),
             "additive": self.additive and self.additive.state(),
+            "declaration": self.declaration and self.declaration.state(),
         }
         save_state(path, "ScaleAccumulator", {"settings": settings, "collected": self.state()})
 
@@ -332,11 +368,13 @@ class ScaleAccumulator:
             frozen = settings.additive
             if frozen is not None and additive is not None and frozen.needs_module(additive):
                 frozen.attach_module(additive)
+            declaration = settings.declaration
             accumulator = cls(
-                settings.targets,
+                settings.targets if declaration is None else declaration.targets,
                 settings.intensive_targets,
                 settings.baseline,
                 additive=frozen,
+                batch=None if declaration is None else declaration.batch,
             )
             accumulator._set_state(saved.collected)
         return accumulator
@@ -357,6 +395,7 @@ class ScaleAccumulator:
             "intensive_targets": sorted(self.intensive_targets),
             "baseline": self.baseline,
             "additive": additive,
+            "declared targets": self.declaration and self.declaration.state()["targets"],
         }
 
     def _check_names(self, fitted: Iterable[str], fixed_scales: Iterable[str]) -> None:
@@ -365,6 +404,9 @@ class ScaleAccumulator:
         seen = fitted | self._ignored
         for name in self.targets or ():
             if name not in fitted:
+                missing = (self._missing_declared or {}).get(name)
+                if missing is not None:
+                    raise ValueError(f"no batch has a target of targets=…; {missing}")
                 raise ValueError(
                     f"target '{name}' was requested in targets=[…] but does not occur in the data; "
                     f"{did_you_mean(name, seen)}"

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from ..baselines import AdditiveCoverage, CompositionBaseline, FrozenModule
+from ..batches import Declaration
 from ..settings import SystemLabels
 
 
@@ -13,6 +14,7 @@ class AccumulatorSettings(NamedTuple):
     intensive_targets: list[str]
     baseline: CompositionBaseline | None
     additive: FrozenModule | None
+    declaration: Declaration | None = None
 
 
 class Collected(NamedTuple):

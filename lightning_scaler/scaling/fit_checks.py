@@ -11,6 +11,9 @@ from .target_scales import TargetScales
 # Rounding, and the difference between a fit to totals and the RMS per atom, stay below this.
 LARGER = 1.01
 
+# Rounding of float32 totals that is visible beside the scale.
+VISIBLE = 1e-3
+
 
 def check_values(statistics: Mapping[str, TargetStatistics], requested: Sequence[str]) -> None:
     """Refuse requested targets without any value, and warn of others.
@@ -69,6 +72,19 @@ def warn_of_fit(
             "whole target: 1): " + "; ".join(below),
             stacklevel=3,
         )
+    rounded = [
+        f"target '{name}', rounded to {error:.2g} and with a residual of {target.rms_after:.2g}"
+        for name, target in scales.items()
+        if not below_noise[name]
+        and (error := _rounding_error(statistics[name], target)) > VISIBLE * target.rms_after > 0
+    ]
+    if rounded:
+        warnings.warn(
+            "the rounding errors of these data are large, because they are stored in single "
+            "precision and their baseline is much larger than what it leaves over: "
+            f"{'; '.join(rounded)} (per atom if extensive); store them in float64",
+            stacklevel=3,
+        )
     unknown = {n: s for n, s in scales.items() if s.unknown and statistics[n].n_values}
     if unknown:
         warnings.warn(
@@ -87,6 +103,12 @@ def warn_of_fit(
             "subtracting the baseline makes these targets larger: " + "; ".join(larger),
             stacklevel=3,
         )
+
+
+def _rounding_error(statistics: TargetStatistics, scales: TargetScales) -> float:
+    """RMS rounding error of the stored values: machine epsilon times their RMS."""
+    epsilon = max((block.epsilon for block in statistics.blocks.values()), default=0.0)
+    return epsilon * scales.rms_before if scales.weights or scales.additive else 0.0
 
 
 def _describe_larger(name: str, scales: TargetScales, additive: str | None) -> str:

@@ -30,7 +30,8 @@ def describe_force_targets(layouts: Mapping[str, TargetLayout]) -> str | None:
         "forces that derive from the energy are its gradient 'positions', with its sign (minus), "
         "rows ([sample, atom]) and components (xyz): "
         f"{energy}_block.add_gradient('positions', TensorBlock(-forces, rows, [xyz], "
-        f"{energy}_block.properties)); if the network predicts forces directly, name the target "
+        f"{energy}_block.properties)), or, of plain tensors, {energy}: PerStructure(gradients="
+        "{'positions': '-forces'}); if the network predicts forces directly, name the target "
         "'non_conservative_forces'"
     )
 

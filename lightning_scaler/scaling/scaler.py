@@ -10,12 +10,13 @@ from metatensor.torch import TensorMap
 from typing_extensions import override
 
 from ..baselines import FrozenModule, class_name, freeze
-from ..batches import Atoms, HasTypes, index_batch
+from ..batches import Declaration, DeclaredBatch, index_batch
 from ..settings import Settings, check_choice
 from ..tensors import (
     PREDICTION,
     TARGET,
     TargetLayout,
+    is_tensormap,
     load_state,
     save_state,
     state_from_tensor,
@@ -55,6 +56,7 @@ class Scaler(torch.nn.Module):
         targets: scales by target name.
         settings: settings of the fit.
         additive: the additive module, frozen, if there is one.
+        declaration: the declared targets, if they are plain tensors.
         provided_module: the additive module given here rather than loaded, frozen.
 
     Example:
@@ -71,6 +73,7 @@ class Scaler(torch.nn.Module):
         super().__init__()
         self.targets: dict[str, TargetScales] = dict(targets or {})
         self.settings = settings or Settings()
+        self.declaration: Declaration | None = None
         self._device = torch.device("cpu")
         self.additive = freeze(additive)
         self.provided_module = self.additive if isinstance(additive, torch.nn.Module) else None
@@ -159,12 +162,12 @@ class Scaler(torch.nn.Module):
 
     def convert(
         self,
-        systems: Sequence[HasTypes] | Atoms,
-        tensors: Mapping[str, TensorMap],
+        systems: Any,
+        tensors: Any,
         source: Space = "physical",
         target: Space = "loss",
         baseline: bool = True,
-    ) -> dict[str, TensorMap]:
+    ) -> Any:
         r"""Convert tensors from one space to another.
 
         .. math::
@@ -177,11 +180,17 @@ class Scaler(torch.nn.Module):
         with a baseline enters physical space in float64, because float32 cannot represent -1e5 eV
         and 1e-3 eV together. Names without scales pass through unchanged.
 
+        Plain tensors of declared targets are converted inside a copy of what holds them: of the
+        batch itself, ``convert(batch, batch)``, or of an output of the network for this batch,
+        ``convert(batch, output, source="model", target="physical")``.
+
         Source of the formulas: documentation of metatrain, "Target scaling".
 
         Args:
-            systems: systems of the batch (or their :class:`Atoms`).
-            tensors: TensorMaps by target name. In physical space their ``system`` label means what
+            systems: systems of the batch (or their :class:`Atoms`), a sequence; if targets are
+                declared, the user's own batch.
+            tensors: TensorMaps by target name, or an object with plain tensors at their declared
+                addresses. In physical space their ``system`` label means what
                 the setting ``system_labels`` says, in the other spaces the position in the batch.
             source: space of the tensors.
             target: space of the result.
@@ -198,15 +207,25 @@ class Scaler(torch.nn.Module):
         if source not in SCALE_EXPONENTS or target not in SCALE_EXPONENTS:
             check_choice("source", source, Space)
             check_choice("target", target, Space)
+        if self.declaration is not None and not _are_tensormaps(tensors):
+            batch = systems
+            if not isinstance(batch, DeclaredBatch):
+                batch = DeclaredBatch(systems, self.declaration)
+            if tensors is systems:
+                converted = self.convert(batch, batch.targets(), source, target, baseline)
+                return batch.replace_targets(converted)
+            predictions = batch.predictions(tensors)
+            converted = self.convert(batch, predictions, source, target, baseline)
+            return batch.replace_predictions(tensors, converted)
         known = {name: tensor for name, tensor in tensors.items() if name in self.targets}
         if source == target or not known:
             return dict(tensors)
         labels = self.settings.system_labels if source == "physical" else "position"
         what = PREDICTION if source == "model" else TARGET
         exact = self.additive is not None  # its contributions depend on positions
-        batch = index_batch(systems, known, self.layouts, labels, exact, what=what)
+        indexed = index_batch(systems, known, self.layouts, labels, exact, what=what)
         conversion = Conversion(source, target, self.settings, baseline)
-        return {**tensors, **convert_targets(self.targets, self.additive, batch, conversion)}
+        return {**tensors, **convert_targets(self.targets, self.additive, indexed, conversion)}
 
     def set_additive(self, module: torch.nn.Module) -> None:
         """Set a module whose contributions are subtracted before the baseline and the scales.
@@ -232,8 +251,9 @@ class Scaler(torch.nn.Module):
         self.additive.to(self._device)
 
     def update(self, other: "Scaler") -> None:
-        """Take the targets, the settings and the additive module of another scaler."""
+        """Take targets, settings, additive module and declared targets of another scaler."""
         self.targets = {**self.targets, **other.targets}
+        self.declaration = other.declaration or self.declaration
         self.settings = other.settings
         self.additive = other.additive and other.additive.to(self._device)
 
@@ -346,9 +366,11 @@ class Scaler(torch.nn.Module):
                 found.additive.attach_module(code)
                 found.additive.to(self._device)
         self.targets, self.settings, self.additive = found.targets, found.settings, additive
+        self.declaration = found.declaration or self.declaration
 
     def _state(self) -> dict[str, Any]:
-        return write_state(ScalerState(self.targets, self.settings, self.additive))
+        parts = ScalerState(self.targets, self.settings, self.additive, self.declaration)
+        return write_state(parts)
 
     @override
     def extra_repr(self) -> str:
@@ -385,3 +407,7 @@ class Scaler(torch.nn.Module):
         # Filtered or averaged weights, and those from before the plugin, have no scales.
         if prefix + "_extra_state" in missing_keys:
             missing_keys.remove(prefix + "_extra_state")
+
+
+def _are_tensormaps(tensors: Any) -> bool:
+    return isinstance(tensors, Mapping) and all(map(is_tensormap, tensors.values()))

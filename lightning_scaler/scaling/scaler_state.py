@@ -5,12 +5,15 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from ..baselines import FrozenModule
+from ..batches import Declaration
 from ..settings import Settings, parse_loss_weights
 from ..tensors import InvalidStateError, from_state, state_of, state_to_cpu
 from .target_scales import TargetScales
 
 # 2: with additive modules. 3: saved as one tensor.
 STATE_VERSION = 3
+
+_PARTS = {"version", "settings", "targets", "additive", "declaration"}
 
 # The fields of version 2 and, without the last two of a target, version 1. Fields that came later
 # take their defaults.
@@ -29,21 +32,26 @@ class ScalerState(NamedTuple):
         targets: scales by target name.
         settings: settings of the fit.
         additive: additive module without its code, if there is one.
+        declaration: declared targets, if they are plain tensors.
     """
 
     targets: dict[str, TargetScales]
     settings: Settings
     additive: FrozenModule | None
+    declaration: Declaration | None = None
 
 
 def write_state(parts: ScalerState) -> dict[str, Any]:
     """The parts as plain Python objects and tensors."""
-    return {
+    state = {
         "version": STATE_VERSION,
         "settings": asdict(parts.settings),
         "targets": {name: scales.state() for name, scales in parts.targets.items()},
         "additive": parts.additive and parts.additive.state(),
     }
+    if parts.declaration is not None:
+        state["declaration"] = parts.declaration.state()
+    return state
 
 
 def read_state(state: Any) -> ScalerState:
@@ -64,7 +72,7 @@ def read_state(state: Any) -> ScalerState:
         )
     missing = [name for name in ("settings", "targets") if name not in state]
     missing += ["additive"] if version > 1 and "additive" not in state else []
-    unknown = [str(name) for name in state.keys() - {"version", "settings", "targets", "additive"}]
+    unknown = [str(name) for name in state.keys() - _PARTS]
     if missing or unknown:
         problem = "missing" if missing else "unknown"
         raise InvalidStateError(f"{problem} fields: {', '.join(missing or sorted(unknown))}")
@@ -90,8 +98,13 @@ def read_state(state: Any) -> ScalerState:
     if state.get("additive") is not None:
         with state_of("additive"):
             additive = FrozenModule.from_state(state["additive"])
-    _check_consistent(ScalerState(targets, settings, additive))
-    return ScalerState(targets, settings, additive)
+    declaration = None
+    if "declaration" in state:
+        with state_of("declaration"):
+            declaration = Declaration.from_state(state["declaration"])
+    parts = ScalerState(targets, settings, additive, declaration)
+    _check_consistent(parts)
+    return parts
 
 
 def _check_fields(state: Any, names: Iterable[str]) -> None:

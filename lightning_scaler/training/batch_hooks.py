@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 import torch
 from lightning.pytorch import Trainer
 
+from ..batches import Declaration
 from .mixin import TargetScalingMixin
 
 TRANSFER_HOOKS = ("transfer_batch_to_device", "on_after_batch_transfer")
@@ -48,7 +49,8 @@ class BatchHooks:
 def scaler_in_use(module: TargetScalingMixin) -> Iterator[None]:
     """Refuse every use of the module's scaler, whose scales are being fitted."""
     modules = module._modules
-    scaler, modules["scaler"] = modules["scaler"], _ScalerInUse(type(module).__name__)
+    scaler = module.scaler
+    modules["scaler"] = _ScalerInUse(type(module).__name__, scaler.declaration)
     try:
         yield
     finally:
@@ -60,9 +62,10 @@ class _ScalerInUse(torch.nn.Module):
 
     fitted = False
 
-    def __init__(self, owner: str) -> None:
+    def __init__(self, owner: str, declaration: Declaration | None) -> None:
         super().__init__()
         self._owner = owner
+        self.declaration = declaration
 
     def __getattr__(self, name: str) -> NoReturn:
         raise RuntimeError(

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from ..baselines import CompositionBaseline, FrozenModule, class_name
+from ..batches import Declaration
 from ..scaling import ScaleAccumulator, Scaler
 from ..settings import FixedScale, Settings, check_names
 
@@ -25,6 +26,7 @@ class FitRequest:
         additive: additive module that is subtracted before the baseline, if any.
         limit_batches: maximum number of batches to read; ``None``: all.
         refit: fit all targets again, even if the module already has scales.
+        declaration: declared targets, if they are plain tensors.
     """
 
     settings: Settings
@@ -35,6 +37,7 @@ class FitRequest:
     additive: torch.nn.Module | None
     limit_batches: int | None
     refit: bool
+    declaration: Declaration | None = None
 
     @property
     def fixed_baseline(self) -> dict[str, dict[int, float]]:
@@ -61,6 +64,7 @@ class FitRequest:
             "additive module": self.additive_name,
             "intensive_targets": sorted(self.intensive_targets),
             "limit_batches": self.limit_batches,
+            "declared targets": self.declaration and self.declaration.state(),
         }
 
 

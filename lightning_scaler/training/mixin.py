@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning_utilities.core.apply_func import apply_to_collection
 from metatensor.torch import TensorMap, detach
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 from typing_extensions import override
@@ -14,6 +15,7 @@ from typing_extensions import override
 from ..batches import (
     Atoms,
     Batch,
+    DeclaredBatch,
     HasTypes,
     check_unpacked,
     clone_inference_tensors,
@@ -31,6 +33,7 @@ from ..scaling import (
 from .checkpoints import load_scales, save_scales
 from .default_loss import DefaultLoss
 from .fit_decision import restores_later
+from .gradient_signs import warn_of_opposite_signs
 from .loss import zero_loss
 from .metric_logging import LoggedMetrics
 from .padding import drop_systems, padded_positions
@@ -53,6 +56,9 @@ class TargetScalingMixin(_Module):
     :class:`TargetScaler` callback fits it. In each step, targets are converted to loss space (the
     baseline is subtracted, then they are divided by the per-target scale) and predictions by the
     per-property scale. Metrics and ``predict_step`` use the units of the data.
+
+    ``forward`` receives the systems of a batch and returns TensorMaps. Where the callback declares
+    targets that are plain tensors, it receives the batch of the loader itself and returns tensors.
 
     Evaluation runs without gradients but outside inference mode. It supports autograd forces:
     compute them under ``torch.enable_grad()`` in ``forward``.
@@ -93,6 +99,7 @@ class TargetScalingMixin(_Module):
         self._scaling_metrics = LoggedMetrics("_scaling_metrics")
         self._scaling_batch_idx = 0
         self._scaling_loss = DefaultLoss()
+        self._scaling_signs_checked = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse the wrong order of bases, with which Lightning would not find these steps."""
@@ -123,7 +130,7 @@ class TargetScalingMixin(_Module):
             The systems; the targets by name; and the masks by target name, which an override may
             leave out.
         """
-        return unpack(batch)
+        return unpack(batch, self.scaler.declaration)
 
     def compute_loss(self, predictions: Tensors, targets: Tensors) -> torch.Tensor:
         r"""Compute the loss: a weighted mean over targets and their gradients.
@@ -189,7 +196,7 @@ class TargetScalingMixin(_Module):
         Args:
             systems: systems of the batch, or their :class:`Atoms`.
             predictions: predictions in model space, by target name, with positions in the batch as
-                ``system`` labels.
+                ``system`` labels; if targets are declared, the output of ``forward``.
             targets: result of :meth:`targets_to_loss`.
 
         Returns:
@@ -199,6 +206,8 @@ class TargetScalingMixin(_Module):
             ValueError: for a target of the batch without a prediction, or without scales.
         """
         self._check_scales()
+        if isinstance(systems, DeclaredBatch):
+            predictions = systems.predictions(predictions, needed=targets)
         return predictions_to_loss(self.scaler, systems, predictions, targets)
 
     def update_metrics(
@@ -289,14 +298,19 @@ class TargetScalingMixin(_Module):
     @override
     def predict_step(
         self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0
-    ) -> dict[str, TensorMap]:
+    ) -> dict[str, Any]:
         """Called for every batch to predict. Returns predictions in physical units on the CPU.
 
-        The baseline is added back; a batch needs no targets.
+        The baseline is added back; a batch needs no targets. If targets are declared, these are
+        the tensors of the output of ``forward`` under its names, detached, and ``n_atoms``, the
+        number of atoms of each structure; otherwise TensorMaps by target name.
         """
         with torch.inference_mode(False), torch.no_grad():
             self._check_scales()
-            systems = self._unpacked(clone_inference_tensors(batch)).systems
+            batch = clone_inference_tensors(batch)
+            if self.scaler.declaration is not None:
+                return self._predict_declared(DeclaredBatch(batch, self.scaler.declaration))
+            systems = self._unpacked(batch).systems
             predictions = self(systems)
             atoms = read_atoms(systems)
             physical = predictions_to_physical(self.scaler, atoms, predictions)
@@ -331,7 +345,13 @@ class TargetScalingMixin(_Module):
         systems, targets, masks = self._unpacked(batch)
         atoms = read_atoms(systems)
         targets = self.targets_to_loss(atoms, targets, masks)
-        outputs = self(systems)
+        if isinstance(systems, DeclaredBatch):
+            outputs = systems.predictions(self(systems.batch), needed=targets)
+            if stage == "train" and not self._scaling_signs_checked:
+                self._scaling_signs_checked = True
+                warn_of_opposite_signs(outputs)
+        else:
+            outputs = self(systems)
         predictions = self.predictions_to_loss(atoms, outputs, targets)
         padded = self._padded_positions(stage, atoms.n_systems, dataloader_idx)
         n_counted = atoms.n_systems - len(padded)
@@ -349,6 +369,17 @@ class TargetScalingMixin(_Module):
             self._log_loss_terms(stage, dataloader_idx, n_counted)
         self.update_metrics(stage, atoms, predictions, targets, dataloader_idx)
         return loss
+
+    def _predict_declared(self, batch: DeclaredBatch) -> dict[str, Any]:
+        """The members of the output by name, in physical units, and the numbers of atoms."""
+        output = self(batch.batch)
+        predictions = batch.predictions(output)
+        physical = predictions_to_physical(self.scaler, batch.atoms, predictions)
+        named = batch.named_predictions(batch.replace_predictions(output, physical))
+        detached: dict[str, Any] = apply_to_collection(
+            named, torch.Tensor, lambda tensor: tensor.detach().cpu()
+        )
+        return detached
 
     def _log_loss_terms(self, stage: str, dataloader_idx: int, n_systems: int) -> None:
         """Log each term, unless another ``compute_loss`` replaces the default one."""

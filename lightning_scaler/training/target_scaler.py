@@ -1,7 +1,7 @@
 """The callback that fits the scales of a module before it trains."""
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -46,7 +46,10 @@ class TargetScaler(Callback):
     Args:
         enabled: set to ``False`` for scales of 1; the baseline is still subtracted.
         targets: names of the targets to fit, each of which must occur in the data; other
-            TensorMaps are ignored. Default: all targets.
+            TensorMaps are ignored. Default: all targets. A mapping declares targets that are plain
+            tensors: ``{"energy": PerStructure(gradients={"positions": "-forces"})}``, or dicts of
+            the arguments of :class:`PerStructure` and :class:`PerAtom`,
+            ``{"charges": {"per": "atom"}}``.
         fixed_scales: per-target scales to use instead of fitted ones, in the units of the data (per
             atom for extensive targets): one number, or one per atomic type (an integer or a
             chemical symbol), as in ``{"energy": 0.5, "forces": {"H": 0.2, 8: 1.1}}``.
@@ -71,6 +74,9 @@ class TargetScaler(Callback):
         balance_loss: divide each term of the default loss by its mean square over the training
             data; ``False``: do not, as in metatrain. ``None``: as stored with restored scales, or
             ``True``.
+        batch: for declared targets, addresses in a batch of the ``types`` of all atoms, and of the
+            ``structure`` of each atom or the number of atoms ``n_atoms`` of each structure.
+            Default: the usual names, batches of PyTorch Geometric, and lists of ASE ``Atoms``.
 
     Raises:
         TypeError: if ``baseline`` is a class, names are given as one string, or the module does not
@@ -89,7 +95,7 @@ class TargetScaler(Callback):
     def __init__(
         self,
         enabled: bool = True,
-        targets: Sequence[str] | None = None,
+        targets: Sequence[str] | Mapping[str, Any] | None = None,
         fixed_scales: Numbers | None = None,
         intensive_targets: Iterable[str] = (),
         baseline: BaselineSetting = "composition",
@@ -100,6 +106,7 @@ class TargetScaler(Callback):
         refit: bool = False,
         loss_weights: Numbers | None = None,
         balance_loss: bool | None = None,
+        batch: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_arguments(unseen_types, limit_batches, enabled=enabled, refit=refit)
@@ -111,7 +118,10 @@ class TargetScaler(Callback):
         self.limit_batches = limit_batches
         self.refit = refit
         # The accumulator checks these settings and converts them to tuples and sets.
-        checked = ScaleAccumulator(targets, intensive_targets, self.baseline, system_labels)
+        checked = ScaleAccumulator(
+            targets, intensive_targets, self.baseline, system_labels, batch=batch
+        )
+        self.declaration = checked.declaration
         self.targets, self.intensive_targets = checked.targets, checked.intensive_targets
         self.system_labels: SystemLabels = system_labels
         loss = LossSettings.parse(loss_weights, balance_loss, self.targets)
@@ -141,6 +151,8 @@ class TargetScaler(Callback):
             scaler.additive = FrozenModule(self.additive)
         self._scales_kept, self._to_report = False, set()
         self._forget_record()
+        if self.declaration is not None:
+            scaler.declaration = self.declaration
         callbacks.insert(0, callbacks.pop(callbacks.index(self)))
 
     @override
@@ -205,7 +217,7 @@ class TargetScaler(Callback):
     def __repr__(self) -> str:
         values = {
             "enabled": self.enabled,
-            "targets": self.targets,
+            "targets": self.targets if self.declaration is None else dict(self.declaration.targets),
             "fixed_scales": self.fixed_scales or None,
             "intensive_targets": tuple(sorted(self.intensive_targets)),
             "baseline": self._baseline_setting,
@@ -216,6 +228,7 @@ class TargetScaler(Callback):
             "refit": self.refit,
             "loss_weights": self.loss_weights,
             "balance_loss": self.balance_loss,
+            "batch": (self.declaration and dict(self.declaration.batch)) or None,
         }
         defaults = inspect.signature(TargetScaler).parameters
         changed = (
@@ -229,6 +242,9 @@ class TargetScaler(Callback):
         if self._record is None:
             return
         module = cast(TargetScalingMixin, pl_module)
+        if self.declaration is not None:
+            # A checkpoint may have other addresses.
+            module.scaler.declaration = self.declaration
         try:
             loss = LossSettings(self.loss_weights, self.balance_loss)
             fitted = fit_missing(trainer, module, self._request(), loss, self._record)
@@ -262,6 +278,7 @@ class TargetScaler(Callback):
             self.additive,
             self.limit_batches,
             self.refit,
+            self.declaration,
         )
 
 

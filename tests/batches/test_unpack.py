@@ -175,7 +175,7 @@ def test_floating_point_values_beside_tensormaps_are_refused(kind, value, words)
     }[kind]
     targets = unpack(batch).targets
     assert list(targets) == ["energy"]
-    ways = r".* convert it to a TensorMap .* TargetScaler\(targets=\['energy'\]\)"
+    ways = r".* convert it to a TensorMap, .* TargetScaler\(targets=\['energy'\]\)"
     with pytest.raises(TypeError, match=words + ways):
         ScaleAccumulator(baseline=None).update(SYSTEMS, targets)
     accumulator = ScaleAccumulator(["energy"], baseline=None)

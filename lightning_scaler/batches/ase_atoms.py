@@ -1,0 +1,84 @@
+"""Tensors from a list of ASE ``Atoms``."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .addresses import Path, describe_address, find
+
+
+def are_ase_atoms(batch: Any) -> bool:
+    """Whether a batch is a list of ASE ``Atoms``; ASE itself is not needed."""
+    return (
+        isinstance(batch, (list, tuple))
+        and len(batch) > 0
+        and all(hasattr(one, "numbers") and hasattr(one, "arrays") for one in batch)
+        and all(isinstance(getattr(one, "info", None), dict) for one in batch)
+    )
+
+
+def find_in_atoms(batch: Sequence[Any], path: Path, per_atom: bool) -> Tensor | None:
+    """A tensor of all structures, NaN for those that do not have it.
+
+    A name is looked up in ``info``, ``arrays`` and the results of the calculator; a longer address,
+    such as ``("info", "energy")``, leads through attributes and keys.
+
+    Args:
+        batch: ASE ``Atoms``.
+        path: address in each of them.
+        per_atom: whether there is a value for each atom.
+
+    Returns:
+        ``(n_structures, ...)`` or ``(n_atoms, ...)``; ``None`` if no structure has it.
+
+    Raises:
+        ValueError: for a name that means two different values, or values of different shapes.
+    """
+    found = [_value(atoms, path) for atoms in batch]
+    known = [value for value in found if value is not None]
+    if not known:
+        return None
+    shape = known[0].shape[1:] if per_atom else known[0].shape
+    parts = []
+    for i, (atoms, value) in enumerate(zip(batch, found, strict=True)):
+        wanted = (len(atoms), *shape) if per_atom else shape
+        if value is None:
+            value = torch.full(wanted, torch.nan, dtype=known[0].dtype)
+        if value.shape != wanted:
+            raise ValueError(
+                f"{describe_address(path)} of structure {i} of the batch: expected the shape "
+                f"{tuple(wanted)}, got {tuple(value.shape)}"
+            )
+        parts.append(value)
+    return torch.cat(parts) if per_atom else torch.stack(parts)
+
+
+def _value(atoms: Any, path: Path) -> Tensor | None:
+    if len(path) != 1 or not isinstance(path[0], str):
+        return _tensor(find(atoms, path))
+    name = path[0]
+    results = getattr(atoms.calc, "results", None) or {}
+    places = {"info": atoms.info, "arrays": atoms.arrays, "calc": results}
+    found = {
+        place: value for place, of in places.items() if (value := _tensor(of.get(name))) is not None
+    }
+    if not found:
+        return _tensor(getattr(atoms, name, None)) if name == "cell" else None
+    values = list(found.values())
+    if not all(torch.equal(value, values[0]) for value in values):
+        addresses = [("calc", "results", name) if p == "calc" else (p, name) for p in found]
+        raise ValueError(
+            f"'{name}': the Atoms have different values at {' and '.join(map(repr, addresses))}; "
+            "give one of these as the address"
+        )
+    return values[0]
+
+
+def _tensor(value: Any) -> Tensor | None:
+    if value is None:
+        return None
+    if hasattr(value, "__array__"):  # also the cell, and numpy's scalars
+        value = value.__array__()
+    return torch.as_tensor(value)

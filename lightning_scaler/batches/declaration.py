@@ -1,0 +1,107 @@
+"""All declared targets of a module, and where its batches hold types and structures."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..settings import did_you_mean
+from ..tensors import InvalidStateError
+from .addresses import Path, describe_address, parse_address
+from .declared_targets import PerAtom, PerStructure, parse_target
+
+STRUCTURE_ADDRESSES = ("types", "structure", "n_atoms")
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """Targets that are plain tensors, and the addresses of what says which atoms there are.
+
+    Attributes:
+        targets: declared targets by name.
+        batch: addresses in the batch, where they are not recognised: ``types`` of all atoms,
+            ``structure`` (the index of the structure of each atom, or the number of atoms of each
+            structure) and ``n_atoms`` (the latter alone).
+    """
+
+    targets: Mapping[str, PerStructure | PerAtom]
+    batch: Mapping[str, Path] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, targets: Mapping[str, Any], batch: Mapping[str, Any] | None) -> "Declaration":
+        """Check a declaration from Python or YAML.
+
+        Args:
+            targets: declared targets, or dicts of their arguments, by name.
+            batch: addresses, as in the attribute.
+
+        Raises:
+            TypeError, ValueError: naming the target and the argument.
+
+        Example:
+            >>> Declaration.parse({"charges": {"per": "atom"}}, {"types": "z"}).batch
+            {'types': ('z',)}
+        """
+        if not targets:
+            raise ValueError("targets: expected at least one declared target, got an empty mapping")
+        parsed = {str(name): parse_target(str(name), target) for name, target in targets.items()}
+        _check_addresses(parsed)
+        if batch is not None and not isinstance(batch, Mapping):
+            raise TypeError(f"batch: expected a mapping such as {{'types': 'z'}}, got {batch!r}")
+        for name in batch or {}:
+            if name not in STRUCTURE_ADDRESSES:
+                raise ValueError(
+                    f"batch: unknown name '{name}'; {did_you_mean(str(name), STRUCTURE_ADDRESSES)}"
+                )
+        addresses = {
+            name: parse_address(f"batch, '{name}'", address)
+            for name, address in (batch or {}).items()
+        }
+        return cls(parsed, addresses)
+
+    @property
+    def intensive_targets(self) -> list[str]:
+        """Names of the per-structure targets that are not divided by the number of atoms."""
+        return [
+            name
+            for name, target in self.targets.items()
+            if isinstance(target, PerStructure) and target.intensive
+        ]
+
+    def state(self) -> dict[str, Any]:
+        """The declaration as plain values, which :meth:`parse` takes."""
+        return {
+            "targets": {name: target.arguments() for name, target in self.targets.items()},
+            "batch": {
+                name: path[0] if len(path) == 1 else list(path) for name, path in self.batch.items()
+            },
+        }
+
+    @classmethod
+    def from_state(cls, state: Any) -> "Declaration":
+        """The inverse of :meth:`state`.
+
+        Raises:
+            InvalidStateError: for a state that is not that of a declaration.
+        """
+        if not isinstance(state, Mapping) or state.keys() != {"targets", "batch"}:
+            raise InvalidStateError(
+                f"expected declared targets with 'targets' and 'batch', got {type(state).__name__}"
+            )
+        try:
+            return cls.parse(state["targets"], state["batch"])
+        except (TypeError, ValueError, AttributeError) as error:
+            raise InvalidStateError(str(error)) from error
+
+
+def _check_addresses(targets: Mapping[str, PerStructure | PerAtom]) -> None:
+    """Refuse two targets at one address of the batch."""
+    found: dict[Path, str] = {}
+    for name, target in targets.items():
+        address = (name,) if target.tensor is None else parse_address("tensor", target.tensor)
+        if address in found:
+            raise ValueError(
+                f"targets: '{found[address]}' and '{name}' are both declared at "
+                f"{describe_address(address)}; leave one of them out, or name a column, as in "
+                "('y', 1)"
+            )
+        found[address] = name

@@ -1,0 +1,250 @@
+"""A user's own batch of plain tensors, with its declared targets."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, overload
+
+from metatensor.torch import TensorMap
+from torch import Tensor
+
+from ..tensors import values_and_gradients
+from .addresses import describe_address, find, replace
+from .ase_atoms import are_ase_atoms
+from .atoms import Atoms
+from .declaration import Declaration
+from .declared_targets import PerAtom
+from .declared_tensors import (
+    FoundTensor,
+    Target,
+    batch_path,
+    describe_missing,
+    find_in_batch,
+    find_in_output,
+    labelled_paths,
+    output_path,
+)
+from .plain_shapes import describe_shape, restore_shape
+from .plain_tensormaps import (
+    PlainTarget,
+    PlainTensor,
+    Rows,
+    build_tensormaps,
+    gradient_components,
+    kind_of_components,
+    labels_of,
+    rows_of,
+)
+from .structures import find_atoms
+
+GRADIENT_SHAPES = {"positions": [3], "strain": [3, 3]}
+
+
+class DeclaredBatch(Sequence[Any]):
+    """A batch of plain tensors: its atoms, and its targets as TensorMaps.
+
+    A sequence of as many systems as the batch has, each with ``types``. Nothing is written to the
+    batch.
+
+    Args:
+        batch: batch of a loader, as the user's ``forward`` receives it.
+        declaration: declared targets.
+
+    Raises:
+        TypeError, ValueError: for a batch whose atoms are not found, once they are needed.
+
+    Example:
+        >>> import torch
+        >>> from lightning_scaler import PerStructure
+        >>> batch = {"z": torch.tensor([8, 1, 1]), "n_atoms": torch.tensor([1, 2])}
+        >>> batch["energy"] = torch.tensor([-75.0, -1.5])
+        >>> declared = DeclaredBatch(batch, Declaration({"energy": PerStructure()}))
+        >>> declared.targets()["energy"].block().values
+        tensor([[-75.0000],
+                [ -1.5000]])
+    """
+
+    def __init__(self, batch: Any, declaration: Declaration) -> None:
+        self.batch = batch
+        self.declaration = declaration
+
+    @cached_property
+    def atoms(self) -> Atoms:
+        """The atoms of the batch."""
+        return find_atoms(self.batch, self.declaration.batch)
+
+    def __len__(self) -> int:
+        return self.atoms.n_systems
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        return self._systems[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._systems)
+
+    def targets(self) -> dict[str, TensorMap]:
+        """The targets that the batch has, by name, in the units of the data.
+
+        Raises:
+            TypeError, ValueError: for a tensor of another dtype or shape, or a target without its
+                gradient.
+        """
+        return self._tensormaps(self._in_batch())
+
+    def describe_missing_target(self, name: str) -> str:
+        """Say where a target is expected in the batch, and what the batch has."""
+        path = batch_path(name, self.declaration.targets[name])
+        way_out = "give its address as tensor="
+        return describe_missing(f"target '{name}'", path, self.batch, way_out)
+
+    def describe_missing_targets(self) -> dict[str, str]:
+        """For each declared target that the batch does not have, what was expected, by name."""
+        words = {}
+        for name, target in self.declaration.targets.items():
+            path = batch_path(name, target)
+            if not find_in_batch(name, target, self.batch, self.atoms):
+                way_out = "give its address as tensor="
+                words[name] = describe_missing(f"target '{name}'", path, self.batch, way_out)
+        return words
+
+    def predictions(self, output: Any, needed: Collection[str] = ()) -> dict[str, TensorMap]:
+        """The predictions in the output of the user's ``forward``, by target name.
+
+        Args:
+            output: output for this batch: a tensor, if one target is declared; else an object that
+                holds tensors.
+            needed: names of targets that must have a prediction.
+
+        Raises:
+            TypeError, ValueError: as :meth:`targets`, and for a missing prediction.
+        """
+        found = self._in_output(output)
+        for name, target in self.declaration.targets.items():
+            if name in needed and name not in found:
+                path = output_path(name, target, output, len(self.declaration.targets))
+                way_out = "return it from forward, or give its address as prediction="
+                raise ValueError(describe_missing(f"prediction of '{name}'", path, output, way_out))
+        return self._tensormaps(found)
+
+    def replace_targets(self, tensors: Mapping[str, TensorMap]) -> Any:
+        """A copy of the batch with other targets, in the shapes of its own.
+
+        Raises:
+            TypeError: for a list of ASE ``Atoms``.
+        """
+        if are_ase_atoms(self.batch):
+            raise TypeError(
+                "converted targets cannot be written into ASE Atoms; convert a dict of tensors"
+            )
+        return _replace_all(self.batch, self._in_batch(), tensors)
+
+    def replace_predictions(self, output: Any, tensors: Mapping[str, TensorMap]) -> Any:
+        """A copy of an output with other predictions, in the shapes of its own."""
+        return _replace_all(output, self._in_output(output), tensors)
+
+    def named_predictions(self, output: Any) -> dict[str, Any]:
+        """The members of an output by name, and ``n_atoms``, the atoms of each structure.
+
+        The names are those of a mapping. Otherwise, only predictions are included, under the names
+        of their targets; gradients have the names of their tensors in the batch.
+        """
+        if isinstance(output, Mapping):
+            named = dict(output)
+        else:
+            named = {
+                label: member
+                for name, target in self.declaration.targets.items()
+                for label, path in labelled_paths(
+                    name, target, output, len(self.declaration.targets)
+                )
+                if (member := find(output, path)) is not None
+            }
+        return {"n_atoms": self.atoms.n_atoms, **named}
+
+    @cached_property
+    def _systems(self) -> list[Any]:
+        if self.atoms.systems:
+            return list(self.atoms.systems)
+        return [_Structure(t) for t in self.atoms.types.split(self.atoms.n_atoms.tolist())]
+
+    @cached_property
+    def _rows(self) -> Rows:
+        return rows_of(self.atoms)
+
+    def _in_batch(self) -> dict[str, dict[str, FoundTensor]]:
+        targets = self.declaration.targets.items()
+        found = {name: find_in_batch(name, t, self.batch, self.atoms) for name, t in targets}
+        return {name: tensors for name, tensors in found.items() if tensors}
+
+    def _in_output(self, output: Any) -> dict[str, dict[str, FoundTensor]]:
+        targets = self.declaration.targets
+        found = {
+            name: find_in_output(name, target, output, self.batch, self.atoms, len(targets))
+            for name, target in targets.items()
+        }
+        return {name: tensors for name, tensors in found.items() if tensors}
+
+    def _tensormaps(self, found: Mapping[str, Mapping[str, FoundTensor]]) -> dict[str, TensorMap]:
+        targets = [
+            _plain_target(name, self.declaration.targets[name], tensors)
+            for name, tensors in found.items()
+        ]
+        built, index = build_tensormaps(targets, self._rows, self.atoms.n_atoms)
+        if len(built) < len(targets):
+            one = [*[*found.values()][len(built)].values()][index]
+            plain = targets[len(built)].tensors[index]
+            n_rows = self.atoms.types.numel() if plain.per_atom else self.atoms.n_systems
+            raise ValueError(
+                f"{one.where}, at {describe_address(one.path)}: {describe_shape(plain, n_rows)}"
+            )
+        return dict(zip(found, built, strict=True))
+
+
+def _plain_target(name: str, target: Target, tensors: Mapping[str, FoundTensor]) -> PlainTarget:
+    n_properties, device = target.properties or 1, tensors[""].tensor.device
+    own_shape = [*target.shape, n_properties]
+    plain = []
+    for parameter, one in tensors.items():
+        if not one.tensor.is_floating_point():
+            raise TypeError(
+                f"{one.where}, at {describe_address(one.path)}: expected a floating-point tensor, "
+                f"got {str(one.tensor.dtype).removeprefix('torch.')}"
+            )
+        per_atom = parameter == "positions" or (not parameter and isinstance(target, PerAtom))
+        shape = GRADIENT_SHAPES.get(parameter, []) + own_shape
+        plain.append(PlainTensor(one.tensor, per_atom, shape, one.sign, one.scale))
+    keys, components, properties = labels_of(name, kind_of_components(target), n_properties, device)
+    return PlainTarget(
+        keys,
+        components,
+        properties,
+        list(tensors),
+        plain,
+        [gradient_components(parameter, device) for parameter in tensors],
+    )
+
+
+class _Structure:
+    """A structure of which only the types are known."""
+
+    def __init__(self, types: Tensor) -> None:
+        self.types = types
+
+    def __len__(self) -> int:
+        return self.types.numel()
+
+
+def _replace_all(
+    holder: Any,
+    found: Mapping[str, Mapping[str, FoundTensor]],
+    tensors: Mapping[str, TensorMap],
+) -> Any:
+    for name in found.keys() & tensors.keys():
+        values, gradients = values_and_gradients(tensors[name])
+        for one, new in zip(found[name].values(), [*values, *gradients], strict=True):
+            new = restore_shape(one.original(new), one.tensor)
+            holder = replace(holder, one.path, new)
+    return holder

@@ -1,0 +1,172 @@
+"""The tensors of a declared target in a batch, or in the output of a network."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from ..settings import did_you_mean
+from .addresses import Path, describe_address, find, names_in
+from .ase_atoms import are_ase_atoms, find_in_atoms
+from .atoms import Atoms
+from .declared_targets import GradientTensor, PerAtom, PerStructure, split_sign
+
+Target = PerStructure | PerAtom
+
+
+class FoundTensor(NamedTuple):
+    """A tensor of the user's.
+
+    Attributes:
+        where: what it is, for messages.
+        path: its address.
+        tensor: the tensor.
+        sign: 1 or -1; times this, and times ``scale``, it is part of a TensorMap.
+        scale: a number for each structure, ``(n_structures,)``.
+    """
+
+    where: str
+    path: Path
+    tensor: Tensor
+    sign: int = 1
+    scale: Tensor | None = None
+
+    def original(self, values: Tensor) -> Tensor:
+        """Values of a block without sign and scale, as the user has them."""
+        values = -values if self.sign < 0 else values
+        if self.scale is None:
+            return values
+        scale = self.scale.to(values)
+        return values / scale.reshape(-1, *[1] * (values.dim() - 1))
+
+
+def find_in_batch(name: str, target: Target, batch: Any, atoms: Atoms) -> dict[str, FoundTensor]:
+    """The values of a target in a batch, under ``""``, and its gradients by parameter.
+
+    Returns:
+        An empty dict if the batch does not have the target.
+
+    Raises:
+        ValueError: if it has the target without one of its gradients.
+    """
+    return _find(name, target, batch, batch, batch_path(name, target), atoms, of_output=False)
+
+
+def find_in_output(
+    name: str, target: Target, output: Any, batch: Any, atoms: Atoms, n_targets: int
+) -> dict[str, FoundTensor]:
+    """The same for predictions in the output of a network for a batch.
+
+    Args:
+        name: name of the target.
+        target: declared target.
+        output: output; a tensor by itself is the prediction of the only target.
+        batch: batch, which has the volumes.
+        atoms: atoms of the batch.
+        n_targets: number of declared targets.
+    """
+    path = output_path(name, target, output, n_targets)
+    return _find(name, target, output, batch, path, atoms, of_output=True)
+
+
+def batch_path(name: str, target: Target) -> Path:
+    """The address of a target in a batch."""
+    return (name,) if target.tensor is None else cast(Path, target.tensor)
+
+
+def output_path(name: str, target: Target, output: Any, n_targets: int) -> Path:
+    """The address of a prediction in an output."""
+    if target.prediction is not None:
+        return cast(Path, target.prediction)
+    if isinstance(output, torch.Tensor) and n_targets == 1:
+        return ()
+    path = batch_path(name, target)
+    return path if find(output, path) is not None else (name,)
+
+
+def labelled_paths(
+    name: str, target: Target, output: Any, n_targets: int
+) -> Iterator[tuple[str, Path]]:
+    """A name for the prediction of a target and for each of its gradients, with their addresses."""
+    yield name, output_path(name, target, output, n_targets)
+    for parameter, gradient in _gradients(target).items():
+        _, path = split_sign(cast(Path, gradient.tensor))
+        words = [part for part in path if isinstance(part, str)]
+        yield words[-1] if words else f"{name}/{parameter}", _signed_path(gradient, True)[1]
+
+
+def describe_missing(what: str, path: Path, holder: Any, way_out: str) -> str:
+    """Say that there is no tensor at an address, and what there is."""
+    names = names_in(holder)
+    has = f" with {', '.join(names)}" if names else ""
+    guess = ""
+    if names and path and isinstance(path[-1], str):
+        guess = did_you_mean(path[-1], names).split("known:")[0]
+    return (
+        f"{what}: expected a tensor at {describe_address(path)}, got a {type(holder).__name__}"
+        f"{has}; {guess}{way_out}"
+    )
+
+
+def _find(
+    name: str, target: Target, holder: Any, batch: Any, path: Path, atoms: Atoms, of_output: bool
+) -> dict[str, FoundTensor]:
+    what = f"prediction of '{name}'" if of_output else f"target '{name}'"
+    values = _tensor_at(holder, path, isinstance(target, PerAtom))
+    if values is None:
+        return {}
+    is_per_atom = isinstance(target, PerStructure) and target.per_atom
+    scale = atoms.n_atoms if is_per_atom else None
+    found = {"": FoundTensor(what, path, values, scale=scale)}
+    for parameter, gradient in _gradients(target).items():
+        sign, path = _signed_path(gradient, of_output)
+        tensor = _tensor_at(holder, path, parameter == "positions")
+        where = f"{what}, gradient '{parameter}'"
+        if tensor is None:
+            way_out = "give its address as tensor=, and NaN for values that are missing"
+            if of_output:
+                way_out = "return it from forward, or give its address as prediction="
+            raise ValueError(describe_missing(where, path, holder, way_out))
+        scale = None
+        if gradient.volume is not None:
+            scale = _volumes(where, cast(Path, gradient.volume), batch, atoms)
+        found[parameter] = FoundTensor(where, path, tensor, sign, scale)
+    return found
+
+
+def _tensor_at(holder: Any, path: Path, per_atom: bool) -> Tensor | None:
+    if are_ase_atoms(holder):
+        return find_in_atoms(holder, path, per_atom)
+    found = find(holder, path)
+    return None if found is None else torch.as_tensor(found)
+
+
+def _gradients(target: Target) -> Mapping[str, GradientTensor]:
+    if isinstance(target, PerAtom):
+        return {}
+    return cast(Mapping[str, GradientTensor], target.gradients)
+
+
+def _signed_path(gradient: GradientTensor, of_output: bool) -> tuple[int, Path]:
+    sign, path = split_sign(cast(Path, gradient.tensor))
+    if of_output and gradient.prediction is not None:
+        own_sign, path = split_sign(cast(Path, gradient.prediction))
+        sign = sign if own_sign is None else own_sign
+    return sign or 1, path
+
+
+def _volumes(where: str, path: Path, batch: Any, atoms: Atoms) -> Tensor:
+    """The volume of each structure, from volumes or cells."""
+    found, n_structures = _tensor_at(batch, path, per_atom=False), atoms.n_systems
+    if found is None:
+        way_out = "give the address of the volumes or the cells as volume="
+        raise ValueError(describe_missing(f"{where}, volume", path, batch, way_out))
+    if found.shape[-2:] == (3, 3) or found.shape == (3 * n_structures, 3):
+        found = torch.linalg.det(found.reshape(-1, 3, 3)).abs()
+    if found.numel() != n_structures:
+        raise ValueError(
+            f"{where}, volume, at {describe_address(path)}: expected volumes ({n_structures},) or "
+            f"cells ({n_structures}, 3, 3), got {tuple(found.shape)}"
+        )
+    return found.reshape(-1)

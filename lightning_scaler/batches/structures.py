@@ -1,0 +1,204 @@
+"""The atoms of a user's own batch: the type of each, and the structure that it belongs to."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .addresses import Path, describe_address, find, names_in
+from .ase_atoms import are_ase_atoms
+from .atoms import Atoms, read_atoms
+
+# Names in PyTorch Geometric, SchNetPack, MACE, NequIP, fairchem, TorchMD-NET and others.
+TYPES = ("atomic_numbers", "z", "_atomic_numbers", "numbers", "Z", "types", "atom_types")
+COUNTS = ("n_atoms", "natoms", "num_atoms", "_n_atoms", "n_nodes", "num_nodes")
+OWNERS = ("batch", "idx_m", "_idx_m", "batch_idx", "batch_index", "structure", "system_index")
+OFFSETS = "ptr"
+
+
+def find_atoms(batch: Any, addresses: Mapping[str, Path]) -> Atoms:
+    """The atoms of a batch.
+
+    Recognised are lists of ASE ``Atoms``; lists of systems with ``types``, by themselves, under the
+    name ``system`` or first in a tuple; and tensors under the usual names, in a mapping or an
+    object such as a batch of PyTorch Geometric.
+
+    Args:
+        batch: batch of a loader.
+        addresses: addresses of ``types``, and of ``structure`` or ``n_atoms``, where the names are
+            others.
+
+    Raises:
+        TypeError: for a batch without types, or with types that are not integers.
+        ValueError: for numbers of atoms that do not add up, or that could mean two things.
+    """
+    systems = None if addresses else _find_systems(batch)
+    if systems is not None and are_ase_atoms(systems):
+        numbers = [torch.as_tensor(atoms.numbers, dtype=torch.int64) for atoms in systems]
+        return Atoms.from_types(torch.cat(numbers), torch.tensor([len(part) for part in numbers]))
+    if systems is not None:
+        return read_atoms(systems)
+    where, types = _find_types(batch, addresses)
+    if types.dim() == 2:
+        return _read_table(where, types)
+    if types.dim() != 1:
+        raise ValueError(
+            f"{where}: expected the types of all atoms, (n_atoms,), got {tuple(types.shape)}"
+        )
+    n_atoms = _count_atoms(batch, addresses, where, types)
+    return Atoms.from_types(types.long(), n_atoms.to(types.device))
+
+
+def _find_systems(batch: Any) -> Any:
+    """The systems in a batch, or ``None``."""
+    named = find(batch, ("system",))
+    first = batch[0] if isinstance(batch, (list, tuple)) and batch else None
+    for systems in (batch, named, first):
+        if isinstance(systems, Sequence) and not isinstance(systems, (str, torch.Tensor)):
+            if are_ase_atoms(systems):
+                return systems
+            if systems and all(hasattr(s, "types") and hasattr(s, "__len__") for s in systems):
+                return systems
+    return None
+
+
+def _find_types(batch: Any, addresses: Mapping[str, Path]) -> tuple[str, Tensor]:
+    """The types of all atoms, and their address in words."""
+    path, value = _first(batch, addresses, "types", TYPES)
+    if value is None:
+        given = f"at {describe_address(addresses['types'])} " if "types" in addresses else ""
+        names = ", ".join(names_in(batch))
+        raise TypeError(
+            f"expected the atomic types of the batch {given}(a tensor of integers for all atoms), "
+            f"got a {type(batch).__name__}{f' with {names}' if names else ''}; recognised are the "
+            f"names {', '.join(TYPES)}, batches of PyTorch Geometric, and lists of ASE Atoms; for "
+            "others, TargetScaler(batch={'types': …, 'structure': …}) names the types and the "
+            "structure of each atom"
+        )
+    where = f"the types of the batch, {describe_address(path)}"
+    types = torch.as_tensor(value)
+    if types.is_floating_point() or types.is_complex() or types.dtype == torch.bool:
+        raise TypeError(
+            f"{where}: expected integers, got {str(types.dtype).removeprefix('torch.')}; convert "
+            "them where batches are made"
+        )
+    if "types" not in addresses and types.numel() and not bool((types > 0).all()):
+        _refuse_or_warn(where, path, types)
+    return where, types
+
+
+def _refuse_or_warn(where: str, path: Path, types: Tensor) -> None:
+    """Types that are recognised by their name alone, and of which some are not positive."""
+    if types.dim() == 2 or bool((types < 0).any()):
+        raise ValueError(
+            f"{where}: expected positive atomic numbers, got {int(types.min())}; batches with "
+            "padding are not supported: give the atoms of all structures one after another, with "
+            "the structure of each"
+        )
+    warnings.warn(
+        f"{where}: some are 0, so they are indices rather than atomic numbers; scales and "
+        "baselines are right for indices too, but chemical symbols in the settings mean atomic "
+        "numbers; give atomic numbers, or say that they are types with "
+        f"batch={{'types': {describe_address(path)}, …}}",
+        stacklevel=2,
+    )
+
+
+def _read_table(where: str, types: Tensor) -> Atoms:
+    """Structures of equal size, ``(n_structures, n_atoms)``."""
+    n_structures, n_atoms = types.shape
+    counts = torch.full((n_structures,), n_atoms, device=types.device)
+    return Atoms.from_types(types.reshape(-1).long(), counts)
+
+
+def _count_atoms(batch: Any, addresses: Mapping[str, Path], where: str, types: Tensor) -> Tensor:
+    """The number of atoms of each structure, ``(n_structures,)``."""
+    n_all = types.numel()
+    offsets = None if {"structure", "n_atoms"} & addresses.keys() else find(batch, (OFFSETS,))
+    if offsets is not None:
+        return _checked((OFFSETS,), torch.as_tensor(offsets).diff(), where, n_all)
+    path: Path = ()
+    counts = None
+    if "structure" not in addresses:
+        path, counts = _first(batch, addresses, "n_atoms", COUNTS)
+    if counts is not None and torch.as_tensor(counts).dim():
+        return _checked(path, torch.as_tensor(counts).reshape(-1), where, n_all)
+    path, owners = _first(batch, addresses, "structure", OWNERS)
+    if owners is None:
+        # One structure, which need not say so.
+        if _is_single(batch, counts, n_all):
+            return torch.tensor([n_all])
+        raise TypeError(
+            f"expected the structure of each of the {n_all} atoms of the batch, or the number of "
+            f"atoms of each structure, got a {type(batch).__name__} with "
+            f"{', '.join(names_in(batch))}; recognised are the names "
+            f"{', '.join([OFFSETS, *COUNTS, *OWNERS])}; for others, "
+            "TargetScaler(batch={'structure': …}) names the tensor"
+        )
+    return _counts_from(path, torch.as_tensor(owners).reshape(-1), where, n_all)
+
+
+def _counts_from(path: Path, values: Tensor, where: str, n_all: int) -> Tensor:
+    """Counts from the index of each atom's structure, or from counts under the same name."""
+    what = f"the structures of the atoms, {describe_address(path)}"
+    if values.is_floating_point():
+        raise TypeError(f"{what}: expected integers, got {values.dtype}")
+    are_counts = int(values.sum()) == n_all and bool((values > 0).all())
+    in_order = values.numel() == n_all and bool((values.diff() >= 0).all())
+    are_owners = in_order and (not n_all or int(values[0]) >= 0)
+    if are_counts and are_owners:
+        raise ValueError(
+            f"{what}: {values.tolist()[:8]} may be the structure of each atom or the number of "
+            f"atoms of each structure, and there are {n_all} atoms; name the numbers of atoms with "
+            "batch={'n_atoms': …}"
+        )
+    if are_counts:
+        return values
+    if are_owners:
+        return values.bincount()
+    problem = f"got {values.numel()} values with the sum {int(values.sum())}"
+    if values.numel() == n_all:
+        problem = "got structures whose atoms do not follow each other; sort the atoms by structure"
+    raise ValueError(
+        f"{what}: expected the structure of each of the {n_all} atoms of {where}, or numbers of "
+        f"atoms that add up to them, {problem}"
+    )
+
+
+def _checked(path: Path, counts: Tensor, where: str, n_all: int) -> Tensor:
+    if counts.is_floating_point() or int(counts.sum()) != n_all or bool((counts < 0).any()):
+        raise ValueError(
+            f"the numbers of atoms, {describe_address(path)}: expected integers that add up to the "
+            f"{n_all} atoms of {where}, got {counts.tolist()[:8]} with the sum "
+            f"{float(counts.sum()):g}"
+        )
+    return counts
+
+
+def _is_single(batch: Any, count: Any, n_all: int) -> bool:
+    """Whether a batch is a single structure: one count, or a graph that was not collated."""
+    if count is not None:
+        return int(count) == n_all
+    return hasattr(batch, "num_graphs") or hasattr(batch, "is_directed")
+
+
+def _first(
+    batch: Any, addresses: Mapping[str, Path], role: str, names: Sequence[str]
+) -> tuple[Path, Any]:
+    """The address of a role and what is there, or the first of some names that there is."""
+    if role in addresses:
+        path = addresses[role]
+        value = find(batch, path)
+        if value is None:
+            raise TypeError(
+                f"batch={{'{role}': {describe_address(path)}}}: there is no such member; the batch "
+                f"is a {type(batch).__name__} with {', '.join(names_in(batch))}"
+            )
+        return path, value
+    for name in names:
+        value = find(batch, (name,))
+        if (value is not None and hasattr(value, "__len__")) or isinstance(value, int):
+            return (name,), value
+    return (), None
