@@ -65,6 +65,34 @@ def find(holder: Any, path: Path) -> Any:
     return holder
 
 
+def tensor_of(where: str, value: Any) -> torch.Tensor:
+    """A tensor, an array, a number or a list of numbers as a tensor; Python floats in float64.
+
+    Args:
+        where: what the value is, for messages.
+        value: value at an address.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(value, torch.Tensor):
+        return value
+    if hasattr(value, "__array__"):  # numpy's, and the cell of ASE
+        value = value.__array__()
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        first = type(value[0]).__name__ if isinstance(value, (list, tuple)) and value else None
+        of = f" of {first}" if first else ""
+        raise TypeError(
+            f"{where}: expected a tensor, an array or numbers, got a {type(value).__name__}{of}; "
+            "concatenate or stack them where batches are made"
+        ) from None
+    if tensor.is_floating_point() and not hasattr(value, "dtype"):
+        return torch.as_tensor(value, dtype=torch.float64)
+    return tensor
+
+
 def replace(holder: Any, path: Path, value: Any) -> Any:
     """A copy of an object with another value at an address; the object itself stays as it is.
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .addresses import Path, describe_address, find
+from .addresses import Path, describe_address, find, tensor_of
 
 
 def are_ase_atoms(batch: Any) -> bool:
@@ -57,15 +57,17 @@ def find_in_atoms(batch: Sequence[Any], path: Path, per_atom: bool) -> Tensor | 
 
 def _value(atoms: Any, path: Path) -> Tensor | None:
     if len(path) != 1 or not isinstance(path[0], str):
-        return _tensor(find(atoms, path))
+        return _tensor(path, find(atoms, path))
     name = path[0]
     results = getattr(atoms.calc, "results", None) or {}
     places = {"info": atoms.info, "arrays": atoms.arrays, "calc": results}
     found = {
-        place: value for place, of in places.items() if (value := _tensor(of.get(name))) is not None
+        place: value
+        for place, of in places.items()
+        if (value := _tensor(path, of.get(name))) is not None
     }
     if not found:
-        return _tensor(getattr(atoms, name, None)) if name == "cell" else None
+        return _tensor(path, atoms.cell) if name == "cell" else None
     values = list(found.values())
     if not all(torch.equal(value, values[0]) for value in values):
         addresses = [("calc", "results", name) if p == "calc" else (p, name) for p in found]
@@ -76,9 +78,5 @@ def _value(atoms: Any, path: Path) -> Tensor | None:
     return values[0]
 
 
-def _tensor(value: Any) -> Tensor | None:
-    if value is None:
-        return None
-    if hasattr(value, "__array__"):  # also the cell, and numpy's scalars
-        value = value.__array__()
-    return torch.as_tensor(value)
+def _tensor(path: Path, value: Any) -> Tensor | None:
+    return None if value is None else tensor_of(f"{describe_address(path)} of the Atoms", value)

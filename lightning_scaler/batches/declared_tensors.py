@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..settings import did_you_mean
-from .addresses import Path, describe_address, find, names_in
+from .addresses import Path, describe_address, find, names_in, tensor_of
 from .ase_atoms import are_ase_atoms, find_in_atoms
 from .atoms import Atoms
 from .declared_targets import GradientTensor, PerAtom, PerStructure, split_sign
@@ -139,7 +139,7 @@ def _tensor_at(holder: Any, path: Path, per_atom: bool) -> Tensor | None:
     if are_ase_atoms(holder):
         return find_in_atoms(holder, path, per_atom)
     found = find(holder, path)
-    return None if found is None else torch.as_tensor(found)
+    return None if found is None else tensor_of(describe_address(path), found)
 
 
 def _gradients(target: Target) -> Mapping[str, GradientTensor]:

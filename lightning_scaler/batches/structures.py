@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .addresses import Path, describe_address, find, names_in
+from .addresses import Path, describe_address, find, names_in, tensor_of
 from .ase_atoms import are_ase_atoms
 from .atoms import Atoms, read_atoms
 
@@ -78,7 +78,7 @@ def _find_types(batch: Any, addresses: Mapping[str, Path]) -> tuple[str, Tensor]
             "structure of each atom"
         )
     where = f"the types of the batch, {describe_address(path)}"
-    types = torch.as_tensor(value)
+    types = tensor_of(where, value)
     if types.is_floating_point() or types.is_complex() or types.dtype == torch.bool:
         raise TypeError(
             f"{where}: expected integers, got {str(types.dtype).removeprefix('torch.')}; convert "
@@ -118,13 +118,15 @@ def _count_atoms(batch: Any, addresses: Mapping[str, Path], where: str, types: T
     n_all = types.numel()
     offsets = None if {"structure", "n_atoms"} & addresses.keys() else find(batch, (OFFSETS,))
     if offsets is not None:
-        return _checked((OFFSETS,), torch.as_tensor(offsets).diff(), where, n_all)
+        return _checked((OFFSETS,), tensor_of(OFFSETS, offsets).diff(), where, n_all)
     path: Path = ()
     counts = None
     if "structure" not in addresses:
         path, counts = _first(batch, addresses, "n_atoms", COUNTS)
-    if counts is not None and torch.as_tensor(counts).dim():
-        return _checked(path, torch.as_tensor(counts).reshape(-1), where, n_all)
+    if counts is not None:
+        counts = tensor_of(describe_address(path), counts)
+        if counts.dim():
+            return _checked(path, counts.reshape(-1), where, n_all)
     path, owners = _first(batch, addresses, "structure", OWNERS)
     if owners is None:
         # One structure, which need not say so.
@@ -137,7 +139,7 @@ def _count_atoms(batch: Any, addresses: Mapping[str, Path], where: str, types: T
             f"{', '.join([OFFSETS, *COUNTS, *OWNERS])}; for others, "
             "TargetScaler(batch={'structure': …}) names the tensor"
         )
-    return _counts_from(path, torch.as_tensor(owners).reshape(-1), where, n_all)
+    return _counts_from(path, tensor_of(describe_address(path), owners).reshape(-1), where, n_all)
 
 
 def _counts_from(path: Path, values: Tensor, where: str, n_all: int) -> Tensor:
