@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .metrics import PhysicalUnits, RelativeRootMeanSquaredError
     from .scaling import ScaleAccumulator, Scaler
     from .tensors import InvalidStateError
-    from .training import TargetScaler, TargetScalingMixin
+    from .training import ScaledSteps, TargetScaler, TargetScalingMixin
 
     __version__: str
 
@@ -25,6 +25,7 @@ __all__ = [
     "PhysicalUnits",
     "RelativeRootMeanSquaredError",
     "ScaleAccumulator",
+    "ScaledSteps",
     "Scaler",
     "TargetScaler",
     "TargetScalingMixin",
@@ -38,6 +39,7 @@ _ROOMS = {
     "PhysicalUnits": "metrics",
     "RelativeRootMeanSquaredError": "metrics",
     "ScaleAccumulator": "scaling",
+    "ScaledSteps": "training",
     "Scaler": "scaling",
     "TargetScaler": "training",
     "TargetScalingMixin": "training",

@@ -129,6 +129,14 @@ class DeclaredBatch(Sequence[Any]):
                 raise ValueError(describe_missing(f"prediction of '{name}'", path, output, way_out))
         return self._tensormaps(found)
 
+    def has_predictions(self, output: Any) -> bool:
+        """Whether an output holds a prediction of some declared target."""
+        targets = self.declaration.targets
+        return any(
+            find(output, output_path(name, target, output, len(targets))) is not None
+            for name, target in targets.items()
+        )
+
     def replace_targets(self, tensors: Mapping[str, TensorMap]) -> Any:
         """A copy of the batch with other targets, in the shapes of its own.
 

@@ -4,9 +4,11 @@ Imports ``metrics``, ``scaling`` and the rooms above them.
 """
 
 from .mixin import TargetScalingMixin
+from .scaled_steps import ScaledSteps
 from .target_scaler import TargetScaler
 
 __all__ = [
+    "ScaledSteps",
     "TargetScaler",
     "TargetScalingMixin",
 ]

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from ..batches import Declaration
-from .mixin import TargetScalingMixin
+from .scaled_module import ScaledModule, is_lightning, scaler_of
 
 TRANSFER_HOOKS = ("transfer_batch_to_device", "on_after_batch_transfer")
 
@@ -27,7 +27,7 @@ class BatchHooks:
         moves: whether batches are moved to the device.
     """
 
-    def __init__(self, trainer: Trainer, module: TargetScalingMixin) -> None:
+    def __init__(self, trainer: Trainer, module: ScaledModule) -> None:
         self._trainer, self._module = trainer, module
         owners = (module, trainer.datamodule)  # type: ignore[attr-defined]
         self.moves = any(_overrides(owner, hook) for owner in owners for hook in TRANSFER_HOOKS)
@@ -46,15 +46,15 @@ class BatchHooks:
 
 
 @contextmanager
-def scaler_in_use(module: TargetScalingMixin) -> Iterator[None]:
+def scaler_in_use(module: ScaledModule) -> Iterator[None]:
     """Refuse every use of the module's scaler, whose scales are being fitted."""
-    modules = module._modules
-    scaler = module.scaler
-    modules["scaler"] = _ScalerInUse(type(module).__name__, scaler.declaration)
+    modules, attribute = module._modules, module._scaler_attribute
+    scaler = scaler_of(module)
+    modules[attribute] = _ScalerInUse(type(module).__name__, scaler.declaration)
     try:
         yield
     finally:
-        modules["scaler"] = scaler
+        modules[attribute] = scaler
 
 
 class _ScalerInUse(torch.nn.Module):
@@ -82,7 +82,4 @@ def _overrides(owner: Any, hook: str) -> bool:
     if hook in vars(owner):
         return True
     defined_by = next(base for base in type(owner).__mro__ if hook in vars(base))
-    return defined_by is not TargetScalingMixin and defined_by.__module__.split(".")[0] not in (
-        "lightning",
-        "pytorch_lightning",
-    )
+    return not is_lightning(defined_by) and ScaledModule not in defined_by.__bases__

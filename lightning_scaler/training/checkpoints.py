@@ -9,26 +9,30 @@ from ..scaling import Scaler
 # The scales have a key of their own besides the state dict, of which some strategies load
 # parameters and buffers alone.
 CHECKPOINT_KEY = "target_scaler"
-STATE_DICT_KEY = "scaler._extra_state"
 
 
-def save_scales(scaler: Scaler, checkpoint: dict[str, Any]) -> None:
+def save_scales(scaler: Scaler, checkpoint: dict[str, Any], attribute: str) -> None:
     """Write the scales into a checkpoint, under a key of their own and in its state dict.
 
     The state dict may be that of a copy of the module from before the fit: callbacks that average
     weights save one.
+
+    Args:
+        scaler: scaler of a module.
+        checkpoint: checkpoint of the module.
+        attribute: name under which the module holds the scaler.
     """
-    state = scaler.get_extra_state()
+    state, key = scaler.get_extra_state(), f"{attribute}._extra_state"
     checkpoint[CHECKPOINT_KEY] = state
-    if STATE_DICT_KEY in checkpoint.get("state_dict", {}):
-        checkpoint["state_dict"][STATE_DICT_KEY] = state
+    if key in checkpoint.get("state_dict", {}):
+        checkpoint["state_dict"][key] = state
 
 
-def load_scales(scaler: Scaler, checkpoint: dict[str, Any]) -> None:
-    """Restore scales from a checkpoint; say so if it has none."""
+def load_scales(scaler: Scaler, checkpoint: dict[str, Any], attribute: str) -> None:
+    """Restore scales from a checkpoint; say so if it has none. See :func:`save_scales`."""
     if CHECKPOINT_KEY in checkpoint:
         scaler.set_extra_state(checkpoint[CHECKPOINT_KEY])
-    elif STATE_DICT_KEY in checkpoint.get("state_dict", {}):
+    elif f"{attribute}._extra_state" in checkpoint.get("state_dict", {}):
         pass  # Lightning loads the state dict afterwards.
     elif scaler.fitted:
         rank_zero_info(
@@ -38,5 +42,5 @@ def load_scales(scaler: Scaler, checkpoint: dict[str, Any]) -> None:
         rank_zero_warn(
             "the checkpoint has no target scales, and neither has the module: a TargetScaler will "
             "fit new ones. If the weights were trained with scales, give the module those first: "
-            "module.scaler = Scaler.load(...)"
+            f"module.{attribute} = Scaler.load(...)"
         )

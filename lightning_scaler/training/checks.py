@@ -7,7 +7,8 @@ from lightning.pytorch import LightningModule, Trainer
 
 from ..scaling import Scaler
 from ..settings import UnseenTypes, check_choice
-from .mixin import TargetScalingMixin
+from .scaled_module import ScaledModule, scaler_of
+from .scaled_steps import ScaledSteps
 
 TUNERS = ("LearningRateFinder", "BatchSizeFinder")
 
@@ -45,18 +46,34 @@ def check_module(module: LightningModule) -> Scaler:
         TypeError: for another module, or a ``scaler`` of another type.
     """
     name = type(module).__name__
-    if not isinstance(module, TargetScalingMixin):
+    if not isinstance(module, ScaledModule):
         raise TypeError(
             f"TargetScaler: expected a module with the TargetScalingMixin, got {name}; write "
-            f"class {name}(TargetScalingMixin, LightningModule)"
+            f"class {name}(TargetScalingMixin, LightningModule), or, for a module with steps of "
+            "its own and targets that are plain tensors, declare them: "
+            "TargetScaler(targets={'energy': PerStructure()})"
         )
-    scaler: object = module.scaler
+    scaler: object = scaler_of(module)
     if not isinstance(scaler, Scaler):
+        attribute = module._scaler_attribute
         raise TypeError(
-            f"TargetScaler: expected {name}.scaler to be the Scaler of the TargetScalingMixin, "
-            f"got {type(scaler).__name__}; rename your own attribute"
+            f"TargetScaler: expected {name}.{attribute} to be the Scaler of the mixin, got "
+            f"{type(scaler).__name__}; rename your own attribute"
         )
     return scaler
+
+
+def check_declared(module: LightningModule) -> None:
+    """Check that a module with :class:`ScaledSteps` has declared targets.
+
+    Raises:
+        TypeError: if it has none, before a fit.
+    """
+    if isinstance(module, ScaledSteps) and module.target_scaler.declaration is None:
+        raise TypeError(
+            f"TargetScaler: {type(module).__name__} has ScaledSteps and needs declared targets: "
+            "TargetScaler(targets={'energy': PerStructure()})"
+        )
 
 
 def check_alone(callbacks: list[Any]) -> None:

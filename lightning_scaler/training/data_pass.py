@@ -10,15 +10,15 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from tqdm.auto import tqdm
 
-from ..batches import Batch, check_unpacked
+from ..batches import Batch
 from ..scaling import ScaleAccumulator, Scaler, describe_force_targets
 from ..tensors import TargetLayout, flatten_state, unflatten_state
 from .batch_hooks import BatchHooks, scaler_in_use
 from .fit_decision import FitDecision
-from .mixin import TargetScalingMixin
 from .pass_loaders import Limits, Stream, length, pass_loaders, training_batches
 from .processes import FitProcesses, ProcessesDisagreeError
 from .random_states import preserve_rng
+from .scaled_module import ScaledModule, scaler_of
 from .training_loader import LoaderRecord, TrainingLoader
 
 # A shorter pass shows no progress bar.
@@ -27,7 +27,7 @@ SECONDS_WITHOUT_PROGRESS = 3.0
 
 def fit_scales(
     trainer: Trainer,
-    module: TargetScalingMixin,
+    module: ScaledModule,
     decision: FitDecision,
     processes: FitProcesses,
     record: LoaderRecord,
@@ -46,7 +46,7 @@ def fit_scales(
     """
     request, settings = decision.request, decision.request.settings
     fixed_scales = decision.fixed_scales()
-    accumulator = decision.accumulator(module.scaler, module.device)
+    accumulator = decision.accumulator(scaler_of(module), module.device)
     loader = TrainingLoader(trainer, processes, record)
     if fixed_scales and decision.targets is not None:
         # One batch shows the layouts, and no more is needed if all scales and baselines are fixed.
@@ -86,7 +86,7 @@ def is_dev_run(trainer: Trainer) -> bool:
 
 def read_training_data(
     trainer: Trainer,
-    module: TargetScalingMixin,
+    module: ScaledModule,
     accumulator: ScaleAccumulator,
     processes: FitProcesses,
     loader: TrainingLoader,
@@ -135,10 +135,9 @@ def read_training_data(
         )
 
 
-def _unpack(module: TargetScalingMixin, hooks: BatchHooks, batch: Any) -> Batch:
+def _unpack(module: ScaledModule, hooks: BatchHooks, batch: Any) -> Batch:
     """Systems, targets and masks of a batch after the hooks, the TensorMaps on the CPU."""
-    where = f"{type(module).__name__}.unpack_batch"
-    unpacked = check_unpacked(where, module.unpack_batch(hooks(batch)))
+    unpacked = module._read_batch(hooks(batch))
     return unpacked.with_tensors_on_cpu() if hooks.moves else unpacked
 
 

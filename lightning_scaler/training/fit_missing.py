@@ -6,15 +6,15 @@ from ..tensors import digest
 from .data_pass import fit_scales, is_dev_run
 from .fit_decision import FitRequest, decide_fit
 from .loss_settings import LossSettings
-from .mixin import TargetScalingMixin
 from .process_group import fit_processes
 from .processes import FitProcesses
+from .scaled_module import ScaledModule, scaler_of
 from .training_loader import LoaderRecord
 
 
 def fit_missing(
     trainer: Trainer,
-    module: TargetScalingMixin,
+    module: ScaledModule,
     request: FitRequest,
     loss_settings: LossSettings,
     record: LoaderRecord,
@@ -34,7 +34,7 @@ def fit_missing(
     Raises:
         RuntimeError: on every process, if one fails or they disagree.
     """
-    scaler = module.scaler
+    scaler = scaler_of(module)
     with fit_processes(trainer) as processes:
         stored = None if request.refit or not scaler.fitted else scaler.settings
         fitted = _fit(trainer, module, request, processes, record)
@@ -50,12 +50,12 @@ def fit_missing(
 
 def _fit(
     trainer: Trainer,
-    module: TargetScalingMixin,
+    module: ScaledModule,
     request: FitRequest,
     processes: FitProcesses,
     record: LoaderRecord,
 ) -> set[str] | None:
-    scaler = module.scaler
+    scaler = scaler_of(module)
     decision = decide_fit(request, scaler, is_dev_run(trainer))
     to_fit = decision.targets if decision.targets is not None else "all targets"
     processes.check_equal(

@@ -9,10 +9,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from metatensor.torch import TensorMap
 
-from ..batches import check_unpacked
 from ..reports import print_tables, print_text
-from ..scaling import Scaler
-from .mixin import TargetScalingMixin
+from ..scaling import Scaler, targets_to_loss
+from .scaled_module import ScaledModule, scaler_of
 
 # Scales that were fitted to other data may be far from 1.
 LARGEST_RMS = 10.0
@@ -34,7 +33,7 @@ def print_fit(scaler: Scaler, kept: set[str]) -> None:
     print_tables(scaler.table(), scaler.baselines_table())
 
 
-def report_kept_scales(module: TargetScalingMixin, batch: Any, kept: Collection[str]) -> None:
+def report_kept_scales(module: ScaledModule, batch: Any, kept: Collection[str]) -> None:
     """Say that scales were kept, and how they suit the first batch of training.
 
     Warns of targets whose RMS in loss space is far from 1, unless their scale is fixed.
@@ -44,7 +43,7 @@ def report_kept_scales(module: TargetScalingMixin, batch: Any, kept: Collection[
         batch: first batch of training, as ``training_step`` receives it.
         kept: names of the targets whose scales were kept.
     """
-    scaler = module.scaler
+    scaler = scaler_of(module)
     rms: dict[str, float] = {}
     try:
         rms = rms_in_loss_space(module, batch, kept)
@@ -79,15 +78,12 @@ def report_kept_scales(module: TargetScalingMixin, batch: Any, kept: Collection[
         )
 
 
-def rms_in_loss_space(
-    module: TargetScalingMixin, batch: Any, names: Collection[str]
-) -> dict[str, float]:
+def rms_in_loss_space(module: ScaledModule, batch: Any, names: Collection[str]) -> dict[str, float]:
     """The RMS of all values of each of these targets, missing ones left out."""
     # An unpack_batch may take the members out of the batch that the step needs next.
-    where, copied = f"{type(module).__name__}.unpack_batch", copy.copy(batch)
-    systems, targets, masks = check_unpacked(where, module.unpack_batch(copied))
+    systems, targets, masks = module._read_batch(copy.copy(batch))
     known = {name: tensor for name, tensor in targets.items() if name in names}
-    in_loss = module.targets_to_loss(systems, known, masks)
+    in_loss = targets_to_loss(scaler_of(module), systems, known, masks, torch.float64)
     rms = {name: _rms(tensor) for name, tensor in in_loss.items()}
     return {name: value for name, value in rms.items() if value is not None}
 

@@ -3,10 +3,9 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning_utilities.core.apply_func import apply_to_collection
 from metatensor.torch import TensorMap, detach
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
@@ -25,31 +24,23 @@ from ..batches import (
     unpack,
 )
 from ..scaling import (
-    Scaler,
     predictions_to_loss,
     predictions_to_physical,
     targets_to_loss,
 )
-from .checkpoints import load_scales, save_scales
 from .default_loss import DefaultLoss
-from .fit_decision import restores_later
 from .gradient_signs import warn_of_opposite_signs
 from .loss import zero_loss
 from .metric_logging import LoggedMetrics
 from .padding import drop_systems, padded_positions
+from .scaled_module import ScaledModule, new_scaler, refuse_hidden_steps
 from .training_loader import flat_loaders
-
-# The mixin calls methods of LightningModule, but must come before it among the bases.
-if TYPE_CHECKING:
-    _Module = LightningModule
-else:
-    _Module = object
 
 Tensors = Mapping[str, TensorMap]
 Systems = Sequence[HasTypes] | Atoms
 
 
-class TargetScalingMixin(_Module):
+class TargetScalingMixin(ScaledModule):
     """Provides the steps of a LightningModule whose ``forward`` predicts in model space.
 
     The module holds a :class:`Scaler`, which is moved, saved and restored with it; the
@@ -77,8 +68,7 @@ class TargetScalingMixin(_Module):
         TypeError: if a class has the mixin after ``LightningModule`` among its bases.
 
     Example:
-        >>> from lightning.pytorch import LightningModule
-        >>> class Net(TargetScalingMixin, LightningModule):
+        >>>         >>> class Net(TargetScalingMixin, LightningModule):
         ...     def forward(self, systems): ...
         >>> Net().scaler
         Scaler(not fitted)
@@ -95,23 +85,16 @@ class TargetScalingMixin(_Module):
             "The ``compute`` method of metric .* was called before the ``update`` method",
         ):
             warnings.filterwarnings("ignore", message)
-        self.scaler = Scaler()
+        self.scaler = new_scaler(self)
         self._scaling_metrics = LoggedMetrics("_scaling_metrics")
         self._scaling_batch_idx = 0
         self._scaling_loss = DefaultLoss()
         self._scaling_signs_checked = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse the wrong order of bases, with which Lightning would not find these steps."""
+        """Refuse to replace the steps of a class behind the mixin without a word."""
         super().__init_subclass__(**kwargs)
-        bases = [base.__name__ for base in cls.__mro__]
-        # Two distributions of Lightning have a LightningModule.
-        if "LightningModule" in bases[: bases.index("TargetScalingMixin")]:
-            raise TypeError(
-                f"class {cls.__name__}: expected TargetScalingMixin before LightningModule among "
-                f"the bases, got ({', '.join(base.__name__ for base in cls.__bases__)}); write "
-                f"class {cls.__name__}(TargetScalingMixin, LightningModule)"
-            )
+        refuse_hidden_steps(cls, TargetScalingMixin)
 
     # Methods that a user may override.
 
@@ -185,8 +168,7 @@ class TargetScalingMixin(_Module):
         Returns:
             Targets by name, in float64 if the weights of the module are, otherwise in float32.
         """
-        self._check_scales()
-        return targets_to_loss(self.scaler, systems, targets, masks, self._scaling_dtype())
+        return targets_to_loss(self.fitted_scaler, systems, targets, masks, self._scaling_dtype())
 
     def predictions_to_loss(
         self, systems: Systems, predictions: Tensors, targets: Tensors
@@ -205,10 +187,10 @@ class TargetScalingMixin(_Module):
         Raises:
             ValueError: for a target of the batch without a prediction, or without scales.
         """
-        self._check_scales()
+        scaler = self.fitted_scaler
         if isinstance(systems, DeclaredBatch):
             predictions = systems.predictions(predictions, needed=targets)
-        return predictions_to_loss(self.scaler, systems, predictions, targets)
+        return predictions_to_loss(scaler, systems, predictions, targets)
 
     def update_metrics(
         self,
@@ -241,13 +223,6 @@ class TargetScalingMixin(_Module):
         )
 
     # Hooks and steps that Lightning calls.
-
-    @override
-    def on_fit_start(self) -> None:
-        """Called when fit begins, after the callbacks. Raises an error if there are no scales."""
-        super().on_fit_start()
-        if not restores_later(self.trainer):
-            self._check_scales()
 
     @override
     def transfer_batch_to_device(
@@ -306,37 +281,16 @@ class TargetScalingMixin(_Module):
         number of atoms of each structure; otherwise TensorMaps by target name.
         """
         with torch.inference_mode(False), torch.no_grad():
-            self._check_scales()
+            declaration = self.fitted_scaler.declaration
             batch = clone_inference_tensors(batch)
-            if self.scaler.declaration is not None:
-                return self._predict_declared(DeclaredBatch(batch, self.scaler.declaration))
+            if declaration is not None:
+                return self._predict_declared(DeclaredBatch(batch, declaration))
             systems = self._unpacked(batch).systems
             predictions = self(systems)
             atoms = read_atoms(systems)
             physical = predictions_to_physical(self.scaler, atoms, predictions)
             # Lightning moves predictions to the CPU, except TensorMaps.
             return {name: detach(tensor).to(device="cpu") for name, tensor in physical.items()}
-
-    @override
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Called when a checkpoint is saved. Writes the scales under a key of their own too.
-
-        Callbacks that average weights save a copy of the module from before the fit.
-        An override must call ``super().on_save_checkpoint(checkpoint)``.
-        """
-        super().on_save_checkpoint(checkpoint)
-        save_scales(self.scaler, checkpoint)
-
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Called when a checkpoint is loaded. Restores the scales from their own key.
-
-        Some strategies load parameters and buffers alone. Without scales in the checkpoint, the
-        module keeps its own, or stays not fitted with a warning.
-        An override must call ``super().on_load_checkpoint(checkpoint)``.
-        """
-        super().on_load_checkpoint(checkpoint)
-        load_scales(self.scaler, checkpoint)
 
     def _scaling_step(self, stage: str, batch: Any, dataloader_idx: int = 0) -> torch.Tensor:
         if stage != "train":
@@ -390,10 +344,13 @@ class TargetScalingMixin(_Module):
             weights = self.scaler.settings.loss_weights
             self._scaling_loss.warn_of_unused_weights(type(self).__name__, weights)
 
+    @override
+    def _read_batch(self, batch: Any) -> Batch:
+        return check_unpacked(f"{type(self).__name__}.unpack_batch", self.unpack_batch(batch))
+
     def _unpacked(self, batch: Any) -> Batch:
         """The batch taken apart, on the device of the module."""
-        unpacked = check_unpacked(f"{type(self).__name__}.unpack_batch", self.unpack_batch(batch))
-        return move_unpacked(unpacked, self.device, self._scaling_dtype())
+        return move_unpacked(self._read_batch(batch), self.device, self._scaling_dtype())
 
     def _padded_positions(self, stage: str, n_systems: int, dataloader_idx: int) -> list[int]:
         if stage == "train" or not self._has_trainer() or self.trainer.world_size == 1:
@@ -415,11 +372,3 @@ class TargetScalingMixin(_Module):
         dtypes = (p.dtype for p in parameters if p.is_floating_point())
         dtype = next(dtypes, self.dtype)
         return torch.float64 if dtype == torch.float64 else torch.float32
-
-    def _check_scales(self) -> None:
-        if not self.scaler.targets:
-            raise RuntimeError(
-                f"{type(self).__name__} has no target scales; train with "
-                "Trainer(callbacks=[TargetScaler()]), load a checkpoint with scales, or set "
-                "module.scaler to a Scaler fitted with ScaleAccumulator"
-            )

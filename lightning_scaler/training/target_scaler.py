@@ -20,6 +20,7 @@ from ..settings import (
 from .checks import (
     check_alone,
     check_arguments,
+    check_declared,
     check_fitted,
     check_module,
     name_of_tuner,
@@ -29,15 +30,17 @@ from .fit_decision import FitRequest, restores_later
 from .fit_missing import fit_missing
 from .fit_report import print_fit, report_kept_scales
 from .loss_settings import LossSettings
-from .mixin import TargetScalingMixin
 from .random_states import RandomStates, preserve_rng
+from .scale_steps import scale_steps
+from .scaled_module import ScaledModule, scaler_of
 from .training_loader import LoaderRecord
 
 
 class TargetScaler(Callback):
     """Fits the scales and the baseline of a module's targets in one pass over the training data.
 
-    The module is a ``LightningModule`` with the :class:`TargetScalingMixin`. All processes share
+    The module is a ``LightningModule`` with the :class:`TargetScalingMixin`. With declared targets,
+    it may be any other: its steps are then run as :class:`ScaledSteps` does. All processes share
     the pass, which runs before the sanity check and reads each sample of the training loader once,
     through the transfer hooks of module and datamodule. Random states are restored afterwards,
     including those of generators that are attributes of the loader or its parts. Scales that were
@@ -77,10 +80,12 @@ class TargetScaler(Callback):
         batch: for declared targets, addresses in a batch of the ``types`` of all atoms, and of the
             ``structure`` of each atom or the number of atoms ``n_atoms`` of each structure.
             Default: the usual names, batches of PyTorch Geometric, and lists of ASE ``Atoms``.
+        at: for a module without a mixin, the submodule whose output holds the predictions, if its
+            steps do not call ``forward``.
 
     Raises:
         TypeError: if ``baseline`` is a class, names are given as one string, or the module does not
-            have the mixin.
+            have a mixin and no targets are declared.
         ValueError: if an argument has an unknown value, or arguments contradict each other, the
             data, or restored scales.
 
@@ -107,6 +112,7 @@ class TargetScaler(Callback):
         loss_weights: Numbers | None = None,
         balance_loss: bool | None = None,
         batch: Mapping[str, Any] | None = None,
+        at: str = "forward",
     ) -> None:
         super().__init__()
         check_arguments(unseen_types, limit_batches, enabled=enabled, refit=refit)
@@ -122,6 +128,7 @@ class TargetScaler(Callback):
             targets, intensive_targets, self.baseline, system_labels, batch=batch
         )
         self.declaration = checked.declaration
+        self.at = at
         self.targets, self.intensive_targets = checked.targets, checked.intensive_targets
         self.system_labels: SystemLabels = system_labels
         loss = LossSettings.parse(loss_weights, balance_loss, self.targets)
@@ -142,6 +149,8 @@ class TargetScaler(Callback):
         """
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         check_alone(callbacks)
+        if self.declaration is not None and not isinstance(pl_module, ScaledModule):
+            scale_steps(trainer, pl_module, self, self.at)
         scaler = check_module(pl_module)
         needed = scaler.additive is not None and scaler.additive.needs_module(self.additive)
         if self.additive is not None and needed:
@@ -197,7 +206,7 @@ class TargetScaler(Callback):
         kept, self._to_report = self._to_report, set()
         if kept and trainer.is_global_zero:
             with preserve_rng([]):
-                report_kept_scales(cast(TargetScalingMixin, pl_module), batch, kept)
+                report_kept_scales(cast(ScaledModule, pl_module), batch, kept)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -228,6 +237,7 @@ class TargetScaler(Callback):
             "refit": self.refit,
             "loss_weights": self.loss_weights,
             "balance_loss": self.balance_loss,
+            "at": self.at,
             "batch": (self.declaration and dict(self.declaration.batch)) or None,
         }
         defaults = inspect.signature(TargetScaler).parameters
@@ -241,19 +251,21 @@ class TargetScaler(Callback):
     def _fit_if_needed(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._record is None:
             return
-        module = cast(TargetScalingMixin, pl_module)
+        module = cast(ScaledModule, pl_module)
         if self.declaration is not None:
             # A checkpoint may have other addresses.
-            module.scaler.declaration = self.declaration
+            scaler_of(module).declaration = self.declaration
+        check_declared(module)
         try:
             loss = LossSettings(self.loss_weights, self.balance_loss)
             fitted = fit_missing(trainer, module, self._request(), loss, self._record)
         finally:
             self._forget_record()
         self._scales_kept = fitted is None
-        self._to_report = module.scaler.targets.keys() - (fitted or set())
+        scaler = scaler_of(module)
+        self._to_report = scaler.targets.keys() - (fitted or set())
         if fitted is not None and trainer.is_global_zero:
-            print_fit(module.scaler, kept=self._to_report)
+            print_fit(scaler, kept=self._to_report)
 
     def _forget_record(self) -> None:
         if self._record is not None:

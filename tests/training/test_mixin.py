@@ -595,7 +595,7 @@ class WithHooks(PlainNet):
 
 
 class NetWithHooks(TargetScalingMixin, WithHooks):
-    pass
+    training_step = TargetScalingMixin.training_step
 
 
 def test_hooks_of_the_class_below_the_mixin_are_called(tmp_path):

@@ -66,9 +66,6 @@ class Network(LightningModule):
             "atomic_dipoles": weights[:, 7:],
         }
 
-    def training_step(self, batch, batch_idx):
-        raise NotImplementedError
-
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 

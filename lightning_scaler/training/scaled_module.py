@@ -1,0 +1,160 @@
+"""What all modules with a scaler have in common."""
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lightning.pytorch import LightningModule
+from typing_extensions import override
+
+from ..batches import Batch, unpack
+from ..scaling import Scaler
+from .checkpoints import load_scales, save_scales
+from .fit_decision import restores_later
+
+# The mixins call methods of LightningModule, but must come before it among the bases.
+if TYPE_CHECKING:
+    _Module = LightningModule
+else:
+    _Module = object
+
+STEPS = ("training_step", "validation_step", "test_step", "predict_step")
+
+
+class ScaledModule(_Module):
+    """A module with a scaler, which is moved, saved and restored with it.
+
+    Raises:
+        TypeError: if a class has a mixin after ``LightningModule`` among its bases.
+    """
+
+    _scaler_attribute: ClassVar[str] = "scaler"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse the wrong order of bases, with which Lightning would not find these methods."""
+        super().__init_subclass__(**kwargs)
+        if ScaledModule in cls.__bases__:
+            return
+        bases = [base.__name__ for base in cls.__mro__]
+        mixin = next(base for base in cls.__mro__ if ScaledModule in base.__bases__).__name__
+        # Two distributions of Lightning have a LightningModule.
+        if "LightningModule" in bases[: bases.index(mixin)]:
+            raise TypeError(
+                f"class {cls.__name__}: expected {mixin} before LightningModule among the bases, "
+                f"got ({', '.join(base.__name__ for base in cls.__bases__)}); write "
+                f"class {cls.__name__}({mixin}, LightningModule)"
+            )
+        if "__init__" not in cls.__dict__:
+            _keep_signature(cls)
+
+    @property
+    def fitted_scaler(self) -> Scaler:
+        """The scaler.
+
+        Raises:
+            RuntimeError: if it has no scales.
+        """
+        scaler = scaler_of(self)
+        if not scaler.targets:
+            raise RuntimeError(
+                f"{type(self).__name__} has no target scales; train with "
+                "Trainer(callbacks=[TargetScaler()]), load a checkpoint with scales, or set "
+                f"module.{self._scaler_attribute} to a Scaler fitted with ScaleAccumulator"
+            )
+        return scaler
+
+    def _read_batch(self, batch: Any) -> Batch:
+        """The systems, targets and masks of a batch."""
+        return unpack(batch, scaler_of(self).declaration)
+
+    @override
+    def on_fit_start(self) -> None:
+        """Called when fit begins, after the callbacks. Raises an error if there are no scales."""
+        super().on_fit_start()
+        if not restores_later(self.trainer):
+            _ = self.fitted_scaler
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Called when a checkpoint is saved. Writes the scales under a key of their own too.
+
+        Callbacks that average weights save a copy of the module from before the fit.
+        An override must call ``super().on_save_checkpoint(checkpoint)``.
+        """
+        super().on_save_checkpoint(checkpoint)
+        save_scales(scaler_of(self), checkpoint, self._scaler_attribute)
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Called when a checkpoint is loaded. Restores the scales from their own key.
+
+        Some strategies load parameters and buffers alone. Without scales in the checkpoint, the
+        module keeps its own, or stays not fitted with a warning.
+        An override must call ``super().on_load_checkpoint(checkpoint)``.
+        """
+        super().on_load_checkpoint(checkpoint)
+        load_scales(scaler_of(self), checkpoint, self._scaler_attribute)
+
+
+def scaler_of(module: ScaledModule) -> Scaler:
+    """The scaler of a module."""
+    scaler: Scaler = getattr(module, module._scaler_attribute)
+    return scaler
+
+
+def _keep_signature(cls: Any) -> None:
+    """Give a class the signature of the ``__init__`` behind the mixin.
+
+    ``load_from_checkpoint`` reads the names of the arguments from it.
+    """
+    mixins = [base for base in cls.__mro__ if issubclass(base, ScaledModule)]
+    behind = next(base for base in cls.__mro__ if base not in mixins and "__init__" in vars(base))
+
+    @functools.wraps(behind.__init__)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        super(cls, self).__init__(*args, **kwargs)
+
+    __init__.__signature__ = inspect.signature(behind.__init__)  # type: ignore[attr-defined]
+    cls.__init__ = __init__
+
+
+def new_scaler(module: Any) -> Scaler:
+    """The scaler of a new module: the one that its class has made, or a new one.
+
+    Raises:
+        TypeError: if the class uses the attribute for something else.
+    """
+    existing = getattr(module, "scaler", None)
+    if existing is None or isinstance(existing, Scaler):
+        return existing or Scaler()
+    name = type(module).__name__
+    raise TypeError(
+        f"{name}.scaler: expected no such attribute, which is that of the TargetScalingMixin, got "
+        f"{type(existing).__name__}; rename it, or keep {name} as it is behind ScaledSteps, whose "
+        "attribute is target_scaler"
+    )
+
+
+def refuse_hidden_steps(cls: type, mixin: type) -> None:
+    """Refuse a class whose own steps are hidden by those of a mixin in front of it.
+
+    Raises:
+        TypeError: naming both ways out.
+    """
+    behind = cls.__mro__[cls.__mro__.index(mixin) + 1 :]
+    for step in STEPS:
+        first = next(base for base in cls.__mro__ if step in vars(base))
+        theirs = [base for base in behind if step in vars(base) and not is_lightning(base)]
+        if first is mixin and theirs:
+            name = theirs[0].__name__
+            raise TypeError(
+                f"class {cls.__name__}: the {step} of {name} would be replaced by that of "
+                f"TargetScalingMixin; to keep it, write class {cls.__name__}(ScaledSteps, {name}) "
+                f"and declare the targets; to replace it, write {step} = "
+                f"TargetScalingMixin.{step} in the class"
+            )
+
+
+def is_lightning(base: type) -> bool:
+    """Whether a class is part of Lightning, in either distribution, or of torch."""
+    return base.__module__.split(".")[0] in ("lightning", "pytorch_lightning", "torch")

@@ -1,0 +1,212 @@
+"""The mixin that keeps the steps of a LightningModule and changes the space of its tensors."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+
+from ..batches import Declaration, DeclaredBatch, clone_inference_tensors
+from ..scaling import Scaler
+from .scaled_module import ScaledModule, is_lightning
+from .step_state import StepState
+
+STAGES = {
+    "training_step": "train",
+    "validation_step": "validation",
+    "test_step": "test",
+    "predict_step": "predict",
+}
+
+
+class ScaledSteps(ScaledModule):
+    """Runs the steps of the class behind it with scaled targets.
+
+    For a module that has steps, a loss and metrics of its own, in a training with declared targets
+    (``TargetScaler(targets={"energy": PerStructure()})``). The callback does the same to a module
+    without this mixin, by itself.
+
+    In ``training_step``, the batch holds targets in loss space: the baseline is subtracted, and
+    they are divided by their scales. The output of ``forward`` is what the network gives, times
+    the per-property scales of targets that have them. In all other steps the batch is that of the
+    loader, and the output of ``forward`` is in the units of the data, with the baseline; so it is
+    outside of steps, where the batch must be among the arguments of ``forward``. Tensors are
+    replaced in copies; dtypes and shapes stay, but totals with a baseline are float64. A loss that
+    a module logs in training is therefore in loss space, and in validation in units of the data.
+
+    Attributes:
+        target_scaler: scaler of the targets; not fitted before the callback has run or a
+            checkpoint has been loaded.
+        at: submodule whose output is converted in the place of that of ``forward``, for a module
+            whose steps do not call ``forward``.
+
+    Raises:
+        TypeError: if a class has the mixin after ``LightningModule`` among its bases.
+
+    Example:
+        >>> from lightning.pytorch import LightningModule
+        >>> class Theirs(LightningModule):
+        ...     def training_step(self, batch, batch_idx): ...
+        >>> class Ours(ScaledSteps, Theirs): ...
+        >>> Ours().target_scaler
+        Scaler(not fitted)
+    """
+
+    at: ClassVar[str] = "forward"
+    _scaler_attribute = "target_scaler"
+
+    target_scaler: Scaler
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        prepare(self, type(self).at)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Wrap the steps and ``forward`` of the class."""
+        super().__init_subclass__(**kwargs)
+        for name, stage in STAGES.items():
+            _wrap(cls, name, functools.partial(_scaled_step, stage=stage))
+        _wrap(cls, "forward", _scaled_forward)
+
+
+def prepare(module: Any, at: str) -> None:
+    """Give a module a scaler and the state of its steps.
+
+    Args:
+        module: module whose class has :class:`ScaledSteps`.
+        at: ``"forward"``, or the name of the submodule whose output is converted.
+
+    Raises:
+        AttributeError: if there is no such submodule.
+    """
+    module.target_scaler = Scaler()
+    module._scaled_state = StepState(at)
+    if at != "forward":
+        module.get_submodule(at).register_forward_hook(_OutputHook(module))
+
+
+class _OutputHook:
+    """Converts the output of a submodule."""
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+
+    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return _converted(self.owner, output, args, {})
+
+
+def _wrap(cls: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
+    """Wrap a method, unless it is that of a class which is wrapped already."""
+    method = getattr(cls, name, None)
+    own = name in vars(cls)
+    if method is None or (not own and hasattr(method, "wrapped_by_scaled_steps")):
+        return
+    owner = next(base for base in cls.__mro__ if name in vars(base))
+    if is_lightning(owner) and name != "predict_step":
+        return
+    wrapped = wrapper(method)
+    wrapped.wrapped_by_scaled_steps = True
+    setattr(cls, name, wrapped)
+
+
+def _scaled_step(step: Callable[..., Any], stage: str) -> Callable[..., Any]:
+    @functools.wraps(step)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        state: StepState = self._scaled_state
+        if state.running:
+            return step(self, *args, **kwargs)
+        scaler = self.fitted_scaler
+        name = next(iter(kwargs), None) if not args else None
+        batch = args[0] if name is None else kwargs[name]
+        if stage == "train":
+            given = scaler.convert(batch, batch)
+            args, kwargs = _with_batch(given, name, args, kwargs)
+            with state.run(stage, batch):
+                output = step(self, *args, **kwargs)
+        else:
+            # Forces by autograd need normal tensors.
+            with torch.inference_mode(False), torch.no_grad():
+                batch = clone_inference_tensors(batch)
+                args, kwargs = _with_batch(batch, name, args, kwargs)
+                with state.run(stage, batch):
+                    output = step(self, *args, **kwargs)
+        if stage == "predict":
+            return apply_to_collection(output, torch.Tensor, torch.Tensor.detach)
+        if not state.found:
+            raise RuntimeError(_describe_not_found(self, step.__name__))
+        return output
+
+    return run
+
+
+def _scaled_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        state: StepState = self._scaled_state
+        if state.at != "forward" or state.in_forward:
+            return forward(self, *args, **kwargs)
+        with state.inside_forward():
+            output = forward(self, *args, **kwargs)
+        return _converted(self, output, args, kwargs)
+
+    return run
+
+
+def _with_batch(
+    batch: Any, name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if name is None:
+        return (batch, *args[1:]), kwargs
+    return args, {**kwargs, name: batch}
+
+
+def _converted(module: Any, output: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The output of a network in the space of the step in which it is computed."""
+    state, scaler = module._scaled_state, module.target_scaler
+    declaration = scaler.declaration
+    if not scaler.fitted or declaration is None:
+        return output
+    stage, batch = state.current()
+    if stage is None:
+        batch = _find_batch(module, declaration, [*args, *kwargs.values()])
+    declared = DeclaredBatch(batch, declaration)
+    if not declared.has_predictions(output):
+        return output
+    state.found = True
+    if stage == "train" and all(s.layout.single_property for s in scaler.targets.values()):
+        return output  # model space is loss space
+    target = "loss" if stage == "train" else "physical"
+    return scaler.convert(declared, output, source="model", target=target)
+
+
+def _find_batch(module: Any, declaration: Declaration, arguments: list[Any]) -> Any:
+    """The batch among the arguments of ``forward``.
+
+    Raises:
+        RuntimeError: if there is none.
+    """
+    problem: Exception | None = None
+    for argument in arguments:
+        try:
+            _ = DeclaredBatch(argument, declaration).atoms
+        except (TypeError, ValueError) as error:
+            problem = problem or error
+        else:
+            return argument
+    raise RuntimeError(
+        f"{type(module).__name__} was called outside of its steps without a batch, so its output "
+        "cannot be converted to the units of the data; call it with the batch of a loader, or use "
+        "trainer.predict"
+    ) from problem
+
+
+def _describe_not_found(module: Any, step: str) -> str:
+    targets = ", ".join(f"'{name}'" for name in module.target_scaler.targets)
+    name, at = type(module).__name__, module._scaled_state.at
+    return (
+        f"{name}.{step}: no prediction of {targets} was found in the output of '{at}' during the "
+        "step, so the units of what it computed are unknown; give the addresses in the output as "
+        "prediction=, or, if the step does not call forward, name the submodule whose output holds "
+        "the predictions: TargetScaler(at='…')"
+    )
