@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from lightning_utilities.core import rank_zero
 
 # Run by hand: python tests/benchmarks/speed.py
 collect_ignore = ["benchmarks"]
@@ -23,3 +24,17 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def messages(caplog):
+    """What Lightning logs, whatever has been imported and has configured the loggers before."""
+    # The distribution of Lightning that was imported last has set its own logger.
+    logger = rank_zero.log
+    before = logger.disabled, logger.propagate
+    logger.disabled = logger.propagate = False
+    logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.INFO, logger=logger.name):
+        yield caplog
+    logger.removeHandler(caplog.handler)
+    logger.disabled, logger.propagate = before

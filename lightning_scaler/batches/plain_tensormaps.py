@@ -4,7 +4,6 @@ All targets of a batch are built in one call of TorchScript: from Python it take
 long, half of what the conversions of a training step take.
 """
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -191,7 +190,11 @@ def build_tensormaps(
     return built, 0
 
 
-@cache
+# Not functools.cache, of which torch.compile warns.
+_LABELS: dict[tuple[str, str, int, torch.device], tuple[Labels, list[Labels], Labels]] = {}
+_GRADIENT_COMPONENTS: dict[tuple[str, torch.device], list[Labels]] = {}
+
+
 def labels_of(
     name: str, components: str, n_properties: int, device: torch.device
 ) -> tuple[Labels, list[Labels], Labels]:
@@ -203,6 +206,9 @@ def labels_of(
         n_properties: number of properties.
         device: device of the labels.
     """
+    known = _LABELS.get((name, components, n_properties, device))
+    if known is not None:
+        return known
     keys, found = Labels.single(), cartesian_components(components)
     if components.isdecimal():
         degree = int(components)
@@ -213,7 +219,9 @@ def labels_of(
     if not property_name.isidentifier():
         property_name = f"_{property_name}"
     properties = Labels.range(property_name, n_properties)
-    return keys.to(device), [labels.to(device) for labels in found], properties.to(device)
+    on_device = keys.to(device), [labels.to(device) for labels in found], properties.to(device)
+    _LABELS[name, components, n_properties, device] = on_device
+    return on_device
 
 
 def kind_of_components(target: DeclaredTarget) -> str:
@@ -223,11 +231,14 @@ def kind_of_components(target: DeclaredTarget) -> str:
     return str(target.components["spherical"])
 
 
-@cache
 def gradient_components(parameter: str, device: torch.device) -> list[Labels]:
     """The components of a gradient with respect to positions or strain; none for ``""``."""
-    kind = {"positions": VECTOR, "strain": MATRIX}.get(parameter, "")
-    return [labels.to(device) for labels in cartesian_components(kind)]
+    known = _GRADIENT_COMPONENTS.get((parameter, device))
+    if known is None:
+        kind = {"positions": VECTOR, "strain": MATRIX}.get(parameter, "")
+        known = [labels.to(device) for labels in cartesian_components(kind)]
+        _GRADIENT_COMPONENTS[parameter, device] = known
+    return known
 
 
 def cartesian_components(kind: str) -> list[Labels]:

@@ -50,6 +50,8 @@ def scripted_arithmetic(function: Callable[Arguments, Result]) -> Callable[Argum
 
 
 def _saved_tensors_have_hooks() -> bool:
+    if torch.compiler.is_compiling():
+        return False  # torch.compile cannot trace the question
     # There is no public way to ask, and torch before 2.8 has no such function.
     top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     return top is not None and top(False) is not None

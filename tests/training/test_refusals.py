@@ -1,12 +1,10 @@
 """What TargetScaler says of arguments, trainers, stages and restored scales that do not suit."""
 
-import logging
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from lightning_utilities.core import rank_zero
 from metatomic.torch import System
 from small_training import (
     SmallData,
@@ -114,20 +112,6 @@ def fitted_net(folder, **options):
     trainer = quiet_trainer(folder, callbacks=[scaler_callback(**options)], **OPTIONS)
     trainer.fit(net, SmallData())
     return net
-
-
-@pytest.fixture
-def messages(caplog):
-    """What Lightning logs, whatever has been imported and has configured the loggers before."""
-    # The distribution of Lightning that was imported last has set its own logger.
-    logger = rank_zero.log
-    before = logger.disabled, logger.propagate
-    logger.disabled = logger.propagate = False
-    logger.addHandler(caplog.handler)
-    with caplog.at_level(logging.INFO, logger=logger.name):
-        yield caplog
-    logger.removeHandler(caplog.handler)
-    logger.disabled, logger.propagate = before
 
 
 def test_kept_scales_are_reported_with_the_rms_of_the_new_data(tmp_path, messages):
