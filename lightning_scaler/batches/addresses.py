@@ -116,7 +116,9 @@ def replace(holder: Any, path: Path, value: Any) -> Any:
         name = holder._fields[part] if isinstance(part, int) else part
         return holder._replace(**{name: value})
     if isinstance(holder, (list, tuple)):
-        return type(holder)(value if i == part else old for i, old in enumerate(holder))
+        members = list(holder)
+        members[cast(int, part)] = value  # the index may be negative
+        return type(holder)(members)
     if type(holder) is dict:
         return {**holder, part: value}
     copied = copy.copy(holder)
