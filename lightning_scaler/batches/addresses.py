@@ -108,7 +108,8 @@ def replace(holder: Any, path: Path, value: Any) -> Any:
         return value
     part = path[0]
     value = replace(_member(holder, part), path[1:], value)
-    if isinstance(holder, torch.Tensor):
+    if hasattr(holder, "__array__"):  # a tensor or an array
+        holder = torch.as_tensor(holder)
         tensor = holder.to(torch.promote_types(holder.dtype, value.dtype), copy=True)
         tensor[:, cast(int, part)] = value
         return tensor
