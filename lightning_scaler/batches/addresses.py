@@ -153,8 +153,10 @@ def _member(holder: Any, part: str | int) -> Any:
     if isinstance(holder, torch.Tensor):
         return None
     member = getattr(holder, part, None)
-    # A target may have the name of a method, such as `size`.
-    return None if callable(member) and not isinstance(member, torch.nn.Module) else member
+    if not callable(member) or isinstance(member, torch.nn.Module):
+        return member
+    # A target may have the name of a method, such as `size` of a graph.
+    return holder[part] if callable(getattr(holder, "keys", None)) and part in holder else None
 
 
 def _item(holder: Any, index: int) -> Any:
