@@ -41,14 +41,12 @@ def find_atoms(batch: Any, addresses: Mapping[str, Path]) -> Atoms:
     if systems is not None:
         return read_atoms(systems)
     where, types = _find_types(batch, addresses)
-    if types.dim() == 2:
-        return _read_table(where, types)
-    if types.dim() != 1:
+    if types.dim() not in (1, 2):
         raise ValueError(
             f"{where}: expected the types of all atoms, (n_atoms,), got {tuple(types.shape)}"
         )
     n_atoms = _count_atoms(batch, addresses, where, types)
-    return Atoms.from_types(types.long(), n_atoms.to(types.device))
+    return Atoms.from_types(types.reshape(-1), n_atoms.to(types.device))
 
 
 def _find_systems(batch: Any) -> Any:
@@ -84,6 +82,7 @@ def _find_types(batch: Any, addresses: Mapping[str, Path]) -> tuple[str, Tensor]
             f"{where}: expected integers, got {str(types.dtype).removeprefix('torch.')}; convert "
             "them where batches are made"
         )
+    types = types.long()
     if "types" not in addresses and types.numel() and not bool((types > 0).all()):
         _refuse_or_warn(where, path, types)
     return where, types
@@ -106,40 +105,47 @@ def _refuse_or_warn(where: str, path: Path, types: Tensor) -> None:
     )
 
 
-def _read_table(where: str, types: Tensor) -> Atoms:
-    """Structures of equal size, ``(n_structures, n_atoms)``."""
-    n_structures, n_atoms = types.shape
-    counts = torch.full((n_structures,), n_atoms, device=types.device)
-    return Atoms.from_types(types.reshape(-1).long(), counts)
-
-
 def _count_atoms(batch: Any, addresses: Mapping[str, Path], where: str, types: Tensor) -> Tensor:
     """The number of atoms of each structure, ``(n_structures,)``."""
-    n_all = types.numel()
-    offsets = None if {"structure", "n_atoms"} & addresses.keys() else find(batch, (OFFSETS,))
+    n_all, is_table = types.numel(), types.dim() == 2
+    named = {"structure", "n_atoms"} & addresses.keys()
+    # A table has a structure in each row; a column may also be the atoms of all structures.
+    may_have_owners = not is_table or types.shape[1] == 1 or bool(named)
+    offsets = find(batch, (OFFSETS,)) if may_have_owners and not named else None
     if offsets is not None:
-        return _checked((OFFSETS,), tensor_of(OFFSETS, offsets).diff(), where, n_all)
+        return _checked((OFFSETS,), _integers(OFFSETS, offsets).diff(), where, n_all)
     path: Path = ()
     counts = None
     if "structure" not in addresses:
         path, counts = _first(batch, addresses, "n_atoms", COUNTS)
     if counts is not None:
-        counts = tensor_of(describe_address(path), counts)
+        counts = _integers(describe_address(path), counts)
         if counts.dim():
-            return _checked(path, counts.reshape(-1), where, n_all)
-    path, owners = _first(batch, addresses, "structure", OWNERS)
-    if owners is None:
-        # One structure, which need not say so.
-        if _is_single(batch, counts, n_all):
-            return torch.tensor([n_all])
-        raise TypeError(
-            f"expected the structure of each of the {n_all} atoms of the batch, or the number of "
-            f"atoms of each structure, got a {type(batch).__name__} with "
-            f"{', '.join(names_in(batch))}; recognised are the names "
-            f"{', '.join([OFFSETS, *COUNTS, *OWNERS])}; for others, "
-            "TargetScaler(batch={'structure': …}) names the tensor"
-        )
-    return _counts_from(path, tensor_of(describe_address(path), owners).reshape(-1), where, n_all)
+            counts = _checked(path, counts.reshape(-1), where, n_all)
+            if may_have_owners or bool((counts == types.shape[1]).all()):
+                return counts
+            raise ValueError(
+                f"the numbers of atoms, {describe_address(path)}: expected {types.shape[1]} in "
+                f"each of the {types.shape[0]} rows of {where}, got {counts.tolist()[:8]}"
+            )
+    owners = None
+    if may_have_owners:
+        path, owners = _first(batch, addresses, "structure", OWNERS)
+    if owners is not None:
+        values = _integers(describe_address(path), owners).reshape(-1)
+        return _counts_from(path, values, where, n_all)
+    # One structure need not say so.
+    if _is_single(batch, counts, n_all):
+        return torch.tensor([n_all])
+    if is_table:
+        return torch.full((types.shape[0],), types.shape[1])
+    raise TypeError(
+        f"expected the structure of each of the {n_all} atoms of the batch, or the number of "
+        f"atoms of each structure, got a {type(batch).__name__} with "
+        f"{', '.join(names_in(batch))}; recognised are the names "
+        f"{', '.join([OFFSETS, *COUNTS, *OWNERS])}; for others, "
+        "TargetScaler(batch={'structure': …}) names the tensor"
+    )
 
 
 def _counts_from(path: Path, values: Tensor, where: str, n_all: int) -> Tensor:
@@ -147,9 +153,11 @@ def _counts_from(path: Path, values: Tensor, where: str, n_all: int) -> Tensor:
     what = f"the structures of the atoms, {describe_address(path)}"
     if values.is_floating_point():
         raise TypeError(f"{what}: expected integers, got {values.dtype}")
+    if not n_all and not values.numel():
+        return values  # a batch without structures
     are_counts = int(values.sum()) == n_all and bool((values > 0).all())
     in_order = values.numel() == n_all and bool((values.diff() >= 0).all())
-    are_owners = in_order and (not n_all or int(values[0]) >= 0)
+    are_owners = in_order and int(values[0]) >= 0
     if are_counts and are_owners:
         raise ValueError(
             f"{what}: {values.tolist()[:8]} may be the structure of each atom or the number of "
@@ -158,10 +166,15 @@ def _counts_from(path: Path, values: Tensor, where: str, n_all: int) -> Tensor:
         )
     if are_counts:
         return values
-    if are_owners:
+    if are_owners and int(values[0]) == 0 and bool((values.diff() <= 1).all()):
         return values.bincount()
     problem = f"got {values.numel()} values with the sum {int(values.sum())}"
-    if values.numel() == n_all:
+    if are_owners:
+        problem = (
+            f"got structures with the numbers {values.unique().tolist()[:8]}; number those of a "
+            "batch 0, 1, 2, …, or give the number of atoms of each with batch={'n_atoms': …}"
+        )
+    elif values.numel() == n_all:
         problem = "got structures whose atoms do not follow each other; sort the atoms by structure"
     raise ValueError(
         f"{what}: expected the structure of each of the {n_all} atoms of {where}, or numbers of "
@@ -183,7 +196,13 @@ def _is_single(batch: Any, count: Any, n_all: int) -> bool:
     """Whether a batch is a single structure: one count, or a graph that was not collated."""
     if count is not None:
         return int(count) == n_all
-    return hasattr(batch, "num_graphs") or hasattr(batch, "is_directed")
+    return hasattr(batch, "is_directed") and getattr(batch, "num_graphs", 1) == 1
+
+
+def _integers(where: str, value: Any) -> Tensor:
+    """A tensor in int64, unless it has floating-point values, which the caller refuses."""
+    tensor = tensor_of(where, value)
+    return tensor if tensor.is_floating_point() else tensor.long()
 
 
 def _first(

@@ -1,10 +1,71 @@
 """What batches, outputs and declarations of users get wrong, or get right in unusual ways."""
 
 import numpy as np
+import pytest
 import torch
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
 
 from lightning_scaler.batches.addresses import find, replace
+from lightning_scaler.batches.structures import find_atoms
+
+TYPES = torch.tensor([8, 1, 1, 8])
+OWNERS = torch.tensor([0, 0, 0, 1])
+
+# A column of types, as in some datasets of graphs, and the number of atoms of each structure.
+COLUMNS = {
+    "owners": ({"z": TYPES[:, None], "batch": OWNERS}, [3, 1]),
+    "counts": ({"z": TYPES[:, None], "n_atoms": [3, 1]}, [3, 1]),
+    "a graph": (Data(z=TYPES[:, None], pos=torch.zeros(4, 3)), [4]),
+    "structures of one atom": ({"z": TYPES[:, None], "n_atoms": [1, 1, 1, 1]}, [1, 1, 1, 1]),
+    "a table": ({"z": TYPES[:, None]}, [1, 1, 1, 1]),
+}
+
+
+@pytest.mark.parametrize(("batch", "n_atoms"), COLUMNS.values(), ids=COLUMNS)
+def test_a_column_of_types_is_one_structure_per_row_only_where_nothing_else_is_said(batch, n_atoms):
+    atoms = find_atoms(batch, {})
+    assert atoms.n_atoms.tolist() == n_atoms
+    assert atoms.types.tolist() == TYPES.tolist()
+
+
+REFUSED = {
+    "ids of the dataset": (
+        {"z": TYPES, "batch": torch.tensor([17, 17, 17, 42])},
+        r"'batch': .* got structures with the numbers \[17, 42\]; number those of a batch 0, 1, 2",
+    ),
+    "a gap": (
+        {"z": TYPES, "batch": torch.tensor([0, 0, 2, 2])},
+        r"'batch': .* got structures with the numbers \[0, 2\]",
+    ),
+    "a table with padding": (
+        {"z": torch.ones(2, 3).long(), "n_atoms": [4, 2]},
+        r"'n_atoms': expected 3 in each of the 2 rows of the types .* got \[4, 2\]",
+    ),
+}
+
+
+@pytest.mark.parametrize(("batch", "message"), REFUSED.values(), ids=REFUSED)
+def test_structures_that_are_not_numbered_or_counted_as_their_atoms_are_refused(batch, message):
+    with pytest.raises(ValueError, match=message):
+        find_atoms(batch, {})
+
+
+@pytest.mark.filterwarnings("ignore:Unable to accurately infer 'num_nodes'")
+def test_several_graphs_without_offsets_are_not_one_structure():
+    # Without positions, the number of nodes is unknown to PyTorch Geometric.
+    batch = Batch.from_data_list([Data(atomic_numbers=TYPES), Data(atomic_numbers=TYPES)])
+    with pytest.raises(TypeError, match="expected the structure of each of the 8 atoms"):
+        find_atoms(batch, {})
+
+
+def test_a_batch_without_structures_is_empty():
+    nothing = torch.zeros(0, dtype=torch.int64)
+    assert find_atoms({"z": nothing, "batch": nothing}, {}).n_systems == 0
+
+
+def test_unsigned_integers_are_types_and_counts():
+    batch = {"z": np.array([8, 1], dtype=np.uint16), "n_atoms": np.array([2], dtype=np.uint8)}
+    assert find_atoms(batch, {}).n_atoms.tolist() == [2]
 
 
 def test_an_index_counted_from_the_end_is_replaced():
