@@ -214,8 +214,8 @@ def labels_of(
         degree = int(components)
         keys = Labels(["o3_lambda", "o3_sigma"], torch.tensor([[degree, 1]]))
         found = [Labels(["o3_mu"], torch.arange(-degree, degree + 1)[:, None])]
-    # Names of labels are identifiers, which names of targets need not be.
-    property_name = "".join(c if c.isalnum() else "_" for c in name)
+    # Names of labels are ASCII identifiers, which names of targets need not be.
+    property_name = "".join(c if c.isascii() and c.isalnum() else "_" for c in name)
     if not property_name.isidentifier():
         property_name = f"_{property_name}"
     properties = Labels.range(property_name, n_properties)

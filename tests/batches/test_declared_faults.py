@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch_geometric.data import Batch, Data
 
+from lightning_scaler import PerStructure, ScaleAccumulator
 from lightning_scaler.batches.addresses import find, replace
 from lightning_scaler.batches.structures import find_atoms
 
@@ -87,3 +88,10 @@ def test_a_tensor_of_a_graph_may_have_the_name_of_a_method():
     assert find(new, ("size",)).tolist() == [0.0, 0.0]
     assert find(graph, ("size",)).tolist() == [1.0, 1.0]
     assert find(graph, ("clone",)) is None
+
+
+@pytest.mark.parametrize("name", ["mtt::energy", "énergie", "E²", "能量", "two words", "1", ""])
+def test_a_target_may_have_any_name(name):
+    accumulator = ScaleAccumulator({name: PerStructure()})
+    accumulator.update({"z": TYPES, "batch": OWNERS, name: torch.ones(2)})
+    assert accumulator.compute().targets.keys() == {name}
