@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from ..settings import did_you_mean
 from ..tensors import InvalidStateError
 from .addresses import Path, describe_address, parse_address
 from .declared_targets import PerAtom, PerStructure, parse_target
+from .declared_tensors import gradients_of, signed_path
 
 STRUCTURE_ADDRESSES = ("types", "structure", "n_atoms")
 
@@ -94,14 +95,25 @@ class Declaration:
 
 
 def _check_addresses(targets: Mapping[str, PerStructure | PerAtom]) -> None:
-    """Refuse two targets at one address of the batch."""
-    found: dict[Path, str] = {}
+    """Refuse two targets at one address of the output, whose tensor would be converted twice.
+
+    In the batch, two targets may share a tensor: forces for two heads of a network.
+    """
+    known: dict[Path, str] = {}
     for name, target in targets.items():
-        address = (name,) if target.tensor is None else parse_address("tensor", target.tensor)
-        if address in found:
-            raise ValueError(
-                f"targets: '{found[address]}' and '{name}' are both declared at "
-                f"{describe_address(address)}; leave one of them out, or name a column, as in "
-                "('y', 1)"
-            )
-        found[address] = name
+        address = (name,) if target.tensor is None else cast(Path, target.tensor)
+        prediction = address if target.prediction is None else cast(Path, target.prediction)
+        described = {f"'{name}'": prediction}
+        for parameter, gradient in gradients_of(target).items():
+            described[f"the gradient '{parameter}' of '{name}'"] = signed_path(gradient, True)[1]
+        for what, path in described.items():
+            for other, owner in known.items():
+                shorter = min(len(path), len(other))
+                if path[:shorter] == other[:shorter]:
+                    both = " and ".join(dict.fromkeys(map(describe_address, (other, path))))
+                    raise ValueError(
+                        f"targets: {owner} and {what} are both declared at {both} of the output; "
+                        "leave one of them out, give one another address with prediction=, or "
+                        "name columns, as in ('y', 1)"
+                    )
+            known[path] = what

@@ -1,5 +1,6 @@
 """A user's own batch of plain tensors, with its declared targets."""
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, overload
@@ -142,12 +143,21 @@ class DeclaredBatch(Sequence[Any]):
 
         Raises:
             TypeError: for a list of ASE ``Atoms``.
+            ValueError: for a tensor that two targets share.
         """
         if are_ase_atoms(self.batch):
             raise TypeError(
                 "converted targets cannot be written into ASE Atoms; convert a dict of tensors"
             )
-        return _replace_all(self.batch, self._in_batch(), tensors)
+        found = self._in_batch()
+        paths = Counter(one.path for tensors_of in found.values() for one in tensors_of.values())
+        shared = [describe_address(path) for path, times in paths.items() if times > 1]
+        if shared:
+            raise ValueError(
+                f"two targets share the tensor at {shared[0]} of the batch, which cannot be "
+                "converted for both at once; convert a batch with a copy for each"
+            )
+        return _replace_all(self.batch, found, tensors)
 
     def replace_predictions(self, output: Any, tensors: Mapping[str, TensorMap]) -> Any:
         """A copy of an output with other predictions, in the shapes of its own."""

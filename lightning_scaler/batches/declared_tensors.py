@@ -90,10 +90,10 @@ def labelled_paths(
 ) -> Iterator[tuple[str, Path]]:
     """A name for the prediction of a target and for each of its gradients, with their addresses."""
     yield name, output_path(name, target, output, n_targets)
-    for parameter, gradient in _gradients(target).items():
+    for parameter, gradient in gradients_of(target).items():
         _, path = split_sign(cast(Path, gradient.tensor))
         words = [part for part in path if isinstance(part, str)]
-        yield words[-1] if words else f"{name}/{parameter}", _signed_path(gradient, True)[1]
+        yield words[-1] if words else f"{name}/{parameter}", signed_path(gradient, True)[1]
 
 
 def describe_missing(what: str, path: Path, holder: Any, way_out: str) -> str:
@@ -119,8 +119,8 @@ def _find(
     is_per_atom = isinstance(target, PerStructure) and target.per_atom
     scale = atoms.n_atoms if is_per_atom else None
     found = {"": FoundTensor(what, path, values, scale=scale)}
-    for parameter, gradient in _gradients(target).items():
-        sign, path = _signed_path(gradient, of_output)
+    for parameter, gradient in gradients_of(target).items():
+        sign, path = signed_path(gradient, of_output)
         tensor = _tensor_at(holder, path, parameter == "positions")
         where = f"{what}, gradient '{parameter}'"
         if tensor is None:
@@ -142,13 +142,15 @@ def _tensor_at(holder: Any, path: Path, per_atom: bool) -> Tensor | None:
     return None if found is None else tensor_of(describe_address(path), found)
 
 
-def _gradients(target: Target) -> Mapping[str, GradientTensor]:
+def gradients_of(target: PerStructure | PerAtom) -> Mapping[str, GradientTensor]:
+    """The gradients of a declared target by parameter."""
     if isinstance(target, PerAtom):
         return {}
     return cast(Mapping[str, GradientTensor], target.gradients)
 
 
-def _signed_path(gradient: GradientTensor, of_output: bool) -> tuple[int, Path]:
+def signed_path(gradient: GradientTensor, of_output: bool) -> tuple[int, Path]:
+    """The sign and the address of a gradient in the batch, or in the output of the network."""
     sign, path = split_sign(cast(Path, gradient.tensor))
     if of_output and gradient.prediction is not None:
         own_sign, path = split_sign(cast(Path, gradient.prediction))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch_geometric.data import Batch, Data
 
-from lightning_scaler import PerStructure, ScaleAccumulator
+from lightning_scaler import PerAtom, PerStructure, ScaleAccumulator
 from lightning_scaler.batches.addresses import find, replace
 from lightning_scaler.batches.structures import find_atoms
 
@@ -95,3 +95,29 @@ def test_a_target_may_have_any_name(name):
     accumulator = ScaleAccumulator({name: PerStructure()})
     accumulator.update({"z": TYPES, "batch": OWNERS, name: torch.ones(2)})
     assert accumulator.compute().targets.keys() == {name}
+
+
+WITH_FORCES = PerStructure(gradients={"positions": "-forces"})
+CONVERTED_TWICE = {
+    "a gradient and a target": {"energy": WITH_FORCES, "forces": PerAtom(components="xyz")},
+    "the forces of two energies": {"energy": WITH_FORCES, "free_energy": WITH_FORCES},
+    "a tensor and its column": {"y": PerStructure(properties=5), "gap": PerStructure(("y", 1))},
+    "one prediction": {"a": PerStructure(prediction=0), "b": PerAtom(prediction=0)},
+}
+
+
+@pytest.mark.parametrize("targets", CONVERTED_TWICE.values(), ids=CONVERTED_TWICE)
+def test_two_targets_have_no_prediction_in_common(targets):
+    with pytest.raises(ValueError, match=r"are both declared at .* of the output; .*prediction="):
+        ScaleAccumulator(targets)
+
+
+def test_two_heads_may_share_the_forces_of_the_batch():
+    direct = PerAtom(tensor="forces", prediction="direct", components="xyz")
+    accumulator = ScaleAccumulator({"energy": WITH_FORCES, "direct_forces": direct})
+    batch = {"z": TYPES, "batch": OWNERS, "energy": torch.ones(2), "forces": torch.ones(4, 3)}
+    accumulator.update(batch)
+    scaler = accumulator.compute()
+    assert scaler.loss_terms == ["energy", "energy/positions", "direct_forces"]
+    with pytest.raises(ValueError, match=r"two targets share the tensor at 'forces' of the batch"):
+        scaler.convert(batch, batch)
