@@ -79,15 +79,19 @@ def tensor_of(where: str, value: Any) -> torch.Tensor:
         return value
     if hasattr(value, "__array__"):  # numpy's, and the cell of ASE
         value = value.__array__()
+    first = value[0] if isinstance(value, (list, tuple)) and value else None
     try:
-        tensor = torch.as_tensor(value)
+        # Numbers made of tensors would have lost their graph.
+        tensor = None if isinstance(first, torch.Tensor) else torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
-        first = type(value[0]).__name__ if isinstance(value, (list, tuple)) and value else None
-        of = f" of {first}" if first else ""
+        tensor = None
+    if tensor is None:
+        of = "" if first is None else f" of {type(first).__name__}"
         raise TypeError(
             f"{where}: expected a tensor, an array or numbers, got a {type(value).__name__}{of}; "
-            "concatenate or stack them where batches are made"
-        ) from None
+            "concatenate or stack lists, and name what is inside of other objects by an address of "
+            "several parts"
+        )
     if tensor.is_floating_point() and not hasattr(value, "dtype"):
         return torch.as_tensor(value, dtype=torch.float64)
     return tensor

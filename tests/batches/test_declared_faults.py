@@ -6,7 +6,7 @@ import torch
 from torch_geometric.data import Batch, Data
 
 from lightning_scaler import PerAtom, PerStructure, ScaleAccumulator
-from lightning_scaler.batches.addresses import find, replace
+from lightning_scaler.batches.addresses import find, replace, tensor_of
 from lightning_scaler.batches.structures import find_atoms
 
 TYPES = torch.tensor([8, 1, 1, 8])
@@ -121,3 +121,20 @@ def test_two_heads_may_share_the_forces_of_the_batch():
     assert scaler.loss_terms == ["energy", "energy/positions", "direct_forces"]
     with pytest.raises(ValueError, match=r"two targets share the tensor at 'forces' of the batch"):
         scaler.convert(batch, batch)
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    {
+        "losing its graph": ([torch.ones((), requires_grad=True)], "list of Tensor"),
+        "of atoms": ((torch.ones(2, 3), torch.ones(1, 3)), "tuple of Tensor"),
+        "words": (["-5 eV"], "list of str"),
+        "a dict": ({"value": 1.0}, "dict"),
+        "objects": (np.array(["a"]), "ndarray"),
+    }.values(),
+)
+def test_what_is_not_a_tensor_is_named(value, got):
+    with pytest.raises(
+        TypeError, match=f"'E': expected a tensor, an array or numbers, got a {got};"
+    ):
+        tensor_of("'E'", value)
