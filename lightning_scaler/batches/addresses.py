@@ -49,6 +49,8 @@ def describe_address(path: Path) -> str:
         >>> describe_address(("energy",)), describe_address(("y", 3))
         ("'energy'", "('y', 3)")
     """
+    if not path:
+        return "the top"
     return repr(path[0]) if len(path) == 1 else repr(path)
 
 
@@ -136,6 +138,23 @@ def replace(holder: Any, path: Path, value: Any) -> Any:
     return copied
 
 
+def describe_holder(holder: Any) -> str:
+    """An object and the names of its members, for messages.
+
+    Example:
+        >>> describe_holder(({"z": 1, "batch": 2}, 0.5))
+        'a tuple of a dict with batch, z; a float'
+    """
+    kind = type(holder).__name__
+    words = f"{'an' if kind[:1] in 'AEIOUaeiou' else 'a'} {kind}"
+    if isinstance(holder, (list, tuple)) and not hasattr(holder, "_fields"):
+        members = [describe_holder(member) for member in holder[:2]]
+        more = ["…"] if len(holder) > len(members) else []
+        return f"{words} of {'; '.join(members + more)}" if holder else f"an empty {kind}"
+    names = names_in(holder)
+    return f"{words} with {', '.join(names)}" if names else words
+
+
 def names_in(holder: Any) -> list[str]:
     """The names under which an object holds its members, for messages."""
     if isinstance(holder, Mapping):
@@ -144,6 +163,9 @@ def names_in(holder: Any) -> list[str]:
         names = list(holder._fields)
     elif callable(getattr(holder, "keys", None)):  # PyTorch Geometric
         names = list(holder.keys())
+    elif isinstance(getattr(holder, "info", None), Mapping) and hasattr(holder, "arrays"):  # ASE
+        results = getattr(getattr(holder, "calc", None), "results", None) or {}
+        names = list({**holder.info, **holder.arrays, **results})
     else:
         names = list(getattr(holder, "__dict__", ()))
     return sorted(str(name) for name in names if not str(name).startswith("__"))

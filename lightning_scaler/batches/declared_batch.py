@@ -111,18 +111,23 @@ class DeclaredBatch(Sequence[Any]):
                 words[name] = describe_missing(f"target '{name}'", path, self.batch, way_out)
         return words
 
-    def predictions(self, output: Any, needed: Collection[str] = ()) -> dict[str, TensorMap]:
+    def predictions(
+        self, output: Any, needed: Collection[str] | None = None
+    ) -> dict[str, TensorMap]:
         """The predictions in the output of the user's ``forward``, by target name.
 
         Args:
             output: output for this batch: a tensor, if one target is declared; else an object that
                 holds tensors.
-            needed: names of targets that must have a prediction.
+            needed: names of targets that must have a prediction; ``None``: at least one of all, so
+                that an output is not taken for converted of which nothing was.
 
         Raises:
             TypeError, ValueError: as :meth:`targets`, and for a missing prediction.
         """
         found = self._in_output(output)
+        if needed is None:
+            needed = () if found else self.declaration.targets
         for name, target in self.declaration.targets.items():
             if name in needed and name not in found:
                 path = output_path(name, target, output, len(self.declaration.targets))

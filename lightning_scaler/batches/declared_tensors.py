@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..settings import did_you_mean
-from .addresses import Path, describe_address, find, names_in, tensor_of
+from .addresses import Path, describe_address, describe_holder, find, names_in, tensor_of
 from .ase_atoms import are_ase_atoms, find_in_atoms
 from .atoms import Atoms
 from .declared_targets import GradientTensor, PerAtom, PerStructure, split_sign
@@ -98,14 +98,13 @@ def labelled_paths(
 
 def describe_missing(what: str, path: Path, holder: Any, way_out: str) -> str:
     """Say that there is no tensor at an address, and what there is."""
-    names = names_in(holder)
-    has = f" with {', '.join(names)}" if names else ""
+    names = names_in(holder[0] if are_ase_atoms(holder) else holder)
     guess = ""
     if names and path and isinstance(path[-1], str):
         guess = did_you_mean(path[-1], names).split("known:")[0]
     return (
-        f"{what}: expected a tensor at {describe_address(path)}, got a {type(holder).__name__}"
-        f"{has}; {guess}{way_out}"
+        f"{what}: expected a tensor at {describe_address(path)}, got {describe_holder(holder)}; "
+        f"{guess}{way_out}"
     )
 
 
@@ -124,7 +123,9 @@ def _find(
         tensor = _tensor_at(holder, path, parameter == "positions")
         where = f"{what}, gradient '{parameter}'"
         if tensor is None:
-            way_out = "give its address as tensor=, and NaN for values that are missing"
+            way_out = (
+                f"give its address in gradients={{'{parameter}': …}}, and NaN for missing values"
+            )
             if of_output:
                 way_out = "return it from forward, or give its address as prediction="
             raise ValueError(describe_missing(where, path, holder, way_out))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .addresses import Path, describe_address, find, names_in, tensor_of
+from .addresses import Path, describe_address, describe_holder, find, tensor_of
 from .ase_atoms import are_ase_atoms
 from .atoms import Atoms, read_atoms
 
@@ -67,13 +67,12 @@ def _find_types(batch: Any, addresses: Mapping[str, Path]) -> tuple[str, Tensor]
     path, value = _first(batch, addresses, "types", TYPES)
     if value is None:
         given = f"at {describe_address(addresses['types'])} " if "types" in addresses else ""
-        names = ", ".join(names_in(batch))
         raise TypeError(
             f"expected the atomic types of the batch {given}(a tensor of integers for all atoms), "
-            f"got a {type(batch).__name__}{f' with {names}' if names else ''}; recognised are the "
-            f"names {', '.join(TYPES)}, batches of PyTorch Geometric, and lists of ASE Atoms; for "
-            "others, TargetScaler(batch={'types': …, 'structure': …}) names the types and the "
-            "structure of each atom"
+            f"got {describe_holder(batch)}; recognised are the names {', '.join(TYPES)}, batches "
+            "of PyTorch Geometric, and lists of ASE Atoms; for others, TargetScaler(batch="
+            "{'types': …, 'structure': …}) gives the addresses of the types and of the structure "
+            "of each atom, such as 'species' or (0, 'z')"
         )
     where = f"the types of the batch, {describe_address(path)}"
     types = tensor_of(where, value)
@@ -141,10 +140,9 @@ def _count_atoms(batch: Any, addresses: Mapping[str, Path], where: str, types: T
         return torch.full((types.shape[0],), types.shape[1])
     raise TypeError(
         f"expected the structure of each of the {n_all} atoms of the batch, or the number of "
-        f"atoms of each structure, got a {type(batch).__name__} with "
-        f"{', '.join(names_in(batch))}; recognised are the names "
+        f"atoms of each structure, got {describe_holder(batch)}; recognised are the names "
         f"{', '.join([OFFSETS, *COUNTS, *OWNERS])}; for others, "
-        "TargetScaler(batch={'structure': …}) names the tensor"
+        "TargetScaler(batch={'structure': …}) gives the address of the tensor"
     )
 
 
@@ -215,7 +213,7 @@ def _first(
         if value is None:
             raise TypeError(
                 f"batch={{'{role}': {describe_address(path)}}}: there is no such member; the batch "
-                f"is a {type(batch).__name__} with {', '.join(names_in(batch))}"
+                f"is {describe_holder(batch)}"
             )
         return path, value
     for name in names:

@@ -238,7 +238,7 @@ REFUSED = {
         PerStructure(gradients={"positions": "-force"}),
         {"t": numbers(2), "forces": numbers(5, 3)},
         "target 't', gradient 'positions': expected a tensor at 'force', got a dict with forces, "
-        "n_atoms, t, z; did you mean 'forces'.* give its address as tensor=, and NaN for",
+        "n_atoms, t, z; did you mean 'forces'.* its address in gradients=.'positions': ….*NaN",
     ),
     "no volume": (
         PerStructure(gradients={"strain": {"tensor": "s", "volume": "V"}}),
@@ -264,7 +264,9 @@ def test_a_missing_prediction_is_an_error_that_lists_the_output():
     message = "prediction of 'energy': expected a tensor at 'energy', got a dict with enrgy; did "
     with pytest.raises(ValueError, match=message + r"you mean 'enrgy'\?.*prediction="):
         one.predictions({"enrgy": numbers(2)}, needed=["energy"])
-    assert one.predictions({"enrgy": numbers(2)}) == {}
+    with pytest.raises(ValueError, match=message):
+        one.predictions({"enrgy": numbers(2)})
+    assert one.predictions({"enrgy": numbers(2)}, needed=[]) == {}
 
 
 def test_predictions_keep_the_graph_of_autograd():

@@ -138,3 +138,27 @@ def test_what_is_not_a_tensor_is_named(value, got):
         TypeError, match=f"'E': expected a tensor, an array or numbers, got a {got};"
     ):
         tensor_of("'E'", value)
+
+
+def test_a_message_names_what_a_batch_holds():
+    pair = ({"z": TYPES, "batch": OWNERS}, {"energy": torch.ones(2)})
+    targets = {"energy": PerStructure((1, "energy"))}
+    with pytest.raises(TypeError, match=r"a tuple of a dict with batch, z; a dict with energy; "):
+        ScaleAccumulator(targets).update(pair)
+    # as the message says
+    addresses = {"types": (0, "z"), "structure": (0, "batch")}
+    accumulator = ScaleAccumulator(targets, batch=addresses)
+    accumulator.update(pair)
+    assert accumulator.compute().fitted
+
+
+def test_an_output_without_any_prediction_is_not_taken_for_converted():
+    accumulator = ScaleAccumulator({"a": PerStructure(), "b": PerStructure()})
+    batch = {"z": TYPES, "batch": OWNERS, "a": torch.ones(2), "b": torch.ones(2)}
+    accumulator.update(batch)
+    scaler = accumulator.compute()
+    message = "prediction of 'a': expected a tensor at 'a', got a Tensor; return it from forward"
+    with pytest.raises(ValueError, match=message):
+        scaler.convert(batch, torch.ones(2), source="model", target="physical")
+    # One of the two will do.
+    assert scaler.convert(batch, {"b": torch.ones(2)}, source="model", target="physical")
