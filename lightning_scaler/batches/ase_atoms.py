@@ -69,7 +69,7 @@ def _value(atoms: Any, path: Path) -> Tensor | None:
     if not found:
         return _tensor(path, atoms.cell) if name == "cell" else None
     values = list(found.values())
-    if not all(torch.equal(value, values[0]) for value in values):
+    if not all(_are_equal(value, values[0]) for value in values):
         addresses = [("calc", "results", name) if p == "calc" else (p, name) for p in found]
         raise ValueError(
             f"'{name}': the Atoms have different values at {' and '.join(map(repr, addresses))}; "
@@ -79,4 +79,13 @@ def _value(atoms: Any, path: Path) -> Tensor | None:
 
 
 def _tensor(path: Path, value: Any) -> Tensor | None:
-    return None if value is None else tensor_of(f"{describe_address(path)} of the Atoms", value)
+    """A value of the Atoms; integers, as ``energy=-5`` in a file, become float64."""
+    if value is None:
+        return None
+    tensor = tensor_of(f"{describe_address(path)} of the Atoms", value)
+    return tensor.double() if tensor.dtype in (torch.int32, torch.int64) else tensor
+
+
+def _are_equal(first: Tensor, second: Tensor) -> bool:
+    same = first.shape == second.shape
+    return same and torch.allclose(first.double(), second.double(), rtol=0, atol=0, equal_nan=True)

@@ -23,6 +23,7 @@ from .declared_tensors import (
     find_in_output,
     labelled_paths,
     output_path,
+    row_shape,
 )
 from .plain_shapes import describe_shape, restore_shape
 from .plain_tensormaps import (
@@ -36,8 +37,6 @@ from .plain_tensormaps import (
     rows_of,
 )
 from .structures import find_atoms
-
-GRADIENT_SHAPES = {"positions": [3], "strain": [3, 3]}
 
 
 class DeclaredBatch(Sequence[Any]):
@@ -95,11 +94,10 @@ class DeclaredBatch(Sequence[Any]):
         """
         return self._tensormaps(self._in_batch())
 
-    def describe_missing_target(self, name: str) -> str:
-        """Say where a target is expected in the batch, and what the batch has."""
-        path = batch_path(name, self.declaration.targets[name])
-        way_out = "give its address as tensor="
-        return describe_missing(f"target '{name}'", path, self.batch, way_out)
+    @property
+    def may_lack_targets(self) -> bool:
+        """Whether values are missing structure by structure: in lists of ASE ``Atoms``."""
+        return are_ase_atoms(self.batch)
 
     def describe_missing_targets(self) -> dict[str, str]:
         """For each declared target that the batch does not have, what was expected, by name."""
@@ -228,7 +226,6 @@ class DeclaredBatch(Sequence[Any]):
 
 def _plain_target(name: str, target: Target, tensors: Mapping[str, FoundTensor]) -> PlainTarget:
     n_properties, device = target.properties or 1, tensors[""].tensor.device
-    own_shape = [*target.shape, n_properties]
     plain = []
     for parameter, one in tensors.items():
         if not one.tensor.is_floating_point():
@@ -237,7 +234,7 @@ def _plain_target(name: str, target: Target, tensors: Mapping[str, FoundTensor])
                 f"got {str(one.tensor.dtype).removeprefix('torch.')}"
             )
         per_atom = parameter == "positions" or (not parameter and isinstance(target, PerAtom))
-        shape = GRADIENT_SHAPES.get(parameter, []) + own_shape
+        shape = row_shape(parameter, target)
         plain.append(PlainTensor(one.tensor, per_atom, shape, one.sign, one.scale))
     keys, components, properties = labels_of(name, kind_of_components(target), n_properties, device)
     return PlainTarget(

@@ -13,6 +13,7 @@ from .atoms import Atoms
 from .declared_targets import GradientTensor, PerAtom, PerStructure, split_sign
 
 Target = PerStructure | PerAtom
+GRADIENT_SHAPES = {"positions": [3], "strain": [3, 3]}
 
 
 class FoundTensor(NamedTuple):
@@ -122,6 +123,11 @@ def _find(
         sign, path = signed_path(gradient, of_output)
         tensor = _tensor_at(holder, path, parameter == "positions")
         where = f"{what}, gradient '{parameter}'"
+        if tensor is None and are_ase_atoms(holder):
+            # As where some structures of a batch have it.
+            n_rows = atoms.types.numel() if parameter == "positions" else atoms.n_systems
+            shape = [n_rows, *row_shape(parameter, target)]
+            tensor = torch.full(shape, torch.nan, dtype=torch.float64)
         if tensor is None:
             way_out = (
                 f"give its address in gradients={{'{parameter}': …}}, and NaN for missing values"
@@ -141,6 +147,11 @@ def _tensor_at(holder: Any, path: Path, per_atom: bool) -> Tensor | None:
         return find_in_atoms(holder, path, per_atom)
     found = find(holder, path)
     return None if found is None else tensor_of(describe_address(path), found)
+
+
+def row_shape(parameter: str, target: Target) -> list[int]:
+    """Shape of a row of the values of a target (``""``), or of a gradient, with properties."""
+    return [*GRADIENT_SHAPES.get(parameter, []), *target.shape, target.properties or 1]
 
 
 def gradients_of(target: PerStructure | PerAtom) -> Mapping[str, GradientTensor]:

@@ -45,6 +45,20 @@ def check_values(statistics: Mapping[str, TargetStatistics], requested: Sequence
             stacklevel=3,
         )
 
+    without = [
+        f"'{parameter}' of '{name}'"
+        for name, of_target in statistics.items()
+        if of_target.n_values
+        for parameter, sums in of_target.gradients.items()
+        if parameter and not float(sums.counts.sum())
+    ]
+    if without:
+        warnings.warn(
+            f"these gradients have no value at all in the data, and no part in the loss: "
+            f"{', '.join(without)}; check their addresses and the data, or leave them out",
+            stacklevel=3,
+        )
+
 
 def warn_of_fit(
     scales: Mapping[str, TargetScales],

@@ -1,5 +1,6 @@
 """What batches, outputs and declarations of users get wrong, or get right in unusual ways."""
 
+import ase
 import numpy as np
 import pytest
 import torch
@@ -162,3 +163,50 @@ def test_an_output_without_any_prediction_is_not_taken_for_converted():
         scaler.convert(batch, torch.ones(2), source="model", target="physical")
     # One of the two will do.
     assert scaler.convert(batch, {"b": torch.ones(2)}, source="model", target="physical")
+
+
+def atoms_with(**values):
+    atoms = ase.Atoms("OH")
+    atoms.info.update({name: v for name, v in values.items() if np.ndim(v) == 0})
+    atoms.arrays.update({name: v for name, v in values.items() if np.ndim(v)})
+    return atoms
+
+
+def test_integers_of_atoms_are_numbers():
+    accumulator = ScaleAccumulator({"energy": PerStructure()})
+    accumulator.update([atoms_with(energy=-4), atoms_with(), atoms_with(energy=-4.0)])
+    assert accumulator.compute().scales["energy"].block().values.item() == 2.0
+
+
+def test_a_value_that_two_places_agree_on_may_be_missing():
+    atoms = atoms_with(energy=float("nan"))
+    atoms.arrays["energy"] = np.array(np.nan)
+    accumulator = ScaleAccumulator({"energy": PerStructure()})
+    accumulator.update([atoms, atoms_with(energy=2)])
+    assert accumulator.compute().scales["energy"].block().values.item() == 1.0
+
+
+def test_values_of_atoms_may_be_missing_in_whole_batches():
+    """Forces of 1 and 2 eV/Å, beside structures without forces, and without anything."""
+    accumulator = ScaleAccumulator({"energy": WITH_FORCES})
+    accumulator.update([atoms_with()])
+    accumulator.update([atoms_with(energy=2.0)])
+    accumulator.update([atoms_with(energy=2.0, forces=np.array([[1.0] * 3, [2.0] * 3]))])
+    # (1 + 4) / 2 forces squared, times the square of 1 / σ = 1 per atom
+    expected = {"energy": 1.0, "energy/positions": 2.5}
+    assert accumulator.compute().mean_squares == pytest.approx(expected, rel=1e-14)
+
+
+def test_a_gradient_that_no_batch_has_is_warned_of():
+    accumulator = ScaleAccumulator({"energy": WITH_FORCES})
+    accumulator.update([atoms_with(energy=2.0, force=np.ones((2, 3)))])
+    with pytest.warns(UserWarning, match=r"gradients have no value at all .* 'positions' of 'ener"):
+        accumulator.compute()
+
+
+def test_a_target_that_no_atoms_have_is_refused_after_the_pass():
+    accumulator = ScaleAccumulator({"energy": PerStructure()})
+    accumulator.update([atoms_with(enery=2.0)])
+    message = "'energy': expected a tensor .* an Atoms with enery, numbers, positions; did you mean"
+    with pytest.raises(ValueError, match=message):
+        accumulator.compute()

@@ -75,7 +75,8 @@ def test_missing_gradients_enter_neither_the_sum_nor_the_count():
 
 def test_the_mean_square_of_a_gradient_without_any_value_is_unknown():
     positions = [np.full((1, 3), NAN), np.full((3, 3), NAN)]
-    assert list(mean_squares({"energy": energy(positions=positions)})) == ["energy"]
+    with pytest.warns(UserWarning, match=r"gradients have no value at all .* 'positions' of 'en"):
+        assert list(mean_squares({"energy": energy(positions=positions)})) == ["energy"]
 
 
 def test_all_blocks_of_a_gradient_are_one_term():
