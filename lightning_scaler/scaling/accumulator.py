@@ -344,8 +344,9 @@ class ScaleAccumulator:
             "intensive_targets": sorted(self.intensive_targets),
             "baseline": self.baseline and asdict(self.baseline),
             "additive": self.additive and self.additive.state(),
-            "declaration": self.declaration and self.declaration.state(),
         }
+        if self.declaration is not None:
+            settings["declaration"] = self.declaration.state()
         save_state(path, "ScaleAccumulator", {"settings": settings, "collected": self.state()})
 
     @classmethod
@@ -363,6 +364,8 @@ class ScaleAccumulator:
             InvalidStateError: naming the file, if it is truncated, damaged, or something else.
         """
         content = load_state(path, "ScaleAccumulator")
+        if isinstance(content, dict) and isinstance(content.get("settings"), dict):
+            content["settings"].setdefault("declaration", None)  # earlier versions had none
         with state_of(f"file '{os.fspath(path)}'"):
             saved: SavedAccumulator = from_state(SavedAccumulator, content)
             settings = saved.settings
