@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, overload
 
+import torch
 from metatensor.torch import TensorMap
 from torch import Tensor
 
@@ -92,7 +93,17 @@ class DeclaredBatch(Sequence[Any]):
             TypeError, ValueError: for a tensor of another dtype or shape, or a target without its
                 gradient.
         """
-        return self._tensormaps(self._in_batch())
+        found = self._in_batch()
+        for tensors in found.values():
+            for one in tensors.values():
+                if one.tensor.dtype in (torch.bfloat16, torch.float16):
+                    raise TypeError(
+                        f"{one.where}, at {describe_address(one.path)}: expected float32 or "
+                        f"float64, got {str(one.tensor.dtype).removeprefix('torch.')}, to which "
+                        "Trainer(precision='bf16-true') and '16-true' round all tensors of a "
+                        "batch, before any hook; train with precision='bf16-mixed' or '16-mixed'"
+                    )
+        return self._tensormaps(found)
 
     @property
     def may_lack_targets(self) -> bool:

@@ -191,6 +191,7 @@ def _not_understood(got: str) -> TypeError:
     return TypeError(
         "expected a batch that is a mapping or named tuple with 'system' (a sequence of systems) "
         "and TensorMaps under their names, or a tuple (systems, targets) or (systems, targets, "
-        f"extra), got {got}; override unpack_batch(batch) -> (systems, targets, masks) on the "
-        "module"
+        f"extra), got {got}; declare targets that are plain tensors: TargetScaler(targets="
+        "{'energy': PerStructure(), …}); for others, override unpack_batch(batch) -> (systems, "
+        "targets, masks) on the module"
     )

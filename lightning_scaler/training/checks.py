@@ -5,6 +5,7 @@ from typing import Any, NoReturn
 
 from lightning.pytorch import LightningModule, Trainer
 
+from ..batches import Declaration
 from ..scaling import Scaler
 from ..settings import UnseenTypes, check_choice
 from .scaled_module import ScaledModule, scaler_of
@@ -112,13 +113,33 @@ def raise_for_tuner(trainer: Trainer, tuner: str) -> NoReturn:
     )
 
 
-def check_fitted(trainer: Trainer, module: LightningModule) -> None:
-    """Check that a module has scales before it is evaluated.
+def check_same_values(before: Declaration | None, now: Declaration) -> None:
+    """Check that declared targets have the values that restored scales belong to.
+
+    Addresses may differ.
+
+    Raises:
+        ValueError: for another unit, or values per atom instead of totals.
+    """
+    for name in now.targets.keys() & (before.targets.keys() if before else set()):
+        for argument in ("unit", "per_atom"):
+            old, new = (getattr(d.targets[name], argument, None) for d in (before, now) if d)
+            if None not in (old, new) and old != new:
+                raise ValueError(
+                    f"target '{name}': the scales that the module already has are for "
+                    f"{argument}={old!r}, and it is declared with {argument}={new!r}; use the same "
+                    "values, or set refit=True to fit again"
+                )
+
+
+def check_fitted(trainer: Trainer, module: LightningModule) -> Scaler:
+    """Check that a module has scales before it is evaluated, and return its scaler.
 
     Raises:
         RuntimeError: naming what to do.
     """
-    if not check_module(module).fitted:
+    scaler = check_module(module)
+    if not scaler.fitted:
         stage = trainer.state.fn.value if trainer.state.fn else "validate"
         name = type(module).__name__
         raise RuntimeError(
@@ -126,6 +147,7 @@ def check_fitted(trainer: Trainer, module: LightningModule) -> None:
             f"trainer.fit; call trainer.fit first, give ckpt_path=..., or load "
             f"{name}.load_from_checkpoint(...)"
         )
+    return scaler
 
 
 def _is_a(callback: Any, *names: str) -> bool:

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from ..baselines import BaselineSetting, FrozenModule, class_name, parse_baseline
-from ..scaling import ScaleAccumulator
+from ..scaling import ScaleAccumulator, Scaler
 from ..settings import (
     Numbers,
     Settings,
@@ -23,6 +23,7 @@ from .checks import (
     check_declared,
     check_fitted,
     check_module,
+    check_same_values,
     name_of_tuner,
     raise_for_tuner,
 )
@@ -160,8 +161,7 @@ class TargetScaler(Callback):
             scaler.additive = FrozenModule(self.additive)
         self._scales_kept, self._to_report = False, set()
         self._forget_record()
-        if self.declaration is not None:
-            scaler.declaration = self.declaration
+        self._declare(scaler)
         callbacks.insert(0, callbacks.pop(callbacks.index(self)))
 
     @override
@@ -211,17 +211,17 @@ class TargetScaler(Callback):
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when validation begins. Raises an error if there are no scales."""
-        check_fitted(trainer, pl_module)
+        self._declare(check_fitted(trainer, pl_module))
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when testing begins. Raises an error if there are no scales."""
-        check_fitted(trainer, pl_module)
+        self._declare(check_fitted(trainer, pl_module))
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when prediction begins. Raises an error if there are no scales."""
-        check_fitted(trainer, pl_module)
+        self._declare(check_fitted(trainer, pl_module))
 
     def __repr__(self) -> str:
         values = {
@@ -248,13 +248,18 @@ class TargetScaler(Callback):
         )
         return f"{type(self).__name__}({', '.join(changed)})"
 
+    def _declare(self, scaler: Scaler) -> None:
+        """Set the declared targets, or none for a list of names; a checkpoint may have others."""
+        if self.declaration is not None and scaler.fitted and not self.refit:
+            check_same_values(scaler.declaration, self.declaration)
+        if self.targets is not None:
+            scaler.declaration = self.declaration
+
     def _fit_if_needed(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._record is None:
             return
         module = cast(ScaledModule, pl_module)
-        if self.declaration is not None:
-            # A checkpoint may have other addresses.
-            scaler_of(module).declaration = self.declaration
+        self._declare(scaler_of(module))
         check_declared(module)
         try:
             loss = LossSettings(self.loss_weights, self.balance_loss)
