@@ -122,7 +122,5 @@ def test_a_list_of_names_means_tensormaps_also_for_a_checkpoint_of_declared_targ
 ):
     callback = TargetScaler(targets=["energy", "charges"])
     trainer = quiet_trainer(tmp_path, callbacks=[callback], max_epochs=2)
-    with pytest.raises(
-        TypeError, match=r"'system'.*TargetScaler\(targets=\{'energy': PerS"
-    ):
+    with pytest.raises(TypeError, match=r"'system'.*TargetScaler\(targets=\{'energy': PerS"):
         trainer.fit(Net(), loader(), loader(), ckpt_path=checkpoint[0])

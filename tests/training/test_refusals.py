@@ -1,6 +1,5 @@
 """What TargetScaler says of arguments, trainers, stages and restored scales that do not suit."""
 
-
 import pytest
 import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder

@@ -399,8 +399,8 @@ def test_the_class_of_a_compiled_module_is_scaled(tmp_path):
     net, other = double(Scaled), double(Scaled)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch.compile, about the module itself
-        fit(tmp_path, torch.compile(net, backend="eager"), batches(1), max_epochs=1)
-    fit(tmp_path, other, batches(1), max_epochs=1)
+        fit(tmp_path, torch.compile(net, backend="eager"), batches(1, 30), max_epochs=1)
+    fit(tmp_path, other, batches(1, 30), max_epochs=1)
     torch.testing.assert_close(net.weights.weight, other.weights.weight, rtol=1e-12, atol=0)
     torch.testing.assert_close(net.outputs[-1], other.outputs[-1], rtol=1e-12, atol=1e-12)
 
