@@ -8,6 +8,8 @@ without Lightning.
 
 from .accumulator import ScaleAccumulator
 from .alignment import align_prediction
+from .arithmetic import ConversionArgs, rescale_target
+from .factor_range import check_factors
 from .force_targets import describe_force_targets
 from .loss_space import (
     index_by_position,
@@ -21,6 +23,7 @@ from .scaler import Scaler
 from .target_scales import TargetScales, term_name
 
 __all__ = [
+    "ConversionArgs",
     "LossTargets",
     "PhysicalValues",
     "ScaleAccumulator",
@@ -28,10 +31,12 @@ __all__ = [
     "TargetScales",
     "add_baseline",
     "align_prediction",
+    "check_factors",
     "describe_force_targets",
     "index_by_position",
     "predictions_to_loss",
     "predictions_to_physical",
+    "rescale_target",
     "targets_to_loss",
     "term_name",
     "values_in_physical_units",

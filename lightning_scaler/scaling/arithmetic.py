@@ -69,12 +69,16 @@ def _of_block(tensors: list[Tensor], i: int) -> Tensor:
     return tensors[i] if len(tensors) > 1 else tensors[0]
 
 
-def _rescale_target(
+def rescale_target(
     args: ConversionArgs, multiply: bool, double: bool, dtype: torch.dtype | None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Values and gradients of one target; see :func:`rescale`.
+    """Values and gradients of one target; TorchScript can compile it.
 
-    ``double`` computes in float64, and returns float64 towards physical space.
+    Args:
+        args: target with its factors and baselines.
+        multiply: whether to multiply and add; see :func:`rescale`.
+        double: computes in float64, and returns float64 towards physical space.
+        dtype: dtype of the result, if it is not the one that follows from ``double``.
     """
     values: list[Tensor] = []
     gradients: list[Tensor] = []
@@ -137,7 +141,7 @@ def rescale(
     """
     converted: list[TensorMap] = []
     for args in targets:
-        values, gradients = _rescale_target(args, multiply, len(args.baseline) > 0, dtype)
+        values, gradients = rescale_target(args, multiply, len(args.baseline) > 0, dtype)
         converted.append(rebuild(args.tensor, values, gradients))
     return converted
 
@@ -145,7 +149,7 @@ def rescale(
 def _physical_parts(args: ConversionArgs, tensor: TensorMap) -> list[Tensor]:
     """Values of each block, then of each gradient, times the scales: float64 ``(n_values,)``."""
     own_args = ConversionArgs(tensor, args.factors, args.scale_index, args.n_atoms, [], [])
-    values, gradients = _rescale_target(own_args, True, True, None)
+    values, gradients = rescale_target(own_args, True, True, None)
     return [part.reshape(-1) for part in values + gradients]
 
 

@@ -23,7 +23,7 @@ from .layout import (
     TargetLayout,
 )
 from .state import digest, flatten_state, state_to_cpu, unflatten_state
-from .state_file import load_state, save_state
+from .state_file import load_state, replacing, save_state
 from .state_tensor import state_from_tensor, state_to_tensor
 from .tensormaps import (
     apply_mask,
@@ -75,6 +75,7 @@ __all__ = [
     "mask_values",
     "match_layouts",
     "rebuild",
+    "replacing",
     "save_state",
     "script_class_name",
     "scripted",

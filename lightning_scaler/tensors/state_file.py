@@ -1,9 +1,12 @@
 """A state as one safetensors file of numbered tensors."""
 
+import errno
 import json
 import os
 import secrets
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -46,7 +49,8 @@ def save_state(path: StrPath, kind: str, state: Any) -> None:
     }
     # Copies, because tensors that share memory are refused.
     numbered = {str(i): tensor.clone() for i, tensor in enumerate(tensors)}
-    _replace(Path(os.path.realpath(path)), safetensors.torch.save(numbered, metadata))
+    with replacing(path) as temporary:
+        temporary.write_bytes(safetensors.torch.save(numbered, metadata))
 
 
 def load_state(path: StrPath, kind: str) -> Any:
@@ -67,13 +71,31 @@ def load_state(path: StrPath, kind: str) -> Any:
         return _decode(content, kind)
 
 
-def _replace(path: Path, content: bytes) -> None:
-    # In the same folder, because only there a file can be renamed in one step.
+@contextmanager
+def replacing(path: StrPath) -> Iterator[Path]:
+    """A new file that takes the place of ``path`` once it is complete.
+
+    Args:
+        path: file to write; one that exists is kept if there is any error.
+
+    Yields:
+        An empty temporary file to write to, in the same folder (only there a file can be renamed in
+        one step).
+
+    Raises:
+        OSError: at once, if no file can be written there.
+    """
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
+        temporary.touch(exist_ok=False)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from None
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
