@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .baselines import ZBL, CompositionBaseline
     from .batches import PerAtom, PerStructure
+    from .deploy import PhysicalModel, export
     from .metrics import PhysicalUnits, RelativeRootMeanSquaredError
     from .scaling import ScaleAccumulator, Scaler
     from .tensors import InvalidStateError
@@ -22,6 +23,7 @@ __all__ = [
     "InvalidStateError",
     "PerAtom",
     "PerStructure",
+    "PhysicalModel",
     "PhysicalUnits",
     "RelativeRootMeanSquaredError",
     "ScaleAccumulator",
@@ -29,6 +31,7 @@ __all__ = [
     "Scaler",
     "TargetScaler",
     "TargetScalingMixin",
+    "export",
 ]
 
 _ROOMS = {
@@ -36,6 +39,7 @@ _ROOMS = {
     "InvalidStateError": "tensors",
     "PerAtom": "batches",
     "PerStructure": "batches",
+    "PhysicalModel": "deploy",
     "PhysicalUnits": "metrics",
     "RelativeRootMeanSquaredError": "metrics",
     "ScaleAccumulator": "scaling",
@@ -44,6 +48,7 @@ _ROOMS = {
     "TargetScaler": "training",
     "TargetScalingMixin": "training",
     "ZBL": "baselines",
+    "export": "deploy",
 }
 
 

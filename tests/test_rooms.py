@@ -22,6 +22,7 @@ ROOMS = [
     "baselines",
     "scaling",
     "metrics",
+    "deploy",
     "training",
     "interop",
     "molecules",

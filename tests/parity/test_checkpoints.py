@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from builders import structure_target
-from data import BATCHES, KINDS, random_numbers
 from metatensor.torch import Labels, TensorBlock, TensorMap
 from metatomic.torch import ModelOutput
 from metatrain.composition import CompositionModel
@@ -16,6 +15,7 @@ from metatrain.utils.architectures import get_default_hypers
 from metatrain.utils.data import Dataset, DatasetInfo
 from metatrain.utils.data.target_info import TargetInfo
 from reference import layout_of
+from target_kinds import BATCHES, KINDS, random_numbers
 
 from lightning_scaler import Scaler
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from builders import structure_target, system
-from data import BATCHES, KINDS, random_numbers
 from metatensor.torch import TensorBlock, TensorMap
 from metatomic.torch import ModelOutput
 from metatrain.composition._base_composition import BaseCompositionModel
 from reference import convert_metatrain, copies, fit_metatrain, layout_of
+from target_kinds import BATCHES, KINDS, random_numbers
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
 

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 import torch
-from data import BATCHES, KINDS, mask_out, random_numbers, with_nan
 from reference import convert_metatrain, fit_metatrain
+from target_kinds import BATCHES, KINDS, mask_out, random_numbers, with_nan
 
 from lightning_scaler import ScaleAccumulator
 

@@ -1,0 +1,218 @@
+"""What ``export`` writes, leaves alone and refuses."""
+
+# ruff: noqa: UP006, UP035, UP045 (metatomic compares the annotations of `forward` with its own)
+
+import copy
+import os
+from typing import Dict, List, Optional
+
+import pytest
+import torch
+from builders import atom_samples, atom_target, fit, structure_target, system
+from deployable import SmallNetwork, add_neighbors, molecules
+from metatensor.torch import Labels, TensorMap
+from metatomic.torch import (
+    ModelEvaluationOptions,
+    ModelMetadata,
+    ModelOutput,
+    System,
+    load_atomistic_model,
+    read_model_metadata,
+)
+
+from lightning_scaler import CompositionBaseline, PhysicalModel, Scaler, export
+
+UNITS = {"length_unit": "angstrom", "interaction_range": 4.0}
+
+
+WATERS = [system(1, 8, 1), system(1, 8, 1)]
+DATA = {
+    "energy": structure_target([-76.0, -76.4], name="property"),
+    "charges": atom_target([0.3, -0.6, 0.4, 0.2, -0.5, 0.3], atom_samples(3, 3), "property"),
+}
+
+
+def water_scaler(weights=((1, -0.5), (8, -74.0))):
+    """Scales of energies and charges of water."""
+    return fit(WATERS, DATA, baseline=CompositionBaseline({"energy": dict(weights)}))
+
+
+def exported(path, scaler=None, network=None, outputs=None, **settings):
+    network, scaler = network or SmallNetwork(), scaler or water_scaler()
+    outputs = outputs or {"energy": "eV"}
+    export(network, scaler, path / "model.pt", outputs=outputs, **{**UNITS, **settings})
+    return load_atomistic_model(str(path / "model.pt"))
+
+
+def test_capabilities(trained):
+    capabilities = load_atomistic_model(str(trained.path)).capabilities()
+    assert capabilities.atomic_types == [1, 6, 8]
+    assert capabilities.dtype == "float64"
+    assert capabilities.length_unit == "angstrom"
+    assert capabilities.interaction_range == 4.0
+    assert capabilities.supported_devices == ["cuda", "cpu"]
+    found = {name: (of.unit, of.sample_kind) for name, of in capabilities.outputs.items()}
+    assert found.pop("charges") == found["charge"]  # metatomic's own, for old engines
+    assert found == {
+        "energy": ("kcal/mol", "atom"),  # per atom and in total
+        "charge": ("e", "atom"),
+        "lightning_scaler::polarizability": ("bohr^3", "atom"),
+    }
+
+
+def test_metadata(tmp_path):
+    exported(tmp_path)
+    assert read_model_metadata(str(tmp_path / "model.pt")).name == "SmallNetwork"
+    exported(tmp_path, metadata=ModelMetadata(name="water", authors=["A. Author"]))
+    metadata = read_model_metadata(str(tmp_path / "model.pt"))
+    assert (metadata.name, metadata.authors) == ("water", ["A. Author"])
+
+
+def test_the_live_module_is_not_changed(tmp_path):
+    network, scaler = SmallNetwork(torch.float32).train(), water_scaler()
+    before = copy.deepcopy(network.state_dict()), scaler.get_extra_state()
+    exported(tmp_path, scaler, network)
+    assert network.training
+    assert network.weights.requires_grad
+    assert network.options.length_unit == ""
+    assert torch.equal(network.state_dict()["weights"], before[0]["weights"])
+    assert torch.equal(scaler.get_extra_state(), before[1])
+
+
+def test_the_properties_of_standard_quantities_get_their_names(tmp_path):
+    """metatomic refuses other names where it checks the outputs."""
+    model = exported(tmp_path, outputs={"energy": "eV", "charges": "e"})
+    systems = add_neighbors(molecules((1, 8, 1)), model)
+    outputs = {"energy": ModelOutput(), "charge": ModelOutput(sample_kind="atom")}
+    found = model(systems, ModelEvaluationOptions("A", outputs), check_consistency=True)
+    assert {name: of.block().properties.names for name, of in found.items()} == {
+        "energy": ["energy"],
+        "charge": ["charge"],
+    }
+
+
+def test_atomic_types_can_be_limited(tmp_path):
+    assert exported(tmp_path, atomic_types=["O"]).capabilities().atomic_types == [8]
+
+
+def test_types_without_a_baseline_are_left_out_with_a_warning(tmp_path):
+    scaler = water_scaler([(1, -0.5), (6, -38.0), (8, -74.0)])
+    assert exported(tmp_path, scaler).capabilities().atomic_types == [1, 6, 8]
+    with pytest.warns(UserWarning, match=r"leaves out the atomic types \[6\].*'charges', 'energy'"):
+        model = exported(tmp_path, scaler, outputs={"energy": "eV", "charges": "e"})
+    assert model.capabilities().atomic_types == [1, 8]
+
+
+def test_types_must_be_given_where_the_scales_do_not_depend_on_them(tmp_path):
+    scaler = fit(WATERS, {"energy": DATA["energy"]})
+    with pytest.raises(ValueError, match=r"\['energy'\] are the same for all atomic types; give"):
+        exported(tmp_path, scaler)
+    model = exported(tmp_path, scaler, atomic_types=["H", "O"])
+    assert model.capabilities().atomic_types == [1, 8]
+
+
+# What is refused, with the way out.
+
+
+class Unscriptable(SmallNetwork):
+    """Finds an attribute by a name that is made when it runs."""
+
+    def forward(
+        self,
+        systems: List[System],
+        outputs: Dict[str, ModelOutput],
+        selected_atoms: Optional[Labels] = None,
+    ) -> Dict[str, TensorMap]:
+        return {name: getattr(self, "table_" + name) for name in outputs}
+
+
+class Unsaveable(torch.nn.Module):
+    """Calls a static method of a TorchScript class."""
+
+    def forward(
+        self,
+        systems: List[System],
+        outputs: Dict[str, ModelOutput],
+        selected_atoms: Optional[Labels] = None,
+    ) -> Dict[str, TensorMap]:
+        return {"energy": TensorMap(Labels.single(), [])}
+
+
+class TotalsOnly(torch.nn.Module):
+    """Gives total energies, whatever is requested."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = SmallNetwork()
+        self.total = {"energy": ModelOutput()}
+
+    def forward(
+        self,
+        systems: List[System],
+        outputs: Dict[str, ModelOutput],
+        selected_atoms: Optional[Labels] = None,
+    ) -> Dict[str, TensorMap]:
+        return self.network(systems, self.total, selected_atoms)
+
+
+def test_a_network_that_torchscript_does_not_take(tmp_path):
+    with pytest.raises(RuntimeError, match="Unscriptable does not compile") as error:
+        exported(tmp_path, network=Unscriptable())
+    assert 'getattr(self, "table_" + name)' in str(error.value)  # the line
+    assert "PhysicalModel" in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_cannot_be_saved(tmp_path):
+    with pytest.raises(RuntimeError, match=r"Labels.single\(\)"):
+        exported(tmp_path, network=Unsaveable(), interaction_range=0.0)
+
+
+def test_a_lightning_module_is_not_a_network(trained, tmp_path):
+    with pytest.raises(TypeError, match=r"LightningModule Net, .*export\(model.network"):
+        exported(tmp_path, trained.module.scaler, trained.module)
+    with pytest.raises(TypeError, match="expected the network"):
+        exported(tmp_path, network=lambda systems: {})
+
+
+@pytest.mark.parametrize("use", [export, PhysicalModel])
+def test_a_scaler_that_was_never_fitted(use, tmp_path):
+    settings = {} if use is PhysicalModel else {"path": tmp_path / "a.pt", "outputs": {}, **UNITS}
+    with pytest.raises(RuntimeError, match=r"expected a fitted scaler.*train with TargetScaler"):
+        use(SmallNetwork(), Scaler(), **settings)
+
+
+def test_a_range_shorter_than_the_cutoff(tmp_path):
+    with pytest.raises(ValueError, match=r"expected at least 4, the longest cutoff.*got 3\.9"):
+        exported(tmp_path, interaction_range=3.9)
+
+
+@pytest.mark.parametrize("unit", ["", "eV", "furlong"])
+def test_a_length_unit_that_is_none(unit, tmp_path):
+    with pytest.raises(ValueError, match=f"length_unit: expected a unit of length.*got '{unit}'"):
+        exported(tmp_path, length_unit=unit)
+
+
+def test_a_prediction_that_is_missing_and_one_of_the_wrong_kind(tmp_path):
+    model = exported(tmp_path, network=TotalsOnly(), outputs={"energy": "eV", "charges": "e"})
+    systems = add_neighbors(molecules((1, 8, 1)), model)
+    options = ModelEvaluationOptions("A", {"charge": ModelOutput(sample_kind="atom")})
+    with pytest.raises(torch.jit.Error, match="no prediction of the target 'charges'"):
+        model(systems, options, check_consistency=False)
+    options = ModelEvaluationOptions("A", {"energy": ModelOutput(sample_kind="atom")})
+    with pytest.raises(torch.jit.Error, match="'energy': values per atom were requested"):
+        model(systems, options, check_consistency=False)
+
+
+def test_a_file_that_cannot_be_written_stays(tmp_path):
+    exported(tmp_path)
+    before = (tmp_path / "model.pt").read_bytes()
+    with pytest.raises(RuntimeError, match="Unscriptable does not compile"):
+        exported(tmp_path, network=Unscriptable())
+    assert (tmp_path / "model.pt").read_bytes() == before
+    assert os.listdir(tmp_path) == ["model.pt"]
+    with pytest.raises(FileNotFoundError, match=r"nowhere/model\.pt"):
+        exported(tmp_path / "nowhere")
+    (tmp_path / "folder" / "model.pt").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match=r"folder/model\.pt"):
+        exported(tmp_path / "folder")
