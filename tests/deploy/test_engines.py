@@ -92,20 +92,40 @@ def test_ipi_gives_the_energies_and_forces_of_ase(trained, tmp_path):
     np.testing.assert_allclose(found, atoms.get_forces(), rtol=1e-6, atol=1e-6)
 
 
-def energy_noise(calculator):
-    """Largest jump of the total energy of ten atoms in 200 steps of NVE, beside its trend, in eV.
-
-    Trends cancel in third differences, which multiply independent noise by sqrt(20).
-    """
+def total_energies(calculator, step):
+    """Total energies of ten atoms in 200 steps of NVE, in eV; the steps are in fs."""
     atoms = to_ase(molecules((6, 6, 8, 8, 1, 1, 1, 1, 1, 1), seed=2)[0])
-    atoms.set_masses([12.0] * 10)
     atoms.calc = calculator
-    dynamics, totals = VelocityVerlet(atoms, 0.1 * fs), []
+    dynamics, totals = VelocityVerlet(atoms, step * fs), []
     for _ in range(200):
         dynamics.run(1)
         totals.append(atoms.get_total_energy())
-    assert np.ptp(atoms.get_kinetic_energy()) == 0.0
-    return np.abs(np.diff(totals, 3)).max() / 20**0.5
+    assert atoms.get_kinetic_energy() > 0.1  # it moves
+    return np.array(totals)
+
+
+@pytest.mark.slow
+def test_energy_is_conserved_as_well_as_by_the_network_in_float64(trained, float64_model):
+    """The integrator moves the total energy; a network in float32 must not add to that."""
+    spreads = [
+        np.ptp(total_energies(MetatomicCalculator(path, device="cpu"), step=0.5))
+        for path in (trained.path, float64_model)
+    ]
+    assert spreads[0] == pytest.approx(spreads[1], rel=0.01)
+    assert spreads[1] < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-6), ("float64", 1e-10)])
+def test_the_scales_add_no_noise_to_total_energies(trained, float64_model, dtype, most):
+    """Totals of -5200 eV in float32 would jump by 5e-4 eV.
+
+    The trend cancels in third differences, which multiply independent noise by sqrt(20).
+    """
+    path = trained.path if dtype == "float32" else float64_model
+    totals = total_energies(MetatomicCalculator(path, device="cpu"), step=0.1)
+    assert totals[0] < -5000
+    assert np.abs(np.diff(totals, 3)).max() / 20**0.5 < most
 
 
 def test_energies_of_two_domains_add_up_to_the_total(trained):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from builders import atom_samples, atom_target, fit, structure_target, system
 from deployable import SmallNetwork, add_neighbors, molecules
-from metatensor.torch import Labels, TensorMap
+from metatensor.torch import Labels, TensorBlock, TensorMap
 from metatomic.torch import (
     ModelEvaluationOptions,
     ModelMetadata,
@@ -109,6 +109,35 @@ def test_types_must_be_given_where_the_scales_do_not_depend_on_them(tmp_path):
         exported(tmp_path, scaler)
     model = exported(tmp_path, scaler, atomic_types=["H", "O"])
     assert model.capabilities().atomic_types == [1, 8]
+
+
+class WithGradient(torch.nn.Module):
+    """Gives explicit gradients, which nobody requested."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = SmallNetwork()
+
+    def forward(
+        self,
+        systems: List[System],
+        outputs: Dict[str, ModelOutput],
+        selected_atoms: Optional[Labels] = None,
+    ) -> Dict[str, TensorMap]:
+        energy = self.network(systems, outputs, selected_atoms)["energy"]
+        block = energy.block().copy()
+        samples = Labels(["sample", "atom"], torch.tensor([[0, 1]]))
+        xyz = Labels("xyz", torch.arange(3).unsqueeze(1))
+        values = torch.ones([1, 3, 1], dtype=block.values.dtype)
+        block.add_gradient("positions", TensorBlock(values, samples, [xyz], block.properties))
+        return {"energy": TensorMap(energy.keys, [block])}
+
+
+def test_gradients_of_the_network_are_left_to_the_autograd_of_engines(tmp_path):
+    model = exported(tmp_path, network=WithGradient())
+    systems = add_neighbors(molecules((1, 8, 1)), model)
+    options = ModelEvaluationOptions("A", {"energy": ModelOutput()})
+    assert model(systems, options, True)["energy"].block().gradients_list() == []
 
 
 # What is refused, with the way out.
