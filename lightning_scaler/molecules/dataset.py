@@ -87,25 +87,6 @@ def neighbor_list_options(cutoff: float) -> NeighborListOptions:
     return NeighborListOptions(cutoff=cutoff, full_list=True, strict=True)
 
 
-def neighbor_pairs(systems: Sequence[System], cutoff: float) -> tuple[torch.Tensor, ...]:
-    """Center and neighbor of every pair within the cutoff, as indices of atoms in the batch.
-
-    Raises:
-        ValueError: If a system has no such neighbor list.
-    """
-    options, pairs, first = neighbor_list_options(cutoff), [], 0
-    for system in systems:
-        available = system.known_neighbor_lists()
-        if options not in available:
-            raise ValueError(
-                f"expected a full, strict neighbor list with cutoff {cutoff} in every system, got "
-                f"one with cutoffs {[each.cutoff for each in available]}"
-            )
-        pairs.append(system.get_neighbor_list(options).samples.values[:, :2] + first)
-        first += len(system)
-    return torch.cat(pairs).long().unbind(1)
-
-
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Join the items of a `MoleculesDataset` into a batch.
 

@@ -1,6 +1,6 @@
 """One round of message passing between neighbors, built with e3nn."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from e3nn.nn import FullyConnectedNet, Gate
@@ -10,6 +10,22 @@ from torch.nn.functional import silu
 
 HARMONICS = Irreps("0e + 1o + 2e")
 N_NEIGHBORS = 6.0  # about the mean in the dataset; keeps sums over neighbors of order one
+
+
+class Edges(NamedTuple):
+    """Ordered pairs of neighbors.
+
+    Attributes:
+        center: Index of the atom that receives a message, `(n_edges,)`.
+        neighbor: Index of the atom that sends it, `(n_edges,)`.
+        harmonics: Spherical harmonics of the direction to the neighbor, `(n_edges, 9)`.
+        radial: Radial functions of the distance, `(n_edges, n_radial)`.
+    """
+
+    center: Tensor
+    neighbor: Tensor
+    harmonics: Tensor
+    radial: Tensor
 
 
 class Interaction(nn.Module):
@@ -25,6 +41,7 @@ class Interaction(nn.Module):
 
     def __init__(self, inputs: Irreps, hidden: Irreps, n_radial: int) -> None:
         super().__init__()
+        self.norm = N_NEIGHBORS**0.5
         self.message = _product(inputs, HARMONICS, "uvu", scalar=True, shared_weights=False)
         self.radial = FullyConnectedNet([n_radial, 32, self.message.weight_numel], silu)
         state = self.message.irreps_out + inputs + hidden[:1]
@@ -34,18 +51,17 @@ class Interaction(nn.Module):
         self.gate = Gate(hidden[:1], [silu], gates, [torch.sigmoid], hidden[1:])
         self.mix = Linear(self.product.irreps_out + state, self.gate.irreps_in)
 
-    def forward(self, features: Tensor, types: Tensor, edges: tuple[Tensor, ...]) -> Tensor:
+    def forward(self, features: Tensor, types: Tensor, edges: Edges) -> Tensor:
         """Update the features of the atoms.
 
         Args:
             features: `(n_atoms, n_inputs)`.
             types: Embeddings of the atomic types, `(n_atoms, n_scalars)`.
-            edges: Center and neighbor of every edge, `(n_edges,)`, its spherical harmonics
-                `(n_edges, 9)` and radial functions `(n_edges, n_radial)`.
+            edges: All edges of the batch.
         """
-        center, neighbor, harmonics, radial = edges
-        messages = self.message(features[neighbor], harmonics, self.radial(radial))
-        density = sum_by_owner(messages, center, len(features)) / N_NEIGHBORS**0.5
+        weights = self.radial(edges.radial)
+        messages = self.message(features[edges.neighbor], edges.harmonics, weights)
+        density = sum_by_owner(messages, edges.center, len(features)) / self.norm
         state = _limit_norm(torch.cat([density, features, types], dim=1))
         product = self.product(self.left(state), self.right(state))
         return _limit_norm(self.gate(self.mix(torch.cat([product, state], dim=1))))
@@ -80,4 +96,4 @@ def _limit_norm(features: Tensor) -> Tensor:
 
 def sum_by_owner(rows: Tensor, owner: Tensor, n_owners: int) -> Tensor:
     """Sum the rows that have the same owner, such as the atoms of a system."""
-    return rows.new_zeros(n_owners, rows.shape[1]).index_add(0, owner, rows)
+    return rows.new_zeros([n_owners, rows.shape[1]]).index_add(0, owner, rows)
