@@ -44,8 +44,10 @@ LIGHTNING_AND_HYDRA = {
 # What the core may import besides torch and metatensor, and where.
 EXCEPTIONS = {
     "batches/device.py": {"lightning_utilities", "metatomic"},
+    "batches/engine.py": {"metatomic"},
     "batches/inference.py": {"metatomic"},
     "baselines/zbl.py": {"metatomic", "vesin"},
+    "baselines/zbl_for_engines.py": {"metatomic"},
     "tensors/state_file.py": {"safetensors"},
     "scaling/scaler.py": {"rich"},  # in annotations, and when a table is requested
 }

@@ -9,10 +9,9 @@ from metatomic.torch import System
 from typing_extensions import override
 from vesin import NeighborList
 
+from .zbl_for_engines import ZBLForEngines, pair_repulsion
+
 COULOMB = 14.399645  # e²/(4πε0) in eV Å (CODATA 2018)
-SCREENING_LENGTH = 0.46850  # Å, 0.8854 Bohr radii
-COEFFICIENTS = (0.18175, 0.50986, 0.28022, 0.02817)
-EXPONENTS = (3.19980, 0.94229, 0.40290, 0.20162)
 
 # Å, hydrogen to curium: B. Cordero et al., Dalton Trans. 2008, 2832, table 2 (sp3 carbon; low-spin
 # Mn, Fe and Co).
@@ -94,7 +93,14 @@ class ZBL(torch.nn.Module):
         types = torch.cat([torch.empty(0, device=device), *(s.types for s in systems)]).long()
         self._check_types(types)
         pairs = self._pairs(systems, n_atoms)
-        energy, slope = self._repulsion(types[pairs.first], types[pairs.second], pairs.distance)
+        radii = self.get_buffer("radii")
+        energy, slope = pair_repulsion(
+            types[pairs.first].double(),
+            types[pairs.second].double(),
+            radii[types[pairs.first]] + radii[types[pairs.second]],
+            pairs.distance,
+            float(self.get_buffer("coulomb")),
+        )
         per_system = energy.new_zeros(len(systems)).index_add_(0, pairs.system, energy)
         # Gradient with respect to the vector from the first atom to the second, (n_pairs, 3).
         gradient = (slope / pairs.distance)[:, None] * pairs.vector
@@ -103,6 +109,20 @@ class ZBL(torch.nn.Module):
         outer = gradient[:, :, None] * pairs.vector[:, None, :]
         strain = energy.new_zeros(len(systems), 3, 3).index_add_(0, pairs.system, outer)
         return {self.target: _tensormap(n_atoms, per_system, positions, strain)}
+
+    def scriptable(self, types: Sequence[int]) -> ZBLForEngines:
+        """The same repulsion for simulation engines, which give the neighbor lists.
+
+        Args:
+            types: all atomic types that can occur.
+
+        Raises:
+            ValueError: for types that are not atomic numbers from hydrogen to curium.
+        """
+        self._check_types(torch.tensor(types))
+        return ZBLForEngines(
+            self.target, float(self.get_buffer("coulomb")), (0.0, *COVALENT_RADII), types
+        )
 
     def _check_types(self, types: torch.Tensor) -> None:
         wrong = types[(types < 1) | (types > len(COVALENT_RADII))].unique().tolist()
@@ -138,30 +158,6 @@ class ZBL(torch.nn.Module):
         )
         vector = torch.cat(vectors)
         return _Pairs(first, second, owner, vector, vector.norm(dim=1))
-
-    def _repulsion(
-        self, first: torch.Tensor, second: torch.Tensor, distance: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Energy of every pair and its derivative with respect to the distance, ``(n_pairs,)``."""
-        radii = self.get_buffer("radii")
-        ratio = (distance / (radii[first] + radii[second])).clamp(max=1.0)
-        length = SCREENING_LENGTH / (first.double() ** 0.23 + second.double() ** 0.23)
-        terms = [
-            (c * torch.exp(-k * distance / length), k / length)
-            for c, k in zip(COEFFICIENTS, EXPONENTS, strict=True)
-        ]
-        screening = torch.stack([term for term, _ in terms]).sum(0)
-        screening_slope = -torch.stack([term * rate for term, rate in terms]).sum(0)
-        envelope = 1.0 - 28.0 * ratio**6 + 48.0 * ratio**7 - 21.0 * ratio**8
-        envelope_slope = -168.0 * ratio**5 * (1.0 - ratio).square() / (radii[first] + radii[second])
-        bare = self.get_buffer("coulomb") * first * second / distance
-        energy = bare * screening * envelope
-        slope = bare * (
-            screening_slope * envelope
-            + screening * envelope_slope
-            - screening * envelope / distance
-        )
-        return energy, slope
 
 
 class _Pairs(NamedTuple):

@@ -11,6 +11,7 @@ from .declaration import Declaration
 from .declared_batch import DeclaredBatch
 from .declared_targets import GradientTensor, PerAtom, PerStructure
 from .device import move_to_device, move_unpacked
+from .engine import neighbor_vectors, sample_labels, selected_samples
 from .indexed_target import (
     IndexedBatch,
     IndexedTarget,
@@ -48,8 +49,11 @@ __all__ = [
     "is_system",
     "move_to_device",
     "move_unpacked",
+    "neighbor_vectors",
     "read_atoms",
     "relabel_by_position",
+    "sample_labels",
+    "selected_samples",
     "shift_systems",
     "unpack",
 ]

@@ -1,60 +1,10 @@
-"""Edges between neighbors: their vectors, spherical harmonics and radial functions.
+"""Spherical harmonics and radial functions of the edges between neighbors.
 
-Everything here compiles with TorchScript; the functions of e3nn for this purpose do not.
+TorchScript compiles them, as it does not those of e3nn.
 """
 
 import torch
-from metatomic.torch import NeighborListOptions, System
 from torch import Tensor
-
-
-def neighbor_vectors(
-    systems: list[System], positions: Tensor, options: NeighborListOptions
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the pairs of the neighbor lists, and their vectors from positions and cells.
-
-    Not the vectors of the neighbor lists: autograd goes through them only where the caller has
-    registered them.
-
-    Args:
-        systems: Systems with the neighbor list.
-        positions: Positions of the atoms of all systems, `(n_atoms, 3)`.
-        options: The neighbor list.
-
-    Returns:
-        Center and neighbor of every pair as indices of atoms in the batch, `(n_pairs,)`, and the
-        vectors from center to neighbor, `(n_pairs, 3)`.
-
-    Raises:
-        ValueError: If a system has no such neighbor list.
-    """
-    samples: list[Tensor] = []
-    n_pairs: list[int] = []
-    firsts: list[int] = []
-    first = 0
-    for system in systems:
-        available = system.known_neighbor_lists()
-        found = False
-        for each in available:
-            found = found or each == options
-        if not found:
-            cutoffs = [each.cutoff for each in available]
-            raise ValueError(
-                f"expected a full, strict neighbor list with cutoff {options.cutoff} in every "
-                f"system, got one with cutoffs {cutoffs}"
-            )
-        pairs = system.get_neighbor_list(options).samples.values
-        samples.append(pairs)
-        n_pairs.append(len(pairs))
-        firsts.append(first)
-        first += len(system)
-    owner = torch.arange(len(systems)).repeat_interleave(torch.tensor(n_pairs))
-    offset = torch.tensor(firsts)[owner].to(positions.device)
-    joined = torch.cat(samples)
-    center, neighbor = joined[:, 0] + offset, joined[:, 1] + offset
-    cells = torch.stack([system.cell for system in systems])[owner.to(positions.device)]
-    shifts = joined[:, 2:].to(cells.dtype).unsqueeze(1) @ cells
-    return center, neighbor, positions[neighbor] - positions[center] + shifts.squeeze(1)
 
 
 def spherical_harmonics(directions: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from metatensor.torch import Labels, TensorMap
 from metatomic.torch import ModelOutput, NeighborListOptions, System
 from torch import Tensor, nn
 
-from .edges import neighbor_vectors, radial_functions, spherical_harmonics
+from ..batches import neighbor_vectors, selected_samples
+from .edges import radial_functions, spherical_harmonics
 from .interaction import HARMONICS, Edges, Interaction, sum_by_owner
-from .targets import TARGETS, sample_labels, tensor_map
+from .targets import TARGETS, tensor_map
 
 READOUTS = {"energy": "0e", "dipole": "0e + 1o", "polarizability": "0e + 2e", "charges": "0e"}
 READOUTS |= {"populations": "2x0e", "atomic_dipoles": "1o"}  # the scalar of a dipole is a charge
@@ -85,22 +86,16 @@ class MoleculesNetwork(nn.Module):
         selected_atoms: Optional[Labels],
     ) -> dict[str, TensorMap]:
         """Predict as `forward` does, with positions `(n_atoms, 3)` in place of those of systems."""
-        structures, atoms = sample_labels([len(system) for system in systems])
-        owner = atoms.values[:, 0].to(positions.device)
-        tables = self._atomic_tables(systems, outputs, positions, owner)
-        if selected_atoms is not None:
-            rows = atoms.select(selected_atoms.to(torch.device("cpu")))
-            atoms = Labels(["system", "atom"], atoms.values[rows], True)
-            present, owner = torch.unique(atoms.values[:, 0], return_inverse=True)
-            structures = Labels(["system"], present.unsqueeze(1), True)
-            rows, owner = rows.to(positions.device), owner.to(positions.device)
-            tables = {name: table[rows] for name, table in tables.items()}
+        n_atoms = [len(system) for system in systems]
+        structures, atoms, selected, row = selected_samples(n_atoms, selected_atoms)
+        selected, row = selected.to(positions.device), row.to(positions.device)
         results: dict[str, TensorMap] = {}
-        for name, table in tables.items():
+        for name, contributions in self._atomic_tables(systems, outputs, positions).items():
+            table = contributions.index_select(0, selected)
             per_atom = self.per_atom[name] or outputs[name].sample_kind == "atom"
             results[name] = tensor_map(
                 atoms if per_atom else structures,
-                table if per_atom else sum_by_owner(table, owner, len(structures)),
+                table if per_atom else sum_by_owner(table, row, len(structures)),
                 self.keys[name],
                 self.components[name],
                 self.properties[name],
@@ -113,11 +108,7 @@ class MoleculesNetwork(nn.Module):
         return [NeighborListOptions(cutoff=self.cutoff, full_list=True, strict=True)]
 
     def _atomic_tables(
-        self,
-        systems: list[System],
-        outputs: dict[str, ModelOutput],
-        positions: Tensor,
-        owner: Tensor,
+        self, systems: list[System], outputs: dict[str, ModelOutput], positions: Tensor
     ) -> dict[str, Tensor]:
         """The contribution of each atom to each target, `(n_atoms, n_columns)`."""
         options = self.requested_neighbor_lists()[0]
@@ -135,9 +126,15 @@ class MoleculesNetwork(nn.Module):
             if name in outputs:
                 tables[name] = readout(features).to(positions)
         if "dipole" in tables:
-            n_atoms = owner.bincount(minlength=len(systems)).unsqueeze(1)
-            centroids = sum_by_owner(positions, owner, len(systems)) / n_atoms
             charge, dipole = tables["dipole"].split([1, 3], dim=1)
-            centered = positions - centroids[owner]
+            centered = positions - _centroids(systems, positions)
             tables["dipole"] = charge * centered + dipole[:, [2, 0, 1]]  # from y z x
         return tables
+
+
+def _centroids(systems: list[System], positions: Tensor) -> Tensor:
+    """The centroid of the system of each atom, `(n_atoms, 3)`."""
+    n_atoms = torch.tensor([len(system) for system in systems])
+    owner = torch.arange(len(systems)).repeat_interleave(n_atoms).to(positions.device)
+    n_atoms = n_atoms.unsqueeze(1).to(positions.device)
+    return (sum_by_owner(positions, owner, len(systems)) / n_atoms)[owner]

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
 
+from ..batches import sample_labels
+
 
 class MoleculesTarget(NamedTuple):
     """The layout of one target.
@@ -131,23 +133,3 @@ def tensor_map(
         blocks.append(TensorBlock(values, samples, axes, properties))
         first += width
     return TensorMap(keys.to(table.device), blocks)
-
-
-def sample_labels(n_atoms: list[int]) -> tuple[Labels, Labels]:
-    """The samples of a batch, in which `system` is its position; TorchScript compiles this.
-
-    Args:
-        n_atoms: Number of atoms in each system.
-
-    Returns:
-        Samples of per-structure and of per-atom targets, on the CPU.
-    """
-    counts = torch.tensor(n_atoms, dtype=torch.int32)
-    system = torch.arange(len(n_atoms), dtype=torch.int32)
-    owner = system.repeat_interleave(counts)
-    first = counts.cumsum(0, dtype=torch.int32) - counts
-    atom = torch.arange(len(owner), dtype=torch.int32) - first[owner]
-    return (
-        Labels(["system"], system.unsqueeze(1), True),
-        Labels(["system", "atom"], torch.stack([owner, atom], 1), True),
-    )

@@ -1,11 +1,20 @@
 """The ZBL repulsion against the published formula, and its gradients."""
 
+import io
+
 import mpmath
 import pytest
 import torch
 from ase.data import covalent_radii
 from builders import system
-from metatomic.torch import System
+from metatensor.torch import Labels
+from metatomic.torch import (
+    ModelOutput,
+    NeighborListOptions,
+    System,
+    register_autograd_neighbors,
+)
+from vesin.metatomic import NeighborList
 
 from lightning_scaler import ZBL
 from lightning_scaler.baselines.zbl import COVALENT_RADII
@@ -131,3 +140,121 @@ def test_batch_without_systems():
 def test_repr_shows_target_and_unit():
     assert repr(ZBL()) == "ZBL(target='energy')"
     assert repr(ZBL("mtt::u", energy_unit=27.2114)) == "ZBL(target='mtt::u', energy_unit=27.2114)"
+
+
+# For simulation engines.
+
+
+def with_neighbors(model, *systems_: System) -> list[System]:
+    """The systems with the requested neighbor list."""
+    for each in systems_:
+        plain = System(each.types, each.positions.detach(), each.cell.detach(), each.pbc)
+        (options,) = model.requested_neighbor_lists()
+        neighbors = NeighborList(options, length_unit="angstrom").compute(plain)
+        register_autograd_neighbors(each, neighbors)
+        each.add_neighbor_list(options, neighbors)
+    return list(systems_)
+
+
+def clusters() -> list[System]:
+    """With bonds of all lengths: an atom alone, a crystal, and pairs beyond the last bond."""
+    generator = torch.Generator().manual_seed(0)
+    types = [[8], [1, 6, 8, 1], [9, 7, 1, 14]]
+    positions = [1.5 * torch.rand(len(t), 3, generator=generator).double() for t in types]
+    return [system(*t, positions=r) for t, r in zip(types, positions, strict=True)] + [
+        crystal(POSITIONS)
+    ]
+
+
+TYPES = [1, 6, 7, 8, 9, 14]
+
+
+@pytest.fixture(scope="module")
+def scripted() -> torch.jit.ScriptModule:
+    """The module, saved and loaded."""
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(ZBL(energy_unit=0.5).scriptable(TYPES)), file)
+    return torch.jit.load(io.BytesIO(file.getvalue()))
+
+
+def request(kind: str = "system") -> dict[str, ModelOutput]:
+    return {"energy": ModelOutput(sample_kind=kind)}
+
+
+def test_the_scriptable_module_asks_for_a_half_list_up_to_the_longest_bond(scripted):
+    assert scripted.requested_neighbor_lists() == [
+        NeighborListOptions(cutoff=2 * 1.11, full_list=False, strict=True)  # Si-Si
+    ]
+
+
+def test_the_scriptable_module_gives_the_same_energies_and_layout(scripted):
+    expected = ZBL(energy_unit=0.5)(clusters(), ["energy"])["energy"]
+    found = scripted(with_neighbors(scripted, *clusters()), request(), None)["energy"]
+    # The order of the pairs differs.
+    torch.testing.assert_close(found[0].values, expected[0].values, rtol=4e-16, atol=0)
+    assert found.keys == expected.keys
+    assert found[0].samples == expected[0].samples
+    assert found[0].properties == expected[0].properties
+
+
+def test_energies_of_float32_systems_are_computed_in_float64(scripted):
+    systems = [each.to(torch.float32) for each in with_neighbors(scripted, *clusters())]
+    expected = ZBL(energy_unit=0.5)([each.to(torch.float64) for each in systems], ["energy"])
+    found = scripted(systems, request(), None)["energy"][0].values
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected["energy"][0].values, rtol=1e-6, atol=0)
+
+
+def test_autograd_of_the_scriptable_module_gives_the_gradients_of_the_live_one(scripted):
+    expected = ZBL(energy_unit=0.5)(clusters(), ["energy"])["energy"][0]
+    for _ in range(3):  # TorchScript optimizes the later calls
+        strains = torch.eye(3).double().repeat(4, 1, 1).requires_grad_()
+        positions = [each.positions.clone().requires_grad_() for each in clusters()]
+        strained = [
+            System(each.types, r @ strain, each.cell @ strain, each.pbc)
+            for each, r, strain in zip(clusters(), positions, strains, strict=True)
+        ]
+        systems = with_neighbors(scripted, *strained)
+        energy = scripted(systems, request(), None)["energy"][0].values.sum()
+        *slopes, strain = torch.autograd.grad(energy, [*positions, strains])
+        for name, found in (("positions", torch.cat(slopes)), ("strain", strain)):
+            gradient = expected.gradient(name).values[..., 0]
+            torch.testing.assert_close(found, gradient, rtol=1e-13, atol=1e-12)
+
+
+def test_atoms_share_the_energy_of_their_pairs_equally(scripted):
+    pair = with_neighbors(scripted, system(1, 8, positions=at((0, 0, 0), (0, 0, 0.8))))
+    half = float(pair_energy(1, 8, 0.8)) / 0.5 / 2
+    shares = scripted(pair, request("atom"), None)["energy"][0]
+    assert shares.samples.values.tolist() == [[0, 0], [0, 1]]
+    assert shares.values.flatten().tolist() == pytest.approx([half, half], rel=1e-12)
+
+
+def test_energies_of_two_selections_sum_to_those_of_all_atoms(scripted):
+    systems = with_neighbors(scripted, *clusters())
+    whole = scripted(systems, request(), None)["energy"][0]
+    summed = torch.zeros_like(whole.values)
+    domains = [[0, 0], [1, 1], [1, 3], [2, 0]], [[1, 0], [1, 2], [2, 1], [2, 2], [2, 3]]
+    for domain in (*domains, [[3, 0], [3, 1]]):
+        selected = Labels(["system", "atom"], torch.tensor(domain))
+        part = scripted(systems, request(), selected)["energy"][0]
+        rows = part.samples.column("system").long()
+        assert rows.tolist() == sorted({index for index, _ in domain})
+        summed[rows] += part.values
+    torch.testing.assert_close(summed, whole.values, rtol=1e-15, atol=0)
+
+
+def test_a_cast_of_the_scriptable_module_changes_no_energy(scripted):
+    systems = with_neighbors(scripted, *clusters())
+    rounded = ZBL(energy_unit=0.5).scriptable(TYPES).to(torch.float32)
+    expected = scripted(systems, request(), None)["energy"][0].values
+    assert torch.equal(rounded(systems, request())["energy"][0].values, expected)
+
+
+def test_the_scriptable_module_leaves_out_what_is_not_requested(scripted):
+    assert scripted(with_neighbors(scripted, system(1)), {"charges": ModelOutput()}, None) == {}
+
+
+def test_a_scriptable_module_for_types_that_are_not_atomic_numbers_is_an_error():
+    with pytest.raises(ValueError, match=r"ZBL: expected atomic numbers from 1 to 96.*\[0\]"):
+        ZBL().scriptable([0, 1])

@@ -1,5 +1,6 @@
 """The network of the example as simulation engines call it."""
 
+import io
 from collections.abc import Iterator
 
 import e3nn.util.jit
@@ -46,7 +47,10 @@ def network(model: MoleculesModel) -> MoleculesNetwork:
 
 @pytest.fixture(scope="module")
 def scripted(network: MoleculesNetwork) -> torch.jit.ScriptModule:
-    return torch.jit.script(e3nn.util.jit.compile(network, in_place=False))
+    """The network, saved and loaded."""
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(e3nn.util.jit.compile(network, in_place=False)), file)
+    return torch.jit.load(io.BytesIO(file.getvalue()))
 
 
 def make_system(types, positions, cell=None) -> System:
