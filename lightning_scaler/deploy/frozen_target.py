@@ -209,17 +209,17 @@ class FrozenTarget(torch.nn.Module):
             )
         samples = given.samples.values
         given_rows = samples[:, 0].long()
-        n_rows = atoms.n_atoms.size(0)
         if of_atoms:
             given_rows = atoms.first_atom[given_rows] + samples[:, 1].long()
-            n_rows = atoms.type_index.size(0)
-        index = torch.full([n_rows], -1, dtype=torch.int64, device=samples.device)
-        index[given_rows] = torch.arange(given_rows.size(0), device=samples.device)
-        index = index[rows]
-        if bool((index < 0).any()):
+            expected = torch.ones_like(atoms.type_index)
+        else:  # a system without selected atoms may be left out
+            expected = (atoms.type_counts.sum(1) > 0.0).long()
+        known = torch.zeros_like(expected).index_fill(0, given_rows, 1)
+        if bool((known < expected)[rows].any()):
             raise ValueError(f"target '{self.name}': rows without an additive contribution")
-        values: Tensor = given.values[index]
-        return values.to(torch.float64)
+        shape = [expected.size(0)] + block.values.shape[1:]
+        zeros = torch.zeros(shape, dtype=torch.float64, device=samples.device)
+        return zeros.index_add(0, given_rows, given.values.to(torch.float64))[rows]
 
 
 def _composition(

@@ -45,7 +45,7 @@ class SpringsForEngines(torch.nn.Module):
             if outputs["energy"].sample_kind == "atom":
                 rows.append(torch.stack([torch.full_like(atom, i), atom], 1)[kept])
                 energies.append(of_atoms[kept])
-            else:
+            elif bool(kept.any()):
                 rows.append(torch.tensor([[i]]))
                 energies.append(of_atoms[kept].sum(0, keepdim=True))
         # In reverse order, which engines and this package must not mind.
@@ -119,7 +119,10 @@ def test_shares_and_selections_add_up(path):
     summed = torch.zeros_like(total.values).index_add_(0, owner, shares.values)
     torch.testing.assert_close(summed, total.values, rtol=1e-9, atol=0)
     every = shares.samples.values.tolist()
-    parts = [run(path, "system", rows)[1].values for rows in (every[::2], every[1::2])]
+    # Systems without selected atoms count as 0.
+    one, other = every[:4], every[4:]
+    parts = [run(path, "system", rows)[1].values for rows in (one, other)]
+    assert parts[0][2].item() == 0.0
     torch.testing.assert_close(parts[0] + parts[1], total.values, rtol=1e-9, atol=0)
 
 
