@@ -140,15 +140,15 @@ class FrozenTarget(torch.nn.Module):
 
     def _find_blocks(self, tensor: TensorMap) -> list[int]:
         """The index in the tables of every block."""
-        keys = tensor.keys.to("cpu")
-        if keys.names != self.keys.names:
+        keys, known = tensor.keys.to("cpu"), self.keys.to("cpu")
+        if keys.names != known.names:
             raise ValueError(
-                f"prediction of '{self.name}': expected keys named {self.keys.names}, as in the "
-                f"fit, got {keys.names}"
+                f"prediction of '{self.name}': expected keys named {known.names}, as in the fit, "
+                f"got {keys.names}"
             )
         found: list[int] = []
         for i in range(len(keys)):
-            position = self.keys.position(keys.values[i])
+            position = known.position(keys.values[i])
             if position is None:
                 key: list[int] = keys.values[i].long().tolist()
                 raise ValueError(
@@ -198,7 +198,7 @@ class FrozenTarget(torch.nn.Module):
         rows: Tensor,
     ) -> Tensor | None:
         """The contribution to every row of a block; ``None`` for a block without any."""
-        position = contributions.keys.position(tensor.keys.values[i])
+        position = contributions.keys.to("cpu").position(tensor.keys.to("cpu").values[i])
         if position is None:
             return None
         block, given = tensor.block_by_id(i), contributions.block_by_id(position)

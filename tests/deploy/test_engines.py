@@ -156,6 +156,18 @@ def test_a_type_without_a_scale_is_named(trained):
         model(systems, options, check_consistency=False)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_tables_follow_the_device(trained):
+    atoms = to_ase(molecules(FORMALDEHYDE, seed=5)[0])
+    found = []
+    for device in ("cpu", "cuda"):
+        atoms.calc = MetatomicCalculator(trained.path, device=device)
+        found.append((atoms.get_potential_energy(), atoms.get_forces()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=0, abs=1e-5)
+    np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-4)
+
+
 WITHOUT_THE_PACKAGE = """
 import sys
 class Refuse:
