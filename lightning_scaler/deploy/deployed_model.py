@@ -3,7 +3,6 @@
 # ruff: noqa: UP006, UP035, UP045 (metatomic compares the annotations of `forward` with its own)
 
 from collections.abc import Mapping
-from itertools import chain
 from typing import Dict, List, Optional
 
 import torch
@@ -97,10 +96,3 @@ def _with_properties(tensor: TensorMap, properties: Labels) -> TensorMap:
     properties = properties.to(block.values.device)
     renamed = TensorBlock(block.values, block.samples, block.components, properties)
     return TensorMap(tensor.keys, [renamed])
-
-
-def systems_dtype(network: torch.nn.Module) -> torch.dtype:
-    """The dtype in which a network takes systems: float64 if its weights are, else float32."""
-    tensors = chain(network.parameters(), network.buffers())
-    dtypes = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
-    return torch.float64 if next(dtypes, torch.float64) == torch.float64 else torch.float32

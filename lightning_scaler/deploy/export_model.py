@@ -20,7 +20,8 @@ from metatomic.torch import (
 from ..scaling import Scaler, TargetScales
 from ..settings import atomic_type
 from ..tensors import replacing
-from .deployed_model import DeployedModel, systems_dtype
+from .checks import check_fitted, check_network, systems_dtype
+from .deployed_model import DeployedModel
 from .frozen_scaler import FrozenScaler
 from .output_units import Output, parse_outputs
 
@@ -80,13 +81,17 @@ def export(
             types without a scale or a baseline, or a range shorter than a cutoff.
         TypeError: for a LightningModule, or an additive module that cannot be exported.
         OSError: if the file cannot be written.
+
+    Example:
+        >>> network, scaler = torch.nn.Linear(1, 1), Scaler()  # neither is ready for this
+        >>> length = {"length_unit": "angstrom", "interaction_range": 5.0}
+        >>> export(network, scaler, "model.pt", outputs={"energy": "eV"}, **length)
+        ... # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        RuntimeError: expected a fitted scaler, ...
     """
-    if not scaler.fitted:
-        raise RuntimeError(
-            "expected a fitted scaler, got one without scales; train with TargetScaler, or load a "
-            "checkpoint or file with scales"
-        )
-    _check_network(network)
+    check_fitted(scaler)
+    check_network(network)
     parsed = parse_outputs(outputs, scaler.targets)
     targets = {output.target: scaler.targets[output.target] for output in parsed.values()}
     types = _atomic_types(atomic_types, targets)
@@ -110,17 +115,6 @@ def export(
             AtomisticModel(model, metadata, capabilities).save(temporary)
         except RuntimeError as error:
             raise RuntimeError(_way_out(network, error)) from error
-
-
-def _check_network(network: Any) -> None:
-    if hasattr(network, "training_step"):
-        raise TypeError(
-            f"expected the network, a torch.nn.Module, got the LightningModule "
-            f"{type(network).__name__}, which TorchScript cannot take; pass the module that it "
-            "wraps, as in export(model.network, model.scaler, ...)"
-        )
-    if not isinstance(network, torch.nn.Module):
-        raise TypeError(f"expected the network, a torch.nn.Module, got {network!r}")
 
 
 def _atomic_types(

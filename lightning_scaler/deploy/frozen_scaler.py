@@ -1,6 +1,6 @@
 """The scales and baselines of several targets as a TorchScript module."""
 
-# ruff: noqa: UP045 (TorchScript classes do not support `|`)
+# ruff: noqa: UP045 (TorchScript classes have no operator `|`)
 
 import copy
 from collections.abc import Sequence

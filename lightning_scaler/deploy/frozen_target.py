@@ -1,6 +1,6 @@
 """The scales and the baseline of one target as a TorchScript module."""
 
-# ruff: noqa: UP045 (TorchScript classes do not support `|`)
+# ruff: noqa: UP045, RUF005 (TorchScript classes have no operator `|`, TorchScript has no `*shape`)
 
 from typing import NamedTuple, Optional
 

@@ -8,7 +8,7 @@ from metatensor.torch import TensorMap
 from typing_extensions import override
 
 from ..scaling import Scaler
-from .deployed_model import systems_dtype
+from .checks import check_fitted, systems_dtype
 
 
 class PhysicalModel(torch.nn.Module):
@@ -24,15 +24,31 @@ class PhysicalModel(torch.nn.Module):
 
     Raises:
         RuntimeError: for a scaler that was never fitted.
+
+    Example:
+        >>> from lightning_scaler import ScaleAccumulator
+        >>> from metatensor.torch import Labels, TensorBlock
+        >>> from metatomic.torch import System
+        >>> class Half(torch.nn.Module):
+        ...     def forward(self, systems):
+        ...         return {"energy": energies([0.5] * len(systems))}
+        >>> def energies(numbers):
+        ...     samples = Labels.range("system", len(numbers))
+        ...     values = torch.tensor(numbers)[:, None]
+        ...     block = TensorBlock(values, samples, [], Labels.range("energy", 1))
+        ...     return TensorMap(Labels.single(), [block])
+        >>> box, types = torch.zeros(3, 3), torch.tensor([1, 8, 1])
+        >>> water = System(types, torch.rand(3, 3), box, torch.tensor([False] * 3))
+        >>> accumulator = ScaleAccumulator()
+        >>> accumulator.update([water], {"energy": energies([-6.0])})  # 2 per atom
+        >>> model = PhysicalModel(Half(), accumulator.compute())
+        >>> model([water])["energy"].block().values
+        tensor([[1.]])
     """
 
     def __init__(self, network: torch.nn.Module, scaler: Scaler) -> None:
         super().__init__()
-        if not scaler.fitted:
-            raise RuntimeError(
-                "expected a fitted scaler, got one without scales; train with TargetScaler, or "
-                "load a checkpoint or file with scales"
-            )
+        check_fitted(scaler)
         self.network = network
         self.scaler = scaler
 
