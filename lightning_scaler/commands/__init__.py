@@ -1,4 +1,4 @@
-"""The command ``lightning-scaler-train``, and our configs on the search path of every Hydra app.
+"""The commands ``lightning-scaler-…``, and our configs on the search path of every Hydra app.
 
 The highest room: it may import any other.
 """

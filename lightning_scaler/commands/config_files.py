@@ -1,4 +1,4 @@
-"""The folders of the Hydra configs: those for every application, and those of the command.
+"""The folders of the Hydra configs: those for every application, and those of the commands.
 
 Hydra lists every folder on its search path in the ``--help`` of every application in the
 environment, so the two are apart. A module of its own: the wheel has ``search_path.py`` under
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def command_configs() -> Path:
-    """The configs of ``lightning-scaler-train``."""
+    """The configs of the commands ``lightning-scaler-…``."""
     return Path(__file__).with_name("configs")
 
 

@@ -4,13 +4,11 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import metatensor.torch as mts
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from metatensor.torch import TensorMap, join
 from omegaconf import DictConfig, OmegaConf
@@ -19,6 +17,7 @@ from ..batches import shift_systems
 from ..reports import errors_table, print_tables, print_text
 from ..settings import check_choice
 from ..training import TargetScaler, TargetScalingMixin
+from .parts import build
 
 Task = Literal["train", "test", "predict"]
 
@@ -48,13 +47,13 @@ def run(config: DictConfig) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     torch.set_num_threads(config.threads)
     seed_everything(config.seed, workers=True, verbose=False)
-    data = _build(config.data)
-    model: LightningModule = _build(config.model)
+    data = build(config.data)
+    model: LightningModule = build(config.model)
     callbacks = _build_callbacks(config)
     _check_scales(config, model, callbacks)
     logger = OmegaConf.select(config, "logger")
-    trainer: Trainer = _build(
-        config.trainer, callbacks=callbacks, logger=_build(logger) if logger else False
+    trainer: Trainer = build(
+        config.trainer, callbacks=callbacks, logger=build(logger) if logger else False
     )
     if config.task == "train":
         trainer.fit(model, data, ckpt_path=config.ckpt_path, weights_only=True)
@@ -94,20 +93,6 @@ def join_predictions(batches: Sequence[Mapping[str, TensorMap]]) -> dict[str, Te
     }
 
 
-def _build(config: DictConfig, **arguments: Any) -> Any:
-    """Instantiate a part of the configuration; say which package is missing, if one is."""
-    try:
-        return instantiate(config, **arguments)
-    except InstantiationException as error:
-        # Hydra's message names the class alone; what to install is in the chained exception.
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, ModuleNotFoundError):
-            cause = cause.__cause__
-        if cause is None:
-            raise
-        raise InstantiationException(str(cause)) from error
-
-
 def _build_callbacks(config: DictConfig) -> list[Callback]:
     """The callbacks of the configuration, without those set to ``null``."""
     callbacks = []
@@ -119,7 +104,7 @@ def _build_callbacks(config: DictConfig) -> list[Callback]:
                 f"callbacks.{name}: expected the class in _target_, got {sorted(callback)}; write "
                 f"callbacks.{name}=null to leave this callback out"
             )
-        callbacks.append(_build(callback))
+        callbacks.append(build(callback))
     return callbacks
 
 

@@ -38,11 +38,11 @@ def launch(folder, *overrides, command=(COMMAND,)):
 
 
 @contextmanager
-def composed(output, *overrides):
-    """The configuration that the command composes, with ``output`` as its output folder."""
+def composed(output, *overrides, name="train"):
+    """The configuration that a command composes, with ``output`` as its output folder."""
     with initialize_config_dir(str(command_configs()), version_base="1.3"):
         overrides = [*overrides, f"hydra.runtime.output_dir={output}"]
-        config = compose("train", overrides, return_hydra_config=True)
+        config = compose(name, overrides, return_hydra_config=True)
         HydraConfig.instance().set_config(config)
         try:
             yield config
