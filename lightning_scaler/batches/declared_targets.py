@@ -197,6 +197,8 @@ def parse_target(name: str, target: Any) -> PerStructure | PerAtom:
     kinds = {kind.per: kind for kind in (PerStructure, PerAtom)}
     if isinstance(target, (PerStructure, PerAtom)):
         return target
+    if isinstance(target, type) and target in kinds.values():
+        raise TypeError(f"targets, '{name}': write {target.__name__}(), with its brackets")
     if not isinstance(target, Mapping):
         raise TypeError(
             f"targets, '{name}': expected PerStructure(...), PerAtom(...), or a dict of their "

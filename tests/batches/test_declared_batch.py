@@ -269,6 +269,16 @@ def test_a_missing_prediction_is_an_error_that_lists_the_output():
     assert one.predictions({"enrgy": numbers(2)}, needed=[]) == {}
 
 
+def test_an_output_needs_some_prediction_also_if_the_batch_has_no_targets():
+    one = declared(batch_of(), energy=PerStructure(), gap=PerStructure(intensive=True))
+    assert one.predictions({"gap": numbers(2)}).keys() == {"gap"}
+    # Returned as it is, it would be taken for physical values.
+    with pytest.raises(
+        ValueError, match=r"prediction of 'energy': .* got a dict with E; return it"
+    ):
+        one.predictions({"E": numbers(2)})
+
+
 def test_predictions_keep_the_graph_of_autograd():
     weight = torch.tensor(2.0, requires_grad=True, dtype=torch.float64)
     one = declared(batch_of(), energy=PerStructure(gradients={"positions": "-f"}))

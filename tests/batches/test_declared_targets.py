@@ -70,6 +70,7 @@ REFUSED = {
     ),
     "other kind": ({"t": {"per": "edge"}}, ValueError, "got 'edge'"),
     "a name": ({"t": "energy"}, TypeError, "targets, 't': expected PerStructure"),
+    "class": ({"t": PerAtom}, TypeError, r"targets, 't': write PerAtom\(\), with its brackets"),
     "empty": ({}, ValueError, "expected at least one declared target"),
     "argument": (target(tensr="a"), ValueError, "no argument 'tensr'; did you mean 'tensor'"),
     "gradients of atoms": (
