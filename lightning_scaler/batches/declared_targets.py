@@ -104,7 +104,8 @@ class PerStructure(DeclaredTarget):
         gradients: addresses of gradients by parameter. ``{"positions": "-forces"}``: forces, which
             are minus the gradient, ``(n_atoms, 3)``; ``{"strain": "-virial"}``: a virial,
             ``(n_structures, 3, 3)``; ``{"strain": {"tensor": "stress", "volume": "cell"}}``: a
-            stress with its volume. See :class:`GradientTensor`.
+            stress, and the volumes or cells by which it is multiplied. The output has the gradient
+            at the same address, with the same sign, or at ``{"prediction": …}`` beside ``tensor``.
         intensive: the values do not grow with the number of atoms, and are not divided by it.
         per_atom: the values are those of an extensive target divided by the number of atoms.
 

@@ -69,7 +69,8 @@ class ScaleAccumulator:
             :class:`PerAtom`.
         intensive_targets: names of per-structure targets that are not divided by the number of
             atoms before any statistics.
-        baseline: baseline that is subtracted before the scales are taken; ``None``: none.
+        baseline: :class:`CompositionBaseline` that is subtracted before the scales are taken;
+            ``None``: none.
         system_labels: meaning of the ``system`` label of targets: the ``"position"`` in the batch,
             an ``"id"`` in the dataset (numbered by first appearance), or ``"auto"``: as decided by
             the first batch that only one of them fits.
@@ -86,20 +87,11 @@ class ScaleAccumulator:
         Energies of -3 for O and 6 for H2O; the scale is the uncentred RMS per atom of -3 and 2.
 
         >>> import torch
-        >>> from metatensor.torch import Labels, TensorBlock, TensorMap
-        >>> from metatomic.torch import System
-        >>> def system(*types):
-        ...     n, cell, pbc = len(types), torch.zeros(3, 3), torch.tensor([False] * 3)
-        ...     return System(torch.tensor(types), torch.zeros(n, 3), cell, pbc)
-        >>> block = TensorBlock(
-        ...     torch.tensor([[-3.0], [6.0]]).double(),
-        ...     samples=Labels("system", torch.tensor([[0], [1]])),
-        ...     components=[],
-        ...     properties=Labels("energy", torch.tensor([[0]])),
-        ... )
-        >>> energy = TensorMap(Labels("_", torch.tensor([[0]])), [block])
-        >>> accumulator = ScaleAccumulator(baseline=None)
-        >>> accumulator.update([system(8), system(1, 1, 8)], {"energy": energy})
+        >>> from lightning_scaler import PerStructure
+        >>> batch = {"z": torch.tensor([8, 1, 1, 8]), "n_atoms": torch.tensor([1, 3])}
+        >>> batch["energy"] = torch.tensor([-3.0, 6.0])
+        >>> accumulator = ScaleAccumulator(targets={"energy": PerStructure()})
+        >>> accumulator.update(batch)
         >>> accumulator.compute().per_target_scales["energy"].block().values
         tensor([[2.5495]], dtype=torch.float64)
     """

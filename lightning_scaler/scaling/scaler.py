@@ -219,8 +219,19 @@ class Scaler(torch.nn.Module):
                 a layout other than in the fit.
 
         Example:
-            >>> Scaler().convert([], {}, source="model", target="physical")
-            {}
+            Energies of -3 for O and 6 for H2O, whose scale is the RMS per atom, √6.5:
+
+            >>> from lightning_scaler import PerStructure, ScaleAccumulator
+            >>> batch = {"z": torch.tensor([8, 1, 1, 8]), "n_atoms": torch.tensor([1, 3])}
+            >>> batch["energy"] = torch.tensor([-3.0, 6.0])
+            >>> accumulator = ScaleAccumulator(targets={"energy": PerStructure()})
+            >>> accumulator.update(batch)
+            >>> scaler = accumulator.compute()
+            >>> scaler.convert(batch, batch)["energy"]
+            tensor([-1.1767,  2.3534])
+            >>> output = {"energy": torch.ones(2)}
+            >>> scaler.convert(batch, output, source="model", target="physical")["energy"]
+            tensor([2.5495, 2.5495])
         """
         if source not in SCALE_EXPONENTS or target not in SCALE_EXPONENTS:
             check_choice("source", source, Space)

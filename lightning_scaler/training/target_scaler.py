@@ -51,14 +51,14 @@ class TargetScaler(Callback):
         enabled: set to ``False`` for scales of 1; the baseline is still subtracted.
         targets: names of the targets to fit, each of which must occur in the data; other
             TensorMaps are ignored. Default: all targets. A mapping declares targets that are plain
-            tensors: ``{"energy": PerStructure(gradients={"positions": "-forces"})}``, or dicts of
-            the arguments of :class:`PerStructure` and :class:`PerAtom`,
-            ``{"charges": {"per": "atom"}}``.
+            tensors, each as a :class:`PerStructure`, a :class:`PerAtom`, or a dict of their
+            arguments with ``per``, ``{"charges": {"per": "atom"}}``. ``forward`` then receives the
+            batch of the loader and returns tensors under the same names.
         fixed_scales: per-target scales to use instead of fitted ones, in the units of the data (per
             atom for extensive targets): one number, or one per atomic type (an integer or a
             chemical symbol), as in ``{"energy": 0.5, "forces": {"H": 0.2, 8: 1.1}}``.
         intensive_targets: names of the per-structure targets that are not divided by the number of
-            atoms.
+            atoms; in a declaration, ``PerStructure(intensive=True)`` says the same.
         baseline: ``"composition"`` subtracts one contribution per atomic type, ``"none"`` subtracts
             nothing. A module such as :class:`ZBL` is frozen, and its output is subtracted before
             the composition is fitted; see :meth:`Scaler.set_additive` for what it must support.
@@ -96,6 +96,18 @@ class TargetScaler(Callback):
         >>> trainer = Trainer(accelerator="cpu", callbacks=[callback], logger=False)
         >>> callback
         TargetScaler(fixed_scales={'forces': {1: 2.0, 8: 0.5}})
+
+        Batches have ``energy``, ``forces`` and ``dipole`` as plain tensors, and so has the output
+        of ``forward``:
+
+        >>> from lightning_scaler import PerStructure
+        >>> energy = PerStructure(gradients={"positions": "-forces"})
+        >>> dipole = PerStructure(components="xyz", intensive=True)
+        >>> trainer = Trainer(
+        ...     accelerator="cpu",
+        ...     callbacks=[TargetScaler(targets={"energy": energy, "dipole": dipole})],
+        ...     logger=False,
+        ... )
     """
 
     def __init__(
