@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from lightning_scaler import TargetScaler
 
@@ -32,9 +33,31 @@ def test_the_first_example_runs(tmp_path, monkeypatch, capsys):
 
 def test_every_example_is_valid_python():
     examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(examples) == 11
+    assert len(examples) == 13
     for example in examples:
         compile(example, "README.md", "exec")
+
+
+def test_the_declaration_in_yaml_is_that_in_python():
+    in_python = re.search(
+        r"```python\n(from lightning_scaler import PerAtom.*?)\n\n\nclass", README, re.S
+    )[1]
+    in_yaml = re.search(r"```yaml\n(targets:.*?)```", README, re.DOTALL)[1]
+    names: dict = {}
+    exec(in_python, names)
+    declared = TargetScaler(**OmegaConf.to_container(OmegaConf.create(in_yaml)))
+    assert repr(declared) == repr(names["scaler"])
+    assert "PerStructure(gradients={'positions': '-forces'})" in repr(declared)
+
+
+def test_links_lead_to_files_and_headings():
+    headings = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+    anchors = {"#" + heading.lower().replace(" ", "-") for heading in headings}
+    for link in re.findall(r"\]\(([^)]+)\)", README):
+        if link.startswith("#"):
+            assert link in anchors
+        elif "://" not in link:
+            assert (ROOT / link).exists()
 
 
 def test_set_up_and_tests_are_one_command_each():

@@ -61,4 +61,7 @@ class PhysicalModel(torch.nn.Module):
         """
         dtype = systems_dtype(self.network)
         predictions = self.network([system.to(dtype) for system in systems])
-        return self.scaler.convert(systems, predictions, source="model", target="physical")
+        physical: dict[str, TensorMap] = self.scaler.convert(
+            systems, predictions, source="model", target="physical"
+        )
+        return physical
