@@ -101,7 +101,11 @@ def list_of_names(setting: str, names: Iterable[str]) -> tuple[str, ...]:
         raise TypeError(f"{setting}: expected a list of names, got the string {names!r}")
     if not isinstance(names, Iterable):
         raise TypeError(f"{setting}: expected a list of names, got {names!r}")
-    return tuple(names)
+    found = tuple(names)
+    for name in found:
+        if not isinstance(name, str):
+            raise TypeError(f"{setting}: expected a list of names, got {name!r} among them")
+    return found
 
 
 def number(where: str, value: Any) -> float:

@@ -2,10 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from ..settings import did_you_mean
 from .addresses import Address, Path, parse_address
+
+if TYPE_CHECKING:
+    Gradients: TypeAlias = Mapping[str, Address | "GradientTensor"]
+    Components: TypeAlias = str | Mapping[str, int] | None
+else:
+    # Configs of Hydra can hold no object whose fields have other types.
+    Gradients = Components = Address = Any
 
 VECTOR, MATRIX = "xyz", "matrix"
 PARAMETERS = ("positions", "strain")
@@ -36,7 +43,7 @@ class DeclaredTarget:
 
     tensor: Address | None = None
     prediction: Address | None = None
-    components: str | Mapping[str, int] | None = None
+    components: Components = None
     properties: int | None = None
     unit: str | None = None
 
@@ -120,7 +127,7 @@ class PerStructure(DeclaredTarget):
         {'per': 'structure', 'unit': 'eV', 'gradients': {'positions': '-forces'}}
     """
 
-    gradients: Mapping[str, Address | GradientTensor] = field(default_factory=dict)
+    gradients: Gradients = field(default_factory=dict)
     intensive: bool = False
     per_atom: bool = False
 
@@ -141,7 +148,7 @@ class PerStructure(DeclaredTarget):
                     f"{parameter!r}; forces are minus the gradient with respect to 'positions', "
                     "{'positions': '-forces'}"
                 )
-            where = self._where(f"gradients={{'{parameter}'")
+            where = f"{type(self).__name__}(gradients={{'{parameter}': …}})"
             gradients[parameter] = _parse_gradient(where, parameter, value)
         self._set("gradients", gradients)
         for name in ("intensive", "per_atom"):
@@ -205,8 +212,10 @@ def parse_target(name: str, target: Any) -> PerStructure | PerAtom:
             f"targets, '{name}': expected PerStructure(...), PerAtom(...), or a dict of their "
             f"arguments such as {{'per': 'structure'}}, got {target!r}"
         )
-    arguments = dict(target)
-    per = arguments.pop("per", None)
+    arguments = {str(argument): value for argument, value in target.items()}
+    # Hydra holds objects that it has made in a config, which knows their class.
+    made: Any = getattr(getattr(target, "_metadata", None), "object_type", None)
+    per = made.per if made in (PerStructure, PerAtom) else arguments.pop("per", None)
     if per not in kinds:
         raise ValueError(
             f"targets, '{name}': expected 'per': 'structure' or 'per': 'atom', got {per!r}"
@@ -250,7 +259,9 @@ def _parse_gradient(where: str, parameter: str, value: Any) -> GradientTensor:
     if not isinstance(value, GradientTensor):
         value = GradientTensor(value)
     addresses = {
-        name: None if address is None else parse_address(f"{where}, {name}", address)
+        name: None
+        if address is None and name != "tensor"
+        else parse_address(f"{where}, {name}", address)
         for name, address in vars(value).items()
     }
     if addresses["volume"] is not None and parameter != "strain":

@@ -2,11 +2,15 @@
 
 import pytest
 import torch
+from hydra.utils import instantiate
+from hydra_zen import builds
 from lightning.pytorch import LightningModule
+from omegaconf import OmegaConf
 from small_training import quiet_trainer
 from torch.utils.data import DataLoader
 
 from lightning_scaler import PerAtom, PerStructure, TargetScaler, TargetScalingMixin
+from lightning_scaler.batches import GradientTensor
 
 DECLARED = {
     "energy": PerStructure(gradients={"positions": "-forces"}),
@@ -124,3 +128,46 @@ def test_a_list_of_names_means_tensormaps_also_for_a_checkpoint_of_declared_targ
     trainer = quiet_trainer(tmp_path, callbacks=[callback], max_epochs=2)
     with pytest.raises(TypeError, match=r"'system'.*TargetScaler\(targets=\{'energy': PerS"):
         trainer.fit(Net(), loader(), loader(), ckpt_path=checkpoint[0])
+
+
+STRESS = GradientTensor("stress", prediction="+virial", volume="cell")
+IN_CONFIGS = {
+    "energy": PerStructure(gradients={"positions": "-forces", "strain": STRESS}, unit="eV"),
+    "alpha": PerStructure(("y", 3), components={"spherical": 2}),
+    "charges": PerAtom(),
+}
+CONFIG = """
+_target_: lightning_scaler.TargetScaler
+targets:
+  energy:
+    _target_: lightning_scaler.PerStructure
+    gradients:
+      positions: "-forces"
+      strain: {tensor: stress, prediction: "+virial", volume: cell}
+    unit: eV
+  alpha: {per: structure, tensor: [y, 3], components: {spherical: 2}}
+  charges: {_target_: lightning_scaler.PerAtom}
+batch: {types: [inputs, z], structure: [inputs, 0]}
+"""
+
+
+@pytest.mark.parametrize("convert", ["none", "partial", "object", "all"])
+def test_a_declaration_in_a_config_of_hydra_is_that_of_python(convert):
+    callback = instantiate(OmegaConf.create(CONFIG), _convert_=convert)
+    addresses = {"types": ("inputs", "z"), "structure": ("inputs", 0)}
+    assert callback.declaration == TargetScaler(targets=IN_CONFIGS, batch=addresses).declaration
+
+
+def test_hydra_zen_builds_the_callback_from_declared_targets():
+    callback = instantiate(builds(TargetScaler, targets=IN_CONFIGS))
+    assert callback.declaration == TargetScaler(targets=IN_CONFIGS).declaration
+
+
+def test_declarations_in_a_list_or_without_an_address_are_refused():
+    with pytest.raises(TypeError, match=r"targets: expected a list of names, got \{'energy': "):
+        TargetScaler(targets=[{"energy": {"per": "structure"}}])
+    message = (
+        r"PerStructure\(gradients=\{'positions': …\}\), tensor: expected the address .*got None"
+    )
+    with pytest.raises(TypeError, match=message):
+        TargetScaler(targets={"energy": {"per": "structure", "gradients": {"positions": None}}})
