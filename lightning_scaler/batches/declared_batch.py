@@ -67,6 +67,7 @@ class DeclaredBatch(Sequence[Any]):
     def __init__(self, batch: Any, declaration: Declaration) -> None:
         self.batch = batch
         self.declaration = declaration
+        self._rows_by_device: dict[torch.device, Rows] = {}
 
     @cached_property
     def atoms(self) -> Atoms:
@@ -103,7 +104,7 @@ class DeclaredBatch(Sequence[Any]):
                         "Trainer(precision='bf16-true') and '16-true' round all tensors of a "
                         "batch, before any hook; train with precision='bf16-mixed' or '16-mixed'"
                     )
-        return self._tensormaps(found)
+        return self._tensormaps(found, self.atoms)
 
     @property
     def may_lack_targets(self) -> bool:
@@ -142,7 +143,10 @@ class DeclaredBatch(Sequence[Any]):
                 path = output_path(name, target, output, len(self.declaration.targets))
                 way_out = "return it from forward, or give its address as prediction="
                 raise ValueError(describe_missing(f"prediction of '{name}'", path, output, way_out))
-        return self._tensormaps(found)
+        # ASE and numpy have their targets on the CPU, whatever the device of the network is.
+        tensors = (one.tensor for of_target in found.values() for one in of_target.values())
+        device = next((tensor.device for tensor in tensors), self.atoms.types.device)
+        return self._tensormaps(found, self.atoms.to(device))
 
     def has_predictions(self, output: Any) -> bool:
         """Whether an output holds a prediction of some declared target."""
@@ -202,9 +206,11 @@ class DeclaredBatch(Sequence[Any]):
             return list(self.atoms.systems)
         return [_Structure(t) for t in self.atoms.types.split(self.atoms.n_atoms.tolist())]
 
-    @cached_property
-    def _rows(self) -> Rows:
-        return rows_of(self.atoms)
+    def _rows(self, atoms: Atoms) -> Rows:
+        device = atoms.types.device
+        if device not in self._rows_by_device:
+            self._rows_by_device[device] = rows_of(atoms)
+        return self._rows_by_device[device]
 
     def _in_batch(self) -> dict[str, dict[str, FoundTensor]]:
         targets = self.declaration.targets.items()
@@ -219,25 +225,30 @@ class DeclaredBatch(Sequence[Any]):
         }
         return {name: tensors for name, tensors in found.items() if tensors}
 
-    def _tensormaps(self, found: Mapping[str, Mapping[str, FoundTensor]]) -> dict[str, TensorMap]:
+    def _tensormaps(
+        self, found: Mapping[str, Mapping[str, FoundTensor]], atoms: Atoms
+    ) -> dict[str, TensorMap]:
+        """A TensorMap for each target, on the device of the atoms."""
+        device = atoms.types.device
         targets = [
-            _plain_target(name, self.declaration.targets[name], tensors)
+            _plain_target(name, self.declaration.targets[name], tensors, device)
             for name, tensors in found.items()
         ]
-        built, index = build_tensormaps(targets, self._rows, self.atoms.n_atoms)
+        built, index = build_tensormaps(targets, self._rows(atoms), atoms.n_atoms)
         if len(built) < len(targets):
             one = [*[*found.values()][len(built)].values()][index]
             plain = targets[len(built)].tensors[index]
-            n_rows = self.atoms.types.numel() if plain.per_atom else self.atoms.n_systems
+            n_rows = atoms.types.numel() if plain.per_atom else atoms.n_systems
             raise ValueError(
                 f"{one.where}, at {describe_address(one.path)}: {describe_shape(plain, n_rows)}"
             )
         return dict(zip(found, built, strict=True))
 
 
-def _plain_target(name: str, target: Target, tensors: Mapping[str, FoundTensor]) -> PlainTarget:
-    n_properties, device = target.properties or 1, tensors[""].tensor.device
-    plain = []
+def _plain_target(
+    name: str, target: Target, tensors: Mapping[str, FoundTensor], device: torch.device
+) -> PlainTarget:
+    n_properties, plain = target.properties or 1, []
     for parameter, one in tensors.items():
         if not one.tensor.is_floating_point():
             raise TypeError(
@@ -246,7 +257,7 @@ def _plain_target(name: str, target: Target, tensors: Mapping[str, FoundTensor])
             )
         per_atom = parameter == "positions" or (not parameter and isinstance(target, PerAtom))
         shape = row_shape(parameter, target)
-        plain.append(PlainTensor(one.tensor, per_atom, shape, one.sign, one.scale))
+        plain.append(PlainTensor(one.tensor.to(device), per_atom, shape, one.sign, one.scale))
     keys, components, properties = labels_of(name, kind_of_components(target), n_properties, device)
     return PlainTarget(
         keys,

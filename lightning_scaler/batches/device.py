@@ -47,7 +47,9 @@ def move_unpacked(batch: Batch, device: torch.device, dtype: torch.dtype) -> Bat
         dtype: dtype of positions, cells and neighbor vectors.
     """
     if isinstance(batch.systems, DeclaredBatch):
-        return batch  # Lightning has moved the user's own batch
+        # Lightning has moved the user's own batch, except what is not a tensor.
+        targets = {name: tensor.to(device=device) for name, tensor in batch.targets.items()}
+        return Batch(batch.systems, targets, batch.masks)
     read = batch.systems.atoms if isinstance(batch.systems, ReadSystems) else None
     if read is None or read.types.device != device:
         systems, targets, masks = move_to_device(

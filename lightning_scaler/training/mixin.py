@@ -68,7 +68,8 @@ class TargetScalingMixin(ScaledModule):
         TypeError: if a class has the mixin after ``LightningModule`` among its bases.
 
     Example:
-        >>>         >>> class Net(TargetScalingMixin, LightningModule):
+        >>> from lightning.pytorch import LightningModule
+        >>> class Net(TargetScalingMixin, LightningModule):
         ...     def forward(self, systems): ...
         >>> Net().scaler
         Scaler(not fitted)

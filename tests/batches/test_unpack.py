@@ -80,7 +80,7 @@ def test_batches_without_systems():
 )
 def test_other_batches_are_refused(batch, got):
     ways_out = (
-        r".*declare targets that are plain tensors, .*\bPerStructure\(.* override unpack_batch"
+        r".*declare targets that are plain tensors: .*\bPerStructure\(.* override unpack_batch"
     )
     with pytest.raises(TypeError, match=rf"(?s)expected a batch .*{got}{ways_out}"):
         unpack(batch)

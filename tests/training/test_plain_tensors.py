@@ -11,7 +11,6 @@ import torch
 from ase.calculators.singlepoint import SinglePointCalculator
 from builders import structure_target, system
 from lightning.pytorch import LightningModule
-from metatensor.torch import TensorBlock
 from small_training import quiet_trainer
 from torch.utils.data import DataLoader
 from torch_geometric.data import Data
@@ -26,8 +25,9 @@ from lightning_scaler import (
     TargetScaler,
     TargetScalingMixin,
 )
+from lightning_scaler.batches import sample_labels
 from lightning_scaler.molecules.datamodule import MoleculesDataModule
-from lightning_scaler.molecules.targets import TARGETS, XYZ, sample_labels
+from lightning_scaler.molecules.targets import TARGETS, add_positions_gradient, tensor_map
 
 NAMES = ["energy", "dipole", "charges", "populations", "atomic_dipoles"]
 DECLARED = {
@@ -95,16 +95,14 @@ FIELDS = ("types", "positions")
 
 def tensormaps(numbers, n_atoms):
     """The targets in the layouts of the embedded molecules, from plain tensors."""
-    structures, atoms, gradient_rows = sample_labels(n_atoms)
+    structures, atoms = sample_labels(n_atoms)
     maps = {}
     for name in NAMES:
-        target, values = TARGETS[name], numbers[name]
-        gradient = None
-        if name == "energy":
-            values_of_gradient = -numbers["forces"].unsqueeze(-1)
-            gradient = TensorBlock(values_of_gradient, gradient_rows, [XYZ], target.properties)
+        target, table = TARGETS[name], numbers[name].reshape(len(numbers[name]), -1)
         rows = atoms if target.per_atom else structures
-        maps[name] = target.tensor_map(rows, values.reshape(len(values), -1), gradient)
+        labels = target.keys, target.components, target.properties
+        maps[name] = tensor_map(rows, table, *labels)
+    maps["energy"] = add_positions_gradient(maps["energy"], atoms, -numbers["forces"])
     return maps
 
 
