@@ -88,11 +88,11 @@ def test_energies_written_to_extxyz_are_near_those_that_were_read(tmp_path):
     is_test = np.arange(250) >= 200
     baseline = errors_of_the_baseline_alone(counts, energies, ~is_test, is_test)
     errors = [atoms.info["predicted_energy"] for atoms in written] - energies[is_test]
-    assert rms(errors) < rms(baseline) / 3
-    assert rms(errors) < 0.3  # eV, of energies between 4 and 13
+    assert rms(errors) < rms(baseline) / 2
+    assert rms(errors) < 0.4  # eV, of energies between 6 and 13
     forces = np.concatenate([atoms.get_forces() for atoms in written])
     predicted = np.concatenate([atoms.arrays["predicted_forces"] for atoms in written])
-    assert rms(predicted - forces) < rms(forces) / 2
+    assert rms(predicted - forces) < rms(forces) / 1.5
 
 
 def test_scales_are_fitted_and_predictions_converted_without_lightning(tmp_path, molecules):
