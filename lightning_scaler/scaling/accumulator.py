@@ -25,6 +25,7 @@ from ..batches import (
     unpack,
 )
 from ..settings import (
+    FixedScale,
     Numbers,
     Settings,
     SystemLabels,
@@ -239,15 +240,15 @@ class ScaleAccumulator:
         """Whether the targets seen so far need no more data, because every scale is fixed.
 
         This holds if the targets to fit were named and seen, and each has a single property, a
-        fixed scale, and no baseline or a fixed one for all types seen so far.
+        fixed scale, and no baseline or a fixed one, both for all types seen so far.
         """
         fixed = parse_fixed_scales(fixed_scales)
         layouts, types = self._collection.layouts, self._collection.types
         if self.targets is None or not {*self.targets} <= layouts.keys():
             return False
         return all(
-            name in fixed
-            and layout.single_property
+            layout.single_property
+            and _is_fixed(fixed.get(name), types[name])
             and (self.baseline is None or self.baseline.is_fixed(layout, types[name]))
             for name, layout in layouts.items()
         )
@@ -263,7 +264,8 @@ class ScaleAccumulator:
 
         Args:
             fixed_scales: per-target scales that replace the fitted ones, one number for a target
-                or one per type: ``{"energy": 0.5, "forces": {1: 0.2, 8: 1.1}}``.
+                or one per type: ``{"energy": 0.5, "forces": {1: 0.2, 8: 1.1}}``. The scales of
+                all other types are fitted.
             unseen_types: what the Scaler does with types that were not in the data: ``"error"``,
                 ``"pooled"`` (the RMS over all types) or ``"identity"``.
             enabled: ``False`` sets every scale to 1; the baseline is still subtracted.
@@ -415,6 +417,11 @@ class ScaleAccumulator:
         if self.baseline is not None:
             check_names("fixed_baseline", self.baseline.fixed, fitted)
             check_names("baseline", self.baseline.excluded, fitted)
+
+
+def _is_fixed(fixed: FixedScale | None, types: Iterable[int]) -> bool:
+    """Whether a target has a fixed scale for each of these types."""
+    return {*types} <= fixed.keys() if isinstance(fixed, dict) else fixed is not None
 
 
 def _check_tensormap(what: str, value: Any) -> None:

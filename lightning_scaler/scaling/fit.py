@@ -183,6 +183,7 @@ def _rms(sq_sum: float, count: float) -> float:
 
 
 def _fixed_per_target(layout: TargetLayout, fixed: FixedScale, types: torch.Tensor) -> torch.Tensor:
+    """The fixed scale of each type, ``(n_types,)``; NaN for types without one."""
     where = f"fixed_scales of target '{layout.name}'"
     if layout.sample_kind == "pair":
         raise ValueError(f"{where}: atom-pair targets are not scaled; leave this target out")
@@ -193,13 +194,7 @@ def _fixed_per_target(layout: TargetLayout, fixed: FixedScale, types: torch.Tens
             f"{where}: expected one number for a per-structure target, got a number per type "
             f"({fixed})"
         )
-    missing = [atomic_type for atomic_type in types.tolist() if atomic_type not in fixed]
-    if missing:
-        raise ValueError(
-            f"{where}: no number for the atomic types {missing} of the data, only for "
-            f"{sorted(fixed)}; add them"
-        )
-    return torch.tensor([fixed[z] for z in types.tolist()], dtype=torch.float64)
+    return torch.tensor([fixed.get(z, torch.nan) for z in types.tolist()], dtype=torch.float64)
 
 
 def _find_zeros(blocks: dict[Key, BlockStatistics], fitted: FittedScales) -> dict[Key, Tensor]:

@@ -62,8 +62,8 @@ def compute_scales(
 
     Args:
         blocks: sums of squares :math:`S` and counts :math:`N` of each block, at least one.
-        fixed: per-target scales that replace the fitted ones, ``(n_types,)``. The per-property
-            scales are still relative to the RMS of the data.
+        fixed: per-target scales that replace the fitted ones, ``(n_types,)``, NaN for types whose
+            scale is fitted. The per-property scales are still relative to the RMS of the data.
         fixed_pooled: the scale that replaces the one over all types.
         single_property: whether per-property scales are exactly 1.
 
@@ -78,7 +78,7 @@ def compute_scales(
     count = torch.stack([block.counts.sum(1) for block in blocks]).sum(0)
     pooled = _rms(sq_sum.sum(), count.sum(), 1.0)
     rms = torch.where(count > 0, _rms(sq_sum, count, pooled), 1.0)
-    per_target = rms if fixed is None else fixed
+    per_target = rms if fixed is None else torch.where(fixed.isnan(), rms, fixed)
     pooled_target = pooled if fixed_pooled is None else torch.full_like(pooled, fixed_pooled)
     if single_property:
         per_property = [torch.ones_like(block_squares) for block_squares in squares]

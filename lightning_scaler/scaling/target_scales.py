@@ -160,10 +160,11 @@ class TargetScales:
             return rows
         if unseen_types == "error":
             unseen = types[~known].unique().tolist()
+            give = "give them in fixed_scales, " if self.layout.single_property else ""
             raise ValueError(
                 f"target '{self.layout.name}': no scale for the atomic types {unseen}, which were "
-                f"not in the data of the fit (types {self.types.tolist()}); fit on data that have "
-                "them, or set unseen_types='pooled' or 'identity'"
+                f"not in the data of the fit (types {self.types.tolist()}); {give}fit on data that "
+                "have them, or set unseen_types='pooled' or 'identity'"
             )
         return torch.where(known, rows, n_types + (unseen_types == "identity"))
 

@@ -55,8 +55,8 @@ class TargetScaler(Callback):
             arguments with ``per``, ``{"charges": {"per": "atom"}}``. ``forward`` then receives the
             batch of the loader and returns tensors under the same names.
         fixed_scales: per-target scales to use instead of fitted ones, in the units of the data (per
-            atom for extensive targets): one number, or one per atomic type (an integer or a
-            chemical symbol), as in ``{"energy": 0.5, "forces": {"H": 0.2, 8: 1.1}}``.
+            atom for extensive targets): one number, or one for some or all atomic types (integers
+            or chemical symbols), as in ``{"energy": 0.5, "forces": {"H": 0.2, 8: 1.1}}``.
         intensive_targets: names of the per-structure targets that are not divided by the number of
             atoms; in a declaration, ``PerStructure(intensive=True)`` says the same.
         baseline: ``"composition"`` subtracts one contribution per atomic type, ``"none"`` subtracts

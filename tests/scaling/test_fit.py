@@ -261,6 +261,29 @@ def test_fixed_scales_for_a_target_and_per_type():
     assert scale(one_number, "e") == [near(rms(3, 4))]
 
 
+def test_scales_of_types_without_a_fixed_number_are_fitted():
+    charges = atom_target([[2.0, 3.0], [4.0, 1.0], [6.0, 7.0]], atom_samples(1, 2))
+    systems = [system(8), system(1, 8)]
+    fitted = fit(systems, {"q": charges})
+    scaler = fit(systems, {"q": charges}, fixed_scales={"q": {"H": 10.0}})
+    # H has 4 and 1, O has 2, 6 and 3, 7.
+    sigma = rms(2, 6, 3, 7)
+    assert scale(scaler, "q", "per_target_scales") == [[10.0, 10.0], near(sigma, sigma)]
+    factor = 10 / rms(4, 1)
+    assert scale(scaler, "q") == [near(4 * factor, factor), near(rms(2, 6), rms(3, 7))]
+    assert scale(scaler, "q")[1] == scale(fitted, "q")[1]
+
+
+def test_a_fixed_scale_of_some_types_needs_the_data_of_the_others():
+    accumulator = ScaleAccumulator(["q"])
+    accumulator.update([system(8)], {"q": atom_target([2.0], atom_samples(1))})
+    assert accumulator.all_fixed({"q": {8: 0.5}})
+    assert not accumulator.all_fixed({"q": {1: 0.5}})
+    accumulator.update([system(1, 8)], {"q": atom_target([4.0, 6.0], atom_samples(2))})
+    assert not accumulator.all_fixed({"q": {8: 0.5}})
+    assert scale(accumulator.compute({"q": {8: 0.5}}), "q") == [near(4), [0.5]]
+
+
 def test_fixed_scale_of_a_multi_property_target():
     # full = fixed * rms_p / sigma_data, here 10 * (1, 7) / rms(1, 7).
     scaler = fit([system(8)], {"t": structure_target([[1.0, 7.0]])}, fixed_scales={"t": 10.0})
@@ -276,7 +299,6 @@ def test_fixed_scale_of_a_multi_property_target():
         ({"e": float("nan")}, "expected a finite number"),
         ({"energy": 1.0}, "fixed_scales names the target 'energy', which the data do not have"),
         ({"f": {1: 1.0, "1": 2.0}}, "type 1 is given twice"),
-        ({"f": {1: 1.0}}, "no number for the atomic types [8] of the data, only for [1]"),
         ({"e": {1: 1.0, 8: 1.0}}, "expected one number for a per-structure target"),
     ],
 )

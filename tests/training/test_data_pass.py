@@ -285,12 +285,15 @@ def test_a_mask_of_an_unknown_target_is_an_error(tmp_path):
 
 
 FIXED = {1: -1.0, 6: -2.0, 8: -3.0}
+FIXED_OF_ALL = {1: 1.0, 6: 2.0, 8: 3.0}
 
 # Fixed scales, fixed baseline, other settings, whether all data are needed.
 FIXED_NUMBERS = {
     "total energy with a fitted baseline": ({"energy": 0.5}, {}, {}, True),
     "total energy with a fixed baseline": ({"energy": 0.5}, {"energy": FIXED}, {}, False),
     "charges with a fitted baseline": ({"charges": 0.5}, {}, {}, True),
+    "fixed scales of all types": ({"charges": FIXED_OF_ALL}, {}, {"baseline": "none"}, False),
+    "fixed scales of some types": ({"charges": {8: 3.0}}, {}, {"baseline": "none"}, True),
     "a vector never has a baseline": (
         {"dipole": 2.0},
         {},
