@@ -21,6 +21,7 @@ from .contributions import (
     align_contributions,
     gradient_contributions,
 )
+from .corrected_composition import correct_weights
 from .frozen_module import FrozenModule, class_name, freeze
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ __all__ = [
     "align_contributions",
     "baseline_of_rows",
     "class_name",
+    "correct_weights",
     "find_unseen_types",
     "freeze",
     "gradient_contributions",

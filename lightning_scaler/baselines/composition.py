@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from ..settings import Numbers, list_of_names, parse_fixed_baseline
 from ..statistics import BlockStatistics, TargetStatistics
-from ..tensors import Key, TargetLayout
+from ..tensors import Key, TargetLayout, fields_from_state
 
 Composition = Literal["counts", "fractions", "none"]
 
@@ -27,6 +27,21 @@ class CompositionWeights(NamedTuple):
     types: torch.Tensor
     by_key: dict[Key, torch.Tensor]
     unknown: dict[Key, torch.Tensor]
+
+    def or_nan(self, key: Key, types: torch.Tensor) -> torch.Tensor | None:
+        """The weights of a block for a sorted superset of the types.
+
+        Returns:
+            ``(n_types, n_properties)``, NaN where they are unknown and for other types; ``None``
+            if the block has no weights.
+        """
+        if key not in self.by_key:
+            return None
+        weights = self.by_key[key]
+        if key in self.unknown:
+            weights = torch.where(self.unknown[key], torch.nan, weights)
+        table = weights.new_full((types.numel(), weights.shape[1]), torch.nan)
+        return table.index_copy(0, torch.searchsorted(types, self.types), weights)
 
     def for_types(self, types: torch.Tensor) -> dict[Key, torch.Tensor]:
         """The weights of a sorted subset of the types, by key ``(n_types, n_properties)``."""
@@ -53,9 +68,10 @@ class CompositionBaseline:
             all types (integers or chemical symbols) or some of them:
             ``{"energy": {"H": -13.6, 8: -2041.8}}``.
         excluded: names of the targets without a baseline.
+        counted: names of intensive targets whose weights multiply counts, as in metatrain.
 
     Raises:
-        TypeError: for ``excluded`` other than a list of names.
+        TypeError: for ``excluded`` or ``counted`` other than a list of names.
         ValueError: for anything in ``fixed`` that is not a finite number per atomic type, and for
             a target in both.
 
@@ -66,13 +82,15 @@ class CompositionBaseline:
 
     fixed: Numbers = field(default_factory=dict)
     excluded: tuple[str, ...] = ()
+    counted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Convert the types to integers, and the names to a sorted tuple."""
+        """Convert the types to integers, and the names to sorted tuples."""
         object.__setattr__(self, "fixed", parse_fixed_baseline(self.fixed))
-        names = sorted(set(list_of_names("excluded", self.excluded)))
-        object.__setattr__(self, "excluded", tuple(names))
-        for name in names:
+        for setting in ("excluded", "counted"):
+            names = sorted(set(list_of_names(setting, getattr(self, setting))))
+            object.__setattr__(self, setting, tuple(names))
+        for name in self.excluded:
             if name in self.fixed:
                 raise ValueError(
                     f"target '{name}' has no baseline and a fixed_baseline, which contradict each "
@@ -83,6 +101,18 @@ class CompositionBaseline:
         excluded = f", excluded={self.excluded}" if self.excluded else ""
         return f"{type(self).__name__}(fixed={self.fixed}{excluded})"
 
+    @classmethod
+    def from_state(cls, state: Any) -> "CompositionBaseline":
+        """The inverse of ``dataclasses.asdict``.
+
+        Raises:
+            InvalidStateError: for a missing or unknown field, or a value that does not fit.
+        """
+        # Version 0.1.0 had no setting ``counted``.
+        state = {"counted": [], **state} if isinstance(state, dict) else state
+        baseline: CompositionBaseline = fields_from_state(cls, state)
+        return baseline
+
     def composition(self, layout: TargetLayout, extensive: bool) -> Composition:
         """What the weights of a target are multiplied by: ``"counts"`` or ``"fractions"``.
 
@@ -91,7 +121,8 @@ class CompositionBaseline:
         """
         if layout.name in self.excluded:
             return "none"
-        return "counts" if extensive or layout.sample_kind != "structure" else "fractions"
+        on_counts = extensive or layout.sample_kind != "structure" or layout.name in self.counted
+        return "counts" if on_counts else "fractions"
 
     def is_fixed(self, layout: TargetLayout, types: Sequence[int]) -> bool:
         """Whether a target has no weight to fit for any of these types."""
@@ -99,14 +130,22 @@ class CompositionBaseline:
             return True
         return layout.name in self.fixed and {*types} <= self.fixed[layout.name].keys()
 
-    def weights(self, statistics: TargetStatistics) -> CompositionWeights:
+    def weights(
+        self,
+        statistics: TargetStatistics,
+        kept: CompositionWeights | None = None,
+        otherwise: CompositionWeights | None = None,
+    ) -> CompositionWeights:
         """The weights of one target: fixed ones, and fitted ones for all other types.
 
         Args:
             statistics: statistics of the target.
+            kept: earlier weights, which are used as they are; those that are unknown are fitted.
+            otherwise: earlier weights, of which those are used that cannot be fitted because there
+                are no data.
 
         Returns:
-            Weights of the types in the data, and of those with a fixed weight.
+            Weights of the types in the data, and of those with a fixed or an earlier weight.
 
         Raises:
             ValueError: for fixed weights if the target has no invariant part, or a block has
@@ -116,17 +155,28 @@ class CompositionBaseline:
         if layout.name in self.excluded:
             return CompositionWeights(types, {}, {})
         fixed = self.fixed.get(layout.name, {})
-        invariant = [key for key in statistics.blocks if layout.invariance(key)]
+        earlier = kept or otherwise or CompositionWeights(types[:0], {}, {})
+        invariant = [
+            key
+            for key in layout.blocks
+            if layout.invariance(key) and (key in statistics.blocks or key in earlier.by_key)
+        ]
         if fixed:
-            _check_fixed(layout, invariant)
-            types = torch.cat([types, torch.tensor(list(fixed))]).unique()
+            check_fixed(layout, invariant)
+        types = torch.cat([types, torch.tensor(list(fixed)).long(), earlier.types]).unique()
         fixed_or_nan = [fixed.get(z, torch.nan) for z in types.tolist()]
         fixed_by_row = torch.tensor(fixed_or_nan, dtype=torch.float64)
         by_key, unknown = {}, {}
         for key in invariant:
-            in_data = torch.searchsorted(types, statistics.types)
             weights = fixed_by_row[:, None].repeat(1, layout.blocks[key].n_properties)
-            weights[in_data] = _fit_weights(statistics.blocks[key], fixed_by_row[in_data])
+            before = earlier.or_nan(key, types)
+            if kept is not None and before is not None:
+                weights = torch.where(before.isnan(), weights, before)
+            if key in statistics.blocks:
+                in_data = torch.searchsorted(types, statistics.types)
+                weights[in_data] = _fit_weights(statistics.blocks[key], weights[in_data])
+            if kept is None and before is not None:
+                weights = torch.where(weights.isnan(), before, weights)
             by_key[key] = weights.nan_to_num()
             if layout.sample_kind == "structure" and bool(weights.isnan().any()):
                 unknown[key] = weights.isnan()
@@ -138,19 +188,25 @@ def _fit_weights(block: BlockStatistics, fixed: torch.Tensor) -> torch.Tensor:
 
     Args:
         block: statistics of the block.
-        fixed: the fixed weight of each type, ``(n_types,)``; NaN where there is none.
+        fixed: weights that are not fitted, in the same shape; NaN where there is none.
     """
     if block.means is not None:
         means = block.means
         fitted = torch.where(means.counts > 0, means.mean + means.mean_correction, torch.nan)
-        return torch.where(fixed.isnan()[:, None], fitted, fixed[:, None])
-    weights = torch.full((len(fixed), block.counts.shape[1]), torch.nan, dtype=torch.float64)
+        return torch.where(fixed.isnan(), fitted, fixed)
+    weights = fixed.clone()
     for properties, problem in block.totals_fit:
-        weights[:, properties] = problem.weights(fixed)
+        weights[:, properties] = problem.weights(fixed[:, properties])
     return weights
 
 
-def _check_fixed(layout: TargetLayout, invariant: list[Key]) -> None:
+def check_fixed(layout: TargetLayout, invariant: list[Key]) -> None:
+    """Refuse fixed weights of a target that one number per type does not suit.
+
+    Args:
+        layout: layout of the target.
+        invariant: keys of the blocks that can have a baseline.
+    """
     where = f"fixed_baseline of target '{layout.name}'"
     if not invariant:
         raise ValueError(

@@ -27,6 +27,7 @@ from ..batches import (
 from ..settings import (
     FixedScale,
     Numbers,
+    RefitPart,
     Settings,
     SystemLabels,
     UnseenTypes,
@@ -48,6 +49,7 @@ from ..tensors import (
 from .accumulator_state import Collected, SavedAccumulator
 from .fit import fit_target
 from .fit_checks import check_values, warn_of_fit
+from .refit import EarlierFit
 from .scaler import Scaler
 from .target_collection import TargetCollection, is_auxiliary
 
@@ -277,10 +279,64 @@ class ScaleAccumulator:
                 setting, does not occur in the data; if a requested target has no value at all; or
                 if a setting does not suit its target.
         """
+        return self._fit(fixed_scales, unseen_types, enabled, complete)
+
+    def refit(
+        self,
+        scaler: Scaler,
+        part: RefitPart = "types",
+        fixed_scales: Numbers | None = None,
+        unseen_types: UnseenTypes = "error",
+        complete: bool = True,
+        new_scales: Iterable[str] = (),
+        errors: "ScaleAccumulator | None" = None,
+    ) -> Scaler:
+        """Fit a part of another scaler again, and targets that it does not have.
+
+        ``"types"`` adds scales and baseline weights for the atomic types that it does not have and
+        keeps every number; the new weights are fitted to what the others leave. ``"baseline"``
+        keeps the scales and fits the weights again; those of types without data are kept.
+        ``"scales"`` keeps the baseline and fits some of the scales again.
+
+        Args:
+            scaler: scaler with scales, which stays as it is.
+            part: what is fitted again.
+            fixed_scales: as for :meth:`compute`; of new types, or of the targets in
+                ``new_scales``.
+            unseen_types: as for :meth:`compute`.
+            complete: as for :meth:`compute`.
+            new_scales: names of the targets whose scales are fitted again, under ``"scales"``.
+            errors: accumulator of the targets minus the predictions of a network with this scaler,
+                in physical space; the weights are corrected by a fit to them. ``None``: they are
+                fitted to the targets.
+
+        Returns:
+            A new scaler with the targets of both.
+
+        Raises:
+            ValueError: as :meth:`compute`, and for targets with another layout.
+        """
+        check_choice("part", part, RefitPart)
+        of_errors = {} if errors is None else errors._collection.statistics
+        earlier = EarlierFit(scaler.targets, part, frozenset(new_scales), of_errors)
+        refitted = self._fit(fixed_scales, unseen_types, scaler.settings.enabled, complete, earlier)
+        refitted.targets = {**scaler.targets, **refitted.targets}
+        return refitted
+
+    def _fit(
+        self,
+        fixed_scales: Numbers | None,
+        unseen_types: UnseenTypes,
+        enabled: bool,
+        complete: bool,
+        earlier: EarlierFit | None = None,
+    ) -> Scaler:
+        """The scaler of the targets in the data; see :meth:`compute` and :meth:`refit`."""
         check_choice("unseen_types", unseen_types, UnseenTypes)
         fixed = parse_fixed_scales(fixed_scales)
         statistics = self._collection.statistics
-        self._check_names(statistics, fixed)
+        kept = {} if earlier is None else earlier.targets
+        self._check_names(statistics, fixed, kept)
         if self.additive is not None:
             self._coverage.check_used(self.additive.name, statistics)
             for name, parameter in sorted(self._coverage.missing_gradients):
@@ -288,20 +344,27 @@ class ScaleAccumulator:
                     f"additive module {self.additive.name}: it gives no gradient '{parameter}' of "
                     f"the target '{name}', which counts as zero although its values are "
                     "subtracted; give the gradient too, unless it is zero",
-                    stacklevel=2,
+                    stacklevel=3,
                 )
         if not self.all_fixed(fixed):
             check_values(statistics, (self.targets or ()) if complete else ())
         scales, below_noise = {}, {}
         for name, target_statistics in statistics.items():
-            scales[name], below_noise[name] = fit_target(
-                target_statistics,
-                self._collection.is_extensive(target_statistics.layout),
-                self.baseline,
-                fixed.get(name),
-                enabled,
-                additive=self._coverage.covers(name),
-            )
+            if earlier is not None and name in kept:
+                scales[name], noise = earlier.refit(
+                    target_statistics, self.baseline, fixed.get(name), enabled
+                )
+            else:
+                scales[name], noise = fit_target(
+                    target_statistics,
+                    self._collection.is_extensive(target_statistics.layout),
+                    self.baseline,
+                    fixed.get(name),
+                    enabled,
+                    additive=self._coverage.covers(name),
+                )
+            layout, types = scales[name].layout, scales[name].types
+            below_noise[name] = layout.describe_properties(noise, types)
         warn_of_fit(
             scales, below_noise, statistics, None if self.additive is None else self.additive.name
         )
@@ -396,7 +459,9 @@ class ScaleAccumulator:
             "declared targets": self.declaration and self.declaration.state()["targets"],
         }
 
-    def _check_names(self, fitted: Iterable[str], fixed_scales: Iterable[str]) -> None:
+    def _check_names(
+        self, fitted: Iterable[str], fixed_scales: Iterable[str], kept: Iterable[str] = ()
+    ) -> None:
         """Refuse settings that name targets without data."""
         fitted = set(fitted)
         seen = fitted | self._ignored
@@ -411,6 +476,7 @@ class ScaleAccumulator:
                 )
         if not fitted:
             raise ValueError("no target was seen in the data, so there is nothing to fit")
+        fitted |= {*kept}
         check_names("a mask", sorted(self._masked), seen)
         check_names("intensive_targets", sorted(self.intensive_targets), fitted)
         check_names("fixed_scales", fixed_scales, fitted)

@@ -1,6 +1,7 @@
 """The fit of one target: from its statistics to its scales and baseline."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -23,7 +24,8 @@ def fit_target(
     fixed: FixedScale | None = None,
     enabled: bool = True,
     additive: bool = False,
-) -> tuple[TargetScales, list[str]]:
+    weights: CompositionWeights | None = None,
+) -> tuple[TargetScales, dict[Key, Tensor]]:
     """Fit one target.
 
     Args:
@@ -33,11 +35,12 @@ def fit_target(
         fixed: per-target scale that replaces the fitted one.
         enabled: ``False`` sets every scale to 1.
         additive: whether contributions of an additive module were subtracted.
+        weights: weights of the baseline to use instead of fitted ones.
 
     Returns:
-        The scales; and a description of all properties, by type, whose RMS after subtracting the
-        baseline is zero or below the rounding noise of the stored values, but not those whose
-        stored values are exactly 0 in a target that is not.
+        The scales; and for each block the properties whose RMS after subtracting the baseline is
+        zero or below the rounding noise of the stored values, ``(n_types, n_properties)`` bool, but
+        not those whose stored values are exactly 0 in a target that is not.
 
     Raises:
         ValueError: for a fixed scale or baseline that does not suit the target, and for a sum of
@@ -46,13 +49,14 @@ def fit_target(
     layout, blocks = statistics.layout, statistics.blocks
     types = statistics.types if layout.sample_kind == "atom" else torch.tensor([-1])
     fixed_per_target = None if fixed is None else _fixed_per_target(layout, fixed, types)
-    weights = CompositionWeights(statistics.types, {}, {})
-    if baseline is not None:
-        weights = baseline.weights(statistics)
+    if weights is None:
+        weights = CompositionWeights(statistics.types, {}, {})
+        if baseline is not None:
+            weights = baseline.weights(statistics)
     if layout.sample_kind == "pair":
         identity, one = _identity(layout), torch.ones(1)
         mean_squares = _mean_squares_of_gradients(statistics, one)
-        return TargetScales(layout, extensive, types, *identity, mean_squares=mean_squares), []
+        return TargetScales(layout, extensive, types, *identity, mean_squares=mean_squares), {}
     by_key = weights.for_types(statistics.types)
     residual_sq_sums = {k: block.residual_sq_sum(by_key.get(k)) for k, block in blocks.items()}
     _check_finite(layout, residual_sq_sums)
@@ -98,7 +102,7 @@ def fit_target(
         explained_variance=1.0 - residual_sq_sum / sum_sq_dev if sum_sq_dev > 0.0 else 0.0,
         mean_squares=_mean_squares(statistics, residual_sq_sums, fitted, per_target),
     )
-    return scales, _describe_noise(layout, types, fitted, zeros) if enabled else []
+    return scales, _below_noise(blocks, fitted, zeros) if enabled else {}
 
 
 def _mean_squares(
@@ -208,10 +212,10 @@ def _find_zeros(blocks: dict[Key, BlockStatistics], fitted: FittedScales) -> dic
     return {key: properties for key, properties in zeros.items() if bool(properties.any())}
 
 
-def _describe_noise(
-    layout: TargetLayout, types: Tensor, fitted: FittedScales, zeros: dict[Key, Tensor]
-) -> list[str]:
-    below_noise = {}
-    for key, of_block in zip(layout.blocks, fitted.below_noise, strict=True):
-        below_noise[key] = of_block & ~zeros[key] if key in zeros else of_block
-    return layout.describe_properties(below_noise, types)
+def _below_noise(
+    blocks: Iterable[Key], fitted: FittedScales, zeros: dict[Key, Tensor]
+) -> dict[Key, Tensor]:
+    return {
+        key: of_block & ~zeros[key] if key in zeros else of_block
+        for key, of_block in zip(blocks, fitted.below_noise, strict=True)
+    }

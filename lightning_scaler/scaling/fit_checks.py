@@ -42,7 +42,7 @@ def check_values(statistics: Mapping[str, TargetStatistics], requested: Sequence
             "masked, so that the values have a scale of 1, no baseline, and no part in the loss; "
             "check their keys, their masks and the data, or leave them out by naming the others in "
             "targets=[…], and do not predict them",
-            stacklevel=3,
+            stacklevel=4,
         )
 
     without = [
@@ -84,7 +84,7 @@ def warn_of_fit(
             "these data are zero, or below their rounding noise after subtracting the "
             "baseline, and take the scale of their target (a type: the RMS over all types; a "
             "whole target: 1): " + "; ".join(below),
-            stacklevel=3,
+            stacklevel=4,
         )
     rounded = [
         f"target '{name}', rounded to {error:.2g} and with a residual of {target.rms_after:.2g}"
@@ -105,7 +105,7 @@ def warn_of_fit(
             "some atomic types have no data for a property, so that their baseline is unknown: "
             f"{describe_unknown(unknown.values())}; predictions for structures that contain these "
             f"types will be NaN in that property; {way_out_of_unknown(unknown)}",
-            stacklevel=3,
+            stacklevel=4,
         )
     larger = [
         _describe_larger(name, target, additive)
@@ -115,7 +115,7 @@ def warn_of_fit(
     if larger:
         warnings.warn(
             "subtracting the baseline makes these targets larger: " + "; ".join(larger),
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -171,13 +171,17 @@ class TargetCollection:
     def _read_batch(
         self, layout: TargetLayout, blocks: Sequence[BlockValues], atoms: Atoms
     ) -> TargetStatistics:
+        composition, extensive = "none", self.is_extensive(layout)
+        if self._baseline is not None:
+            composition = self._baseline.composition(layout, extensive)
         return TargetStatistics.from_batch(
             layout,
             blocks,
             atoms,
             self._types(layout.name, atoms),
-            extensive=self.is_extensive(layout),
-            baseline=self._baseline is not None and layout.name not in self._baseline.excluded,
+            extensive=extensive,
+            baseline=composition != "none",
+            fractions=composition == "fractions",
         )
 
     def _sum_gradients(

@@ -143,6 +143,7 @@ def per_structure_statistics(
     types: torch.Tensor,
     *,
     extensive: bool,
+    fractions: bool,
 ) -> dict[Key, BlockStatistics]:
     """Statistics of the blocks of a per-structure target that have the same samples.
 
@@ -154,6 +155,7 @@ def per_structure_statistics(
         atoms: atoms of the batch.
         types: sorted atomic types, the columns of a baseline fit; some may not occur.
         extensive: whether values are divided by the number of atoms first.
+        fractions: whether a baseline multiplies the fraction of each type, not its count.
 
     Raises:
         ValueError: for infinite values, and for squares that overflow.
@@ -167,7 +169,7 @@ def per_structure_statistics(
     if not any(block.invariance for block in blocks.values()):
         return statistics
     composition = atoms.composition(types)
-    if not extensive:  # the baseline of an intensive target does not grow with the structure
+    if fractions:
         composition = (composition / atoms.n_atoms_or_nan[:, None]).nan_to_num()
     composition = composition if rows is None else composition[rows]
     for key, block in statistics.items():
@@ -176,8 +178,8 @@ def per_structure_statistics(
             block.pooled_means = Means(*compute_means([value.raw], None, 1))
             block.totals_fit = make_problems(composition, total.residual.double(), types)
             if extensive:  # the values of systems without atoms are NaN, which leaves out the row
-                fractions = composition / n_atoms[:, None]
-                block.per_atom_fit = make_problems(fractions, value.residual, types)
+                per_atom = composition / n_atoms[:, None]
+                block.per_atom_fit = make_problems(per_atom, value.residual, types)
     return statistics
 
 

@@ -146,18 +146,23 @@ class LeastSquares:
         """Weights of smallest norm, ``(n_columns, n_properties)``; NaN for types in no row.
 
         Args:
-            fixed: weights of some types, ``(n_columns,)``, NaN for those to be fitted to what
-                the fixed ones leave.
+            fixed: weights that are not fitted, ``(n_columns, n_properties)``; NaN for those to be
+                fitted to what the others leave.
         """
         rows = self.rows()
         if fixed is None:
-            fixed = torch.full((self.types.numel(),), torch.nan, dtype=torch.float64)
-        free = fixed.isnan()
-        weights = fixed[:, None].repeat(1, self.n_properties)
-        remaining = rows.values - rows.matrix[:, ~free] @ weights[~free]
-        matrix = rows.matrix[:, free]
-        fitted = minimum_norm_weights(ReducedRows(matrix, remaining, rows.residual_ss))
-        weights[free] = torch.where((matrix != 0.0).any(0)[:, None], fitted, torch.nan)
+            fixed = torch.full((self.types.numel(), self.n_properties), torch.nan).double()
+        weights = fixed.clone()
+        to_fit = fixed.isnan().T.tolist()
+        for pattern in set(map(tuple, to_fit)):  # the same weights are fitted for all of these
+            properties = [p for p in range(self.n_properties) if tuple(to_fit[p]) == pattern]
+            free = torch.tensor(pattern, dtype=torch.bool)
+            matrix = rows.matrix[:, free]
+            remaining = rows.values[:, properties]
+            remaining = remaining - rows.matrix[:, ~free] @ fixed[~free][:, properties]
+            fitted = minimum_norm_weights(ReducedRows(matrix, remaining, rows.residual_ss))
+            fitted = torch.where((matrix != 0.0).any(0)[:, None], fitted, torch.nan)
+            weights[free.nonzero(), torch.tensor(properties)] = fitted
         return weights
 
     def sum_sq_residuals(self, weights: torch.Tensor) -> torch.Tensor:

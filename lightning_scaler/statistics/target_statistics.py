@@ -72,6 +72,7 @@ class TargetStatistics:
         *,
         extensive: bool,
         baseline: bool,
+        fractions: bool = False,
     ) -> "TargetStatistics":
         """Read one batch of a target.
 
@@ -82,6 +83,8 @@ class TargetStatistics:
             types: sorted atomic types, including all types of the batch.
             extensive: whether per-structure values are divided by the number of atoms first.
             baseline: whether a baseline will be subtracted from the invariant parts.
+            fractions: whether the baseline of a per-structure target multiplies the fraction of
+                each type, not its count.
 
         Raises:
             ValueError: for infinite values, and for squares that overflow; names the block.
@@ -106,7 +109,7 @@ class TargetStatistics:
                 statistics |= per_atom_statistics(layout, part, type_index, types.numel())
             else:
                 statistics |= per_structure_statistics(
-                    layout, part, rows, atoms, types, extensive=extensive
+                    layout, part, rows, atoms, types, extensive=extensive, fractions=fractions
                 )
         return cls(layout, types, {key: statistics[key] for key in layout.blocks})
 

@@ -37,7 +37,13 @@ def read(systems, tensor, extensive=False, baseline=False):
     blocks = [BlockValues(*block) for block in zip(values, rows, strict=True)]
     types = atoms.types.unique()
     return TargetStatistics.from_batch(
-        layout, blocks, atoms, types, extensive=extensive, baseline=baseline
+        layout,
+        blocks,
+        atoms,
+        types,
+        extensive=extensive,
+        baseline=baseline,
+        fractions=not extensive,
     )
 
 
