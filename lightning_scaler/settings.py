@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias, get_args
 UnseenTypes = Literal["error", "pooled", "identity"]
 SystemLabels = Literal["auto", "position", "id"]
 RefitPart = Literal["types", "baseline", "scales"]
+Against = Literal["targets", "predictions"]
 FixedScale: TypeAlias = float | dict[int, float]
 Numbers: TypeAlias = Mapping[Any, Any]
 

@@ -99,8 +99,9 @@ def refuse_unseen_types(block: BlockWeights, unseen: list[int]) -> NoReturn:
     raise ValueError(
         f"target '{block.layout.name}', block ({block.layout.describe(block.key)}): no baseline "
         f"for the atomic types {unseen}, which were not in the data of the fit (types "
-        f"{block.types.tolist()}); {way_out}fit on data that have them, or set "
-        "unseen_types='identity' to subtract no baseline for them"
+        f"{block.types.tolist()}); {way_out}fit on data that have them "
+        "(TargetScaler(refit='types') adds them to restored scales and keeps all other numbers), "
+        "or set unseen_types='identity' to subtract no baseline for them"
     )
 
 

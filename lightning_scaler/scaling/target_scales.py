@@ -164,7 +164,8 @@ class TargetScales:
             raise ValueError(
                 f"target '{self.layout.name}': no scale for the atomic types {unseen}, which were "
                 f"not in the data of the fit (types {self.types.tolist()}); {give}fit on data that "
-                "have them, or set unseen_types='pooled' or 'identity'"
+                "have them (TargetScaler(refit='types') adds them to restored scales and keeps all "
+                "other numbers), or set unseen_types='pooled' or 'identity'"
             )
         return torch.where(known, rows, n_types + (unseen_types == "identity"))
 

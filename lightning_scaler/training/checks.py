@@ -7,7 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from ..batches import Declaration
 from ..scaling import Scaler
-from ..settings import UnseenTypes, check_choice
+from ..settings import Against, UnseenTypes, check_choice
 from .scaled_module import ScaledModule, scaler_of
 from .scaled_steps import ScaledSteps
 
@@ -38,6 +38,47 @@ def check_arguments(unseen_types: Any, limit_batches: Any, **flags: Any) -> None
         )
     if limit_batches < 1:
         raise ValueError(f"limit_batches: expected at least 1 batch, got {limit_batches}")
+
+
+def check_refit(refit: Any, against: Any, baseline: Any) -> None:
+    """Check what is to be fitted again.
+
+    Args:
+        refit: ``True``, ``False``, or a part of the scales.
+        against: what a new baseline is fitted to.
+        baseline: composition baseline; ``None``: none.
+
+    Raises:
+        ValueError: for an unknown value, or arguments that contradict each other.
+    """
+    parts = ["types", "baseline"]
+    if not isinstance(refit, bool) and refit not in parts:
+        raise ValueError(f"refit: expected False, True or one of {parts}, got {refit!r}")
+    check_choice("against", against, Against)
+    if against == "predictions" and refit != "baseline":
+        raise ValueError(
+            f"against='predictions' belongs to refit='baseline', got refit={refit!r}; set both, or "
+            "leave out against"
+        )
+    if refit == "baseline" and baseline is None:
+        raise ValueError(
+            "refit='baseline' and baseline='none' contradict each other; leave out one"
+        )
+
+
+def check_resumed(trainer: Trainer, against: Against) -> None:
+    """Refuse a correction of the baseline at every restart of a training.
+
+    Raises:
+        ValueError: naming the ways out.
+    """
+    if trainer.ckpt_path and against == "predictions":
+        raise ValueError(
+            "against='predictions' corrects the baseline by what the restored module leaves over, "
+            "and with ckpt_path it would do so at every restart; to fine-tune, load the module "
+            f"with load_from_checkpoint({str(trainer.ckpt_path)!r}) and leave out ckpt_path; to "
+            "resume a training, leave out refit and against"
+        )
 
 
 def check_module(module: LightningModule) -> Scaler:

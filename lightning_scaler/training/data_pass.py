@@ -16,6 +16,7 @@ from ..tensors import TargetLayout, flatten_state, unflatten_state
 from .batch_hooks import BatchHooks, scaler_in_use
 from .fit_decision import FitDecision
 from .pass_loaders import Limits, Stream, length, pass_loaders, training_batches
+from .prediction_errors import PredictionErrors
 from .processes import FitProcesses, ProcessesDisagreeError
 from .random_states import preserve_rng
 from .scaled_module import ScaledModule, scaler_of
@@ -42,19 +43,27 @@ def fit_scales(
         record: record of the training loaders.
 
     Returns:
-        A scaler with the targets of the decision alone, the same on all processes.
+        A scaler with the targets of the decision, and of a part that is kept, the same on all
+        processes.
     """
     request, settings = decision.request, decision.request.settings
     fixed_scales = decision.fixed_scales()
     accumulator = decision.accumulator(scaler_of(module), module.device)
     loader = TrainingLoader(trainer, processes, record)
-    if fixed_scales and decision.targets is not None:
+    if fixed_scales and decision.targets is not None and decision.part is None:
         # One batch shows the layouts, and no more is needed if all scales and baselines are fixed.
         read_training_data(trainer, module, accumulator, processes, loader, limit_batches=1)
-    no_pass = accumulator.all_fixed(fixed_scales)
+    no_pass = decision.part is None and accumulator.all_fixed(fixed_scales)
+    errors = None
     if not no_pass:
         accumulator = accumulator.fresh()
-        read_training_data(trainer, module, accumulator, processes, loader, request.limit_batches)
+        if request.against == "predictions" and decision.part == "baseline":
+            errors = PredictionErrors(
+                trainer, module, decision.errors_accumulator(scaler_of(module))
+            )
+        read_training_data(
+            trainer, module, accumulator, processes, loader, request.limit_batches, errors
+        )
     loader.restart_streams()
     unseen_types = settings.unseen_types
     if is_dev_run(trainer):
@@ -67,9 +76,18 @@ def fit_scales(
         # A few batches give false alarms, of targets that a baseline explains or without values.
         if is_dev_run(trainer) or not trainer.is_global_zero:
             warnings.simplefilter("ignore")
-        scaler = accumulator.compute(
-            fixed_scales, unseen_types, settings.enabled, complete=not is_dev_run(trainer)
-        )
+        complete = not is_dev_run(trainer)
+        if decision.part is None:
+            scaler = accumulator.compute(fixed_scales, unseen_types, settings.enabled, complete)
+        else:
+            scaler = accumulator.refit(
+                scaler_of(module),
+                decision.part,
+                fixed_scales,
+                unseen_types,
+                complete,
+                errors=None if errors is None else errors.accumulator,
+            )
         about_forces = describe_force_targets(scaler.layouts)
         if about_forces is not None:
             warnings.warn(about_forces, stacklevel=2)
@@ -91,6 +109,7 @@ def read_training_data(
     processes: FitProcesses,
     loader: TrainingLoader,
     limit_batches: int | None = None,
+    errors: PredictionErrors | None = None,
 ) -> None:
     """Add all training data to an accumulator, each sample once over all processes.
 
@@ -106,13 +125,17 @@ def read_training_data(
         processes: processes of the fit.
         loader: loader of training.
         limit_batches: maximum number of batches of each loader, counted over all processes.
+        errors: collects the errors of predictions too; afterwards it holds those of all processes.
 
     Raises:
         RuntimeError: on every process, if one of them fails or the layouts of targets differ.
         ValueError: without any batch, or if none would be left for training.
     """
     single = processes.world_size == 1
-    local = accumulator if single else accumulator.fresh()
+    collected = [accumulator] if errors is None else [accumulator, errors.accumulator]
+    local, *local_errors = collected if single else [each.fresh() for each in collected]
+    if errors is not None:
+        errors.accumulator = local_errors[0]
     limits = _limits(trainer, loader, limit_batches)
     n_batches, hooks = 0, BatchHooks(trainer, module)
     with preserve_rng(loader.flattened), torch.no_grad():
@@ -121,13 +144,18 @@ def read_training_data(
         with scaler_in_use(module):
             for batch in _with_progress(trainer, training_batches(loaders), length(loaders)):
                 n_batches += 1
-                local.update(*_unpack(module, hooks, batch), exact_labels=True)
+                unpacked = _unpack(module, hooks, batch)
+                local.update(*unpacked, exact_labels=True)
+                if errors is not None:
+                    errors.update(unpacked, local.system_labels)
                 processes.check_for_failure()
         for one in loaders.flattened:
             if isinstance(one, Stream):
                 one.check_readable_again()
     if not single:
-        n_batches = _merge_all(local, n_batches, accumulator, processes)
+        n_batches = _merge_all([local, *local_errors], n_batches, collected, processes)
+    if errors is not None:
+        errors.accumulator = collected[1]
     if not n_batches:
         raise ProcessesDisagreeError(
             "fitting the target scales: the training loader gave no batch"
@@ -142,20 +170,32 @@ def _unpack(module: ScaledModule, hooks: BatchHooks, batch: Any) -> Batch:
 
 
 def _merge_all(
-    local: ScaleAccumulator, n_batches: int, accumulator: ScaleAccumulator, processes: FitProcesses
+    local: list[ScaleAccumulator],
+    n_batches: int,
+    accumulators: list[ScaleAccumulator],
+    processes: FitProcesses,
 ) -> int:
-    """Merge the data of all processes into the accumulator, in rank order.
+    """Merge the data of all processes into the accumulators, in rank order.
+
+    Args:
+        local: accumulators with the data of this process.
+        n_batches: number of batches of this process.
+        accumulators: empty accumulators with the same settings.
+        processes: processes of the fit.
 
     Returns:
         The number of batches of all processes.
     """
-    structure, values = flatten_state(local.state())
+    structure, values = flatten_state([each.state() for each in local])
     gathered = processes.gather_objects((structure, values.numel(), n_batches))
     structures, lengths, numbers = [list(parts) for parts in zip(*gathered, strict=True)]
-    _check_compatible(structures)
+    _check_compatible([of_rank[0] for of_rank in structures])
     values_by_rank = processes.gather_values(values, lengths)
     for structure, values in zip(structures, values_by_rank, strict=True):
-        accumulator.merge_state(unflatten_state(structure, values))
+        for accumulator, state in zip(
+            accumulators, unflatten_state(structure, values), strict=True
+        ):
+            accumulator.merge_state(state)
     return sum(numbers)
 
 

@@ -1,6 +1,5 @@
 """Whether a fit is needed, of which targets, and with which of the requested settings."""
 
-from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,8 @@ from lightning.pytorch import Trainer
 from ..baselines import CompositionBaseline, FrozenModule, class_name
 from ..batches import Declaration
 from ..scaling import ScaleAccumulator, Scaler
-from ..settings import FixedScale, Settings, check_names
+from ..settings import Against, FixedScale, RefitPart, Settings
+from .restored_settings import check_restored
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,10 @@ class FitRequest:
         baseline: composition baseline; ``None``: no baseline.
         additive: additive module that is subtracted before the baseline, if any.
         limit_batches: maximum number of batches to read; ``None``: all.
-        refit: fit all targets again, even if the module already has scales.
+        refit: ``True``: fit all targets again, even if the module already has scales; or the part
+            of its scales that is fitted again.
+        against: what a new baseline is fitted to: the ``"targets"``, or what the ``"predictions"``
+            of the module leave over.
         declaration: declared targets, if they are plain tensors.
     """
 
@@ -36,8 +39,14 @@ class FitRequest:
     baseline: CompositionBaseline | None
     additive: torch.nn.Module | None
     limit_batches: int | None
-    refit: bool
+    refit: bool | RefitPart
+    against: Against = "targets"
     declaration: Declaration | None = None
+
+    @property
+    def part(self) -> RefitPart | None:
+        """The part of the scales that is fitted again, if not all or nothing is."""
+        return self.refit if isinstance(self.refit, str) else None
 
     @property
     def fixed_baseline(self) -> dict[str, dict[int, float]]:
@@ -65,6 +74,8 @@ class FitRequest:
             "intensive_targets": sorted(self.intensive_targets),
             "limit_batches": self.limit_batches,
             "declared targets": self.declaration and self.declaration.state(),
+            "refit": self.refit,
+            "against": self.against,
         }
 
 
@@ -76,16 +87,18 @@ class FitDecision:
         request: request that was decided on.
         keep_existing: keep the scales that the module already has.
         targets: names of the targets to fit; ``None``: all.
+        part: the part of existing scales that is fitted again, if there is one.
     """
 
     request: FitRequest
     keep_existing: bool
     targets: tuple[str, ...] | None
+    part: RefitPart | None = None
 
     @property
     def fit_needed(self) -> bool:
         """Whether there is anything to fit."""
-        return not self.keep_existing or bool(self.targets)
+        return not self.keep_existing or self.part is not None or bool(self.targets)
 
     def applies_to(self, name: str) -> bool:
         """Whether the settings of a target are needed: all but those of targets that are kept."""
@@ -106,21 +119,40 @@ class FitDecision:
                 the code of the module provides one and the request does not.
             device: device on which the additive module runs.
         """
-        request, baseline = self.request, self.request.baseline
-        if baseline is not None:
-            fixed = {n: w for n, w in request.fixed_baseline.items() if self.applies_to(n)}
-            excluded = tuple(name for name in baseline.excluded if self.applies_to(name))
-            baseline = CompositionBaseline(fixed, excluded)
+        request = self.request
+        fixed = {n: w for n, w in request.fixed_baseline.items() if self.applies_to(n)}
         additive = scaler.additive if self.keep_existing else scaler.provided_module
         if request.additive is not None and not self.keep_existing:
             additive = FrozenModule(request.additive)
         return ScaleAccumulator(
             self.targets,
             [name for name in request.intensive_targets if self.applies_to(name)],
-            baseline,
+            self._baseline(scaler, fixed),
             request.settings.system_labels,
             additive and additive.to(device),
         )
+
+    def errors_accumulator(self, scaler: Scaler) -> ScaleAccumulator:
+        """An empty accumulator for the errors of predictions.
+
+        Args:
+            scaler: scaler of the module.
+        """
+        baseline = self._baseline(scaler, {})
+        return ScaleAccumulator(None, self.request.intensive_targets, baseline, "position")
+
+    def _baseline(
+        self, scaler: Scaler, fixed: dict[str, dict[int, float]]
+    ) -> CompositionBaseline | None:
+        """The composition to fit. Where weights are kept, so is what they are multiplied by."""
+        baseline, counted = self.request.baseline, []
+        if baseline is None:
+            return None
+        if self.part is not None:
+            intensive = {n: s for n, s in scaler.targets.items() if not s.extensive}
+            counted = [name for name, s in intensive.items() if s.composition == "counts"]
+        excluded = tuple(name for name in baseline.excluded if self.applies_to(name))
+        return CompositionBaseline(fixed, excluded, tuple(counted))
 
 
 def restores_later(trainer: Trainer) -> bool:
@@ -134,8 +166,8 @@ def restores_later(trainer: Trainer) -> bool:
 def decide_fit(request: FitRequest, scaler: Scaler, is_dev_run: bool) -> FitDecision:
     """Decide whether scales are missing.
 
-    Existing scales are kept unless ``refit`` is set. Provisional scales, from a ``fast_dev_run``,
-    are only kept in another one.
+    Existing scales are kept unless ``refit`` is set, in whole or in part. Provisional scales, from
+    a ``fast_dev_run``, are only kept in another one.
 
     Args:
         request: settings of the callback.
@@ -143,91 +175,30 @@ def decide_fit(request: FitRequest, scaler: Scaler, is_dev_run: bool) -> FitDeci
         is_dev_run: whether the Trainer runs with ``fast_dev_run``.
 
     Raises:
-        ValueError: if existing scales are to be kept and the settings contradict them.
+        ValueError: if existing scales are to be kept and the settings contradict them, or there are
+            none of which a part could be kept.
     """
     provisional = scaler.settings.provisional and not is_dev_run
-    if not scaler.fitted or request.refit or provisional:
+    if request.part is not None and (not scaler.fitted or provisional):
+        raise ValueError(
+            f"refit={request.part!r} keeps a part of the scales that the module already has, but "
+            "it has none; load them with load_from_checkpoint(...), ckpt_path=... or module.scaler "
+            "= Scaler.load(...), or fit all of them without refit"
+        )
+    if not scaler.fitted or request.refit is True or provisional:
         return FitDecision(request, keep_existing=False, targets=request.targets)
-    targets = request.targets or ()
     check_restored(
         scaler,
         request.settings,
-        targets,
+        request.targets or (),
         request.intensive_targets,
         request.fixed_scales,
         request.fixed_baseline,
         request.additive_name,
         request.without_baseline,
+        request.part,
     )
-    missing = tuple(name for name in targets if name not in scaler.targets)
+    if request.part is not None:
+        return FitDecision(request, keep_existing=True, targets=request.targets, part=request.part)
+    missing = tuple(name for name in request.targets or () if name not in scaler.targets)
     return FitDecision(request, keep_existing=True, targets=missing)
-
-
-def check_restored(
-    scaler: Scaler,
-    requested: Settings,
-    targets: Iterable[str],
-    intensive_targets: Iterable[str],
-    fixed_scales: dict[str, FixedScale],
-    fixed_baseline: dict[str, dict[int, float]],
-    additive: str | None = None,
-    without_baseline: Collection[str] = (),
-) -> None:
-    """Check that the settings of restored scales are those requested now.
-
-    Args:
-        scaler: restored scaler.
-        requested: general settings; ``system_labels="auto"`` matches any.
-        targets: names of the targets to fit.
-        intensive_targets: names of the targets that are not divided by the number of atoms.
-        fixed_scales: per-target scales by target name, as ``settings.parse_fixed_scales`` returns
-            them.
-        fixed_baseline: contributions per atomic type by target name, as
-            ``settings.parse_fixed_baseline`` returns them.
-        additive: class name of the additive module; ``None`` matches one that the network provides.
-        without_baseline: names of the targets that are excluded from the composition baseline.
-
-    Raises:
-        ValueError: for names of unknown targets, and if settings differ: each with both values.
-    """
-    known = {*scaler.targets, *targets}
-    check_names("intensive_targets", sorted(intensive_targets), known)
-    check_names("fixed_scales", fixed_scales, known)
-    check_names("fixed_baseline", fixed_baseline, known)
-    check_names("baseline", without_baseline, known)
-    restored = scaler.settings
-    pairs = {
-        name: (getattr(restored, name), getattr(requested, name))
-        for name in ("enabled", "baseline")
-    }
-    if not restored.provisional:  # those are "pooled", whatever was requested
-        pairs["unseen_types"] = (restored.unseen_types, requested.unseen_types)
-    if "auto" not in (restored.system_labels, requested.system_labels):
-        pairs["system_labels"] = (restored.system_labels, requested.system_labels)
-    restored_additive = None
-    if scaler.additive is not None and any(scales.additive for scales in scaler.targets.values()):
-        restored_additive = scaler.additive.name
-        if additive is None and scaler.provided_module is not None:
-            additive = scaler.provided_module.name
-    pairs["additive module"] = (restored_additive, additive)
-    intensive = set(intensive_targets)
-    for name, scales in scaler.targets.items():
-        if scales.layout.sample_kind == "structure":
-            pairs[f"intensive_targets: {name}"] = (not scales.extensive, name in intensive)
-        if scales.weights or scales.composition == "none":
-            now = "none" if name in without_baseline else "composition"
-            before = "none" if scales.composition == "none" else "composition"
-            pairs[f"baseline: {name}"] = (before, now)
-        pairs[f"fixed_scales: {name}"] = (scales.fixed, fixed_scales.get(name))
-        pairs[f"fixed_baseline: {name}"] = (scales.fixed_weights, fixed_baseline.get(name))
-    differences = [
-        f"{name} was {before!r} and is {now!r}"
-        for name, (before, now) in pairs.items()
-        if before != now
-    ]
-    if differences:
-        raise ValueError(
-            "the settings of TargetScaler contradict those of the scales that the module already "
-            f"has (from a checkpoint or an earlier fit): {'; '.join(differences)}; use the same "
-            "settings, or set refit=True to fit again"
-        )

@@ -1,5 +1,7 @@
 """The fit of the scales that a module does not have, agreed on by all processes."""
 
+from typing import NamedTuple
+
 from lightning.pytorch import Trainer
 
 from ..tensors import digest
@@ -8,8 +10,21 @@ from .fit_decision import FitRequest, decide_fit
 from .loss_settings import LossSettings
 from .process_group import fit_processes
 from .processes import FitProcesses
+from .refit_report import describe_changes
 from .scaled_module import ScaledModule, scaler_of
 from .training_loader import LoaderRecord
+
+
+class FitResult(NamedTuple):
+    """What a fit did.
+
+    Attributes:
+        fitted: names of the targets that were fitted, other than those kept in part.
+        changes: what changed in scales that the module already had, in one line.
+    """
+
+    fitted: set[str]
+    changes: str | None
 
 
 def fit_missing(
@@ -18,7 +33,7 @@ def fit_missing(
     request: FitRequest,
     loss_settings: LossSettings,
     record: LoaderRecord,
-) -> set[str] | None:
+) -> FitResult | None:
     """Fit the scales that a module does not have, the same on all processes.
 
     Args:
@@ -29,14 +44,14 @@ def fit_missing(
         record: record of the training loaders.
 
     Returns:
-        The names of the fitted targets; ``None`` if all scales were kept.
+        What the fit did; ``None`` if all scales were kept.
 
     Raises:
         RuntimeError: on every process, if one fails or they disagree.
     """
     scaler = scaler_of(module)
     with fit_processes(trainer) as processes:
-        stored = None if request.refit or not scaler.fitted else scaler.settings
+        stored = None if request.refit is True or not scaler.fitted else scaler.settings
         fitted = _fit(trainer, module, request, processes, record)
         loss_settings.apply(scaler, stored)
         if processes.world_size > 1:
@@ -54,7 +69,7 @@ def _fit(
     request: FitRequest,
     processes: FitProcesses,
     record: LoaderRecord,
-) -> set[str] | None:
+) -> FitResult | None:
     scaler = scaler_of(module)
     decision = decide_fit(request, scaler, is_dev_run(trainer))
     to_fit = decision.targets if decision.targets is not None else "all targets"
@@ -64,8 +79,13 @@ def _fit(
     )
     if not decision.fit_needed:
         return None
+    before, provisional = dict(scaler.targets), scaler.settings.provisional
     fitted = fit_scales(trainer, module, decision, processes, record)
     if not decision.keep_existing:
         scaler.targets = {}
     scaler.update(fitted)
-    return set(fitted.targets)
+    if request.refit is False or not before or provisional:
+        return FitResult(set(fitted.targets), None)
+    changes = describe_changes(before, scaler.targets, request.refit, request.against)
+    kept = before if decision.part else {}
+    return FitResult(set(fitted.targets) - set(kept), changes)

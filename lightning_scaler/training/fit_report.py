@@ -18,22 +18,28 @@ LARGEST_RMS = 10.0
 SMALLEST_RMS = 0.1
 
 
-def print_fit(scaler: Scaler, kept: set[str]) -> None:
+def print_fit(scaler: Scaler, kept: set[str], changes: str | None = None) -> None:
     """Print the tables of scales and baselines after a fit.
 
     Args:
         scaler: scaler of the module.
         kept: names of the targets whose scales were kept.
+        changes: what changed in scales that the module already had.
     """
+    if changes is not None:
+        print_text(changes)
     fitted = ", ".join(sorted(scaler.targets.keys() - kept))
     line = f"TargetScaler: fitted to the training data: {fitted}"
     if kept:
         line += f"; kept from before: {', '.join(sorted(kept))}"
-    print_text(line)
+    if fitted:
+        print_text(line)
     print_tables(scaler.table(), scaler.baselines_table())
 
 
-def report_kept_scales(module: ScaledModule, batch: Any, kept: Collection[str]) -> None:
+def report_kept_scales(
+    module: ScaledModule, batch: Any, kept: Collection[str], read_data: bool
+) -> None:
     """Say that scales were kept, and how they suit the first batch of training.
 
     Warns of targets whose RMS in loss space is far from 1, unless their scale is fixed.
@@ -42,6 +48,7 @@ def report_kept_scales(module: ScaledModule, batch: Any, kept: Collection[str]) 
         module: module with scales.
         batch: first batch of training, as ``training_step`` receives it.
         kept: names of the targets whose scales were kept.
+        read_data: whether the training data were read for other scales or the baseline.
     """
     scaler = scaler_of(module)
     rms: dict[str, float] = {}
@@ -56,7 +63,7 @@ def report_kept_scales(module: ScaledModule, batch: Any, kept: Collection[str]) 
     which = f"of {', '.join(sorted(kept))} " if fitted else ""
     rank_zero_info(
         f"TargetScaler: the scales {which}that the module already had (from a checkpoint or an "
-        f"earlier fit) are kept{'' if fitted else ', without a data pass'}"
+        f"earlier fit) are kept{'' if read_data else ', without a data pass'}"
         f"{found}"
     )
     if not scaler.settings.enabled:
@@ -72,7 +79,8 @@ def report_kept_scales(module: ScaledModule, batch: Any, kept: Collection[str]) 
         described = ", ".join(f"{value:.3g} for '{name}'" for name, value in far.items())
         warnings.warn(
             "the target scales that were kept may not suit these data: the RMS of the first "
-            f"training batch in loss space is {described}, where about 1 is expected; if data or "
+            f"training batch in loss space is {described}, where about 1 is expected; if the level "
+            "of theory has changed, fit the baseline again with TargetScaler(refit='baseline'); if "
             "units have changed, fit new scales with TargetScaler(refit=True)",
             stacklevel=2,
         )

@@ -4,10 +4,12 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from lightning.pytorch import LightningModule
+from metatensor.torch import TensorMap
 from typing_extensions import override
 
-from ..batches import Batch, unpack
+from ..batches import Batch, move_unpacked, unpack
 from ..scaling import Scaler
 from .checkpoints import load_scales, save_scales
 from .fit_decision import restores_later
@@ -66,6 +68,16 @@ class ScaledModule(_Module):
     def _read_batch(self, batch: Any) -> Batch:
         """The systems, targets and masks of a batch."""
         return unpack(batch, scaler_of(self).declaration)
+
+    def _move_batch(self, batch: Batch) -> Batch:
+        """The batch on the device of the module."""
+        return move_unpacked(batch, self.device, torch.float32)
+
+    def _predict_physical(self, systems: Any) -> dict[str, TensorMap]:
+        """The predictions for the systems of a batch in physical space, by target name."""
+        # Outside of steps, the output of forward is physical.
+        predictions: dict[str, TensorMap] = systems.predictions(self(systems.batch))
+        return predictions
 
     @override
     def on_fit_start(self) -> None:

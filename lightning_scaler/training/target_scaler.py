@@ -11,7 +11,9 @@ from typing_extensions import override
 from ..baselines import BaselineSetting, FrozenModule, class_name, parse_baseline
 from ..scaling import ScaleAccumulator, Scaler
 from ..settings import (
+    Against,
     Numbers,
+    RefitPart,
     Settings,
     SystemLabels,
     UnseenTypes,
@@ -23,10 +25,13 @@ from .checks import (
     check_declared,
     check_fitted,
     check_module,
+    check_refit,
+    check_resumed,
     check_same_values,
     name_of_tuner,
     raise_for_tuner,
 )
+from .data_pass import is_dev_run
 from .fit_decision import FitRequest, restores_later
 from .fit_missing import fit_missing
 from .fit_report import print_fit, report_kept_scales
@@ -71,7 +76,14 @@ class TargetScaler(Callback):
         system_labels: meaning of ``system`` in the samples of targets: the ``"position"`` in the
             batch, the ``"id"`` in the dataset, or ``"auto"`` to infer it from the data.
         limit_batches: maximum number of batches to read, evenly spaced over the data. Default: all.
-        refit: fit all targets again, even if a checkpoint had scales.
+        refit: what to fit again if the module already has scales, from a checkpoint or an earlier
+            fit. ``False``: nothing. ``True``: everything, which multiplies what the network has
+            learned by new scale / old scale. ``"types"``: scales and contributions are added for
+            atomic types that have none; every other number is kept. ``"baseline"``: the scales are
+            kept, and the contributions are fitted again (for another level of theory); those of
+            types without data are kept.
+        against: what ``refit="baseline"`` fits the contributions to: the ``"targets"``, or what
+            the ``"predictions"`` of the module leave over, as a correction.
         loss_weights: weights of terms of the default loss: of the values of a target under its
             name, of a gradient under ``energy/positions``; 1 unless given. ``None``: those stored
             with restored scales, or none.
@@ -121,21 +133,23 @@ class TargetScaler(Callback):
         unseen_types: UnseenTypes = "error",
         system_labels: SystemLabels = "auto",
         limit_batches: int | None = None,
-        refit: bool = False,
+        refit: bool | RefitPart = False,
+        against: Against = "targets",
         loss_weights: Numbers | None = None,
         balance_loss: bool | None = None,
         batch: Mapping[str, Any] | None = None,
         at: str = "forward",
     ) -> None:
         super().__init__()
-        check_arguments(unseen_types, limit_batches, enabled=enabled, refit=refit)
+        check_arguments(unseen_types, limit_batches, enabled=enabled)
         self.enabled = enabled
         self.fixed_scales = parse_fixed_scales(fixed_scales)
         self._baseline_setting = baseline
         self.baseline, self.additive = parse_baseline(baseline, fixed_baseline)
+        check_refit(refit, against, self.baseline)
         self.unseen_types: UnseenTypes = unseen_types
         self.limit_batches = limit_batches
-        self.refit = refit
+        self.refit, self.against = refit, against
         # The accumulator checks these settings and converts them to tuples and sets.
         checked = ScaleAccumulator(
             targets, intensive_targets, self.baseline, system_labels, batch=batch
@@ -150,6 +164,7 @@ class TargetScaler(Callback):
         # Names of the targets whose scales were kept, until the first batch.
         self._to_report: set[str] = set()
         self._states_at_train_start: RandomStates | None = None
+        self._before_dev_run: dict[str, Any] | None = None
         # From the start of a fit until its scales are there.
         self._record: LoaderRecord | None = None
 
@@ -179,6 +194,7 @@ class TargetScaler(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when fit begins. Fits the scales, unless a checkpoint is restored later."""
+        check_resumed(trainer, self.against)
         self._record = LoaderRecord(trainer)
         tuner = name_of_tuner(trainer)
         if not restores_later(trainer):
@@ -218,7 +234,15 @@ class TargetScaler(Callback):
         kept, self._to_report = self._to_report, set()
         if kept and trainer.is_global_zero:
             with preserve_rng([]):
-                report_kept_scales(cast(ScaledModule, pl_module), batch, kept)
+                module = cast(ScaledModule, pl_module)
+                report_kept_scales(module, batch, kept, read_data=not self._scales_kept)
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called when fit ends. Undoes what ``refit`` took from the batches of a dev run."""
+        if self._before_dev_run is not None:
+            scaler_of(cast(ScaledModule, pl_module)).set_extra_state(self._before_dev_run)
+            self._before_dev_run = None
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -247,6 +271,7 @@ class TargetScaler(Callback):
             "system_labels": self.system_labels,
             "limit_batches": self.limit_batches,
             "refit": self.refit,
+            "against": self.against,
             "loss_weights": self.loss_weights,
             "balance_loss": self.balance_loss,
             "at": self.at,
@@ -273,16 +298,17 @@ class TargetScaler(Callback):
         module = cast(ScaledModule, pl_module)
         self._declare(scaler_of(module))
         check_declared(module)
+        if is_dev_run(trainer) and isinstance(self.refit, str):
+            self._before_dev_run = scaler_of(module).state()
         try:
             loss = LossSettings(self.loss_weights, self.balance_loss)
-            fitted = fit_missing(trainer, module, self._request(), loss, self._record)
+            result = fit_missing(trainer, module, self._request(), loss, self._record)
         finally:
             self._forget_record()
-        self._scales_kept = fitted is None
-        scaler = scaler_of(module)
-        self._to_report = scaler.targets.keys() - (fitted or set())
-        if fitted is not None and trainer.is_global_zero:
-            print_fit(scaler, kept=self._to_report)
+        self._scales_kept, scaler = result is None, scaler_of(module)
+        self._to_report = scaler.targets.keys() - (result.fitted if result else set())
+        if result is not None and trainer.is_global_zero:
+            print_fit(scaler, self._to_report, result.changes)
 
     def _forget_record(self) -> None:
         if self._record is not None:
@@ -307,6 +333,7 @@ class TargetScaler(Callback):
             self.additive,
             self.limit_batches,
             self.refit,
+            self.against,
             self.declaration,
         )
 

@@ -175,6 +175,15 @@ def test_blocks_absent_from_the_new_data_keep_their_numbers():
     assert not alpha.block(1).values.isnan().any()
 
 
+def test_properties_that_are_zero_are_listed_for_old_and_new_types():
+    old = fit([system(8, 1)], {"q": atom_target([[0.0, 1.0], [4.0, 7.0]], atom_samples(2))})
+    nitrogen = {"q": atom_target([[3.0, 0.0], [2.0, 5.0]], atom_samples(2))}
+    scaler = refit(old, [system(7, 8)], nitrogen, baseline=None)
+    # H, N, O: the first property of O was zero, the second of N is.
+    expected = [[False, False], [False, True], [True, False]]
+    assert scaler.targets["q"].zeros[(0,)].tolist() == expected
+
+
 def test_weights_that_were_unknown_are_fitted():
     shielding = spherical({0: [[[1.0, 4.0]], [[NAN, 9.0]]]}, labels("system", [0, 1]))
     with pytest.warns(UserWarning, match="some atomic types have no data"):

@@ -10,7 +10,8 @@ from small_training import SmallData, SmallNet, collate, quiet_trainer, scaler_c
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
 from lightning_scaler.settings import Settings
-from lightning_scaler.training.fit_decision import FitRequest, check_restored
+from lightning_scaler.training.fit_decision import FitRequest
+from lightning_scaler.training.restored_settings import check_restored
 
 
 @pytest.fixture
@@ -101,6 +102,8 @@ REQUEST = FitRequest(
         ({"baseline": CompositionBaseline({"charges": {1: 0.5}})}, "fixed_baseline"),
         ({"additive": torch.nn.Identity()}, "additive module"),
         ({"limit_batches": 4}, "limit_batches"),
+        ({"refit": "types"}, "refit"),
+        ({"against": "predictions"}, "against"),
     ],
 )
 def test_every_setting_is_compared_with_that_of_other_processes(change, name):

@@ -25,7 +25,6 @@ OPTIONS = {"limit_val_batches": 0, "num_sanity_val_steps": 0}
     [
         ({"enabled": "false"}, "enabled: expected True or False, got 'false'"),
         ({"enabled": 0}, "enabled: expected True or False, got 0"),
-        ({"refit": "x"}, "refit: expected True or False, got 'x'"),
         ({"limit_batches": "all"}, "limit_batches: expected a number of batches, or None for all"),
         ({"limit_batches": 2.0}, "limit_batches: expected a number of batches.* got 2.0"),
         ({"limit_batches": True}, "limit_batches: expected a number of batches.* got True"),

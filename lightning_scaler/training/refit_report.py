@@ -1,0 +1,125 @@
+"""What a fit changed in scales that a module already had, in one line."""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+
+from ..scaling import TargetScales
+from ..settings import Against, RefitPart
+
+Targets = Mapping[str, TargetScales]
+
+
+class LargestChange(NamedTuple):
+    """The largest change of a contribution of a target.
+
+    Attributes:
+        size: difference between the contributions, in the units of the target.
+        atomic_type: the type whose contribution it is.
+    """
+
+    size: float
+    atomic_type: int
+
+
+def describe_changes(
+    before: Targets, after: Targets, refit: bool | RefitPart, against: Against
+) -> str:
+    """What changed, and by how much.
+
+    Args:
+        before: scales that the module had, by target name.
+        after: scales after the fit.
+        refit: what was fitted again.
+        against: what a new baseline was fitted to.
+    """
+    if refit == "types":
+        added = _added(before, after) or "found no new atomic types"
+        return f"TargetScaler: refit='types' {added}; all numbers that were there are kept"
+    changes = _changes_of_baseline(before, after)
+    if refit == "baseline":
+        parts = [f"refit='baseline' kept the scales and fitted the contributions to the {against}"]
+        parts += [f"they changed by up to {changes}"] if changes else []
+        rms = {name: after[name].mean_squares.get("") for name in before if after[name].weights}
+        known = [f"{name} {math.sqrt(m):.3g}" for name, m in rms.items() if m is not None]
+        parts += [f"the RMS of the data in loss space is now {', '.join(known)}"] if known else []
+        added = _added(before, after)
+        return "TargetScaler: " + "; ".join([*parts, added] if added else parts)
+    ratios = [_ratio(before[name], after[name]) for name in before if name in after]
+    ratios = [words for words in ratios if words]
+    parts = ["refit=True replaced the scales"]
+    if ratios:
+        parts = [f"{parts[0]}, which multiplies what the network has learned: {', '.join(ratios)}"]
+    parts += [f"contributions changed by up to {changes}"] if changes else []
+    lost = sorted(before.keys() - after.keys())
+    parts += [f"without scales now: {', '.join(lost)}"] if lost else []
+    types = set().union(*(_types(before[n]) - _types(after[n]) for n in before if n in after))
+    parts += [f"without scales or contributions now: the types {sorted(types)}"] if types else []
+    parts += ["refit='types' and refit='baseline' keep the scales"]
+    return "TargetScaler: " + "; ".join(parts)
+
+
+def _added(before: Targets, after: Targets) -> str:
+    """The new atomic types of each target, in words."""
+    added: dict[tuple[int, ...], list[str]] = {}
+    for name in before:
+        types = _types(after[name]) - _types(before[name])
+        if types:
+            added.setdefault(tuple(sorted(types)), []).append(name)
+    words = [f"{list(types)} to {', '.join(names)}" for types, names in added.items()]
+    return f"added the atomic types {' and '.join(words)}" if words else ""
+
+
+def _types(scales: TargetScales) -> set[int]:
+    types = {*scales.types.tolist(), *scales.fixed_only_types.tolist()} - {-1}
+    return types | ({*scales.baseline_types.tolist()} if scales.weights else set())
+
+
+def _changes_of_baseline(before: Targets, after: Targets) -> str:
+    """The largest change of a contribution to each target, in words."""
+    words = []
+    for name in before:
+        change = largest_change(before[name], after[name]) if name in after else None
+        if change is not None and change.size:
+            words.append(f"{change.size:.3g} for {name} (type {change.atomic_type})")
+    return ", ".join(words)
+
+
+def largest_change(before: TargetScales, after: TargetScales) -> LargestChange | None:
+    """The largest change of a contribution; ``None`` if there are none in both."""
+    types = [z for z in before.baseline_types.tolist() if z in after.baseline_types.tolist()]
+    changes = [LargestChange(0.0, z) for z in types[:1]]
+    for key in before.weights.keys() & after.weights.keys():
+        for z in types:
+            old, new = (
+                scales.weights[key][int((scales.baseline_types == z).nonzero())]
+                for scales in (before, after)
+            )
+            if old.shape == new.shape and len(old):
+                changes.append(LargestChange(float((new - old).abs().max()), z))
+    return max(changes, default=None)
+
+
+def _ratio(before: TargetScales, after: TargetScales) -> str:
+    """The range of new / old over all types and properties of a target, in words."""
+    ratios = scale_ratios(before, after)
+    if not len(ratios) or before.layout.sample_kind == "pair":
+        return ""
+    low, high = f"{float(ratios.min()):.3g}", f"{float(ratios.max()):.3g}"
+    return f"{after.layout.name} by {low}" + ("" if low == high else f" to {high}")
+
+
+def scale_ratios(before: TargetScales, after: TargetScales) -> torch.Tensor:
+    """New / old full scale of each type and property that both have, ``(n_ratios,)``."""
+    ratios = [torch.empty(0, dtype=torch.float64)]
+    rows = [
+        [scales.types.tolist().index(z) for z in before.types.tolist() if z in after.types.tolist()]
+        for scales in (before, after)
+    ]
+    for key in before.per_property.keys() & after.per_property.keys():
+        old, new = before.values("full", key)[rows[0]], after.values("full", key)[rows[1]]
+        if old.shape == new.shape:
+            ratios.append((new / old)[old > 0.0])
+    return torch.cat(ratios)
