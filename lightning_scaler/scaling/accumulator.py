@@ -318,6 +318,8 @@ class ScaleAccumulator:
         """
         check_choice("part", part, RefitPart)
         of_errors = {} if errors is None else errors._collection.statistics
+        new_scales = list_of_names("new_scales", new_scales)
+        check_names("new_scales", new_scales, self._collection.layouts)
         earlier = EarlierFit(scaler.targets, part, frozenset(new_scales), of_errors)
         refitted = self._fit(fixed_scales, unseen_types, scaler.settings.enabled, complete, earlier)
         refitted.targets = {**scaler.targets, **refitted.targets}

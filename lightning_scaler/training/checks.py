@@ -1,13 +1,14 @@
 """What TargetScaler refuses: arguments, modules, trainers and stages that it cannot serve."""
 
 import inspect
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn, get_args
 
 from lightning.pytorch import LightningModule, Trainer
 
 from ..batches import Declaration
 from ..scaling import Scaler
-from ..settings import Against, UnseenTypes, check_choice
+from ..settings import Against, RefitPart, UnseenTypes, check_choice
 from .scaled_module import ScaledModule, scaler_of
 from .scaled_steps import ScaledSteps
 
@@ -40,18 +41,19 @@ def check_arguments(unseen_types: Any, limit_batches: Any, **flags: Any) -> None
         raise ValueError(f"limit_batches: expected at least 1 batch, got {limit_batches}")
 
 
-def check_refit(refit: Any, against: Any, baseline: Any) -> None:
+def check_refit(refit: Any, against: Any, output_layers: Any, baseline: Any) -> None:
     """Check what is to be fitted again.
 
     Args:
         refit: ``True``, ``False``, or a part of the scales.
         against: what a new baseline is fitted to.
+        output_layers: submodules by target name; ``None``: none.
         baseline: composition baseline; ``None``: none.
 
     Raises:
         ValueError: for an unknown value, or arguments that contradict each other.
     """
-    parts = ["types", "baseline"]
+    parts = list(get_args(RefitPart))
     if not isinstance(refit, bool) and refit not in parts:
         raise ValueError(f"refit: expected False, True or one of {parts}, got {refit!r}")
     check_choice("against", against, Against)
@@ -63,6 +65,32 @@ def check_refit(refit: Any, against: Any, baseline: Any) -> None:
     if refit == "baseline" and baseline is None:
         raise ValueError(
             "refit='baseline' and baseline='none' contradict each other; leave out one"
+        )
+
+    if (refit == "scales") != bool(output_layers):
+        raise ValueError(
+            "refit='scales' and output_layers, such as {'energy': 'readouts.energy'}, need each "
+            f"other, got refit={refit!r} and output_layers={output_layers!r}"
+        )
+    layers = output_layers or {}
+    if not isinstance(layers, Mapping) or not all(isinstance(n, str) for n in layers.values()):
+        raise ValueError(
+            "output_layers: expected the name of a submodule for each target, such as {'energy': "
+            f"'readouts.energy'}}, got {output_layers!r}"
+        )
+
+
+def check_averaging(callbacks: list[Any], refit: Any) -> None:
+    """Refuse new scales beside averaged weights, which were copied before the parameters change.
+
+    Raises:
+        ValueError: naming the callback.
+    """
+    found = [type(other).__name__ for other in callbacks if _is_a(other, "WeightAveraging")]
+    if refit == "scales" and found:
+        raise ValueError(
+            f"refit='scales' multiplies parameters, of which {found[0]} already has a copy; leave "
+            "one of them out"
         )
 
 

@@ -32,7 +32,7 @@ def fit_scales(
     decision: FitDecision,
     processes: FitProcesses,
     record: LoaderRecord,
-) -> Scaler:
+) -> tuple[Scaler, Batch | None]:
     """Read the training data and fit the scales that were decided on.
 
     Args:
@@ -44,7 +44,7 @@ def fit_scales(
 
     Returns:
         A scaler with the targets of the decision, and of a part that is kept, the same on all
-        processes.
+        processes; and the first batch of this process, if it has one.
     """
     request, settings = decision.request, decision.request.settings
     fixed_scales = decision.fixed_scales()
@@ -52,7 +52,9 @@ def fit_scales(
     loader = TrainingLoader(trainer, processes, record)
     if fixed_scales and decision.targets is not None and decision.part is None:
         # One batch shows the layouts, and no more is needed if all scales and baselines are fixed.
-        read_training_data(trainer, module, accumulator, processes, loader, limit_batches=1)
+        first_batch = read_training_data(
+            trainer, module, accumulator, processes, loader, limit_batches=1
+        )
     no_pass = decision.part is None and accumulator.all_fixed(fixed_scales)
     errors = None
     if not no_pass:
@@ -61,12 +63,14 @@ def fit_scales(
             errors = PredictionErrors(
                 trainer, module, decision.errors_accumulator(scaler_of(module))
             )
-        read_training_data(
+        first_batch = read_training_data(
             trainer, module, accumulator, processes, loader, request.limit_batches, errors
         )
     loader.restart_streams()
     unseen_types = settings.unseen_types
-    if is_dev_run(trainer):
+    # Parameters have absorbed new scales for good.
+    provisional = is_dev_run(trainer) and decision.part != "scales"
+    if provisional:
         unseen_types = "pooled"
         rank_zero_warn(
             "fast_dev_run: the target scales are fitted to a few batches, and atomic types that do "
@@ -86,15 +90,16 @@ def fit_scales(
                 fixed_scales,
                 unseen_types,
                 complete,
+                request.output_layers,
                 errors=None if errors is None else errors.accumulator,
             )
         about_forces = describe_force_targets(scaler.layouts)
         if about_forces is not None:
             warnings.warn(about_forces, stacklevel=2)
-    scaler.settings = replace(scaler.settings, provisional=is_dev_run(trainer))
+    scaler.settings = replace(scaler.settings, provisional=provisional)
     if no_pass:  # one batch says nothing about the mean squares
         scaler.targets = {n: replace(s, mean_squares={}) for n, s in scaler.targets.items()}
-    return scaler
+    return scaler, first_batch
 
 
 def is_dev_run(trainer: Trainer) -> bool:
@@ -110,7 +115,7 @@ def read_training_data(
     loader: TrainingLoader,
     limit_batches: int | None = None,
     errors: PredictionErrors | None = None,
-) -> None:
+) -> Batch | None:
     """Add all training data to an accumulator, each sample once over all processes.
 
     ``limit_train_batches`` does not limit the pass. ``overfit_batches`` restricts it to the batches
@@ -127,6 +132,9 @@ def read_training_data(
         limit_batches: maximum number of batches of each loader, counted over all processes.
         errors: collects the errors of predictions too; afterwards it holds those of all processes.
 
+    Returns:
+        The first batch that this process has read.
+
     Raises:
         RuntimeError: on every process, if one of them fails or the layouts of targets differ.
         ValueError: without any batch, or if none would be left for training.
@@ -137,6 +145,7 @@ def read_training_data(
     if errors is not None:
         errors.accumulator = local_errors[0]
     limits = _limits(trainer, loader, limit_batches)
+    first_batch: Batch | None = None
     n_batches, hooks = 0, BatchHooks(trainer, module)
     with preserve_rng(loader.flattened), torch.no_grad():
         loader.restore_states()
@@ -145,6 +154,7 @@ def read_training_data(
             for batch in _with_progress(trainer, training_batches(loaders), length(loaders)):
                 n_batches += 1
                 unpacked = _unpack(module, hooks, batch)
+                first_batch = first_batch or unpacked
                 local.update(*unpacked, exact_labels=True)
                 if errors is not None:
                     errors.update(unpacked, local.system_labels)
@@ -161,6 +171,7 @@ def read_training_data(
             "fitting the target scales: the training loader gave no batch"
             f"{'' if single else ' on any process'}; check that train_dataloader() has data"
         )
+    return first_batch
 
 
 def _unpack(module: ScaledModule, hooks: BatchHooks, batch: Any) -> Batch:

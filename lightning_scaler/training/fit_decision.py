@@ -1,6 +1,7 @@
 """Whether a fit is needed, of which targets, and with which of the requested settings."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ class FitRequest:
         against: what a new baseline is fitted to: the ``"targets"``, or what the ``"predictions"``
             of the module leave over.
         declaration: declared targets, if they are plain tensors.
+        output_layers: by target name the submodule that absorbs a new scale.
     """
 
     settings: Settings
@@ -42,6 +44,7 @@ class FitRequest:
     refit: bool | RefitPart
     against: Against = "targets"
     declaration: Declaration | None = None
+    output_layers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def part(self) -> RefitPart | None:
@@ -76,6 +79,7 @@ class FitRequest:
             "declared targets": self.declaration and self.declaration.state(),
             "refit": self.refit,
             "against": self.against,
+            "output_layers": dict(self.output_layers),
         }
 
 
@@ -197,6 +201,7 @@ def decide_fit(request: FitRequest, scaler: Scaler, is_dev_run: bool) -> FitDeci
         request.additive_name,
         request.without_baseline,
         request.part,
+        request.output_layers,
     )
     if request.part is not None:
         return FitDecision(request, keep_existing=True, targets=request.targets, part=request.part)

@@ -8,6 +8,7 @@ from ..tensors import digest
 from .data_pass import fit_scales, is_dev_run
 from .fit_decision import FitRequest, decide_fit
 from .loss_settings import LossSettings
+from .output_layers import OutputLayers
 from .process_group import fit_processes
 from .processes import FitProcesses
 from .refit_report import describe_changes
@@ -80,12 +81,17 @@ def _fit(
     if not decision.fit_needed:
         return None
     before, provisional = dict(scaler.targets), scaler.settings.provisional
-    fitted = fit_scales(trainer, module, decision, processes, record)
+    layers = None
+    if decision.part == "scales":
+        layers = OutputLayers(module, request.output_layers)
+    fitted, batch = fit_scales(trainer, module, decision, processes, record)
+    if layers is not None:
+        layers.absorb(trainer, fitted, batch)
     if not decision.keep_existing:
         scaler.targets = {}
     scaler.update(fitted)
     if request.refit is False or not before or provisional:
         return FitResult(set(fitted.targets), None)
-    changes = describe_changes(before, scaler.targets, request.refit, request.against)
+    changes = describe_changes(before, scaler.targets, request)
     kept = before if decision.part else {}
     return FitResult(set(fitted.targets) - set(kept), changes)

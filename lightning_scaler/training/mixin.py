@@ -286,7 +286,9 @@ class TargetScalingMixin(ScaledModule):
             batch = clone_inference_tensors(batch)
             if declaration is not None:
                 return self._predict_declared(DeclaredBatch(batch, declaration))
-            physical = self._predict_physical(self._unpacked(batch).systems)
+            systems = self._unpacked(batch).systems
+            predictions, atoms = self._predict(systems), read_atoms(systems)
+            physical = predictions_to_physical(self.scaler, atoms, predictions)
             # Lightning moves predictions to the CPU, except TensorMaps.
             return {name: detach(tensor).to(device="cpu") for name, tensor in physical.items()}
 
@@ -353,14 +355,6 @@ class TargetScalingMixin(ScaledModule):
     def _unpacked(self, batch: Any) -> Batch:
         """The batch taken apart, on the device of the module."""
         return self._move_batch(self._read_batch(batch))
-
-    @override
-    def _predict_physical(self, systems: Any) -> dict[str, TensorMap]:
-        if isinstance(systems, DeclaredBatch):
-            predictions = systems.predictions(self(systems.batch))
-        else:
-            predictions = self(systems)
-        return predictions_to_physical(self.scaler, read_atoms(systems), predictions)
 
     def _padded_positions(self, stage: str, n_systems: int, dataloader_idx: int) -> list[int]:
         if stage == "train" or not self._has_trainer() or self.trainer.world_size == 1:

@@ -14,8 +14,10 @@ from ..scaling import (
     Scaler,
     align_prediction,
     index_by_position,
+    predictions_to_physical,
 )
 from ..settings import SystemLabels
+from .evaluation_mode import evaluation_mode
 from .scaled_module import ScaledModule, scaler_of
 
 
@@ -53,7 +55,8 @@ class PredictionErrors:
         )
         indexed = index_by_position(labelled, atoms, known, masks).targets
         with self._as_in_evaluation():
-            predictions = self._module._predict_physical(systems)
+            outputs = self._module._predict(systems)
+            predictions = predictions_to_physical(self._scaler, atoms, outputs)
         errors = {}
         for name in indexed.keys() & predictions.keys():
             target = remove_gradients(indexed[name].tensor).to(dtype=torch.float64)
@@ -65,14 +68,10 @@ class PredictionErrors:
     def _as_in_evaluation(self) -> Iterator[None]:
         """Predict as in validation: in evaluation mode, with the scaler that the pass hides."""
         module, modules = self._module, self._module._modules
-        training = {part: part.training for part in module.modules()}
         attribute = module._scaler_attribute
         hidden, modules[attribute] = modules[attribute], self._scaler
         try:
-            module.eval()
-            with self._trainer.precision_plugin.val_step_context(), torch.no_grad():
+            with evaluation_mode(module), self._trainer.precision_plugin.val_step_context():
                 yield
         finally:
             modules[attribute] = hidden
-            for part, flag in training.items():
-                part.training = flag

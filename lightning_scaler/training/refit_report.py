@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ..scaling import TargetScales
-from ..settings import Against, RefitPart
+from .fit_decision import FitRequest
 
 Targets = Mapping[str, TargetScales]
 
@@ -24,20 +24,30 @@ class LargestChange(NamedTuple):
     atomic_type: int
 
 
-def describe_changes(
-    before: Targets, after: Targets, refit: bool | RefitPart, against: Against
-) -> str:
+def describe_changes(before: Targets, after: Targets, request: FitRequest) -> str:
     """What changed, and by how much.
 
     Args:
         before: scales that the module had, by target name.
         after: scales after the fit.
-        refit: what was fitted again.
-        against: what a new baseline was fitted to.
+        request: what was fitted again.
     """
+    refit, against = request.refit, request.against
     if refit == "types":
         added = _added(before, after) or "found no new atomic types"
         return f"TargetScaler: refit='types' {added}; all numbers that were there are kept"
+    if refit == "scales":
+        absorbed = [
+            f"{name} (multiplied by {_ratio(before[name], after[name])}; the parameters of {layer} "
+            "divided by it)"
+            for name, layer in request.output_layers.items()
+            if after[name] is not before[name]
+        ]
+        if not absorbed:
+            return "TargetScaler: refit='scales' found the scales that the module already has"
+        parts = [f"refit='scales' replaced the scales of {', '.join(absorbed)}"]
+        added = _added(before, after)
+        return "TargetScaler: " + "; ".join([*parts, added] if added else parts)
     changes = _changes_of_baseline(before, after)
     if refit == "baseline":
         parts = [f"refit='baseline' kept the scales and fitted the contributions to the {against}"]
@@ -47,11 +57,12 @@ def describe_changes(
         parts += [f"the RMS of the data in loss space is now {', '.join(known)}"] if known else []
         added = _added(before, after)
         return "TargetScaler: " + "; ".join([*parts, added] if added else parts)
-    ratios = [_ratio(before[name], after[name]) for name in before if name in after]
-    ratios = [words for words in ratios if words]
+    ratios = {name: _ratio(before[name], after[name]) for name in before if name in after}
+    by_target = [f"{name} by {words}" for name, words in ratios.items() if words]
     parts = ["refit=True replaced the scales"]
-    if ratios:
-        parts = [f"{parts[0]}, which multiplies what the network has learned: {', '.join(ratios)}"]
+    if by_target:
+        words = ", ".join(by_target)
+        parts = [f"{parts[0]}, which multiplies what the network has learned: {words}"]
     parts += [f"contributions changed by up to {changes}"] if changes else []
     lost = sorted(before.keys() - after.keys())
     parts += [f"without scales now: {', '.join(lost)}"] if lost else []
@@ -108,7 +119,7 @@ def _ratio(before: TargetScales, after: TargetScales) -> str:
     if not len(ratios) or before.layout.sample_kind == "pair":
         return ""
     low, high = f"{float(ratios.min()):.3g}", f"{float(ratios.max()):.3g}"
-    return f"{after.layout.name} by {low}" + ("" if low == high else f" to {high}")
+    return low if low == high else f"{low} to {high}"
 
 
 def scale_ratios(before: TargetScales, after: TargetScales) -> torch.Tensor:

@@ -20,6 +20,7 @@ def check_restored(
     additive: str | None = None,
     without_baseline: Collection[str] = (),
     part: RefitPart | None = None,
+    new_scales: Collection[str] = (),
 ) -> None:
     """Check that the settings of restored scales are those requested now.
 
@@ -35,6 +36,7 @@ def check_restored(
         additive: class name of the additive module; ``None`` matches one that the network provides.
         without_baseline: names of the targets that are excluded from the composition baseline.
         part: part of the scales that is fitted again, whose settings may differ.
+        new_scales: names of the targets whose scales are fitted again.
 
     Raises:
         ValueError: for names of unknown targets, and if settings differ: each with both values.
@@ -60,7 +62,8 @@ def check_restored(
             if part is not None:
                 fixed = _of_known_types(fixed, _types_with_scales(scales))
                 weights = _of_known_types(weights, _types_with_weights(scales))
-            pairs[f"fixed_scales: {name}"] = fixed
+            if name not in new_scales:
+                pairs[f"fixed_scales: {name}"] = fixed
             if part != "baseline":
                 pairs[f"fixed_baseline: {name}"] = weights
         return [

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -9,7 +10,7 @@ from lightning.pytorch import LightningModule
 from metatensor.torch import TensorMap
 from typing_extensions import override
 
-from ..batches import Batch, move_unpacked, unpack
+from ..batches import Batch, DeclaredBatch, move_unpacked, unpack
 from ..scaling import Scaler
 from .checkpoints import load_scales, save_scales
 from .fit_decision import restores_later
@@ -73,10 +74,11 @@ class ScaledModule(_Module):
         """The batch on the device of the module."""
         return move_unpacked(batch, self.device, torch.float32)
 
-    def _predict_physical(self, systems: Any) -> dict[str, TensorMap]:
-        """The predictions for the systems of a batch in physical space, by target name."""
-        # Outside of steps, the output of forward is physical.
-        predictions: dict[str, TensorMap] = systems.predictions(self(systems.batch))
+    def _predict(self, systems: Any) -> Mapping[str, TensorMap]:
+        """The predictions for the systems of a batch in model space, by target name."""
+        if isinstance(systems, DeclaredBatch):
+            return systems.predictions(self(systems.batch))
+        predictions: Mapping[str, TensorMap] = self(systems)
         return predictions
 
     @override

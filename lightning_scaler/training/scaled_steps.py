@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
+from metatensor.torch import TensorMap
+from typing_extensions import override
 
 from ..batches import Declaration, DeclaredBatch, clone_inference_tensors
 from ..scaling import Scaler
@@ -57,6 +59,7 @@ class ScaledSteps(ScaledModule):
     _scaler_attribute = "target_scaler"
 
     target_scaler: Scaler
+    _scaled_state: StepState
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -68,6 +71,11 @@ class ScaledSteps(ScaledModule):
         for name, stage in STAGES.items():
             _wrap(cls, name, functools.partial(_scaled_step, stage=stage))
         _wrap(cls, "forward", _scaled_forward)
+
+    @override
+    def _predict(self, systems: Any) -> Mapping[str, TensorMap]:
+        with self._scaled_state.inside_forward():  # without conversion
+            return super()._predict(systems)
 
 
 def prepare(module: Any, at: str) -> None:
@@ -93,6 +101,8 @@ class _OutputHook:
         self.owner = owner
 
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if self.owner._scaled_state.in_forward:
+            return output
         return _converted(self.owner, output, args, {})
 
 

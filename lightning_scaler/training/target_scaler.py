@@ -22,6 +22,7 @@ from ..settings import (
 from .checks import (
     check_alone,
     check_arguments,
+    check_averaging,
     check_declared,
     check_fitted,
     check_module,
@@ -82,8 +83,13 @@ class TargetScaler(Callback):
             atomic types that have none; every other number is kept. ``"baseline"``: the scales are
             kept, and the contributions are fitted again (for another level of theory); those of
             types without data are kept.
+            ``"scales"``: the contributions and the predictions are kept, and the scales of the
+            targets in ``output_layers`` are fitted again.
         against: what ``refit="baseline"`` fits the contributions to: the ``"targets"``, or what
             the ``"predictions"`` of the module leave over, as a correction.
+        output_layers: for ``refit="scales"``, by target name the submodule that predicts this
+            target alone and linearly, as in ``{"energy": "readouts.energy"}``: its parameters are
+            multiplied by old scale / new scale.
         loss_weights: weights of terms of the default loss: of the values of a target under its
             name, of a gradient under ``energy/positions``; 1 unless given. ``None``: those stored
             with restored scales, or none.
@@ -135,6 +141,7 @@ class TargetScaler(Callback):
         limit_batches: int | None = None,
         refit: bool | RefitPart = False,
         against: Against = "targets",
+        output_layers: Mapping[str, str] | None = None,
         loss_weights: Numbers | None = None,
         balance_loss: bool | None = None,
         batch: Mapping[str, Any] | None = None,
@@ -146,10 +153,11 @@ class TargetScaler(Callback):
         self.fixed_scales = parse_fixed_scales(fixed_scales)
         self._baseline_setting = baseline
         self.baseline, self.additive = parse_baseline(baseline, fixed_baseline)
-        check_refit(refit, against, self.baseline)
+        check_refit(refit, against, output_layers, self.baseline)
         self.unseen_types: UnseenTypes = unseen_types
         self.limit_batches = limit_batches
         self.refit, self.against = refit, against
+        self.output_layers = None if output_layers is None else dict(output_layers)
         # The accumulator checks these settings and converts them to tuples and sets.
         checked = ScaleAccumulator(
             targets, intensive_targets, self.baseline, system_labels, batch=batch
@@ -177,6 +185,7 @@ class TargetScaler(Callback):
         """
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         check_alone(callbacks)
+        check_averaging(callbacks, self.refit)
         if self.declaration is not None and not isinstance(pl_module, ScaledModule):
             scale_steps(trainer, pl_module, self, self.at)
         scaler = check_module(pl_module)
@@ -272,6 +281,7 @@ class TargetScaler(Callback):
             "limit_batches": self.limit_batches,
             "refit": self.refit,
             "against": self.against,
+            "output_layers": self.output_layers,
             "loss_weights": self.loss_weights,
             "balance_loss": self.balance_loss,
             "at": self.at,
@@ -298,7 +308,8 @@ class TargetScaler(Callback):
         module = cast(ScaledModule, pl_module)
         self._declare(scaler_of(module))
         check_declared(module)
-        if is_dev_run(trainer) and isinstance(self.refit, str):
+        # Parameters that absorb new scales would no longer suit the scales from before.
+        if is_dev_run(trainer) and self.refit in ("types", "baseline"):
             self._before_dev_run = scaler_of(module).state()
         try:
             loss = LossSettings(self.loss_weights, self.balance_loss)
@@ -335,6 +346,7 @@ class TargetScaler(Callback):
             self.refit,
             self.against,
             self.declaration,
+            self.output_layers or {},
         )
 
 

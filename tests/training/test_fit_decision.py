@@ -104,6 +104,7 @@ REQUEST = FitRequest(
         ({"limit_batches": 4}, "limit_batches"),
         ({"refit": "types"}, "refit"),
         ({"against": "predictions"}, "against"),
+        ({"output_layers": {"energy": "readouts.energy"}}, "output_layers"),
     ],
 )
 def test_every_setting_is_compared_with_that_of_other_processes(change, name):
