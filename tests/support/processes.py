@@ -19,6 +19,7 @@ import torch
 import torch.distributed
 import torch.distributed.checkpoint
 from builders import labels
+from fine_tuning import LayeredNet, other_level, with_nitrogen
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from metatensor.torch import TensorBlock, TensorMap
@@ -141,6 +142,11 @@ KINDS = (
 def fitted(folder, world_size, data, trainer_options=None, **options):
     """A network after the data pass, without training."""
     net = SmallNet()
+    fit_without_training(folder, world_size, net, data, trainer_options, **options)
+    return net
+
+
+def fit_without_training(folder, world_size, net, data, trainer_options=None, **options):
     trainer = trainer_of(
         folder,
         world_size,
@@ -150,7 +156,6 @@ def fitted(folder, world_size, data, trainer_options=None, **options):
         **(trainer_options or {}),
     )
     trainer.fit(net, data)
-    return net
 
 
 def scales_of_loaders(folder, world_size):
@@ -527,6 +532,30 @@ def resumed(folder, world_size, kind="ddp"):
     return answers
 
 
+# Fine-tuning.
+
+
+def refits(folder, world_size):
+    """Scales and weights of the baseline after each partial fit."""
+    answers, settings = {}, {"types": {}, "baseline": {}, "predictions": {}}
+    settings["predictions"]["against"] = "predictions"
+    for name, options in settings.items():
+        net = SmallNet.load_from_checkpoint(f"{folder}/net.ckpt", weights_only=True)
+        data = with_nitrogen() if name == "types" else other_level()
+        part = "types" if name == "types" else "baseline"
+        fit_without_training(folder, world_size, net, data, refit=part, **options)
+        answers[name] = net.scaler.state()
+    net, options = LayeredNet().double(), {"targets": ["energy", "charges"]}
+    options["intensive_targets"] = []
+    fit_without_training(folder, world_size, net, SmallData(), **options)
+    options |= {"refit": "scales", "output_layers": {"energy": "readouts.energy"}}
+    data = SmallData(factors={"energy": 2.0})
+    fit_without_training(folder, world_size, net, data, **options)
+    answers["scales"] = net.scaler.state()
+    answers["parameters"] = {n: p.detach().clone() for n, p in net.named_parameters()}
+    return answers
+
+
 def distributed_checkpoint(folder, world_size):
     """The states of a fitted network and of a fresh one that loaded it from shards."""
     net, fresh = fitted(folder, world_size, SmallData()), SmallNet()
@@ -542,6 +571,7 @@ def run(folder, world_size):
     answers = {
         "scales": scales_of_loaders(folder, world_size),
         "evaluation": evaluation(folder, world_size),
+        "refits": refits(folder, world_size),
     }
     if world_size > 1:
         answers["lost subset"] = lost_subset(folder, world_size)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from builders import labels, structure_target
+from fine_tuning import other_level, with_nitrogen
 from metatensor.torch import TensorBlock, TensorMap
-from metatomic.torch import System
 from small_training import (
     SmallData,
     SmallNet,
@@ -30,19 +30,6 @@ def fit(folder, net, data, callback=None, trainer_options=None, **settings):
     trainer = quiet_trainer(folder, callbacks=callbacks, **{**OPTIONS, **(trainer_options or {})})
     trainer.fit(net, data)
     return net
-
-
-def with_nitrogen(**options):
-    """Data whose carbon atoms are nitrogen."""
-    data = SmallData(**options)
-    for dataset in (data.train, data.held_out):
-        dataset.items = [(as_nitrogen(system), numbers) for system, numbers in dataset.items]
-    return data
-
-
-def as_nitrogen(system):
-    types = torch.where(system.types == 6, 7, system.types).int()
-    return System(types, system.positions, system.cell, system.pbc)
 
 
 def predictions(net, data, folder):
@@ -194,16 +181,6 @@ def test_a_dev_run_leaves_the_scales_as_they_were(tmp_path, net):
 
 
 # A new baseline
-
-
-def other_level(**options):
-    """Data in which each type contributes more to the energy: 5, -3 and 40 for H, C and O."""
-    data = SmallData(**options)
-    for dataset in (data.train, data.held_out):
-        for system, numbers in dataset.items:
-            shift = sum({1: 5.0, 6: -3.0, 8: 40.0}[int(z)] for z in system.types)
-            numbers["energy"] = numbers["energy"] + shift
-    return data
 
 
 def validation_error(net, data, folder):

@@ -151,6 +151,22 @@ def test_a_fit_is_one_pass_and_one_gather_of_values(together):
     assert reads == {"random": 22, "weighted": 30, "all numbers fixed": 4, "second fit": 0}
 
 
+def test_partial_fits_equal_those_of_one_process(alone, together):
+    for name in ("types", "baseline", "predictions", "scales"):
+        expected = alone["refits"][name]
+        states = [answers["refits"][name] for answers in together]
+        # Batches on other processes are predicted in another order, in float32.
+        rtol = 1e-6 if name == "predictions" else 1e-11
+        assert_same_numbers(states[0], expected, rtol)
+        for state in states[1:]:
+            assert_same_numbers(state, states[0])
+    for answers in together:
+        for name, values in alone["refits"]["parameters"].items():
+            torch.testing.assert_close(
+                answers["refits"]["parameters"][name], values, rtol=1e-11, atol=0
+            )
+
+
 @pytest.mark.parametrize("fault", processes.FAULTS)
 def test_a_failure_stops_all_processes_with_its_message(together, fault):
     answers = [answers["faults"][fault] for answers in together]
