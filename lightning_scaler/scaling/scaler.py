@@ -25,6 +25,7 @@ from ..tensors import (
 )
 from .conversion import SCALE_EXPONENTS, Conversion, convert_targets
 from .scaler_state import ScalerState, read_state, write_state
+from .spread import check_spreads
 from .summary import describe_targets, summarize_baselines, summarize_scales, summarize_zeros
 from .target_scales import ScaleKind, TargetScales, term_name
 
@@ -255,6 +256,45 @@ class Scaler(torch.nn.Module):
         indexed = index_batch(systems, known, self.layouts, labels, exact, what=what)
         conversion = Conversion(source, target, self.settings, baseline)
         return {**tensors, **convert_targets(self.targets, self.additive, indexed, conversion)}
+
+    def convert_spread(
+        self,
+        systems: Sequence[HasTypes] | Atoms,
+        tensors: Mapping[str, TensorMap],
+        source: Space = "model",
+        target: Space = "physical",
+        variance: bool = False,
+    ) -> dict[str, TensorMap]:
+        r"""Convert the spread of predictions, such as a standard deviation, or a variance.
+
+        .. math::
+
+            s_\mathrm{physical} = \sigma_{\alpha p Z}^\mathrm{full} \, s_\mathrm{model}, \qquad
+            v_\mathrm{physical} = (\sigma_{\alpha p Z}^\mathrm{full})^2 \, v_\mathrm{model}
+
+        The baseline is the same for all members of an ensemble, and takes no part. Otherwise as
+        :meth:`convert`.
+
+        Args:
+            systems: systems of the batch (or their :class:`Atoms`).
+            tensors: spreads or variances by target name, each in the layout of its target.
+            source: space of the tensors.
+            target: space of the result.
+            variance: whether the tensors are variances.
+
+        Raises:
+            ValueError: for negative values, types without a scale, samples that are not in the
+                batch, or a layout other than in the fit.
+
+        Example:
+            >>> Scaler().convert_spread([], {}, variance=True)
+            {}
+        """
+        check_spreads({n: t for n, t in tensors.items() if n in self.targets}, variance)
+        spreads = self.convert(systems, tensors, source, target, baseline=False)
+        if variance:
+            spreads = self.convert(systems, spreads, source, target, baseline=False)
+        return spreads
 
     def set_additive(self, module: torch.nn.Module) -> None:
         """Set a module whose contributions are subtracted before the baseline and the scales.
