@@ -154,7 +154,9 @@ class FitDecision:
             return None
         if self.part is not None:
             intensive = {n: s for n, s in scaler.targets.items() if not s.extensive}
-            counted = [name for name, s in intensive.items() if s.composition == "counts"]
+            counted = [
+                name for name, s in intensive.items() if s.weights and s.composition == "counts"
+            ]
         excluded = tuple(name for name in baseline.excluded if self.applies_to(name))
         return CompositionBaseline(fixed, excluded, tuple(counted))
 

@@ -93,5 +93,5 @@ def _fit(
     if request.refit is False or not before or provisional:
         return FitResult(set(fitted.targets), None)
     changes = describe_changes(before, scaler.targets, request)
-    kept = before if decision.part else {}
-    return FitResult(set(fitted.targets) - set(kept), changes)
+    kept = before.keys() - request.output_layers if decision.part else set()
+    return FitResult(fitted.targets.keys() - kept, changes)

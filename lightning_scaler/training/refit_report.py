@@ -52,6 +52,8 @@ def describe_changes(before: Targets, after: Targets, request: FitRequest) -> st
     if refit == "baseline":
         parts = [f"refit='baseline' kept the scales and fitted the contributions to the {against}"]
         parts += [f"they changed by up to {changes}"] if changes else []
+        kept = _types_without_data(before, after)
+        parts += [f"the types {kept} are not in the data and keep theirs"] if kept else []
         rms = {name: after[name].mean_squares.get("") for name in before if after[name].weights}
         known = [f"{name} {math.sqrt(m):.3g}" for name, m in rms.items() if m is not None]
         parts += [f"the RMS of the data in loss space is now {', '.join(known)}"] if known else []
@@ -100,8 +102,21 @@ def _changes_of_baseline(before: Targets, after: Targets) -> str:
 
 def largest_change(before: TargetScales, after: TargetScales) -> LargestChange | None:
     """The largest change of a contribution; ``None`` if there are none in both."""
+    changes = _changes_of_types(before, after)
+    return max((LargestChange(size, z) for z, size in changes.items()), default=None)
+
+
+def _types_without_data(before: Targets, after: Targets) -> list[int]:
+    """The types whose contributions to all targets are the same to the bit."""
+    changes = [_changes_of_types(before[name], after[name]) for name in before]
+    same = {z for of_target in changes for z, size in of_target.items() if size == 0.0}
+    return sorted(same - {z for of_target in changes for z, size in of_target.items() if size})
+
+
+def _changes_of_types(before: TargetScales, after: TargetScales) -> dict[int, float]:
+    """The largest change of the contributions of each type that has some in both."""
+    changes: dict[int, float] = {}
     types = [z for z in before.baseline_types.tolist() if z in after.baseline_types.tolist()]
-    changes = [LargestChange(0.0, z) for z in types[:1]]
     for key in before.weights.keys() & after.weights.keys():
         for z in types:
             old, new = (
@@ -109,8 +124,8 @@ def largest_change(before: TargetScales, after: TargetScales) -> LargestChange |
                 for scales in (before, after)
             )
             if old.shape == new.shape and len(old):
-                changes.append(LargestChange(float((new - old).abs().max()), z))
-    return max(changes, default=None)
+                changes[z] = max(changes.get(z, 0.0), float((new - old).abs().max()))
+    return changes
 
 
 def _ratio(before: TargetScales, after: TargetScales) -> str:

@@ -289,13 +289,26 @@ def test_predictions_are_those_of_evaluation_and_training_goes_on_as_it_would(tm
     assert not nets[0].frozen.training
 
 
-def test_types_without_data_keep_their_contributions(tmp_path, net):
+def test_types_without_data_keep_their_contributions(tmp_path, net, capsys):
     fit(tmp_path, net, with_nitrogen(), refit="types")
     (before,) = baseline_weights(net.scaler, "energy")
     fit(tmp_path, net, other_level(), refit="baseline")
     (after,) = baseline_weights(net.scaler, "energy")
+    assert "the types [7] are not in the data and keep theirs" in capsys.readouterr().out
     assert after[7] == before[7]
     assert after[8] == pytest.approx(before[8] + 40.0, rel=1e-6)
+
+
+def test_a_new_baseline_where_there_was_none(tmp_path):
+    options = {"targets": ["energy"], "intensive_targets": ["energy"]}
+    net, data = fit(tmp_path, SmallNet(), SmallData(), baseline="none", **options), SmallData()
+    (sigma,) = per_target_scales(net.scaler, "energy")
+    fit(tmp_path, net, data, refit="baseline", **options)
+    assert per_target_scales(net.scaler, "energy") == [sigma]
+    fractions = counts(data) / counts(data).sum(1, keepdims=True)
+    expected = np.linalg.lstsq(fractions, energies(data), rcond=None)[0]
+    (weights,) = baseline_weights(net.scaler, "energy")
+    np.testing.assert_allclose([weights[z] for z in (1, 6, 8)], expected, rtol=1e-10)
 
 
 def test_a_correction_at_every_restart_is_refused(tmp_path, net):

@@ -78,7 +78,9 @@ def test_new_scales_keep_predictions_and_the_baseline(tmp_path, net, capsys):
         allowed = 1e-12 if double else 1e-5
         torch.testing.assert_close(ours, theirs, rtol=0.0, atol=allowed * theirs.abs().max().item())
     line = f"refit='scales' replaced the scales of energy (multiplied by {new / old:.3g}; the "
-    assert line in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert line in output
+    assert "fitted to the training data: energy; kept from before: charges" in output
 
 
 def test_the_new_scale_is_the_rms_after_the_old_baseline(tmp_path, net):
