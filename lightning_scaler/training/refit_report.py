@@ -2,26 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 
 from ..scaling import TargetScales
+from ..settings import Against
 from .fit_decision import FitRequest
 
 Targets = Mapping[str, TargetScales]
-
-
-class LargestChange(NamedTuple):
-    """The largest change of a contribution of a target.
-
-    Attributes:
-        size: difference between the contributions, in the units of the target.
-        atomic_type: the type whose contribution it is.
-    """
-
-    size: float
-    atomic_type: int
 
 
 def describe_changes(before: Targets, after: Targets, request: FitRequest) -> str:
@@ -32,46 +20,57 @@ def describe_changes(before: Targets, after: Targets, request: FitRequest) -> st
         after: scales after the fit.
         request: what was fitted again.
     """
-    refit, against = request.refit, request.against
-    if refit == "types":
-        added = _added(before, after) or "found no new atomic types"
-        return f"TargetScaler: refit='types' {added}; all numbers that were there are kept"
-    if refit == "scales":
-        absorbed = [
-            f"{name} (multiplied by {_ratio(before[name], after[name])}; the parameters of {layer} "
-            "divided by it)"
-            for name, layer in request.output_layers.items()
-            if after[name] is not before[name]
-        ]
-        if not absorbed:
-            return "TargetScaler: refit='scales' found the scales that the module already has"
-        parts = [f"refit='scales' replaced the scales of {', '.join(absorbed)}"]
-        added = _added(before, after)
-        return "TargetScaler: " + "; ".join([*parts, added] if added else parts)
-    changes = _changes_of_baseline(before, after)
-    if refit == "baseline":
-        parts = [f"refit='baseline' kept the scales and fitted the contributions to the {against}"]
-        parts += [f"they changed by up to {changes}"] if changes else []
-        kept = _types_without_data(before, after)
-        parts += [f"the types {kept} are not in the data and keep theirs"] if kept else []
-        rms = {name: after[name].mean_squares.get("") for name in before if after[name].weights}
-        known = [f"{name} {math.sqrt(m):.3g}" for name, m in rms.items() if m is not None]
-        parts += [f"the RMS of the data in loss space is now {', '.join(known)}"] if known else []
-        added = _added(before, after)
-        return "TargetScaler: " + "; ".join([*parts, added] if added else parts)
-    ratios = {name: _ratio(before[name], after[name]) for name in before if name in after}
-    by_target = [f"{name} by {words}" for name, words in ratios.items() if words]
-    parts = ["refit=True replaced the scales"]
-    if by_target:
-        words = ", ".join(by_target)
-        parts = [f"{parts[0]}, which multiplies what the network has learned: {words}"]
-    parts += [f"contributions changed by up to {changes}"] if changes else []
-    lost = sorted(before.keys() - after.keys())
-    parts += [f"without scales now: {', '.join(lost)}"] if lost else []
-    types = set().union(*(_types(before[n]) - _types(after[n]) for n in before if n in after))
-    parts += [f"without scales or contributions now: the types {sorted(types)}"] if types else []
-    parts += ["refit='types' and refit='baseline' keep the scales"]
-    return "TargetScaler: " + "; ".join(parts)
+    added = _added(before, after)
+    if request.refit == "types":
+        words = [f"refit='types' {added or 'found no new atomic types'}"]
+        words += ["all numbers that were there are kept"]
+    elif request.refit == "baseline":
+        words = [*_of_new_baseline(before, after, request.against), added]
+    elif request.refit == "scales":
+        words = [_of_new_scales(before, after, request.output_layers), added]
+    else:
+        words = _of_new_fit(before, after)
+    return "TargetScaler: " + "; ".join(word for word in words if word)
+
+
+def _of_new_baseline(before: Targets, after: Targets, against: Against) -> list[str]:
+    kept = _types_without_data(before, after)
+    rms = {name: after[name].mean_squares.get("") for name in before if after[name].weights}
+    known = [f"{name} {math.sqrt(m):.3g}" for name, m in rms.items() if m is not None]
+    return [
+        f"refit='baseline' kept the scales and fitted the contributions to the {against}",
+        _changes_of_baseline(before, after),
+        f"the types {kept} are not in the data and keep theirs" if kept else "",
+        f"the RMS of the data in loss space is now {', '.join(known)}" if known else "",
+    ]
+
+
+def _of_new_scales(before: Targets, after: Targets, layers: Mapping[str, str]) -> str:
+    absorbed = [
+        f"{name} (multiplied by {_ratio(before[name], after[name])}; the parameters of {layer} "
+        "divided by it)"
+        for name, layer in layers.items()
+        if after[name] is not before[name]
+    ]
+    if not absorbed:
+        return "refit='scales' found the scales that the module already has"
+    return f"refit='scales' replaced the scales of {', '.join(absorbed)}"
+
+
+def _of_new_fit(before: Targets, after: Targets) -> list[str]:
+    in_both = [name for name in before if name in after]
+    ratios = {name: _ratio(before[name], after[name]) for name in in_both}
+    by_target = ", ".join(f"{name} by {ratio}" for name, ratio in ratios.items() if ratio)
+    multiplied = f", which multiplies what the network has learned: {by_target}"
+    lost = ", ".join(sorted(before.keys() - after.keys()))
+    types = sorted(set().union(*(_types(before[n]) - _types(after[n]) for n in in_both)))
+    return [
+        f"refit=True replaced the scales{multiplied if by_target else ''}",
+        _changes_of_baseline(before, after),
+        f"without scales now: {lost}" if lost else "",
+        f"without scales or contributions now: the types {types}" if types else "",
+        "refit='types' and refit='baseline' keep the scales",
+    ]
 
 
 def _added(before: Targets, after: Targets) -> str:
@@ -94,16 +93,11 @@ def _changes_of_baseline(before: Targets, after: Targets) -> str:
     """The largest change of a contribution to each target, in words."""
     words = []
     for name in before:
-        change = largest_change(before[name], after[name]) if name in after else None
-        if change is not None and change.size:
-            words.append(f"{change.size:.3g} for {name} (type {change.atomic_type})")
-    return ", ".join(words)
-
-
-def largest_change(before: TargetScales, after: TargetScales) -> LargestChange | None:
-    """The largest change of a contribution; ``None`` if there are none in both."""
-    changes = _changes_of_types(before, after)
-    return max((LargestChange(size, z) for z, size in changes.items()), default=None)
+        changes = _changes_of_types(before[name], after[name]) if name in after else {}
+        largest = max(changes, key=lambda z: changes[z], default=None)
+        if largest is not None and changes[largest]:
+            words.append(f"{changes[largest]:.3g} for {name} (type {largest})")
+    return f"contributions changed by up to {', '.join(words)}" if words else ""
 
 
 def _types_without_data(before: Targets, after: Targets) -> list[int]:

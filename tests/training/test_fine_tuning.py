@@ -198,7 +198,7 @@ def test_a_new_baseline_keeps_the_scales_and_follows_the_totals(tmp_path, net, a
     assert validation_error(net, data, tmp_path) == pytest.approx(first, rel=0.2)
     for name in old.targets:
         assert per_target_scales(net.scaler, name) == per_target_scales(old, name)
-    line = f"refit='baseline' kept the scales and fitted the contributions to the {against}; they "
+    line = f"refit='baseline' kept the scales and fitted the contributions to the {against}; "
     output = capsys.readouterr().out
     assert line in output
     assert "for energy (type 8)" in output
