@@ -9,7 +9,10 @@ without Lightning.
 from .accumulator import ScaleAccumulator
 from .alignment import align_prediction
 from .arithmetic import ConversionArgs, rescale_target
+from .comparison import find_differences
+from .data_parts import DataPart, missing_shards
 from .factor_range import check_factors
+from .fixed_settings import fixed_settings
 from .force_targets import describe_force_targets
 from .loss_space import (
     index_by_position,
@@ -19,11 +22,13 @@ from .loss_space import (
 )
 from .loss_targets import LossTargets
 from .physical_values import PhysicalValues, add_baseline, values_in_physical_units
+from .saved_files import load_saved, merge_files
 from .scaler import Scaler
 from .target_scales import TargetScales, term_name
 
 __all__ = [
     "ConversionArgs",
+    "DataPart",
     "LossTargets",
     "PhysicalValues",
     "ScaleAccumulator",
@@ -33,7 +38,12 @@ __all__ = [
     "align_prediction",
     "check_factors",
     "describe_force_targets",
+    "find_differences",
+    "fixed_settings",
     "index_by_position",
+    "load_saved",
+    "merge_files",
+    "missing_shards",
     "predictions_to_loss",
     "predictions_to_physical",
     "rescale_target",

@@ -45,8 +45,10 @@ from ..tensors import (
     mask_values,
     save_state,
     state_of,
+    to_state,
 )
 from .accumulator_state import Collected, SavedAccumulator
+from .data_parts import DataPart, merge_parts
 from .fit import fit_target
 from .fit_checks import check_values, warn_of_fit
 from .refit import EarlierFit
@@ -81,6 +83,10 @@ class ScaleAccumulator:
             :meth:`Scaler.set_additive`.
         batch: for declared targets, addresses in the batch of ``types``, and of ``structure`` or
             ``n_atoms``, where they are not recognised.
+
+    Attributes:
+        parts: the data that all batches together are, if that is known: set it after the last
+            :meth:`update`, which clears it. Saved in files; :meth:`merge` refuses equal parts.
 
     Raises:
         TypeError: for a ``baseline`` or ``additive`` of another type.
@@ -131,6 +137,7 @@ class ScaleAccumulator:
         self._ignored: set[str] = set()
         self._missing_declared: dict[str, str] | None = None
         self._masked: set[str] = set()
+        self.parts: tuple[DataPart, ...] = ()
 
     def fresh(self) -> "ScaleAccumulator":
         """An empty accumulator with the same settings."""
@@ -211,12 +218,14 @@ class ScaleAccumulator:
         self.system_labels = indexing.labels
         self._ignored |= targets.keys() - chosen.keys()
         self._masked |= (masks or {}).keys()
+        self.parts = ()
 
     def merge(self, other: "ScaleAccumulator") -> None:
         """Add everything that another accumulator has seen, which stays as it is.
 
         Raises:
-            ValueError: if its settings differ, or the layout of a target.
+            ValueError: if its settings differ, or the layout of a target; and if both hold the same
+                part of some data, or only one of them says which data it holds.
         """
         decided = {self.system_labels, other.system_labels} - {"auto"}
         with_weights = self.additive is not other.additive
@@ -228,6 +237,14 @@ class ScaleAccumulator:
                 f"{theirs} with system_labels={other.system_labels!r}"
             )
         layouts, others = self._collection.layouts, other._collection.layouts
+        parts = merge_parts(self.parts, other.parts)
+        unknown = any(a._collection.layouts and not a.parts for a in (self, other))
+        if parts and unknown:
+            raise ValueError(
+                "expected two accumulators that say which data they hold, got one with parts="
+                f"{[str(part) for part in parts]} and one without; set the parts of both or of "
+                "neither"
+            )
         for name in layouts.keys() & others.keys():
             layouts[name].union(others[name])
         if self.additive is not None:
@@ -237,6 +254,16 @@ class ScaleAccumulator:
         self._ignored |= other._ignored
         self._masked |= other._masked
         self._collection.merge(other._collection)
+        self.parts = parts
+
+    def settings_differences(self, other: "ScaleAccumulator") -> list[str]:
+        """The settings that differ from those of another accumulator, each with both values."""
+        ours, theirs = self._settings(with_weights=True), other._settings(with_weights=True)
+        return [
+            f"{name} ({value!r} and {theirs[name]!r})"
+            for name, value in ours.items()
+            if value != theirs[name]
+        ]
 
     def all_fixed(self, fixed_scales: Numbers | None) -> bool:
         """Whether the targets seen so far need no more data, because every scale is fixed.
@@ -393,7 +420,7 @@ class ScaleAccumulator:
         self.merge(other)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything collected, and the settings, to one safetensors file.
+        """Write everything collected, the settings and the parts to one safetensors file.
 
         Jobs over parts of a dataset can save theirs; :meth:`merge` of all gives the scales of the
         whole dataset. The file replaces an old one when it is complete.
@@ -406,7 +433,8 @@ class ScaleAccumulator:
         }
         if self.declaration is not None:
             settings["declaration"] = self.declaration.state()
-        save_state(path, "ScaleAccumulator", {"settings": settings, "collected": self.state()})
+        content = {"settings": settings, "collected": self.state(), "parts": to_state(self.parts)}
+        save_state(path, "ScaleAccumulator", content)
 
     @classmethod
     def load(
@@ -426,6 +454,8 @@ class ScaleAccumulator:
         if isinstance(content, dict) and isinstance(content.get("settings"), dict):
             content["settings"].setdefault("declaration", None)  # earlier versions had none
         with state_of(f"file '{os.fspath(path)}'"):
+            if isinstance(content, dict):  # files without parts are of an earlier version
+                content = {"parts": [], **content}
             saved: SavedAccumulator = from_state(SavedAccumulator, content)
             settings = saved.settings
             frozen = settings.additive
@@ -440,6 +470,7 @@ class ScaleAccumulator:
                 batch=None if declaration is None else declaration.batch,
             )
             accumulator._set_state(saved.collected)
+            accumulator.parts = saved.parts
         return accumulator
 
     def _set_state(self, collected: Collected) -> None:

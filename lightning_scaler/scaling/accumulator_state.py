@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from ..baselines import AdditiveCoverage, CompositionBaseline, FrozenModule
 from ..batches import Declaration
 from ..settings import SystemLabels
+from .data_parts import DataPart
 
 
 class AccumulatorSettings(NamedTuple):
@@ -28,7 +29,8 @@ class Collected(NamedTuple):
 
 
 class SavedAccumulator(NamedTuple):
-    """The settings and the data of an accumulator."""
+    """The settings and the data of an accumulator, and where the data are from."""
 
     settings: AccumulatorSettings
     collected: Collected
+    parts: tuple[DataPart, ...]

@@ -23,7 +23,7 @@ from .layout import (
     TargetLayout,
 )
 from .state import digest, flatten_state, state_to_cpu, unflatten_state
-from .state_file import load_state, replacing, save_state
+from .state_file import check_writable, load_state, replacing, save_state, saved_kind
 from .state_tensor import state_from_tensor, state_to_tensor
 from .tensormaps import (
     apply_mask,
@@ -56,6 +56,7 @@ __all__ = [
     "block_with_samples",
     "blocks_in_batch_order",
     "check_shapes",
+    "check_writable",
     "describe",
     "describe_labels",
     "digest",
@@ -77,6 +78,7 @@ __all__ = [
     "rebuild",
     "replacing",
     "save_state",
+    "saved_kind",
     "script_class_name",
     "scripted",
     "scripted_arithmetic",

@@ -71,6 +71,35 @@ def load_state(path: StrPath, kind: str) -> Any:
         return _decode(content, kind)
 
 
+def saved_kind(path: StrPath) -> str:
+    """What a file describes, a class name, without reading its tensors.
+
+    Raises:
+        OSError: if there is no such file, or it cannot be read.
+        InvalidStateError: naming the file, if :func:`save_state` has not written it.
+    """
+    content = Path(path).read_bytes()
+    with state_of(f"file '{os.fspath(path)}'"):
+        return "Scaler" if content.startswith(b"PK") else str(_metadata(content).get("kind"))
+
+
+def check_writable(path: StrPath) -> None:
+    """Check that a file can be written; nothing is left behind.
+
+    Raises:
+        OSError: naming the file, if its folder is missing or read-only, or it is a folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    try:
+        temporary = _temporary(Path(os.path.realpath(path)))
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
+    except OSError as error:
+        raise type(error)(error.errno, os.strerror(error.errno or 0), str(path)) from error
+
+
 @contextmanager
 def replacing(path: StrPath) -> Iterator[Path]:
     """A new file that takes the place of ``path`` once it is complete.
@@ -88,7 +117,7 @@ def replacing(path: StrPath) -> Iterator[Path]:
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         temporary.touch(exist_ok=False)
     except OSError as error:
@@ -103,20 +132,40 @@ def replacing(path: StrPath) -> Iterator[Path]:
         raise
 
 
-def _decode(content: bytes, kind: str) -> Any:
+def _temporary(path: Path) -> Path:
+    # In the same folder, because only there a file can be renamed in one step.
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _metadata(content: bytes, expected: str = "lightning_scaler") -> dict[str, Any]:
+    """The metadata of a file of any kind.
+
+    Raises:
+        InvalidStateError: if it has none, saying that a file written by ``expected`` was expected.
+    """
     end = N_LENGTH + int.from_bytes(content[:N_LENGTH], "little")
     try:
-        metadata = json.loads(content[N_LENGTH:end])["__metadata__"]
+        metadata: dict[str, Any] = json.loads(content[N_LENGTH:end])["__metadata__"]
         found = metadata["format"]
     except (LookupError, TypeError, ValueError) as error:
         raise InvalidStateError(
-            f"expected a file that {kind}.save has written, got one that is truncated, damaged, or "
+            f"expected a file that {expected} has written, got one that is truncated, damaged, or "
             "of another format"
         ) from error
-    if found != FORMAT or metadata.get("kind") != kind:
+    if found != FORMAT:
         raise InvalidStateError(
-            f"expected a file that {kind}.save has written, got one of the format {found!r} that "
+            f"expected a file that {expected} has written, got one of the format {found!r} that "
             f"holds a {metadata.get('kind')!r}"
+        )
+    return metadata
+
+
+def _decode(content: bytes, kind: str) -> Any:
+    metadata = _metadata(content, f"{kind}.save")
+    if metadata.get("kind") != kind:
+        raise InvalidStateError(
+            f"expected a file that {kind}.save has written, got one that holds a "
+            f"{metadata.get('kind')!r}"
         )
     if metadata.get("version") != str(VERSION):
         raise InvalidStateError(

@@ -291,3 +291,12 @@ def four_targets(scale: float = 1.0) -> tuple[list[Any], dict[str, TensorMap]]:
         ),
     }
     return systems, targets
+
+
+def single_value_statistics(
+    value: float, accumulator: ScaleAccumulator | None = None, **options: Any
+) -> ScaleAccumulator:
+    """Statistics of one energy of an oxygen atom."""
+    accumulator = accumulator or ScaleAccumulator(**options)
+    accumulator.update([system(8)], {"energy": structure_target([value])})
+    return accumulator

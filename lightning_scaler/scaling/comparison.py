@@ -1,0 +1,125 @@
+"""What differs between two scalers."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import NamedTuple
+
+from ..tensors import Key, describe, digest
+from .scaler import Scaler
+from .target_scales import TargetScales
+
+
+class Value(NamedTuple):
+    """A setting or a number of a scaler.
+
+    Attributes:
+        value: a number, or a setting in words.
+        size: what an error of the number is compared with, besides the number itself.
+    """
+
+    value: float | str
+    size: float = 0.0
+
+
+class Difference(NamedTuple):
+    """Something that differs between two scalers.
+
+    Attributes:
+        target: name of the target; empty for settings of all.
+        what: what differs, in words.
+        values: both values in words; ``"–"`` where there is none.
+        relative: relative difference of two numbers; ``None`` for anything else.
+    """
+
+    target: str
+    what: str
+    values: tuple[str, str]
+    relative: float | None
+
+
+def find_differences(one: Scaler, two: Scaler, tolerance: float = 1e-9) -> list[Difference]:
+    """The settings, scales, baseline weights and mean squares that differ.
+
+    Numbers are compared by their relative difference, weights of a baseline by the difference
+    relative to the weight or to the scale of the target, whichever is larger.
+
+    Args:
+        one: fitted scaler.
+        two: fitted scaler.
+        tolerance: largest relative difference that does not count.
+    """
+    ours, theirs = dict(_values(one)), dict(_values(two))
+    found = []
+    for key in {**ours, **theirs}:
+        a, b = ours.get(key, Value("–")), theirs.get(key, Value("–"))
+        relative = _relative_difference(a, b)
+        if a.value != b.value if relative is None else relative > tolerance:
+            found.append(Difference(*key, (_text(a), _text(b)), relative))
+    return found
+
+
+def _values(scaler: Scaler) -> Iterator[tuple[tuple[str, str], Value]]:
+    """All settings and numbers by target and name."""
+    for name, setting in asdict(scaler.settings).items():
+        yield ("", name), Value(str(setting))
+    if scaler.additive is not None:
+        state = digest(scaler.additive.state())[:8]
+        yield ("", "additive module"), Value(f"{scaler.additive.name}, weights {state}")
+    for name, scales in scaler.targets.items():
+        for what, value in _values_of_target(scales):
+            yield (name, what), value
+
+
+def _values_of_target(scales: TargetScales) -> Iterator[tuple[str, Value]]:
+    layout = scales.layout
+    yield "samples", Value(layout.sample_kind + ("/atom" if scales.extensive else ""))
+    yield "composition", Value(scales.composition)
+    for key, block in layout.blocks.items():
+        sizes = [len(component) for component in block.components]
+        yield f"components of block ({layout.describe(key)})", Value(str(sizes))
+    types = scales.types.tolist()
+    for row, z in enumerate(types):
+        yield f"scale{_of_type(z)}", Value(float(scales.per_target[row]))
+    for key, table in scales.per_property.items() if not layout.single_property else ():
+        for row, z in enumerate(types):
+            for column, value in enumerate(table[row].tolist()):
+                place = _place(scales, key, column)
+                yield f"per-property scale{place}{_of_type(z)}", Value(value)
+    size = float(scales.per_target.max())
+    for key, weights in scales.weights.items():
+        unknown = scales.unknown.get(key)
+        for row, z in enumerate(scales.baseline_types.tolist()):
+            for column, value in enumerate(weights[row].tolist()):
+                missing = unknown is not None and bool(unknown[row, column])
+                place = _place(scales, key, column)
+                found = Value("unknown") if missing else Value(value, size)
+                yield f"baseline{place}{_of_type(z)}", found
+    for term, mean_square in scales.mean_squares.items():
+        yield f"mean square of {term or 'the values'}", Value(mean_square)
+
+
+def _of_type(atomic_type: int) -> str:
+    return "" if atomic_type == -1 else f", type {atomic_type}"
+
+
+def _place(scales: TargetScales, key: Key, column: int) -> str:
+    """The block and the property, where there are several."""
+    layout = scales.layout
+    words = [] if len(layout.blocks) == 1 else [f", block ({layout.describe(key)})"]
+    if layout.blocks[key].n_properties > 1:
+        words.append(f", property ({describe(layout.blocks[key].properties, column)})")
+    return "".join(words)
+
+
+def _relative_difference(a: Value, b: Value) -> float | None:
+    if isinstance(a.value, str) or isinstance(b.value, str):
+        return None
+    if a.value == b.value or (math.isnan(a.value) and math.isnan(b.value)):
+        return 0.0
+    difference = abs(a.value - b.value) / max(abs(a.value), abs(b.value), a.size, b.size)
+    return math.inf if math.isnan(difference) else difference
+
+
+def _text(value: Value) -> str:
+    return value.value if isinstance(value.value, str) else f"{value.value:.10g}"

@@ -1,0 +1,113 @@
+"""Statistics files read and merged."""
+
+import re
+from itertools import permutations
+
+import pytest
+from builders import (
+    fit,
+    single_value_statistics,
+    structure_target,
+    system,
+)
+
+from lightning_scaler import CompositionBaseline, ScaleAccumulator, Scaler
+from lightning_scaler.scaling import DataPart, load_saved, merge_files
+from lightning_scaler.tensors import InvalidStateError, digest
+
+DATA = {"samples": "3"}
+ENERGIES = [3.0, -4.0, 0.7]
+
+
+def save_shards(folder, values=ENERGIES, data=DATA, **options):
+    paths = [folder / f"{i}.st" for i in range(len(values))]
+    for i, (path, value) in enumerate(zip(paths, values, strict=True)):
+        accumulator = single_value_statistics(value, **options)
+        accumulator.parts = (DataPart(data, i, len(values)),)
+        accumulator.save(path)
+    return paths
+
+
+def test_merged_shards_give_the_rms_of_all_values_to_the_bit_for_any_order(tmp_path):
+    paths = save_shards(tmp_path)
+    merged = merge_files(paths)
+    # sqrt((9 + 16 + 0.49) / 3)
+    scale = merged.compute().per_target_scales["energy"].block().values.item()
+    assert scale == pytest.approx((25.49 / 3) ** 0.5, rel=1e-15)
+    assert merged.parts == (DataPart(DATA),)
+    states = {digest(merge_files(order).state()) for order in permutations(paths)}
+    assert states == {digest(merged.state())}
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    paths = save_shards(tmp_path, [1.0] * 5)
+    with pytest.raises(ValueError, match="got them without shards 0, 3 of 5"):
+        merge_files([paths[i] for i in (1, 2, 4)])
+
+
+def test_the_same_shard_twice_names_both_files(tmp_path):
+    paths = save_shards(tmp_path)
+    again = tmp_path / "again.st"
+    again.write_bytes(paths[0].read_bytes())
+    message = f"got {paths[0]}: shard 0 of 3 (samples: 3), and {again}: shard 0 of 3 (samples: 3)"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        merge_files([*paths, again])
+
+
+def test_the_same_statistics_twice_are_refused_where_the_data_are_unknown(tmp_path):
+    for name in ("a", "b"):
+        single_value_statistics(1.0).save(tmp_path / name)
+    single_value_statistics(2.0).save(tmp_path / "c")
+    with pytest.raises(ValueError, match=r"got the same statistics in .*a and .*b; leave out"):
+        merge_files([tmp_path / "c", tmp_path / "a", tmp_path / "b"])
+    assert merge_files([tmp_path / "c", tmp_path / "a"]).parts == ()
+
+
+def test_other_settings_are_refused_with_both_values_and_files(tmp_path):
+    single_value_statistics(1.0, baseline=CompositionBaseline()).save(tmp_path / "a")
+    single_value_statistics(2.0, intensive_targets=["energy"]).save(tmp_path / "b")
+    message = (
+        r"got .*a and .*b, which differ in intensive_targets \(\[\] and \['energy'\]\); "
+        r"baseline \(CompositionBaseline\(fixed={}\) and None\); collect"
+    )
+    with pytest.raises(ValueError, match=message):
+        merge_files([tmp_path / "a", tmp_path / "b"])
+
+
+def test_another_layout_is_refused_with_the_target_and_both_files(tmp_path):
+    single_value_statistics(1.0).save(tmp_path / "a")
+    other = ScaleAccumulator()
+    other.update([system(8)], {"energy": structure_target([[1.0, 2.0]])})
+    other.save(tmp_path / "b")
+    with pytest.raises(ValueError, match=r"b, merged into .*a: target 'energy'.*properties"):
+        merge_files([tmp_path / "a", tmp_path / "b"])
+
+
+def test_a_damaged_file_among_several_is_named(tmp_path):
+    paths = save_shards(tmp_path)
+    content = bytearray(paths[1].read_bytes())
+    content[-4] ^= 1
+    paths[1].write_bytes(content)
+    with pytest.raises(InvalidStateError, match=r"1.st': damaged: its checksum"):
+        merge_files(paths)
+
+
+def test_a_file_of_either_kind_is_read(tmp_path):
+    single_value_statistics(1.0).save(tmp_path / "statistics")
+    fit([system(8)], {"energy": structure_target([2.0])}).save(tmp_path / "scaler")
+    assert isinstance(load_saved(tmp_path / "statistics"), ScaleAccumulator)
+    assert isinstance(load_saved(tmp_path / "scaler"), Scaler)
+    (tmp_path / "other").write_text("scales")
+    with pytest.raises(InvalidStateError, match="a file that lightning_scaler has written"):
+        load_saved(tmp_path / "other")
+
+
+def test_statistics_saved_without_parts_load(tmp_path):
+    """Files that were written before statistics said which data they hold."""
+    from lightning_scaler.tensors import load_state, save_state
+
+    single_value_statistics(1.0).save(tmp_path / "statistics")
+    content = load_state(tmp_path / "statistics", "ScaleAccumulator")
+    del content["parts"]
+    save_state(tmp_path / "statistics", "ScaleAccumulator", content)
+    assert ScaleAccumulator.load(tmp_path / "statistics").parts == ()
