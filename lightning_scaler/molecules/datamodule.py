@@ -29,6 +29,10 @@ class MoleculesDataModule(lightning.LightningDataModule):
         num_workers: Number of processes that load batches; the dataset is small enough to need
             none.
         path: The data file.
+
+    Attributes:
+        targets_only: Whether systems come without neighbor lists, which a pass over the targets
+            alone does not need; set it before the first loader is made.
     """
 
     test_names: tuple[Split, Split] = ("conformers", "molecules")
@@ -55,6 +59,7 @@ class MoleculesDataModule(lightning.LightningDataModule):
         # A path is valid on one machine only, and reading it from a checkpoint requires pickle.
         self.save_hyperparameters(ignore="path")
         self.path = path
+        self.targets_only = False
         self._datasets: dict[Split, MoleculesDataset] = {}
 
     @override
@@ -76,7 +81,8 @@ class MoleculesDataModule(lightning.LightningDataModule):
     def dataset(self, split: Split) -> MoleculesDataset:
         """The dataset of a split, read at the first call and then reused."""
         if split not in self._datasets:
-            self._datasets[split] = MoleculesDataset(split, self.hparams["cutoff"], self.path)
+            cutoff = None if self.targets_only else self.hparams["cutoff"]
+            self._datasets[split] = MoleculesDataset(split, cutoff, self.path)
         return self._datasets[split]
 
     def _loader(self, split: Split, **options: Any) -> DataLoader[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The embedded molecules as a dataset of metatomic systems and metatensor targets."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -38,17 +39,23 @@ class MoleculesDataset(Dataset[dict[str, Any]]):
 
     Args:
         split: Name of the split.
-        cutoff: Cutoff of the neighbor lists in Å.
+        cutoff: Cutoff of the neighbor lists in Å; `None`: no neighbor lists.
         path: The data file.
+
+    Attributes:
+        fingerprint: A string that changes with the data file.
 
     Raises:
         ValueError: If `split` is not one of the four.
     """
 
-    def __init__(self, split: Split, cutoff: float, path: str | Path = MOLECULES_FILE) -> None:
+    def __init__(
+        self, split: Split, cutoff: float | None, path: str | Path = MOLECULES_FILE
+    ) -> None:
         names = get_args(Split)
         if split not in names:
             raise ValueError(f"split must be one of {', '.join(names)}; got {split!r}")
+        self.fingerprint = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         with np.load(path) as data:
             chosen = data["split"] == names.index(split)
             atoms = np.repeat(chosen, data["n_atoms"])
@@ -64,12 +71,13 @@ class MoleculesDataset(Dataset[dict[str, Any]]):
                 name: _table(data[name][atoms]).split(n_atoms)
                 for name in ("forces", "charges", "populations", "atomic_dipoles")
             }
-        neighbors = NeighborList(neighbor_list_options(cutoff), length_unit="angstrom")
         self.systems = [
             System(t, r, cell=r.new_zeros(3, 3), pbc=torch.zeros(3, dtype=torch.bool))
             for t, r in zip(types, positions, strict=True)
         ]
-        neighbors.add_neighbor_list(self.systems)
+        if cutoff is not None:
+            neighbors = NeighborList(neighbor_list_options(cutoff), length_unit="angstrom")
+            neighbors.add_neighbor_list(self.systems)
 
     def __len__(self) -> int:
         return len(self.systems)

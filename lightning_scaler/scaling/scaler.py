@@ -291,7 +291,9 @@ class Scaler(torch.nn.Module):
             {}
         """
         check_spreads({n: t for n, t in tensors.items() if n in self.targets}, variance)
-        spreads = self.convert(systems, tensors, source, target, baseline=False)
+        spreads: dict[str, TensorMap] = self.convert(
+            systems, tensors, source, target, baseline=False
+        )
         if variance:
             spreads = self.convert(systems, spreads, source, target, baseline=False)
         return spreads

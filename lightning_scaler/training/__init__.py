@@ -4,6 +4,7 @@ Imports ``metrics``, ``scaling`` and the rooms above them.
 """
 
 from .mixin import TargetScalingMixin
+from .pass_without_module import collect_statistics
 from .scaled_steps import ScaledSteps
 from .target_scaler import TargetScaler
 
@@ -11,4 +12,5 @@ __all__ = [
     "ScaledSteps",
     "TargetScaler",
     "TargetScalingMixin",
+    "collect_statistics",
 ]

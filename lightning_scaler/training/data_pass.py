@@ -14,12 +14,14 @@ from ..batches import Batch
 from ..scaling import ScaleAccumulator, Scaler, describe_force_targets
 from ..tensors import TargetLayout, flatten_state, unflatten_state
 from .batch_hooks import BatchHooks, scaler_in_use
+from .data_fingerprint import identify_data
 from .fit_decision import FitDecision
 from .pass_loaders import Limits, Stream, length, pass_loaders, training_batches
 from .prediction_errors import PredictionErrors
 from .processes import FitProcesses, ProcessesDisagreeError
 from .random_states import preserve_rng
 from .scaled_module import ScaledModule, scaler_of
+from .statistics_cache import StatisticsCache
 from .training_loader import LoaderRecord, TrainingLoader
 
 # A shorter pass shows no progress bar.
@@ -56,6 +58,8 @@ def fit_scales(
             trainer, module, accumulator, processes, loader, limit_batches=1
         )
     no_pass = decision.part is None and accumulator.all_fixed(fixed_scales)
+    if no_pass and request.cache is not None:
+        StatisticsCache(request.cache, processes).report_unused("all scales are fixed")
     errors = None
     if not no_pass:
         accumulator = accumulator.fresh()
@@ -63,9 +67,7 @@ def fit_scales(
             errors = PredictionErrors(
                 trainer, module, decision.errors_accumulator(scaler_of(module))
             )
-        first_batch = read_training_data(
-            trainer, module, accumulator, processes, loader, request.limit_batches, errors
-        )
+        first_batch = _fill(trainer, module, accumulator, processes, loader, decision, errors)
     loader.restart_streams()
     unseen_types = settings.unseen_types
     # Parameters have absorbed new scales for good.
@@ -115,6 +117,7 @@ def read_training_data(
     loader: TrainingLoader,
     limit_batches: int | None = None,
     errors: PredictionErrors | None = None,
+    shard: tuple[int, int] = (0, 1),
 ) -> Batch | None:
     """Add all training data to an accumulator, each sample once over all processes.
 
@@ -131,6 +134,7 @@ def read_training_data(
         loader: loader of training.
         limit_batches: maximum number of batches of each loader, counted over all processes.
         errors: collects the errors of predictions too; afterwards it holds those of all processes.
+        shard: index of the shard to read, from 0, and the number of shards.
 
     Returns:
         The first batch that this process has read.
@@ -144,7 +148,7 @@ def read_training_data(
     local, *local_errors = collected if single else [each.fresh() for each in collected]
     if errors is not None:
         errors.accumulator = local_errors[0]
-    limits = _limits(trainer, loader, limit_batches)
+    limits = _limits(trainer, loader, limit_batches)._replace(shard=shard)
     first_batch: Batch | None = None
     n_batches, hooks = 0, BatchHooks(trainer, module)
     with preserve_rng(loader.flattened), torch.no_grad():
@@ -166,11 +170,85 @@ def read_training_data(
         n_batches = _merge_all([local, *local_errors], n_batches, collected, processes)
     if errors is not None:
         errors.accumulator = collected[1]
-    if not n_batches:
+    if not n_batches and shard[1] == 1:
         raise ProcessesDisagreeError(
             "fitting the target scales: the training loader gave no batch"
             f"{'' if single else ' on any process'}; check that train_dataloader() has data"
         )
+    return first_batch
+
+
+def identify_training_data(
+    trainer: Trainer,
+    module: ScaledModule,
+    accumulator: ScaleAccumulator,
+    processes: FitProcesses,
+    loader: TrainingLoader,
+    limit_batches: int | None = None,
+) -> dict[str, str] | None:
+    """What identifies the data that :func:`read_training_data` would read.
+
+    All random states are restored afterwards.
+
+    Args:
+        trainer: trainer that is starting a fit.
+        module: module that unpacks the batches.
+        accumulator: empty accumulator.
+        processes: processes of the fit.
+        loader: loader of training.
+        limit_batches: maximum number of batches of each loader, counted over all processes.
+
+    Returns:
+        Values by name; ``None`` for data that cannot be identified; see
+        :func:`data_fingerprint.identify_data`.
+    """
+    hooks = BatchHooks(trainer, module)
+    with preserve_rng(loader.flattened), torch.no_grad(), scaler_in_use(module):
+        loader.restore_states()
+        found = identify_data(
+            loader,
+            lambda batch: _unpack(module, hooks, batch),
+            accumulator.targets,
+            accumulator.additive is not None,
+            processes,
+            _limits(trainer, loader, limit_batches),
+        )
+    if found is None:
+        return None
+    found["system_labels"] = accumulator.system_labels
+    declaration = scaler_of(module).declaration
+    if declaration is not None:
+        found["declared targets"] = repr(declaration.state())
+    return found
+
+
+def _fill(
+    trainer: Trainer,
+    module: ScaledModule,
+    accumulator: ScaleAccumulator,
+    processes: FitProcesses,
+    loader: TrainingLoader,
+    decision: FitDecision,
+    errors: PredictionErrors | None,
+) -> Batch | None:
+    """Fill an empty accumulator from the cache, if it has these data, or from the data.
+
+    Returns:
+        The first batch that this process has read.
+    """
+    limit_batches = decision.request.limit_batches
+    inputs = (trainer, module, accumulator, processes, loader, limit_batches)
+    cache = decision.request.cache and StatisticsCache(decision.request.cache, processes)
+    if not cache:
+        return read_training_data(*inputs, errors)
+    if decision.keep_existing or decision.part is not None or is_dev_run(trainer):
+        cache.report_unused("fast_dev_run" if is_dev_run(trainer) else "other scales are kept")
+        return read_training_data(*inputs, errors)
+    data = identify_training_data(*inputs)
+    if cache.fill(accumulator, data):
+        return None
+    first_batch = read_training_data(*inputs)
+    cache.save(accumulator, data)
     return first_batch
 
 

@@ -32,6 +32,7 @@ class FitRequest:
             of the module leave over.
         declaration: declared targets, if they are plain tensors.
         output_layers: by target name the submodule that absorbs a new scale.
+        cache: statistics file to use, and to write; ``None``: none.
     """
 
     settings: Settings
@@ -45,6 +46,7 @@ class FitRequest:
     against: Against = "targets"
     declaration: Declaration | None = None
     output_layers: Mapping[str, str] = field(default_factory=dict)
+    cache: str | None = None
 
     @property
     def part(self) -> RefitPart | None:
@@ -80,6 +82,7 @@ class FitRequest:
             "refit": self.refit,
             "against": self.against,
             "output_layers": dict(self.output_layers),
+            "cache": "none" if self.cache is None else "a file",
         }
 
 

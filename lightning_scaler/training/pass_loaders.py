@@ -9,7 +9,13 @@ from typing import Any, NamedTuple
 from torch.utils.data import DataLoader, IterableDataset
 
 from .processes import FitProcesses
-from .samplers import batches_of_process, copy_sampler, select_evenly, split_batches
+from .samplers import (
+    batches_of_process,
+    copy_sampler,
+    select_evenly,
+    split_batches,
+    take_shard,
+)
 
 # A loader without a length that takes longer may have no end.
 SECONDS_WITHOUT_WARNING = 300.0
@@ -23,11 +29,13 @@ class Limits(NamedTuple):
         first: number of batches of each process, from the start.
         largest: number of batches of each process that training could use; a loader without a
             length that has more is an error.
+        shard: index of the shard that is read, from 0, and the number of shards.
     """
 
     spread: int | None = None
     first: int | None = None
     largest: int | None = None
+    shard: tuple[int, int] = (0, 1)
 
     def of_process(self, processes: FitProcesses) -> int | None:
         """This process's part of a limit, where each process has batches of its own."""
@@ -51,23 +59,47 @@ def pass_loaders(
         processes: the processes that share the batches.
         limits: how much to read.
         injected: whether Lightning has put a distributed sampler into all loaders.
+
+    Raises:
+        ValueError: for a shard of a loader whose samples are not known beforehand.
     """
     loaders = list(combined.flattened)
     batches = [_batches(loader, processes, limits, injected) for loader in loaders]
     longest = max((len(of_loader) for of_loader in batches if of_loader is not None), default=0)
-    twin = copy.copy(combined)
-    twin._mode, twin._iterator, twin.limits = "max_size", None, None
     flattened: list[Any] = []
     for loader, of_loader in zip(loaders, batches, strict=True):
         if of_loader is None:
+            if limits.shard[1] > 1:
+                raise ValueError(
+                    f"shards={limits.shard[1]}: expected a loader of a dataset that is read by "
+                    f"index, got a stream ({_name(loader)}), which cannot be divided; let the data "
+                    "of each job be its own part, without shards, and merge the files"
+                )
             flattened.append(Stream(loader, limits.of_process(processes), limits.largest))
         elif loader.batch_sampler is None:
             flattened.append(_with_samplers(loader, of_loader, None))
         else:
             split = split_batches(of_loader, longest) if len(loaders) > 1 else of_loader
             flattened.append(_with_samplers(loader, [i for b in split for i in b], split))
-    twin.flattened = flattened
-    return twin
+    return _combine(combined, flattened)
+
+
+def sample_loaders(combined: Any, samples: list[list[Any]]) -> Any:
+    """A combined loader that yields some samples of each loader, in batches of one.
+
+    Args:
+        combined: the ``CombinedLoader`` of training, all of map-style datasets.
+        samples: indices for each loader.
+    """
+    return _combine(
+        combined,
+        [
+            _with_samplers(
+                loader, chosen, None if loader.batch_sampler is None else [[i] for i in chosen]
+            )
+            for loader, chosen in zip(combined.flattened, samples, strict=True)
+        ],
+    )
 
 
 def training_batches(loaders: Any) -> Iterator[Any]:
@@ -159,19 +191,48 @@ class Stream:
             )
 
 
+def selected_batches(
+    loader: Any, processes: FitProcesses, limits: Limits, injected: bool
+) -> list[Any] | None:
+    """The batches of indices within the limits, of all shards; ``None`` for a stream.
+
+    They are those of all processes where the processes share them, otherwise of this one.
+    """
+    found = _selected_batches(loader, processes, limits, injected)
+    return None if found is None else found[0]
+
+
 def _batches(
     loader: Any, processes: FitProcesses, limits: Limits, injected: bool
 ) -> list[Any] | None:
-    """This process's batches of indices; ``None`` for a stream."""
+    """The batches of indices of this process and shard; ``None`` for a stream."""
+    found = _selected_batches(loader, processes, limits, injected)
+    if found is None:
+        return None
+    batches, shared = found
+    own = batches[processes.rank :: processes.world_size] if shared else batches
+    return take_shard(own, *limits.shard)
+
+
+def _selected_batches(
+    loader: Any, processes: FitProcesses, limits: Limits, injected: bool
+) -> tuple[list[Any], bool] | None:
+    """The batches of indices, and whether they are those of all processes."""
     if not is_map_style(loader):
         return None
     batches, shared = batches_of_process(loader, processes, injected)
     if limits.first is not None:
-        batches = batches[: limits.first * (processes.world_size if shared else 1)]
-    else:
-        limit = limits.spread if shared else limits.of_process(processes)
-        batches = list(select_evenly(batches, limit))
-    return batches[processes.rank :: processes.world_size] if shared else batches
+        return batches[: limits.first * (processes.world_size if shared else 1)], shared
+    limit = limits.spread if shared else limits.of_process(processes)
+    return list(select_evenly(batches, limit)), shared
+
+
+def _combine(combined: Any, loaders: list[Any]) -> Any:
+    """A combined loader of other loaders, each of which is read once."""
+    twin = copy.copy(combined)
+    twin._mode, twin._iterator, twin.limits = "max_size", None, None
+    twin.flattened = loaders
+    return twin
 
 
 def _with_samplers(loader: DataLoader[Any], sampler: Any, batch_sampler: Any) -> DataLoader[Any]:

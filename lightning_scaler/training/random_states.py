@@ -2,6 +2,7 @@
 
 import functools
 import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import MethodType
@@ -62,6 +63,14 @@ def preserve_rng(loaders: list[Any]) -> Iterator[None]:
         yield
     finally:
         states.restore()
+
+
+def seed_globals(seed: int) -> None:
+    """Seed python, numpy and torch, as workers of a loader are seeded."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed)
 
 
 def _collect_parts(part: Any, seen: dict[int, Any]) -> None:

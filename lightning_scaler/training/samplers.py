@@ -73,6 +73,38 @@ def select_evenly(items: Sequence[Any], limit: int | None) -> Sequence[Any]:
     return [items[(2 * i + 1) * len(items) // (2 * limit)] for i in range(limit)]
 
 
+def in_order(indices: list[Any]) -> list[Any]:
+    """The indices in ascending order; as they are if they cannot be compared."""
+    try:
+        return sorted(indices)
+    except TypeError:
+        return indices
+
+
+def take_shard(batches: Batches, shard: int, n_shards: int) -> Batches:
+    """One of several equal parts of the indices, in batches of the same size.
+
+    The parts are those of the ordered indices, so that neither the order nor the size of the
+    batches matters. All parts together have every index once.
+
+    Args:
+        batches: batches of indices, or single indices.
+        shard: index of the part, from 0.
+        n_shards: number of parts.
+
+    Example:
+        >>> take_shard([[5, 0], [1, 4], [3]], 1, 2)
+        [[3, 4], [5]]
+    """
+    if n_shards == 1:
+        return batches
+    grouped = all(isinstance(batch, list) for batch in batches)
+    indices = in_order([index for batch in batches for index in batch] if grouped else batches)
+    part = indices[shard * len(indices) // n_shards : (shard + 1) * len(indices) // n_shards]
+    size = max(map(len, batches), default=1) if grouped else 1
+    return [part[i : i + size] for i in range(0, len(part), size)] if grouped else part
+
+
 def split_batches(batches: Batches, number: int) -> Batches:
     """The same indices in more batches of nearly equal size, as far as there are indices."""
     if len(batches) >= number:

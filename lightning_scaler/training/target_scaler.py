@@ -1,6 +1,7 @@
 """The callback that fits the scales of a module before it trains."""
 
 import inspect
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -96,6 +97,10 @@ class TargetScaler(Callback):
         balance_loss: divide each term of the default loss by its mean square over the training
             data; ``False``: do not, as in metatrain. ``None``: as stored with restored scales, or
             ``True``.
+        cache: file in which the statistics of the training data are kept. It is used instead of a
+            data pass if it is of the same data, settings and version, and is replaced after the
+            pass otherwise; one line says which, and why. See ``data_fingerprint.identify_data``
+            for the changes of the data that it cannot see.
         batch: for declared targets, addresses in a batch of the ``types`` of all atoms, and of the
             ``structure`` of each atom or the number of atoms ``n_atoms`` of each structure.
             Default: the usual names, batches of PyTorch Geometric, and lists of ASE ``Atoms``.
@@ -144,6 +149,7 @@ class TargetScaler(Callback):
         output_layers: Mapping[str, str] | None = None,
         loss_weights: Numbers | None = None,
         balance_loss: bool | None = None,
+        cache: str | os.PathLike[str] | None = None,
         batch: Mapping[str, Any] | None = None,
         at: str = "forward",
     ) -> None:
@@ -158,6 +164,7 @@ class TargetScaler(Callback):
         self.limit_batches = limit_batches
         self.refit, self.against = refit, against
         self.output_layers = None if output_layers is None else dict(output_layers)
+        self.cache = None if cache is None else os.fspath(cache)
         # The accumulator checks these settings and converts them to tuples and sets.
         checked = ScaleAccumulator(
             targets, intensive_targets, self.baseline, system_labels, batch=batch
@@ -284,6 +291,7 @@ class TargetScaler(Callback):
             "output_layers": self.output_layers,
             "loss_weights": self.loss_weights,
             "balance_loss": self.balance_loss,
+            "cache": self.cache,
             "at": self.at,
             "batch": (self.declaration and dict(self.declaration.batch)) or None,
         }
@@ -347,6 +355,7 @@ class TargetScaler(Callback):
             self.against,
             self.declaration,
             self.output_layers or {},
+            self.cache,
         )
 
 

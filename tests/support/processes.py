@@ -46,6 +46,8 @@ from torch.utils.data import (
 from torchmetrics import MeanAbsoluteError, MeanAbsolutePercentageError
 from torchmetrics.wrappers import MinMaxMetric
 
+from lightning_scaler import ScaleAccumulator
+
 WORLD_SIZES = (2, 3)
 BATCH_SIZES = (1, 4, 30)
 
@@ -397,6 +399,27 @@ def faults(folder, world_size):
     return answers
 
 
+# The cache.
+
+
+def cached(folder, world_size):
+    """Fits that write the file, that use it, and that find it damaged; only rank 0 has it."""
+    answers, data_of_file = [], None
+    path = Path(folder) / ("cache.st" if rank_of_this_process() == 0 else "of another machine")
+    for run in ("writes", "uses", "damaged"):
+        if run == "damaged" and path.exists():
+            data_of_file = ScaleAccumulator.load(path).parts[0].data
+            path.write_bytes(path.read_bytes()[:-9])
+        torch.distributed.barrier()
+        data = Sampled("random", 4, world_size, size=50)
+        try:
+            net = fitted(folder, world_size, data, cache=path)
+            answers.append({"state": net.scaler.state(), "reads": len(data.train.reads)})
+        except RuntimeError as error:
+            answers.append({"message": str(error)})
+    return {"fits": answers, "exists": path.exists(), "data": data_of_file}
+
+
 # Evaluation.
 
 
@@ -576,6 +599,7 @@ def run(folder, world_size):
     if world_size > 1:
         answers["lost subset"] = lost_subset(folder, world_size)
         answers["overfit"] = reads_of_overfitting(folder, world_size)
+        answers["cache"] = cached(folder, world_size)
         answers["collectives"] = collectives(folder, world_size)
         answers["faults"] = faults(folder, world_size)
         answers["ddp"] = resumed(folder, world_size)

@@ -21,6 +21,7 @@ from small_training import (
     scaler_callback,
 )
 
+from lightning_scaler import ScaleAccumulator
 from lightning_scaler.tensors import digest
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -185,6 +186,28 @@ def test_a_fit_after_a_failure_works(alone, together):
     expected = alone["scales"]["random", 4][0]
     for answers in together:
         assert largest_difference(answers["faults"]["afterwards"], expected) <= 1.0
+
+
+def test_the_cache_of_rank_0_is_used_by_all_processes(together):
+    fits = [answers["cache"]["fits"] for answers in together]
+    assert [answers["cache"]["exists"] for answers in together] == [True] + [False] * (
+        len(together) - 1
+    )
+    # To identify the data, each process reads 32 samples; the data pass reads 50 in all.
+    assert sum(first["reads"] for first, _, _ in fits) == 50 + 32 * len(together)
+    for first, second, damaged in fits:
+        assert second["reads"] == 32
+        assert_same_numbers(second["state"], fits[0][0]["state"])
+        assert_same_numbers(first["state"], fits[0][0]["state"])
+        assert re.search(r"on rank 0: ValueError: cache: file .*truncated", damaged["message"])
+
+
+def test_data_are_identified_alike_by_several_processes_and_by_one(together, tmp_path):
+    callback = scaler_callback(cache=tmp_path / "cache.st")
+    trainer = quiet_trainer(tmp_path, callbacks=[callback], max_epochs=0, limit_val_batches=0)
+    trainer.fit(SmallNet(), SmallData(50))
+    (part,) = ScaleAccumulator.load(tmp_path / "cache.st").parts
+    assert together[0]["cache"]["data"] == part.data
 
 
 def test_metrics_count_padded_samples_once(alone, together):
