@@ -8,6 +8,7 @@ from .tables import (
     BaselineOfTarget,
     ScalesOfTarget,
     baselines_table,
+    differences_table,
     errors_table,
     scales_table,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "BaselineOfTarget",
     "ScalesOfTarget",
     "baselines_table",
+    "differences_table",
     "errors_table",
     "print_tables",
     "print_text",

@@ -9,6 +9,7 @@ from rich.table import Table
 
 # Datasets with many types (up to 89) would fill the screen.
 MAX_TYPES = 12
+MAX_DIFFERENCES = 50
 
 RELATIVE_RMSE = (
     "Relative RMSE: divided by the RMS of the target itself, after subtracting the baseline."
@@ -118,6 +119,30 @@ def baselines_table(
             table.add_row(*head, *line)
             head = ("", "")
     return table if table.row_count else None
+
+
+def differences_table(
+    differences: Sequence[tuple[str, str, tuple[str, str], float | None]],
+    headings: tuple[str, str],
+) -> Table:
+    """What differs between two files.
+
+    Args:
+        differences: for each the target, what differs, both values, and the relative difference of
+            numbers.
+        headings: names of the two files.
+    """
+    hidden = len(differences) - MAX_DIFFERENCES
+    plural = "" if len(differences) == 1 else "s"
+    caption = f"… {hidden} more" if hidden > 0 else None
+    table = _table(f"{len(differences)} difference{plural}", caption)
+    for heading in ("Target", "Value"):
+        table.add_column(heading, no_wrap=True)
+    for heading in (*headings, "Relative"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for target, what, values, relative in differences[:MAX_DIFFERENCES]:
+        table.add_row(target, what, *values, "" if relative is None else f"{relative:.1e}")
+    return table
 
 
 def errors_table(

@@ -69,3 +69,15 @@ def read_errors(output):
         r"^ *([\w/]+) +(?:eV|e|a0)\S*.*? ([\d.]+) +([\d.]+) +([\d.]+) %", output, re.M
     )
     return [(name, float(rmse)) for name, _, rmse, _ in rows]
+
+
+def call(monkeypatch, capsys, main, *arguments):
+    """Run the main function of a command; its exit status, and what it printed."""
+    monkeypatch.setattr(sys, "argv", [main.__module__, *map(str, arguments)])
+    try:
+        main()
+        status = 0
+    except SystemExit as error:
+        status = error.code
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err

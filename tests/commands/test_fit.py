@@ -1,0 +1,240 @@
+"""``lightning-scaler-fit`` and ``lightning-scaler-merge`` as processes, and their errors."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from builders import single_value_statistics
+from hydra.errors import CompactHydraException
+from launching import call
+from omegaconf import OmegaConf
+
+from lightning_scaler import ScaleAccumulator
+from lightning_scaler.commands.fit import main
+from lightning_scaler.commands.merge import main as merge
+from lightning_scaler.commands.run_fit import output_file, run_fit
+from lightning_scaler.scaling import DataPart, find_differences
+
+# The configs of another application, laid out in its own way.
+APPLICATION = """
+datamodule:
+  _target_: small_training.SmallData
+  size: 40
+trainer:
+  _target_: lightning.Trainer
+  accelerator: ${oc.env:NO_SUCH_VARIABLE}
+  callbacks:
+    - _target_: lightning.pytorch.callbacks.RichProgressBar
+    - _target_: lightning_scaler.TargetScaler
+      intensive_targets: [dipole, polarizability]
+model:
+  _target_: nowhere.Model
+"""
+
+
+def command(name):
+    return Path(sys.executable).with_name(f"lightning-scaler-{name}")
+
+
+def start(folder, name, *arguments):
+    support = str(Path(__file__).parents[1] / "support")
+    return subprocess.Popen(
+        [command(name), *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": support},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Statistics of an application in one file, and in two shards that are merged."""
+    folder = tmp_path_factory.mktemp("fit")
+    (folder / "train.yaml").write_text(APPLICATION)
+    own = [f"--config-path={folder}", "--config-name=train"]
+    shards = [start(folder, "fit", *own, "out=all.st", f"shard={i}", "shards=2") for i in (0, 1)]
+    one_pass = start(folder, "fit", *own, "out=all.st")
+    results = [finish(process) for process in (*shards, one_pass)]
+    assert [status for status, _, _ in results] == [0, 0, 0], results
+    files = [folder / f"all.{i}-of-2.st" for i in (0, 1)]
+    merged = finish(start(folder, "merge", *files, "--out", "merged.st"))
+    return folder, [*results, merged]
+
+
+@pytest.mark.slow
+def test_shards_in_processes_of_their_own_give_the_scales_of_one_pass(folder):
+    path, results = folder
+    assert {p.name for p in path.glob("*.st")} == {
+        *("all.st", "all.0-of-2.st", "all.1-of-2.st", "merged.st")
+    }
+    status, printed, _ = results[-1]
+    assert status == 0
+    assert printed.startswith("2 files are merged in merged.st: all data (samples: 40")
+    one, two = (ScaleAccumulator.load(path / name) for name in ("all.st", "merged.st"))
+    assert one.parts == two.parts
+    assert one.intensive_targets == {"dipole", "polarizability"}
+    # Energies of -1e3 per atom with residuals of about 1: eps * 1e3 / 1 and a few roundings.
+    assert find_differences(one.compute(), two.compute(), tolerance=2e-12) == []
+
+
+@pytest.mark.slow
+def test_one_pass_prints_the_tables_and_a_shard_a_line(folder):
+    _, (shard, _, one_pass, _) = folder
+    assert re.fullmatch(
+        r"The statistics are in .*all.0-of-2.st: shard 0 of 2 \(samples: 40.*\)\n", shard[1]
+    )
+    assert "Target scales, in the units of the data" in one_pass[1]
+    assert "Baselines, in the units of the data" in one_pass[1]
+    assert one_pass[1].endswith("system_labels: auto)\n")
+
+
+@pytest.mark.slow
+def test_an_error_of_the_settings_has_no_traceback(tmp_path):
+    status, _, err = finish(start(tmp_path, "fit", "out=nowhere/all.st"))
+    assert status == 1
+    assert f"lightning-scaler-fit: file '{tmp_path}/nowhere/all.st': No such file" in err
+    assert "Traceback" not in err
+
+
+def test_settings_of_this_command_need_no_plus_sign_in_other_configs(monkeypatch, capsys, tmp_path):
+    (tmp_path / "train.yaml").write_text(APPLICATION)
+    own = [f"--config-path={tmp_path}", "--config-name=train", "out=a.st", "shard=1", "shards=2"]
+    _, out, _ = call(monkeypatch, capsys, main, *own, "--cfg", "job")
+    assert "out: a.st\nshard: 1\nshards: 2\n" in out
+
+
+def composed(folder, text=APPLICATION, **settings):
+    return OmegaConf.create({**OmegaConf.create(text), "out": str(folder / "all.st"), **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"out": "???"}, "out: expected a file to write; add out=statistics.safetensors"),
+        ({"shards": 3}, "shards=3: expected shard=0 to shard=2 too, got none; .*shard=0,1,2"),
+        ({"shard": 3, "shards": 3}, "got shard=3 with shards=3"),
+        ({"shard": "a"}, "shard: expected an integer, got 'a'"),
+        ({"datamodule": None}, r"a datamodule with _target_ under one of \['data', 'datamod"),
+        ({"trainer": None}, "expected one TargetScaler .* got 0; add callbacks="),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_any_data_are_read(
+    tmp_path, settings, message
+):
+    with pytest.raises(ValueError, match=message):
+        run_fit(composed(tmp_path, **settings))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_scalers_in_the_configuration_are_refused(tmp_path):
+    second = {"target_scaler": {"_target_": "lightning_scaler.TargetScaler"}}
+    with pytest.raises(ValueError, match=r"expected one TargetScaler .* got 2"):
+        run_fit(composed(tmp_path, callbacks=second))
+
+
+@pytest.mark.parametrize("folder_of_file", ["/proc", "/nowhere"])
+def test_a_folder_that_cannot_be_written_to_is_found_before_the_pass(tmp_path, folder_of_file):
+    with pytest.raises(OSError, match=f"'{folder_of_file}/all.st'"):
+        run_fit(composed(tmp_path, out=f"{folder_of_file}/all.st"))
+
+
+def test_a_target_without_data_leaves_no_file(tmp_path):
+    text = APPLICATION.replace("[dipole, polarizability]", "[dipoles]")
+    with pytest.raises(ValueError, match="intensive_targets names the target 'dipoles'"):
+        run_fit(composed(tmp_path, text))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_of_hydra_keep_their_own_message(tmp_path):
+    text = APPLICATION.replace("SmallData", "NoData")
+    with pytest.raises(CompactHydraException, match="NoData"):
+        run_fit(composed(tmp_path, text))
+
+
+def test_the_name_of_a_shard_keeps_the_suffix(tmp_path):
+    assert output_file(tmp_path / "a.b.st", 2, 10) == tmp_path / "a.b.2-of-10.st"
+    assert output_file(tmp_path / "a", 0, 2) == tmp_path / "a.0-of-2"
+    assert output_file(tmp_path / "a.st", None, 1) == tmp_path / "a.st"
+
+
+# Merging
+
+
+def save(path, shard=0, n_shards=1, data="1", **options):
+    accumulator = single_value_statistics(float(shard + 1), **options)
+    accumulator.parts = (DataPart({"samples": data}, shard, n_shards),)
+    accumulator.save(path)
+    return path
+
+
+BAD = {
+    "same shard": (
+        lambda f: [save(f / "a", 0, 2), save(f / "b", 0, 2)],
+        "expected each part of the data once, got {f}/a: shard 0 of 2 (samples: 1), and {f}/b:",
+    ),
+    "missing shard": (
+        lambda f: [save(f / "a", 0, 3), save(f / "b", 1, 3)],
+        "expected all shards of the data, got them without shard 2 of 3; add what is missing",
+    ),
+    "other data": (
+        lambda f: [save(f / "a", 0, 2), save(f / "b", 1, 2, "2")],
+        "which differ in samples (1 and 2)",
+    ),
+    "other settings": (
+        lambda f: [save(f / "a", 0, 2), save(f / "b", 1, 2, targets=["energy"])],
+        "got {f}/a and {f}/b, which differ in targets (None and ['energy'])",
+    ),
+    "no file": (lambda f: [f / "a"], "file '{f}/a': No such file or directory"),
+    "a folder": (lambda f: [f], "file '{f}': Is a directory"),
+    "damaged": (lambda f: [damaged(save(f / "a"))], "file '{f}/a': damaged: its checksum"),
+    "truncated": (lambda f: [truncated(save(f / "a"))], "file '{f}/a': truncated or damaged"),
+}
+
+
+def damaged(path):
+    content = bytearray(path.read_bytes())
+    content[-4] ^= 1
+    path.write_bytes(content)
+    return path
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-9])
+    return path
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_files_that_cannot_be_merged_give_one_line_and_no_file(monkeypatch, capsys, tmp_path, case):
+    make, message = BAD[case]
+    files = make(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    status, out, err = call(monkeypatch, capsys, merge, *files, "--out", tmp_path / "merged")
+    assert (status, out) == (2, "")
+    assert err.startswith("lightning-scaler-merge: ")
+    assert message.format(f=tmp_path) in err
+    assert err.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_file_in_a_read_only_folder_is_one_line(monkeypatch, capsys, tmp_path):
+    files = [save(tmp_path / "a")]
+    status, _, err = call(monkeypatch, capsys, merge, *files, "--out", "/proc/merged")
+    assert status == 2
+    assert re.fullmatch(r"lightning-scaler-merge: file '/proc/.*': No such file.*\n", err)
+
+
+def test_merged_data_sets_are_listed(monkeypatch, capsys, tmp_path):
+    files = [save(tmp_path / "a", data="1"), save(tmp_path / "b", data="2")]
+    status, out, _ = call(monkeypatch, capsys, merge, *files, "--out", tmp_path / "merged")
+    assert status == 0
+    assert out.endswith("merged: all data (samples: 1); all data (samples: 2)\n")
