@@ -1,6 +1,7 @@
 """The command ``lightning-scaler-merge``: statistics of several jobs in one file."""
 
 import argparse
+import warnings
 
 from .one_line_errors import one_line_errors
 
@@ -19,6 +20,9 @@ def main() -> None:
         from ..scaling import merge_files
 
         merged = merge_files(arguments.files)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # those of the fit, which lightning-scaler-show prints
+            merged.compute()  # the first that sees all data checks that they have all targets
         merged.save(arguments.out)
         parts = "; ".join(map(str, merged.parts))
         print(f"{len(arguments.files)} files are merged in {arguments.out}: {parts}")

@@ -39,12 +39,25 @@ def command(name):
     return Path(sys.executable).with_name(f"lightning-scaler-{name}")
 
 
-def start(folder, name, *arguments):
+def slurm_task(task, n_tasks):
+    """The variables of a task under srun; Lightning would take all tasks for one training."""
+    number = str(task)
+    return {
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NAME": "fit",
+        "SLURM_NTASKS": str(n_tasks),
+        "SLURM_PROCID": number,
+        "SLURM_LOCALID": number,
+        "SLURM_NODEID": "0",
+    }
+
+
+def start(folder, name, *arguments, variables=None):
     support = str(Path(__file__).parents[1] / "support")
     return subprocess.Popen(
         [command(name), *map(str, arguments)],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": support},
+        env={**os.environ, "PYTHONPATH": support, **(variables or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -58,11 +71,17 @@ def finish(process):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Statistics of an application in one file, and in two shards that are merged."""
+    """Statistics of an application in one file, and in shards by two tasks of a SLURM job."""
     folder = tmp_path_factory.mktemp("fit")
     (folder / "train.yaml").write_text(APPLICATION)
     own = [f"--config-path={folder}", "--config-name=train"]
-    shards = [start(folder, "fit", *own, "out=all.st", f"shard={i}", "shards=2") for i in (0, 1)]
+    shards = [
+        start(
+            *(folder, "fit", *own, "out=all.st", f"shard={task}", "shards=2"),
+            variables=slurm_task(task, 2),
+        )
+        for task in (0, 1)
+    ]
     one_pass = start(folder, "fit", *own, "out=all.st")
     results = [finish(process) for process in (*shards, one_pass)]
     assert [status for status, _, _ in results] == [0, 0, 0], results
@@ -72,7 +91,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_shards_in_processes_of_their_own_give_the_scales_of_one_pass(folder):
+def test_shards_of_the_tasks_of_a_job_give_the_scales_of_one_pass(folder):
     path, results = folder
     assert {p.name for p in path.glob("*.st")} == {
         *("all.st", "all.0-of-2.st", "all.1-of-2.st", "merged.st")
@@ -231,6 +250,16 @@ def test_a_file_in_a_read_only_folder_is_one_line(monkeypatch, capsys, tmp_path)
     status, _, err = call(monkeypatch, capsys, merge, *files, "--out", "/proc/merged")
     assert status == 2
     assert re.fullmatch(r"lightning-scaler-merge: file '/proc/.*': No such file.*\n", err)
+
+
+def test_a_requested_target_that_no_shard_has_is_found_by_the_merge(monkeypatch, capsys, tmp_path):
+    save(tmp_path / "a", 0, 2, targets=["energy", "gap"])
+    save(tmp_path / "b", 1, 2, targets=["energy", "gap"])
+    files = [tmp_path / "a", tmp_path / "b", "--out", tmp_path / "merged"]
+    status, _, err = call(monkeypatch, capsys, merge, *files)
+    assert status == 2
+    assert "target 'gap' was requested in targets=[…] but does not occur in the data" in err
+    assert not (tmp_path / "merged").exists()
 
 
 def test_merged_data_sets_are_listed(monkeypatch, capsys, tmp_path):
