@@ -15,11 +15,19 @@ def main() -> None:
     parser.add_argument(
         "--yaml", action="store_true", help="settings that fix these numbers, for a config"
     )
+    parser.add_argument(
+        "--as",
+        dest="code",
+        choices=["nequip", "mace", "fairchem", "deepmd"],
+        help="settings of another code with these numbers, for the energy",
+    )
+    parser.add_argument("--target", default="energy", help="name of the energy; default: energy")
     arguments = parser.parse_args()
     with one_line_errors(parser.prog):
         # Importing torch takes seconds, which --help need not wait for.
         from omegaconf import OmegaConf
 
+        from ..interop import settings_for
         from ..reports import print_tables, print_text
         from ..scaling import Scaler, fixed_settings, load_saved, missing_shards
 
@@ -32,7 +40,9 @@ def main() -> None:
             if missing:
                 lines.append(f"These are the scales of a part of the data, without {missing}")
             scaler = saved.compute()
-        if arguments.yaml:
+        if arguments.code is not None:
+            print_text(settings_for(arguments.code, scaler, arguments.target))
+        elif arguments.yaml:
             scales, baseline, remarks = fixed_settings(scaler)
             block = {"fixed_scales": scales, "fixed_baseline": baseline}
             comments = "".join(f"# {line}\n" for line in (*lines, *remarks))

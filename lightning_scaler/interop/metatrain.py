@@ -57,7 +57,8 @@ def read_metatrain(
 ) -> MetatrainScales:
     """Read scales and composition weights; see :meth:`Scaler.from_metatrain`.
 
-    Source: the checkpoints of metatrain 2026.4.
+    Source: the checkpoints of metatrain 2026.4, and those of its version 2 of the scaler, in which
+    the scales are in the extra state (``model_update_v1_v2`` in its ``scaler/checkpoints.py``).
     """
     scaler = read_checkpoint(checkpoint)
     if not scaler.scales:

@@ -18,6 +18,12 @@ SCALE_KINDS = {
     "_per_property_scaler_buffer": "per_property",
     "_scaler_buffer": "full",
 }
+# The names in the extra state of metatrain's later versions.
+EXTRA_STATE_KINDS = {
+    "per_target_scales": "per_target",
+    "per_property_scales": "per_property",
+    "scales": "full",
+}
 COMPOSITION = "CompositionModel"
 
 
@@ -72,6 +78,11 @@ def read_checkpoint(source: Source) -> MetatrainCheckpoint:
             prefixes.add(prefix)
             by_kind = scales.setdefault(name.removesuffix(suffix), {})
             by_kind[SCALE_KINDS[suffix]] = mts.load_buffer(buffer.cpu())
+        elif name == "_extra_state" and _has_scales(buffer):
+            prefixes.add(prefix)
+            for attribute, kind in EXTRA_STATE_KINDS.items():
+                for target, (_, serialized, _) in buffer[attribute].items():
+                    scales.setdefault(target, {})[kind] = mts.load_buffer(serialized.cpu())
         elif name.endswith("_composition_buffer"):
             weights[name.removesuffix("_composition_buffer")] = mts.load_buffer(buffer.cpu())
     if len(prefixes) > 1:
@@ -219,6 +230,11 @@ def _attributes(instance: Any) -> Mapping[str, Any]:
 def _layout(target_info: Any) -> TensorMap:
     layout = _attributes(target_info)["layout"]
     return mts.load_buffer(layout.state[0]) if isinstance(layout, _Record) else layout
+
+
+def _has_scales(extra_state: Any) -> bool:
+    """Whether an extra state holds scales, as TensorMaps that metatensor has serialized."""
+    return isinstance(extra_state, Mapping) and extra_state.keys() >= EXTRA_STATE_KINDS.keys()
 
 
 def _nested_additive_models(state: Mapping[str, Any]) -> list[str]:

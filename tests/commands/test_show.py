@@ -88,3 +88,16 @@ def test_a_warning_of_the_fit_is_one_line(tmp_path):
     assert shown.stderr.startswith("warning: these data are zero, or below their rounding noise")
     assert shown.stderr.count("\n") == 1
     assert "Target scales" in shown.stdout
+
+
+def test_settings_of_another_code_are_printed_or_refused(monkeypatch, capsys, tmp_path):
+    statistics(tmp_path / "a")
+    status, out, err = call(monkeypatch, capsys, main, tmp_path / "a", "--as", "deepmd")
+    assert (status, err) == (0, "")
+    assert "dp --pt change-bias model.ckpt.pt -b " in out
+    status, out, err = call(monkeypatch, capsys, main, tmp_path / "a", "--as", "mace")
+    assert (status, out) == (2, "")
+    assert err.startswith(
+        "lightning-scaler-show: MACE: --std is the RMS of the forces, and the fit"
+    )
+    assert err.count("\n") == 1

@@ -5,8 +5,10 @@ import pickle
 import sys
 from pathlib import Path
 
+import metatensor.torch as mts
 import pytest
 import torch
+from metatensor.torch.learn.nn import Module
 
 from lightning_scaler.interop.metatrain_checkpoint import read_checkpoint
 
@@ -85,3 +87,41 @@ def test_scales_of_a_wrapped_model_are_found():
     inner = {"model_state_dict": {"scaler.energy_scaler_buffer": energy}}
     outer = {"model_state_dict": {}, "wrapped_model_checkpoint": inner}
     assert list(read_checkpoint(outer).scales) == ["energy"]
+
+
+class Scales(Module):
+    """Scales as metatrain's later versions keep them: dicts of TensorMaps, saved by metatensor."""
+
+    def __init__(self, scales):
+        super().__init__()
+        for name, kind in (
+            ("scales", "full"),
+            ("per_target_scales", "per_target"),
+            ("per_property_scales", "per_property"),
+        ):
+            by_target = {target: by_kind[kind] for target, by_kind in scales.items()}
+            if "register_buffer" in vars(Module):
+                self.register_buffer(name, by_target)
+            else:  # metatensor-learn 0.5 saves all attributes
+                setattr(self, name, by_target)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_scales_in_the_extra_state_are_those_in_buffers(tmp_path, nested):
+    expected = read_checkpoint(FIXTURE / "scaler.ckpt")
+    module = torch.nn.ModuleDict({"model": Scales(expected.scales)})
+    if nested:
+        module = torch.nn.ModuleDict({"scaler": module})
+    state = module.state_dict()
+    assert any(name.endswith("model._extra_state") for name in state)
+    torch.save({"model_state_dict": state}, tmp_path / "scaler.ckpt")
+    found = read_checkpoint(tmp_path / "scaler.ckpt")
+    assert found.scales.keys() == expected.scales.keys()
+    for name, by_kind in expected.scales.items():
+        for kind, tensor in by_kind.items():
+            assert mts.equal(found.scales[name][kind], tensor), (name, kind)
+
+
+def test_an_extra_state_of_something_else_is_ignored():
+    state = {"_extra_state": {"scales": {}}, "other._extra_state": torch.zeros(2)}
+    assert not read_checkpoint(state).scales
