@@ -1,6 +1,7 @@
 """What identifies the training data without reading all of them."""
 
 from collections.abc import Callable, Collection, Iterator
+from operator import eq
 from typing import Any
 
 import torch
@@ -73,7 +74,8 @@ def _indices(loader: Any, batches: list[Any] | None) -> list[Any] | None:
 
 
 def _selection(loader: Any, indices: list[Any] | None) -> Any:
-    if indices is None or indices == list(range(len(loader.dataset))):
+    n_samples = 0 if indices is None else len(loader.dataset)
+    if indices is None or (len(indices) == n_samples and all(map(eq, indices, range(n_samples)))):
         return "all"
     try:
         return torch.tensor(indices)  # hashed a hundred times faster than a list
