@@ -62,11 +62,10 @@ def checkpoints(tmp_path_factory):
     return files
 
 
-def predictions(checkpoint, systems, additive=None):
+def predictions(checkpoint, systems):
     """Physical values of each system by itself, as ``Trainer.predict`` gives them."""
     model = MoleculesModel.load_from_checkpoint(checkpoint, weights_only=True)
-    if additive is not None:
-        model.scaler.set_additive(additive)
+    model.scaler.set_additive(ZBL())
     batches = [model.predict_step({"system": [system]}) for system in systems]
     blocks = {name: [batch[name].block() for batch in batches] for name in ("energy", "dipole")}
     charges = [batch["charges"].block().values[:, 0] for batch in batches]
@@ -81,22 +80,17 @@ def predictions(checkpoint, systems, additive=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("additive", [None, ZBL()], ids=["plain", "zbl"])
-def test_ase_computes_the_predictions_from_the_file_without_this_package(
-    checkpoints, tmp_path, additive
-):
-    checkpoint = checkpoints[additive is not None]
-    overrides = [f"ckpt_path={checkpoint}", f"out={tmp_path / 'model.pt'}"]
-    if additive is not None:
-        overrides += ["baseline={_target_: lightning_scaler.ZBL}"]
-    export_here(tmp_path, *overrides)
+def test_ase_computes_the_predictions_from_the_file_without_this_package(checkpoints, tmp_path):
+    _, checkpoint = checkpoints
+    baseline = "baseline={_target_: lightning_scaler.ZBL}"
+    export_here(tmp_path, f"ckpt_path={checkpoint}", f"out={tmp_path / 'model.pt'}", baseline)
     systems = MoleculesDataModule().dataset("conformers").systems[::20]
     structures = {f"types{i}": system.types.numpy() for i, system in enumerate(systems)}
     structures |= {f"positions{i}": s.positions.numpy() for i, s in enumerate(systems)}
     np.savez(tmp_path / "structures.npz", **structures)
     command = [sys.executable, "-c", RUN_WITH_ASE, "model.pt", "structures.npz", "results.npz"]
     subprocess.run(command, cwd=tmp_path, check=True)
-    expected = predictions(checkpoint, systems, additive)
+    expected = predictions(checkpoint, systems)
     with np.load(tmp_path / "results.npz") as found:
         # Energies are hundreds to thousands of eV; the network computes in float32.
         np.testing.assert_allclose(found["energy"], expected["energy"], rtol=0, atol=2e-7)

@@ -137,7 +137,7 @@ def test_noise_after_a_baseline_has_the_scale_of_its_target_or_of_all_types():
     blocks = {(0, z): [[[x + 1.0]]] for z, x in ((8, 3.0), (1, 0.0), (6, 5.0))}
     target = atomic_basis(blocks, {8: [[0, 0]], 1: [[0, 1]], 6: [[0, 2]]})
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", UserWarning)
         scaler = fit([system(8, 1, 6)], {"q": target}, baseline=fixed)
     assert scale(scaler, "q", "per_target_scales") == [near(rms(3, 0, 5)), near(5), near(3)]
     assert len(caught) == 1

@@ -442,7 +442,7 @@ def test_totals_in_single_precision_whose_rounding_is_visible_are_warned_of():
         accumulator = ScaleAccumulator({"energy": PerStructure()}, baseline=CompositionBaseline())
         accumulator.update({**batch, "energy": energy.to(dtype)})
         with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+            warnings.simplefilter("always", UserWarning)
             accumulator.compute()
         messages = [str(warning.message) for warning in caught]
         assert len(messages) == (dtype == torch.float32), messages
