@@ -2,7 +2,7 @@
 
 import pytest
 from small_training import SmallData, scaler_callback
-from test_fit import APPLICATION, finish, start
+from test_fit_command import APPLICATION, finish, start
 
 from lightning_scaler.scaling import find_differences, merge_files
 from lightning_scaler.training import collect_statistics
