@@ -136,8 +136,8 @@ def _values(tensor: TensorMap) -> list[Any]:
 
 
 def _system(system: HasTypes, with_positions: bool) -> list[Any]:
-    names = ("positions", "cell") if with_positions else ()
-    return [system.types, *(getattr(system, name, None) for name in names)]
+    names = ("types", "positions", "cell") if with_positions else ("types",)
+    return [torch.as_tensor(getattr(system, name)) for name in names if hasattr(system, name)]
 
 
 def _of_all(by_rank: list[dict[str, str] | None]) -> dict[str, str] | None:

@@ -1,4 +1,4 @@
-"""``lightning-scaler-fit`` and ``lightning-scaler-merge`` as processes, and their errors."""
+"""``lightning-scaler-fit`` and ``lightning-scaler-merge``, as processes and by launchers."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from lightning_scaler import ScaleAccumulator
 from lightning_scaler.commands.fit import main
 from lightning_scaler.commands.merge import main as merge
 from lightning_scaler.commands.run_fit import output_file, run_fit
-from lightning_scaler.scaling import DataPart, find_differences
+from lightning_scaler.scaling import DataPart, find_differences, merge_files
 
 # The configs of another application, laid out in its own way.
 APPLICATION = """
@@ -39,17 +39,21 @@ def command(name):
     return Path(sys.executable).with_name(f"lightning-scaler-{name}")
 
 
-def slurm_task(task, n_tasks):
-    """The variables of a task under srun; Lightning would take all tasks for one training."""
-    number = str(task)
-    return {
-        "SLURM_JOB_ID": "7",
-        "SLURM_JOB_NAME": "fit",
-        "SLURM_NTASKS": str(n_tasks),
-        "SLURM_PROCID": number,
-        "SLURM_LOCALID": number,
-        "SLURM_NODEID": "0",
-    }
+# The variables of a task under srun; Lightning would take all tasks for one training.
+SLURM_TASK = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_JOB_NAME": "fit",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "0",
+}
+
+# The number of shards that a launcher of Hydra runs, and options of the launcher.
+LAUNCHERS = {
+    "joblib": (4, "hydra.launcher.n_jobs=2"),
+    "submitit_local": (2, "hydra.launcher.timeout_min=5"),
+}
 
 
 def start(folder, name, *arguments, variables=None):
@@ -71,50 +75,56 @@ def finish(process):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Statistics of an application in one file, and in shards by two tasks of a SLURM job."""
+    """Statistics of an application in one file, and in shards that each launcher has run."""
     folder = tmp_path_factory.mktemp("fit")
     (folder / "train.yaml").write_text(APPLICATION)
     own = [f"--config-path={folder}", "--config-name=train"]
-    shards = [
-        start(
-            *(folder, "fit", *own, "out=all.st", f"shard={task}", "shards=2"),
-            variables=slurm_task(task, 2),
-        )
-        for task in (0, 1)
-    ]
-    one_pass = start(folder, "fit", *own, "out=all.st")
-    results = [finish(process) for process in (*shards, one_pass)]
-    assert [status for status, _, _ in results] == [0, 0, 0], results
-    files = [folder / f"all.{i}-of-2.st" for i in (0, 1)]
-    merged = finish(start(folder, "merge", *files, "--out", "merged.st"))
-    return folder, [*results, merged]
+    processes = {"one pass": start(folder, "fit", *own, "out=all.st", variables=SLURM_TASK)}
+    for launcher, (n_shards, option) in LAUNCHERS.items():
+        shards = [f"shard={','.join(map(str, range(n_shards)))}", f"shards={n_shards}"]
+        sweep = ["--multirun", f"out={launcher}.st", *shards, f"hydra/launcher={launcher}", option]
+        processes[launcher] = start(folder, "fit", *own, *sweep)
+    results = {name: finish(process) for name, process in processes.items()}
+    assert [status for status, _, _ in results.values()] == [0, 0, 0], results
+    return folder, results
 
 
 @pytest.mark.slow
-def test_shards_of_the_tasks_of_a_job_give_the_scales_of_one_pass(folder):
-    path, results = folder
-    assert {p.name for p in path.glob("*.st")} == {
-        *("all.st", "all.0-of-2.st", "all.1-of-2.st", "merged.st")
-    }
-    status, printed, _ = results[-1]
-    assert status == 0
-    assert printed.startswith("2 files are merged in merged.st: all data (samples: 40")
-    one, two = (ScaleAccumulator.load(path / name) for name in ("all.st", "merged.st"))
-    assert one.parts == two.parts
-    assert one.intensive_targets == {"dipole", "polarizability"}
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_shards_run_by_a_launcher_give_the_scales_of_one_pass(folder, launcher):
+    path, _ = folder
+    n_shards = LAUNCHERS[launcher][0]
+    files = sorted(path.glob(f"{launcher}.*.st"))
+    names = [f"{launcher}.{i}-of-{n_shards}.st" for i in range(n_shards)]
+    assert [file.name for file in files] == names
+    merged, one_pass = merge_files(files), ScaleAccumulator.load(path / "all.st")
+    assert merged.parts == one_pass.parts
+    assert one_pass.intensive_targets == {"dipole", "polarizability"}
     # Energies of -1e3 per atom with residuals of about 1: eps * 1e3 / 1 and a few roundings.
-    assert find_differences(one.compute(), two.compute(), tolerance=2e-12) == []
+    assert find_differences(merged.compute(), one_pass.compute(), tolerance=2e-12) == []
+
+
+@pytest.mark.slow
+def test_merged_shards_are_one_file(folder):
+    path, _ = folder
+    files = sorted(path.glob("joblib.*.st"))
+    status, out, err = finish(start(path, "merge", *files, "--out", "merged"))
+    assert (status, err) == (0, "")
+    assert out.startswith("4 files are merged in merged: all data (samples: 40")
+    assert ScaleAccumulator.load(path / "merged").parts == merge_files(files).parts
 
 
 @pytest.mark.slow
 def test_one_pass_prints_the_tables_and_a_shard_a_line(folder):
-    _, (shard, _, one_pass, _) = folder
-    assert re.fullmatch(
-        r"The statistics are in .*all.0-of-2.st: shard 0 of 2 \(samples: 40.*\)\n", shard[1]
+    _, results = folder
+    lines = re.findall(
+        r"The statistics are in .*joblib.(\d)-of-4.st: shard \1 of 4", results["joblib"][1]
     )
-    assert "Target scales, in the units of the data" in one_pass[1]
-    assert "Baselines, in the units of the data" in one_pass[1]
-    assert one_pass[1].endswith("system_labels: auto)\n")
+    assert sorted(lines) == ["0", "1", "2", "3"]
+    assert "Target scales" not in results["joblib"][1]
+    assert "Target scales, in the units of the data" in results["one pass"][1]
+    assert "Baselines, in the units of the data" in results["one pass"][1]
+    assert results["one pass"][1].endswith("system_labels: auto)\n")
 
 
 @pytest.mark.slow

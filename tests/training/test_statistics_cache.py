@@ -141,9 +141,9 @@ def test_other_data_and_settings_are_not_taken_from_the_file(tmp_path, capsys, c
     trainer = quiet_trainer(tmp_path, callbacks=[callback], max_epochs=0, limit_val_batches=0)
     trainer.fit(plain, data)
     assert_same_scales(net.scaler, plain.scaler)
-    # The file has been replaced.
-    fitted(tmp_path, make and make(), **options)
-    assert "is used" in line(capsys)
+    if change == "values":  # the file has been replaced
+        fitted(tmp_path, make(), **options)
+        assert "is used" in line(capsys)
 
 
 def test_statistics_of_another_version_are_not_used(tmp_path, capsys, monkeypatch):
