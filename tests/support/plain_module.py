@@ -86,3 +86,23 @@ def batches(n_batches=4, size=5, seed=0, dtype=torch.float64):
 def loader_of(found):
     """A loader that hands out the same batches in every epoch."""
     return DataLoader(found, batch_size=None)
+
+
+def structures(number, seed=3):
+    """Single structures of three atoms, for :func:`collate_structures`."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(number):
+        z = torch.randint(1, 9, (3,), generator=generator)
+        positions = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+        energy = PER_ATOM * z.sum() + positions.square().sum()
+        populations = torch.stack([z + positions[:, 0], 0.01 * positions[:, 1]], 1)
+        found.append((z, positions, energy.reshape(1), -2 * positions, populations))
+    return found
+
+
+def collate_structures(items):
+    """A batch as a dict of plain tensors."""
+    names = ("z", "positions", "energy", "forces", "populations")
+    parts = [torch.cat(tensors) for tensors in zip(*items, strict=True)]
+    return {**dict(zip(names, parts, strict=True)), "n_atoms": torch.tensor([3] * len(items))}

@@ -24,6 +24,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from metatensor.torch import TensorBlock, TensorMap
 from other_lightning import OtherNet, other_trainer
+from plain_module import DECLARED, OtherModule, collate_structures, structures
 from small_training import (
     SmallData,
     SmallDataset,
@@ -46,7 +47,7 @@ from torch.utils.data import (
 from torchmetrics import MeanAbsoluteError, MeanAbsolutePercentageError
 from torchmetrics.wrappers import MinMaxMetric
 
-from lightning_scaler import ScaleAccumulator
+from lightning_scaler import ScaleAccumulator, TargetScaler
 
 WORLD_SIZES = (2, 3)
 BATCH_SIZES = (1, 4, 30)
@@ -589,12 +590,32 @@ def distributed_checkpoint(folder, world_size):
     return [net.scaler.state(), fresh.scaler.state()]
 
 
+# Plain tensors.
+
+
+def other_module(folder, world_size):
+    """A module that knows nothing of scaling: its scales and its weights after an epoch."""
+    net = OtherModule().double()
+    # In equal parts, so that the mean of their losses is the loss of all.
+    data = DataLoader(structures(12), batch_size=12 // world_size, collate_fn=collate_structures)
+    callback = TargetScaler(targets=DECLARED)
+    options = {"callbacks": [callback], "max_epochs": 1, "num_sanity_val_steps": 0}
+    trainer = trainer_of(folder, world_size, **options)
+    trainer.fit(net, data, data)
+    return {
+        "class": type(net).__name__,
+        "state": net.target_scaler.state(),
+        "weights": net.weights.weight.detach(),
+    }
+
+
 def run(folder, world_size):
     """All cases."""
     answers = {
         "scales": scales_of_loaders(folder, world_size),
         "evaluation": evaluation(folder, world_size),
         "refits": refits(folder, world_size),
+        "other module": other_module(folder, world_size),
     }
     if world_size > 1:
         answers["lost subset"] = lost_subset(folder, world_size)

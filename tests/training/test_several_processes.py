@@ -245,3 +245,14 @@ def test_a_resumed_run_has_no_data_pass_and_the_losses_of_an_uninterrupted_one(t
         epoch = runs["whole"]["reads"] - runs["first"]["reads"]
         assert runs["second"]["reads"] == epoch
         assert runs["first"]["reads"] > epoch
+
+
+def test_a_module_without_a_mixin_trains_as_in_one_process(alone, together):
+    """All structures in one step: the mean of the losses of equal parts is the loss of all."""
+    expected = alone["other module"]
+    answers = [one["other module"] for one in together]
+    for answer in answers:
+        assert answer["class"] == "ScaledOtherModule"
+        assert digest(answer["state"]) == digest(answers[0]["state"])
+        assert_same_numbers(answer["state"], expected["state"], rtol=1e-12)
+        torch.testing.assert_close(answer["weights"], expected["weights"], rtol=1e-9, atol=1e-9)
