@@ -3,6 +3,8 @@
 import warnings
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from ..settings import list_or_count
 from ..statistics import TargetStatistics
 from .baseline_warnings import describe_unknown, way_out_of_unknown
@@ -120,9 +122,11 @@ def warn_of_fit(
 
 
 def _rounding_error(statistics: TargetStatistics, scales: TargetScales) -> float:
-    """RMS rounding error of the stored values: machine epsilon times their RMS."""
+    """RMS rounding error of values in single precision: machine epsilon times their RMS."""
     epsilon = max((block.epsilon for block in statistics.blocks.values()), default=0.0)
-    return epsilon * scales.rms_before if scales.weights or scales.additive else 0.0
+    if epsilon <= torch.finfo(torch.float64).eps or not (scales.weights or scales.additive):
+        return 0.0
+    return epsilon * scales.rms_before
 
 
 def _describe_larger(name: str, scales: TargetScales, additive: str | None) -> str:

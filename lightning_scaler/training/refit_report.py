@@ -76,7 +76,7 @@ def _of_new_fit(before: Targets, after: Targets) -> list[str]:
 def _added(before: Targets, after: Targets) -> str:
     """The new atomic types of each target, in words."""
     added: dict[tuple[int, ...], list[str]] = {}
-    for name in before:
+    for name in (name for name in before if name in after):
         types = _types(after[name]) - _types(before[name])
         if types:
             added.setdefault(tuple(sorted(types)), []).append(name)
