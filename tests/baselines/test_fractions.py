@@ -268,7 +268,10 @@ def test_the_error_of_several_properties_names_no_fixed_baseline():
     values = [[1.0, 2.0], [2.1, 4.1]]
     scaler = fit([system(8), system(8, 8)], {"t": structure_target(values)}, baseline=FITTED)
     zero = {"t": structure_target([[0.0, 0.0]])}
-    with pytest.raises(ValueError, match=r"\(types \[8\]\); fit on data that have them \(.*\), or set"):
+    message = (
+        r"\(types \[8\]\); fit on data that have them \(TargetScaler\(refit='types'\).*, or set"
+    )
+    with pytest.raises(ValueError, match=message):
         scaler.convert([system(9)], zero, "loss", "physical")
 
 
