@@ -8,6 +8,7 @@ import pytest
 
 SPEED = Path(__file__).parent / "benchmarks" / "speed.py"
 BALANCE = Path(__file__).parent / "benchmarks" / "balance.py"
+FINE_TUNING = Path(__file__).parent / "benchmarks" / "fine_tuning.py"
 
 
 def output_of(program, options, folder):
@@ -34,3 +35,12 @@ def test_the_comparison_of_losses_prints_the_errors_of_every_set_up(tmp_path):
     rows = [x for x in output.splitlines() if x.startswith("| balanced, forces 4 |")]
     assert len(rows) == 2  # unseen conformers, unseen molecules
     assert all(row.count("±") == 7 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_comparison_of_fine_tuning_prints_the_errors_of_every_set_up(tmp_path):
+    options = ["--first-epochs", "0", "--epochs", "1", "--seeds", "0", "--setups", "refit=False"]
+    output = output_of(FINE_TUNING, options, tmp_path)
+    for name in ("from scratch", "refit=False"):
+        (row,) = [line for line in output.splitlines() if line.startswith(f"| {name} |")]
+        assert row.count("±") == 4
