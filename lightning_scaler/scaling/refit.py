@@ -159,6 +159,8 @@ def _keep_scales(scales: TargetScales, earlier: TargetScales, part: RefitPart) -
         part: ``"baseline"`` if the weights were fitted again.
     """
     old_rows, new_rows = _row_of_type(earlier), _row_of_type(scales)
+    if bool(earlier.per_target[old_rows["pooled"]].isnan()):  # from metatrain
+        del old_rows["pooled"]
     source = torch.tensor(list(old_rows.values()))
     rows = torch.tensor([new_rows[z] for z in old_rows])
     per_target = scales.per_target.index_copy(0, rows, earlier.per_target[source])

@@ -1,6 +1,7 @@
 """Fine-tuning of scales that came from metatrain: new types and a new baseline."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -72,6 +73,16 @@ def test_new_types_are_added_and_predictions_of_known_ones_stay_to_the_bit():
     key = {"o3_lambda": 1, "atom_type": 7}
     values = targets["orbitals"].block(key).values
     torch.testing.assert_close(back.block(key).values, values)
+
+
+def test_scales_over_all_types_come_from_the_new_data():
+    systems, targets = with_ammonia()
+    scaler = refit(Scaler.from_metatrain(*FILES), systems, {"forces": targets["forces"]})
+    scaler.settings = replace(scaler.settings, unseen_types="pooled")
+    ones = {"forces": atom_target(torch.ones(1, 3), atom_samples(1), components=cartesian())}
+    found = scaler.convert([system(9)], ones, "model", "physical")["forces"].block().values
+    expected = targets["forces"].block().values.square().mean().sqrt()
+    torch.testing.assert_close(found.flatten(), expected.expand(3))
 
 
 def test_a_new_baseline_keeps_the_scales():

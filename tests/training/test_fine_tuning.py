@@ -141,8 +141,9 @@ def test_weights_of_the_loss_are_kept_with_the_scales(tmp_path):
     assert net.scaler.settings.loss_weights == {"energy": 3.0}
 
 
-def test_a_run_with_new_types_resumes_with_the_same_settings(tmp_path, net):
-    options = {"callbacks": [scaler_callback(refit="types")], "limit_val_batches": 0}
+@pytest.mark.parametrize("refit", ["types", "baseline"])
+def test_a_run_resumes_with_the_same_settings(tmp_path, net, refit):
+    options = {"callbacks": [scaler_callback(refit=refit)], "limit_val_batches": 0}
     trainer = quiet_trainer(tmp_path, max_epochs=1, **options)
     trainer.fit(net, with_nitrogen())
     trainer.save_checkpoint(tmp_path / "one.ckpt")
