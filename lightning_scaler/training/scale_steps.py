@@ -7,7 +7,6 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from .own_scaling import warn_of_own_scaling
 from .scaled_steps import ScaledSteps, prepare
 
 
@@ -41,7 +40,6 @@ def scale_steps(trainer: Trainer, module: LightningModule, callback: Callback, a
         "in loss space, all other steps and predictions in the units of the data, so training and "
         "validation losses have different units"
     )
-    warn_of_own_scaling(module)
 
 
 @functools.cache

@@ -90,8 +90,14 @@ def prepare(module: Any, at: str) -> None:
     """
     module.target_scaler = Scaler()
     module._scaled_state = StepState(at)
-    if at != "forward":
-        module.get_submodule(at).register_forward_hook(_OutputHook(module))
+    if at == "forward":
+        return
+    submodule = module.get_submodule(at)
+    # A submodule that was saved among the hyperparameters brings the hook of another module.
+    for key, hook in list(submodule._forward_hooks.items()):
+        if isinstance(hook, _OutputHook):
+            del submodule._forward_hooks[key]
+    submodule.register_forward_hook(_OutputHook(module))
 
 
 class _OutputHook:

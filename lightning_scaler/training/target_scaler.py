@@ -38,9 +38,11 @@ from .fit_decision import FitRequest, restores_later
 from .fit_missing import fit_missing
 from .fit_report import print_fit, report_kept_scales
 from .loss_settings import LossSettings
+from .own_scaling import warn_of_own_scaling
 from .random_states import RandomStates, preserve_rng
 from .scale_steps import scale_steps
 from .scaled_module import ScaledModule, scaler_of
+from .scaled_steps import ScaledSteps
 from .training_loader import LoaderRecord
 
 
@@ -211,6 +213,8 @@ class TargetScaler(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when fit begins. Fits the scales, unless a checkpoint is restored later."""
         check_resumed(trainer, self.against)
+        if isinstance(pl_module, ScaledSteps):
+            warn_of_own_scaling(pl_module)
         self._record = LoaderRecord(trainer)
         tuner = name_of_tuner(trainer)
         if not restores_later(trainer):

@@ -274,6 +274,32 @@ def test_another_place_than_forward_is_named_by_at(tmp_path, as_class):
     assert torch.equal(copied.predict_step(batches()[0], 0)["energy"], prediction["energy"])
 
 
+class Given(Parts):
+    """Is given its submodule, and saves it among the hyperparameters."""
+
+    def __init__(self, predictor):
+        super().__init__()
+        self.save_hyperparameters()
+        self.predictor = predictor
+
+
+@pytest.mark.filterwarnings("ignore:Attribute .predictor. is an instance")
+def test_a_submodule_among_the_hyperparameters_is_converted_once(tmp_path):
+    net = Given(double(OtherModule))
+    trainer = fit(tmp_path, net, callback=TargetScaler(targets=DECLARED, at="predictor"))
+    trainer.save_checkpoint(tmp_path / "net.ckpt")
+    # The class that the callback has made, as a training script has it in type(module).
+    loaded = type(net).load_from_checkpoint(tmp_path / "net.ckpt", weights_only=False)
+    batch = batches()[0]
+    expected = net.predict_step(batch, 0)["energy"]
+    assert (expected - batch["energy"]).abs().max() < 60.0
+    assert torch.equal(loaded.predict_step(batch, 0)["energy"], expected)
+    # Saved by itself, the submodule gives physical units too.
+    torch.save(net.predictor, tmp_path / "predictor.pt")
+    alone = torch.load(tmp_path / "predictor.pt", weights_only=False)
+    assert torch.equal(alone(batch)["energy"], expected)
+
+
 def test_a_step_without_a_converted_prediction_is_refused(tmp_path):
     message = r"training_step: no prediction of 'energy', 'populations' was found in the output of "
     with pytest.raises(RuntimeError, match=message + r"'forward'.* TargetScaler\(at='…'\)"):
@@ -508,6 +534,19 @@ def test_scaling_of_its_own_is_named_before_the_first_step(tmp_path, members, wo
     net = with_part(**members)
     with pytest.warns(UserWarning, match=f"ScaledOtherModule has scaling of its own.*{words}"):
         fit(tmp_path, net.double(), max_epochs=1)
+
+
+def test_scaling_that_setup_sets_is_named_too(tmp_path):
+    class Late(OtherModule):
+        def setup(self, stage):
+            self.std = 2.0
+
+    class Ours(ScaledSteps, Late):
+        pass
+
+    for cls in (Late, Ours):
+        with pytest.warns(UserWarning, match="scaling of its own.*std is not 1"):
+            fit(tmp_path, double(cls), max_epochs=1)
 
 
 @pytest.mark.parametrize(
