@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .baselines import ZBL, CompositionBaseline
     from .batches import PerAtom, PerStructure
     from .deploy import PhysicalModel, export
+    from .folding import fold
     from .metrics import PhysicalUnits, RelativeRootMeanSquaredError
     from .scaling import ScaleAccumulator, Scaler
     from .tensors import InvalidStateError
@@ -32,6 +33,7 @@ __all__ = [
     "TargetScaler",
     "TargetScalingMixin",
     "export",
+    "fold",
 ]
 
 _ROOMS = {
@@ -49,6 +51,7 @@ _ROOMS = {
     "TargetScalingMixin": "training",
     "ZBL": "baselines",
     "export": "deploy",
+    "fold": "folding",
 }
 
 

@@ -24,6 +24,7 @@ ROOMS = [
     "metrics",
     "deploy",
     "training",
+    "folding",
     "interop",
     "molecules",
     "commands",

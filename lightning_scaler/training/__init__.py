@@ -5,6 +5,7 @@ Imports ``metrics``, ``scaling`` and the rooms above them.
 
 from .mixin import TargetScalingMixin
 from .pass_without_module import collect_statistics
+from .scale_steps import scaled_class, unscaled_copy
 from .scaled_steps import ScaledSteps
 from .target_scaler import TargetScaler
 
@@ -13,4 +14,6 @@ __all__ = [
     "TargetScaler",
     "TargetScalingMixin",
     "collect_statistics",
+    "scaled_class",
+    "unscaled_copy",
 ]

@@ -1,5 +1,6 @@
 """Scaled steps for a module whose class does not have the mixin."""
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from .scaled_steps import ScaledSteps, prepare
+from .scaled_steps import ScaledSteps, prepare, remove_hooks
 
 
 def scale_steps(trainer: Trainer, module: LightningModule, callback: Callback, at: str) -> None:
@@ -33,7 +34,7 @@ def scale_steps(trainer: Trainer, module: LightningModule, callback: Callback, a
             f"class Scaled{name}(ScaledSteps, {name}) and train that"
         )
     scaled: Any = scaled_class  # mypy takes a class for a function that returns it
-    module.__class__ = scaled(cls)
+    module.__class__ = scaled(cls, at)
     prepare(module, at)
     rank_zero_info(
         f"TargetScaler: the steps of {name} see scaled targets (ScaledSteps): training_step works "
@@ -43,24 +44,46 @@ def scale_steps(trainer: Trainer, module: LightningModule, callback: Callback, a
 
 
 @functools.cache
-def scaled_class(cls: Any) -> Any:
+def scaled_class(cls: Any, at: str = "forward") -> Any:
     """The class with :class:`ScaledSteps` in front of it; its modules can be copied and pickled."""
 
     def __reduce_ex__(self: Any, protocol: Any) -> tuple[Any, ...]:  # noqa: N807
         create, arguments, *rest = super(scaled, self).__reduce_ex__(protocol)
-        return _create, (create, cls, arguments[1:]), *rest
+        return _create, (create, cls, at, arguments[1:]), *rest
 
     members = {
         "__reduce_ex__": __reduce_ex__,
         "__module__": cls.__module__,
         "__doc__": cls.__doc__,
+        "at": at,
     }
     scaled: Any = type(f"Scaled{cls.__name__}", (ScaledSteps, cls), members)
     return scaled
 
 
-def _create(create: Callable[..., Any], cls: Any, arguments: tuple[Any, ...]) -> Any:
-    return create(scaled_class(cls), *arguments)
+def unscaled_copy(module: ScaledSteps) -> LightningModule:
+    """A copy of a module in the class behind :class:`ScaledSteps`, without a scaler.
+
+    Raises:
+        TypeError: if there are several such classes.
+    """
+    mro = type(module).__mro__
+    mixed = next(base for base in mro if ScaledSteps in base.__bases__)
+    behind = [base for base in mixed.__bases__ if base is not ScaledSteps]
+    if len(behind) != 1:
+        raise TypeError(
+            f"expected one class behind ScaledSteps, as in class X(ScaledSteps, Theirs), got "
+            f"({', '.join(base.__name__ for base in mixed.__bases__)})"
+        )
+    copied: Any = copy.deepcopy(module)
+    remove_hooks(copied)
+    del copied.target_scaler, copied._scaled_state
+    copied.__class__ = behind[0]
+    return copied  # type: ignore[no-any-return]
+
+
+def _create(create: Callable[..., Any], cls: Any, at: str, arguments: tuple[Any, ...]) -> Any:
+    return create(scaled_class(cls, at), *arguments)
 
 
 def _why_not(trainer: Any, module: Any, callback: Callback) -> str | None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from lightning_utilities.core.apply_func import apply_to_collection
 from metatensor.torch import TensorMap
 from typing_extensions import override
@@ -77,6 +78,20 @@ class ScaledSteps(ScaledModule):
         with self._scaled_state.inside_forward():  # without conversion
             return super()._predict(systems)
 
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Called when a checkpoint is saved. Says once what of it needs the scales."""
+        super().on_save_checkpoint(checkpoint)
+        state: Any = self._scaled_state
+        if not state.told:
+            state.told = True
+            rank_zero_info(
+                f"TargetScaler: checkpoints of {type(self).__name__} have scales, and only "
+                "ScaledSteps reads them; parts that are saved by themselves predict in model "
+                "space, unless they have the submodule at=…; lightning_scaler.fold writes the "
+                "scales into its layers"
+            )
+
 
 def prepare(module: Any, at: str) -> None:
     """Give a module a scaler and the state of its steps.
@@ -90,14 +105,18 @@ def prepare(module: Any, at: str) -> None:
     """
     module.target_scaler = Scaler()
     module._scaled_state = StepState(at)
-    if at == "forward":
-        return
-    submodule = module.get_submodule(at)
     # A submodule that was saved among the hyperparameters brings the hook of another module.
-    for key, hook in list(submodule._forward_hooks.items()):
-        if isinstance(hook, _OutputHook):
-            del submodule._forward_hooks[key]
-    submodule.register_forward_hook(_OutputHook(module))
+    remove_hooks(module)
+    if at != "forward":
+        module.get_submodule(at).register_forward_hook(_OutputHook(module))
+
+
+def remove_hooks(module: torch.nn.Module) -> None:
+    """Remove the hooks that convert the output of a submodule from all submodules."""
+    for part in module.modules():
+        for key, hook in list(part._forward_hooks.items()):
+            if isinstance(hook, _OutputHook):
+                del part._forward_hooks[key]
 
 
 class _OutputHook:

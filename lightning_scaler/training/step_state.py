@@ -20,6 +20,7 @@ class StepState:
         running: whether a step is running.
         in_forward: whether the module's ``forward`` is running.
         found: whether a prediction was found in the last step.
+        told: whether it was said what checkpoints hold.
     """
 
     def __init__(self, at: str) -> None:
@@ -27,6 +28,7 @@ class StepState:
         self.running = False
         self.in_forward = False
         self.found = False
+        self.told = False
         self._stage: str | None = None
         self._batch: Any = None
 

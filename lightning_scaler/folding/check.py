@@ -1,0 +1,89 @@
+"""The predictions of a module before and after its scales were folded into its layers."""
+
+from collections.abc import Mapping
+
+import torch
+from metatensor.torch import TensorMap
+from torch import Tensor
+
+from ..tensors import gradients_of_blocks, values_and_gradients
+from .folded_target import FoldedTarget
+
+# In double precision, relative to the largest value.
+EXACT = 1e-12
+# In lower precision, in units of the scale.
+ROUNDING = 1e-3
+# Errors beyond this many units in the last place of the largest value are not rounding errors.
+ULPS = 256
+
+
+def check_predictions(
+    before: Mapping[str, TensorMap],
+    after: Mapping[str, TensorMap],
+    targets: Mapping[str, FoldedTarget],
+    n_atoms: Tensor,
+    dtype: torch.dtype,
+    allow_rounding: bool,
+) -> str:
+    """Compare predictions of a module with those of the folded module.
+
+    Args:
+        before: predictions in physical units by target name.
+        after: the same of the folded module.
+        targets: what was folded.
+        n_atoms: number of atoms of each structure, ``(n_structures,)``.
+        dtype: dtype in which the network computes.
+        allow_rounding: accept rounding errors that are larger than a thousandth of the scale.
+
+    Returns:
+        The largest differences, in words.
+
+    Raises:
+        ValueError: if they are too large.
+    """
+    words = []
+    for name, one in targets.items():
+        for label, first, second in _pairs(name, before[name], after[name]):
+            difference = (second.double() - first.double()).abs()
+            error, size = float(difference.max()), float(first.abs().max())
+            described = f"{label} {error:.1e} of {size:.1e}"
+            if dtype == torch.float64:
+                largest, exact = EXACT * size, True
+            else:
+                # Totals grow with the number of atoms, and so does their scale.
+                per_atom = n_atoms.reshape(-1, 1) if label == name else 1
+                error = float((difference / per_atom).max())
+                largest, exact = ROUNDING * one.scale, False
+                if allow_rounding:
+                    largest = max(largest, ULPS * torch.finfo(dtype).eps * size)
+            if not error <= largest:
+                raise ValueError(_describe_error(described, one, exact, allow_rounding))
+            words.append(described)
+    return ", ".join(words)
+
+
+def _pairs(name: str, before: TensorMap, after: TensorMap) -> list[tuple[str, Tensor, Tensor]]:
+    _, parameters = gradients_of_blocks(before)
+    labels = [name, *(f"{name}/{parameter}" for parameter in parameters)]
+    pairs = []
+    for label, first, second in zip(labels, _tensors(before), _tensors(after), strict=True):
+        pairs.append((label, first.detach(), second.detach()))
+    return pairs
+
+
+def _tensors(tensor: TensorMap) -> list[Tensor]:
+    values, gradients = values_and_gradients(tensor)
+    return [*values, *gradients]
+
+
+def _describe_error(described: str, one: FoldedTarget, exact: bool, allow_rounding: bool) -> str:
+    problem = f"fold: the folded module predicts something else, by at most {described}"
+    if exact or allow_rounding:
+        return (
+            f"{problem}, which is more than rounding; the layers do not multiply and shift the "
+            "prediction alone, or the table of shifts has no row for a type, so nothing was folded"
+        )
+    return (
+        f"{problem}, which is more than {ROUNDING:g} of the scale {one.scale:.3g}; if this is "
+        "rounding, convert the module to float64 first, or accept it with allow_rounding=True"
+    )

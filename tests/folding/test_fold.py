@@ -1,0 +1,258 @@
+"""Scales and baselines in the layers of a module, which then needs no scaler."""
+
+import copy
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from plain_module import batches, loader_of
+from small_training import quiet_trainer
+
+from lightning_scaler import (
+    CompositionBaseline,
+    PerAtom,
+    PerStructure,
+    ScaleAccumulator,
+    ScaledSteps,
+    TargetScaler,
+    fold,
+)
+
+ENERGY = {"energy": PerStructure(gradients={"positions": "-forces"}, unit="eV")}
+LAYERS = {"energy": {"scales": "factor", "shifts": "references"}}
+
+
+class Theirs(LightningModule):
+    """E = Σ_i factor · (w_0 + w_1 x_i²) + references[z_i], with forces by autograd."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.out = torch.nn.Linear(2, 1)
+        self.embedding = torch.nn.Embedding(9, 2)
+        self.register_buffer("factor", torch.ones(1))
+        self.register_buffer("references", torch.zeros(9))
+
+    def forward(self, batch):
+        with torch.enable_grad():
+            positions = batch["positions"].to(self.factor.dtype).detach().requires_grad_()
+            weights = self.embedding(batch["z"]) * positions.square().sum(1, keepdim=True)
+            atomic = self.factor * self.out(weights)[:, 0] + self.references[batch["z"]]
+            energy = atomic.new_zeros(len(batch["n_atoms"]))
+            energy = energy.index_add(0, torch.repeat_interleave(batch["n_atoms"]), atomic)
+            (gradient,) = torch.autograd.grad(energy.sum(), positions, create_graph=self.training)
+        return {"energy": energy, "forces": -gradient}
+
+    def training_step(self, batch, batch_idx):
+        output = self(batch)
+        return sum((output[n] - batch[n]).square().mean() for n in ("energy", "forces"))
+
+    def predict_step(self, batch, batch_idx):
+        return self(batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+
+class Ours(ScaledSteps, Theirs):
+    pass
+
+
+def scaled(data, targets=ENERGY, net=None, **options):
+    accumulator = ScaleAccumulator(targets, **{"baseline": CompositionBaseline(), **options})
+    for batch in data:
+        accumulator.update(batch)
+    net = Ours().double() if net is None else net
+    net.target_scaler.update(accumulator.compute())
+    return net
+
+
+def with_totals_of(per_atom):
+    """Batches with energies of about this much for every atom and unit of its type."""
+    data = batches()
+    for batch in data:
+        owner = torch.repeat_interleave(batch["n_atoms"])
+        batch["energy"].index_add_(0, owner, (per_atom + 100.0) * batch["z"].double())
+    return data
+
+
+def assert_same(first, second):
+    for name in ("energy", "forces"):
+        largest = first[name].abs().max().item()
+        torch.testing.assert_close(second[name], first[name], rtol=0, atol=1e-12 * largest)
+
+
+class ByIndex(Theirs):
+    """Its table holds oxygen first."""
+
+    def forward(self, batch):
+        return super().forward({**batch, "z": 8 - batch["z"]})
+
+
+class OursByIndex(ScaledSteps, ByIndex):
+    pass
+
+
+SYMBOLS = ["O", "N", "C", "B", "Be", "Li", "He", "H", 0]
+LAST_LAYER = {"scales": ["out.weight", "out.bias"], "shifts": "references"}
+
+
+@pytest.mark.parametrize(
+    ("cls", "layers"),
+    [
+        (Ours, LAYERS),
+        (Ours, {"energy": LAST_LAYER}),
+        (OursByIndex, {"energy": {**LAST_LAYER, "types": SYMBOLS}}),
+    ],
+)
+def test_the_folded_module_alone_predicts_in_physical_units(cls, layers):
+    data = batches()
+    net = scaled(data, net=cls().double())
+    before, state = net(data[0]), copy.deepcopy(net.state_dict())
+    assert (before["energy"] - data[0]["energy"]).abs().max() < 100.0
+    folded = fold(net, data[0], layers)
+    assert type(folded) is cls.__bases__[1]
+    assert_same(before, folded(data[0]))
+    assert not any("scale" in name for name in folded.state_dict())
+    # The module itself is as it was.
+    after = net.state_dict()
+    assert state.keys() == after.keys()
+    assert all(torch.equal(state[name], after[name]) for name in state)
+    assert_same(before, net(data[0]))
+
+
+def test_scale_and_shifts_are_those_of_the_fit():
+    data = batches()
+    net = scaled(data)
+    folded = fold(net, data[0], LAYERS)
+    scales = net.target_scaler.targets["energy"]
+    assert folded.factor.item() == scales.per_target[0].item()
+    shifts = folded.references[scales.baseline_types]
+    assert torch.equal(shifts, scales.weights[(0,)][:, 0])
+    # A second scale and earlier shifts are multiplied: 2 σ, 3 σ + w.
+    net.factor.fill_(2.0)
+    net.references.fill_(3.0)
+    again = fold(net, data[0], LAYERS)
+    assert again.factor.item() == 2.0 * folded.factor.item()
+    expected = 3.0 * folded.factor + shifts
+    torch.testing.assert_close(
+        again.references[scales.baseline_types], expected, rtol=1e-15, atol=0
+    )
+
+
+def test_types_that_were_not_in_the_data_are_not_predicted_in_silence():
+    data = batches()
+    for batch in data:
+        batch["z"] = batch["z"].clamp(max=3)
+    folded = fold(scaled(data), data[0], LAYERS)
+    unseen = {**data[0], "z": data[0]["z"].clone()}
+    unseen["z"][0] = 8
+    energy = folded(unseen)["energy"]
+    assert energy[0].isnan()
+    assert not energy[1:].isnan().any()
+
+
+def test_a_folded_checkpoint_is_read_by_the_class_itself(tmp_path, messages):
+    data, net = batches(), Theirs().double()
+    trainer = quiet_trainer(tmp_path, callbacks=[TargetScaler(targets=ENERGY)])
+    trainer.fit(net, loader_of(data))
+    (expected, *_) = trainer.predict(net, loader_of(data))
+    path, out = tmp_path / "net.ckpt", tmp_path / "folded.ckpt"
+    trainer.save_checkpoint(path)
+    trainer.save_checkpoint(path)
+    assert sum("checkpoints of ScaledTheirs have scales" in text for text in messages.messages) == 1
+    with pytest.raises(RuntimeError, match=r"Unexpected key\(s\) in state_dict: \"target_scaler"):
+        Theirs.load_from_checkpoint(path)
+    with pytest.raises(ValueError, match=r"class of the module in '.*net.ckpt' is not known"):
+        fold(path, data[0], LAYERS, out)
+
+    class Double(Theirs):
+        def __init__(self):
+            super().__init__()
+            self.double()
+
+    class Resets(Double):
+        def on_load_checkpoint(self, checkpoint):
+            checkpoint["state_dict"]["factor"] = torch.ones(1)
+
+    with pytest.raises(ValueError, match=r"Resets.load_from_checkpoint does not restore the fold"):
+        fold(path, data[0], LAYERS, out, module_class=Resets)
+    assert list(tmp_path.glob("folded*")) == []
+    fold(path, data[0], LAYERS, out, module_class=Double)
+    loaded = Double.load_from_checkpoint(out, weights_only=True)
+    (found, *_) = quiet_trainer(tmp_path, inference_mode=False).predict(loaded, loader_of(data))
+    assert_same(expected, found)
+    assert any("largest differences: energy " in text for text in messages.messages)
+    assert [one.name for one in tmp_path.glob("folded*")] == ["folded.ckpt"]
+
+
+def test_rounding_of_single_precision_is_refused_unless_allowed():
+    """Totals of 1e6 in float32 are rounded to 0.06; the scale is 1 to 10."""
+    data = with_totals_of(-1e5)
+    net = scaled(data).float()
+    with pytest.raises(ValueError, match=r"more than 0\.001 of the scale .* allow_rounding=True"):
+        fold(net, data[0], LAYERS)
+    folded = fold(net, data[0], LAYERS, allow_rounding=True)
+    error = (folded(data[0])["energy"] - net(data[0])["energy"]).abs().max()
+    assert 1e-3 < error < 1.0
+    assert folded.references.dtype == torch.float32
+    with pytest.raises(ValueError, match="more than rounding"):
+        fold(
+            net,
+            data[0],
+            {"energy": {"scales": "references", "shifts": "references"}},
+            None,
+            None,
+            True,
+        )
+    # Smaller totals are within a thousandth of the scale.
+    data = batches()
+    net = scaled(data).float()
+    assert fold(net, data[0], LAYERS).factor.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (None, "layers of Theirs are not known; name those that multiply"),
+        ({"enrgy": {}}, r"layers names the target 'enrgy'.* did you mean 'energy'"),
+        ({"energy": {"shifts": "references"}}, r"'energy': expected a dict such as {'scales'"),
+        ({"energy": {"scales": "factr"}}, r"has no parameter or buffer 'factr'; did you mean 'fac"),
+        ({"energy": {"scales": "factor"}}, "has a baseline; name the table .* as 'shifts'"),
+        ({"energy": {"scales": "factor", "shift": "references"}}, "unknown name 'shift'; did you"),
+        (
+            {"energy": {"scales": "factor", "shifts": "references", "types": [1, 8]}},
+            r"one number for each of 2 atomic types, got the shape \(9,\)",
+        ),
+        # The baseline is lost if the scale does not multiply the prediction.
+        ({"energy": {"scales": "out.weight", "shifts": "references"}}, "predicts something else"),
+    ],
+)
+def test_layers_that_do_not_serve_are_refused(layers, message):
+    data = batches()
+    with pytest.raises(ValueError, match=message):
+        fold(scaled(data), data[0], layers)
+
+
+def test_scales_that_layers_cannot_hold_are_refused():
+    data = batches()
+
+    class Shift(torch.nn.Module):
+        def forward(self, systems, names):
+            return {}
+
+    populations = scaled(data, {"populations": PerAtom(properties=2)})
+    with pytest.raises(ValueError, match=r"'populations': expected one scale .* each of 8 atomic"):
+        fold(populations, data[0], LAYERS)
+    net = scaled(data)
+    net.target_scaler.additive = type("Additive", (), {"name": "ZBL"})()
+    with pytest.raises(ValueError, match="additive module ZBL cannot be written into layers"):
+        fold(net, data[0], LAYERS)
+    with pytest.raises(ValueError, match=r"expected a batch of a loader"):
+        fold(scaled(data), layers=LAYERS)
+    with pytest.raises(TypeError, match=r"trained with ScaledSteps, .* got Theirs"):
+        fold(Theirs(), data[0], LAYERS)
+    with pytest.raises(ValueError, match="out= needs the path of a checkpoint"):
+        fold(scaled(data), data[0], LAYERS, "folded.ckpt")
+    with pytest.raises(RuntimeError, match="no target scales"):
+        fold(Ours(), data[0], LAYERS)
