@@ -1,6 +1,6 @@
 """Fine-tuning on another level of theory against training from scratch, on the embedded molecules.
 
-Run by hand, 6 minutes on one core:
+Run by hand, 10 minutes on one core:
 
     python tests/benchmarks/fine_tuning.py
 
@@ -162,9 +162,9 @@ def print_table(runs: Mapping[str, list[list[list[float]]]]) -> None:
 def main() -> None:
     """Train every set-up with every seed and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--first-epochs", type=int, default=8, help="of the first training")
+    parser.add_argument("--first-epochs", type=int, default=24, help="of the first training")
     parser.add_argument("--epochs", type=int, default=16, help="of fine-tuning and from scratch")
-    parser.add_argument("--lr", type=float, default=0.02, help="of fine-tuning; 0.06 from scratch")
+    parser.add_argument("--lr", type=float, default=0.01, help="of fine-tuning; 0.06 from scratch")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     refits = list(SETUPS)[1:]
     parser.add_argument("--setups", nargs="+", default=refits, choices=refits)
