@@ -54,7 +54,9 @@ def data(trained):
         transforms=[SubtractCenterOfMass(), MatScipyNeighborList(cutoff=4.0)],
         num_workers=0,
     )
-    found.setup()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(trained)  # where it leaves its lock file
+        found.setup()
     return found
 
 
