@@ -71,6 +71,15 @@ class MoleculesModel(TargetScalingMixin, LightningModule):
         return predictions
 
     @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Called when a checkpoint is loaded; in version 0.1.0 the model itself was the network."""
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint["state_dict"]
+        for name in self.network.state_dict():
+            if name in state:
+                state[f"network.{name}"] = state.pop(name)
+
+    @override
     def configure_optimizers(self) -> Any:
         """AdamW; the learning rate rises over the first tenth of training, then falls to zero."""
         steps = int(self.trainer.estimated_stepping_batches)

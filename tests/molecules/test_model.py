@@ -1,18 +1,24 @@
 """Symmetries, forces, batches and dtypes of the example model."""
 
 import copy
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from metatensor.torch import TensorMap
 from metatomic.torch import System
 from vesin.metatomic import NeighborList
 
-from lightning_scaler.molecules.dataset import neighbor_list_options
+from lightning_scaler import TargetScaler
+from lightning_scaler.molecules.datamodule import MoleculesDataModule
+from lightning_scaler.molecules.dataset import MoleculesDataset, collate, neighbor_list_options
 from lightning_scaler.molecules.model import MoleculesModel
 from lightning_scaler.molecules.targets import TARGETS
 
+COMPATIBILITY = Path(__file__).parents[1] / "compatibility"
 CUTOFF = 3.0
 ROTATION = torch.linalg.qr(
     torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -190,3 +196,36 @@ def test_bfloat16_parameters_accept_float32_systems(model):
 def test_a_missing_neighbor_list_is_refused():
     with pytest.raises(ValueError, match=r"neighbor list with cutoff 4.0.* cutoffs \[3.0\]"):
         MoleculesModel(channels=4, layers=1, cutoff=4.0)(make_systems())
+
+
+def test_a_checkpoint_of_version_0_1_0_gives_the_same_predictions():
+    checkpoint = COMPATIBILITY / "molecules.ckpt"
+    model = MoleculesModel.load_from_checkpoint(checkpoint, weights_only=True).eval()
+    data = MoleculesDataset("molecules", CUTOFF)
+    predictions = model.predict_step(collate([data[0], data[10]]), 0)
+    expected = json.loads((COMPATIBILITY / "molecules.json").read_text())
+    assert predictions.keys() == expected.keys()
+    for name, tensor in predictions.items():
+        values = torch.cat([block.values.reshape(-1) for block in tensor.blocks()]).double()
+        numbers = torch.tensor(expected[name], dtype=torch.float64)
+        largest = float(numbers.abs().max())  # the network is in float32
+        torch.testing.assert_close(values, numbers, rtol=0.0, atol=1e-5 * largest)
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
+def test_training_continues_from_a_checkpoint_of_version_0_1_0(tmp_path):
+    model = MoleculesModel(channels=2, layers=1, cutoff=CUTOFF, n_radial=2)
+    quiet = {name: False for name in ("enable_progress_bar", "enable_model_summary", "logger")}
+    trainer = Trainer(
+        max_steps=4,
+        limit_val_batches=0,
+        accelerator="cpu",
+        callbacks=[TargetScaler()],
+        default_root_dir=tmp_path,
+        enable_checkpointing=False,
+        **quiet,
+    )
+    checkpoint = COMPATIBILITY / "molecules.ckpt"
+    trainer.fit(model, MoleculesDataModule(cutoff=CUTOFF), ckpt_path=checkpoint, weights_only=True)
+    steps = {float(state["step"]) for state in trainer.optimizers[0].state.values()}
+    assert steps == {4.0}
