@@ -98,8 +98,9 @@ class CompositionBaseline:
                 )
 
     def __repr__(self) -> str:
-        excluded = f", excluded={self.excluded}" if self.excluded else ""
-        return f"{type(self).__name__}(fixed={self.fixed}{excluded})"
+        names = {"excluded": self.excluded, "counted": self.counted}
+        given = "".join(f", {setting}={value}" for setting, value in names.items() if value)
+        return f"{type(self).__name__}(fixed={self.fixed}{given})"
 
     @classmethod
     def from_state(cls, state: Any) -> "CompositionBaseline":

@@ -74,6 +74,16 @@ def test_other_settings_are_refused_with_both_values_and_files(tmp_path):
         merge_files([tmp_path / "a", tmp_path / "b"])
 
 
+def test_both_baselines_are_shown_where_only_their_kind_differs(tmp_path):
+    counts = {"intensive_targets": ["energy"], "baseline": CompositionBaseline(counted=["energy"])}
+    single_value_statistics(1.0, **counts).save(tmp_path / "a")
+    fractions = {**counts, "baseline": CompositionBaseline()}
+    single_value_statistics(2.0, **fractions).save(tmp_path / "b")
+    message = r"\(CompositionBaseline\(fixed={}, counted=\('energy',\)\) and CompositionBaseline\(f"
+    with pytest.raises(ValueError, match=message):
+        merge_files([tmp_path / "a", tmp_path / "b"])
+
+
 def test_another_layout_is_refused_with_the_target_and_both_files(tmp_path):
     single_value_statistics(1.0).save(tmp_path / "a")
     other = ScaleAccumulator()
