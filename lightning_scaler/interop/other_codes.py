@@ -165,19 +165,19 @@ def _force_rms(scaler: Scaler, target: str) -> float | None:
     if in_loss is not None:
         return float(scales.per_target[0]) * math.sqrt(in_loss)
     forces = scaler.targets.get("forces")
-    if forces is None or not _fitted_forces(forces):
+    if forces is None or not _has_rms_of_forces(forces):
         return None
-    # After the scales of all types is that over all types.
-    return float(forces.per_target[forces.types.numel()])
+    return forces.rms_after
 
 
-def _fitted_forces(scales: TargetScales) -> bool:
+def _has_rms_of_forces(scales: TargetScales) -> bool:
     blocks = list(scales.layout.blocks.values())
     return (
         scales.layout.sample_kind == "atom"
         and scales.layout.single_property
         and [len(component) for component in blocks[0].components] == [3]
-        and scales.fixed is None
+        # Without a data pass, mean squares are unknown, and the RMS is that of one batch.
+        and (scales.fixed is None or bool(scales.mean_squares))
         and scales.rms_after > 0.0
     )
 

@@ -93,6 +93,23 @@ def test_forces_that_are_a_target_of_their_own_give_the_same_scale():
         assert numbers(code, settings_for(code, scaler))[1] == pytest.approx(FORCE_RMS, rel=1e-15)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"enabled": False},
+        {"fixed_scales": {"forces": 0.3}},
+        {"fixed_scales": {"forces": {"H": 0.3}}},
+    ],
+    ids=["every scale is 1", "fixed", "fixed for a type"],
+)
+def test_the_rms_of_the_forces_is_that_of_the_data_whatever_scales_are_used(options):
+    values = torch.tensor(COMPONENTS, dtype=torch.float64).reshape(-1, 3, 1)
+    forces = atom_target(values, atom_samples(2, 1, 3, 2), components=cartesian())
+    scaler = fitted({"energy": energies(gradients=False), "forces": forces}, **options)
+    _, scale = numbers("mace", settings_for("mace", scaler))
+    assert scale == pytest.approx(FORCE_RMS, rel=1e-15)
+
+
 @pytest.mark.parametrize("code", ["nequip", "mace", "fairchem"])
 def test_an_rms_of_energies_is_not_given_out_as_one_of_forces(code):
     scaler = fitted({"energy": energies(gradients=False)})

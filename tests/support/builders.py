@@ -229,12 +229,13 @@ def fit(
     masks: Mapping[str, TensorMap] | None = None,
     fixed_scales: Mapping[str, Any] | None = None,
     unseen_types: Any = "error",
+    enabled: bool = True,
     **settings: Any,
 ) -> Scaler:
     """The Scaler of a single batch, given settings of the accumulator."""
     accumulator = ScaleAccumulator(**settings)
     accumulator.update(systems, targets, masks)
-    return accumulator.compute(fixed_scales, unseen_types)
+    return accumulator.compute(fixed_scales, unseen_types, enabled)
 
 
 def scale(scaler: Scaler, name: str, which: str = "scales", block: int = 0) -> list[list[float]]:
