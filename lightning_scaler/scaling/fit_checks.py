@@ -58,7 +58,7 @@ def check_values(statistics: Mapping[str, TargetStatistics], requested: Sequence
         warnings.warn(
             f"these gradients have no value at all in the data, and no part in the loss: "
             f"{', '.join(without)}; check their addresses and the data, or leave them out",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -99,7 +99,7 @@ def warn_of_fit(
             "the rounding errors of these data are large, because they are stored in single "
             "precision and their baseline is much larger than what it leaves over: "
             f"{'; '.join(rounded)} (per atom if extensive); store them in float64",
-            stacklevel=3,
+            stacklevel=4,
         )
     unknown = {n: s for n, s in scales.items() if s.unknown and statistics[n].n_values}
     if unknown:

@@ -191,3 +191,19 @@ def test_unknown_contributions_are_shown_as_dashes():
     by_type = [("1", [[1.5, NAN]]), ("8", [[1.0, 2.0, NAN, 3.0, 4.0]]), ("9", [[NAN] * 5])]
     table = baselines_table([BaselineOfTarget("e", 0.5, None, by_type)])
     assert list(table.columns[3].cells) == ["1.5, –", "1 … 4", "–"]
+
+
+def test_warnings_of_a_fit_name_the_line_of_the_user():
+    numbers = [-1e5 + 0.25, -3e5 - 0.5, -2e5 + 0.125]
+    energy = structure_target(
+        torch.tensor(numbers),
+        dtype=torch.float32,
+        gradient={"positions": [[[NAN] * 3] * n for n in (1, 3, 2)]},
+    )
+    accumulator = ScaleAccumulator(baseline=CompositionBaseline())
+    accumulator.update([system(1), system(1, 1, 1), system(1, 1)], {"e": energy})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        accumulator.compute()
+    found = {str(w.message)[:15]: w.filename for w in caught if w.category is UserWarning}
+    assert found == {"these gradients": __file__, "the rounding er": __file__}
