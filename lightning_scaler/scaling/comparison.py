@@ -78,11 +78,10 @@ def _values_of_target(scales: TargetScales) -> Iterator[tuple[str, Value]]:
     for key, block in layout.blocks.items():
         sizes = [len(component) for component in block.components]
         yield f"components of block ({layout.describe(key)})", Value(str(sizes))
-    types = scales.types.tolist()
-    for row, z in enumerate(types):
+    for z, row in scales.row_of_type().items():
         yield f"scale{_of_type(z)}", Value(float(scales.per_target[row]))
     for key, table in scales.per_property.items() if not layout.single_property else ():
-        for row, z in enumerate(types):
+        for row, z in enumerate(scales.types.tolist()):
             for column, value in enumerate(table[row].tolist()):
                 place = _place(scales, key, column)
                 yield f"per-property scale{place}{_of_type(z)}", Value(value)

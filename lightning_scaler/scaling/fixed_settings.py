@@ -60,15 +60,9 @@ def fixed_settings(scaler: Scaler) -> FixedSettings:
 
 
 def _fixed_scale(scales: TargetScales) -> float | dict[int, float]:
-    values = scales.per_target.tolist()
     if scales.layout.sample_kind != "atom":
-        return float(values[0])
-    by_type = dict(zip(scales.types.tolist(), values, strict=False))
-    fixed_only = scales.fixed_only_types.tolist()
-    return {
-        **by_type,
-        **dict(zip(fixed_only, values[len(values) - len(fixed_only) :], strict=True)),
-    }
+        return float(scales.per_target[0])
+    return {z: float(scales.per_target[row]) for z, row in sorted(scales.row_of_type().items())}
 
 
 def _fixed_weights(scales: TargetScales) -> dict[int, float]:

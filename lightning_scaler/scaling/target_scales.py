@@ -139,6 +139,13 @@ class TargetScales:
         ]
         return TensorMap(self.layout.keys().to(device), blocks)
 
+    def row_of_type(self) -> dict[int, int]:
+        """The row of the scales of every type that has one of its own."""
+        n_types = self.types.numel()
+        rows = {z: row for row, z in enumerate(self.types.tolist())}
+        fixed_only = enumerate(self.fixed_only_types.tolist(), n_types + 2)
+        return {**{z: row for row, z in fixed_only}, **rows}
+
     def rows(self, types: Tensor, unseen_types: UnseenTypes) -> Tensor:
         """Row of the scales for each atomic type, ``(n_types,)``.
 

@@ -51,6 +51,13 @@ def test_a_target_and_a_type_of_one_alone_are_listed():
     assert "scale, type 1" in whats
 
 
+def test_scales_of_types_that_are_not_in_the_data_differ():
+    one, two = (
+        fitted(fixed_scales={"charges": {"H": 0.5, "C": carbon, "O": 0.5}}) for carbon in (1.0, 4.0)
+    )
+    assert find_differences(one, two) == [("charges", "scale, type 6", ("1", "4"), 0.75)]
+
+
 @pytest.mark.filterwarnings("ignore:these data are zero")  # one charge of hydrogen is its mean
 def test_settings_differ():
     found = find_differences(fitted(), fitted(baseline=CompositionBaseline()))
