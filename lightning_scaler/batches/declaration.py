@@ -68,6 +68,12 @@ class Declaration:
             if isinstance(target, PerStructure) and target.intensive
         ]
 
+    def union(self, other: "Declaration | None") -> "Declaration":
+        """The targets and addresses of both; where both have one, that of the other."""
+        if other is None:
+            return self
+        return Declaration({**self.targets, **other.targets}, {**self.batch, **other.batch})
+
     def state(self) -> dict[str, Any]:
         """The declaration as plain values, which :meth:`parse` takes."""
         return {

@@ -51,7 +51,7 @@ from .accumulator_state import Collected, SavedAccumulator
 from .data_parts import DataPart, merge_parts
 from .fit import fit_target
 from .fit_checks import check_values, warn_of_fit
-from .refit import EarlierFit
+from .refit import EarlierFit, check_subtracted
 from .scaler import Scaler
 from .target_collection import TargetCollection, is_auxiliary
 
@@ -341,15 +341,20 @@ class ScaleAccumulator:
             A new scaler with the targets of both.
 
         Raises:
-            ValueError: as :meth:`compute`, and for targets with another layout.
+            ValueError: as :meth:`compute`, for targets with another layout, and without the
+                baseline or the additive module that belongs to scales that are kept.
         """
         check_choice("part", part, RefitPart)
         of_errors = {} if errors is None else errors._collection.statistics
         new_scales = list_of_names("new_scales", new_scales)
         check_names("new_scales", new_scales, self._collection.layouts)
+        in_data = self._collection.layouts
+        check_subtracted(scaler, part, self.baseline, self.additive is not None, in_data)
         earlier = EarlierFit(scaler.targets, part, frozenset(new_scales), of_errors)
         refitted = self._fit(fixed_scales, unseen_types, scaler.settings.enabled, complete, earlier)
         refitted.targets = {**scaler.targets, **refitted.targets}
+        if scaler.declaration is not None:
+            refitted.declaration = scaler.declaration.union(self.declaration)
         return refitted
 
     def _fit(

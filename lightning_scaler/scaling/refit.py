@@ -1,7 +1,7 @@
 """A fit that keeps scales of an earlier one: new atomic types, a new baseline, or new scales."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -12,6 +12,7 @@ from ..settings import FixedScale, RefitPart
 from ..statistics import TargetStatistics
 from ..tensors import Key, TargetLayout
 from .fit import fit_target
+from .scaler import Scaler
 from .target_scales import TargetScales
 
 
@@ -89,14 +90,54 @@ class EarlierFit:
             scales = _with_settings_of_baseline(scales, earlier)
         if new_scales:
             return scales, below_noise
-        new_types = ~torch.isin(scales.types, _types_with_scales(earlier))
+        new_types = ~torch.isin(scales.types, torch.tensor(list(earlier.row_of_type())))
         below_noise = {key: found & new_types[:, None] for key, found in below_noise.items()}
         scales = replace(scales, fixed=_with_new_types(fixed, earlier.fixed))
         return _keep_scales(scales, earlier, part), below_noise
 
 
-def _types_with_scales(scales: TargetScales) -> Tensor:
-    return torch.cat([scales.types, scales.fixed_only_types])
+def check_subtracted(
+    scaler: Scaler,
+    part: RefitPart,
+    baseline: CompositionBaseline | None,
+    additive: bool,
+    names: Collection[str],
+) -> None:
+    """Refuse to keep scales of what other baselines left over than those of the new data.
+
+    Args:
+        scaler: scaler of the earlier fit.
+        part: part of it that is fitted again.
+        baseline: baseline of the new data; ``None``: none.
+        additive: whether an additive module is subtracted from the new data.
+        names: names of the targets in the new data.
+
+    Raises:
+        ValueError: naming the target.
+    """
+    for name, scales in scaler.targets.items():
+        before = bool(scales.weights)
+        without = scaler.settings.baseline == "none" or scales.composition == "none"
+        now = baseline is not None and name not in baseline.excluded
+        # A target whose earlier data had no invariant block is neither.
+        contradictory = without if now else before
+        if name in names and part != "baseline" and contradictory:
+            was, give = ("a", "give") if before else ("no", "do not give")
+            raise ValueError(
+                f"target '{name}': its scales are kept, and were fitted with {was} composition "
+                f"baseline; {give} it one now (baseline=CompositionBaseline()), or fit all again"
+            )
+        if name not in names and baseline is None and scales.weights:
+            raise ValueError(
+                f"target '{name}': it is not in the data and keeps its baseline, which is no "
+                "longer requested; name the targets that have none, such as baseline={'forces': "
+                "'none'} of TargetScaler or CompositionBaseline(excluded=['forces'])"
+            )
+        if scales.additive and not additive:
+            raise ValueError(
+                f"target '{name}': its scales are kept, and were fitted after subtracting an "
+                "additive module; give it for the new data too (additive=), or fit all again"
+            )
 
 
 def _check_new_blocks(earlier: TargetScales, layout: TargetLayout) -> None:
@@ -123,8 +164,7 @@ def _kept_or_fixed(
         return None if kind == "pair" else float(earlier.per_target[0])
     if isinstance(fixed, float):
         fixed = dict.fromkeys(types.tolist(), fixed)
-    rows = _row_of_type(earlier)
-    kept = {z: float(earlier.per_target[rows[z]]) for z in _types_with_scales(earlier).tolist()}
+    kept = {z: float(earlier.per_target[row]) for z, row in earlier.row_of_type().items()}
     return {**(fixed or {}), **kept}
 
 
@@ -144,10 +184,8 @@ def _with_settings_of_baseline(scales: TargetScales, earlier: TargetScales) -> T
 def _row_of_type(scales: TargetScales) -> dict[int | str, int]:
     """The row of each type; and those over all types, and of ones."""
     n_types = scales.types.numel()
-    fixed_only = enumerate(scales.fixed_only_types.tolist(), n_types + 2)
-    rows: dict[int | str, int] = {z: row for row, z in fixed_only}
-    rows |= {z: row for row, z in enumerate(scales.types.tolist())}
-    return rows | {"pooled": n_types, "identity": n_types + 1}
+    rows: dict[int | str, int] = {"pooled": n_types, "identity": n_types + 1}
+    return rows | {z: row for z, row in scales.row_of_type().items()}
 
 
 def _keep_scales(scales: TargetScales, earlier: TargetScales, part: RefitPart) -> TargetScales:

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from builders import (
+    Springs,
     atom_samples,
     atom_target,
     atomic_basis,
     fit,
+    forces,
     four_targets,
     labels,
     pair_target,
@@ -20,7 +22,7 @@ from builders import (
     system,
 )
 
-from lightning_scaler import CompositionBaseline, ScaleAccumulator, Scaler
+from lightning_scaler import CompositionBaseline, PerStructure, ScaleAccumulator, Scaler
 
 NAN = float("nan")
 FITTED = CompositionBaseline()
@@ -361,3 +363,63 @@ def test_new_scales_of_one_target_keep_its_baseline_and_the_other_targets():
         old, systems, targets, "scales", new_scales=["energy"], fixed_scales={"energy": 2}
     )
     assert scale(fixed, "energy") == [[2.0]]
+
+
+# What is subtracted from the new data
+
+
+@pytest.mark.parametrize("part", ["types", "scales"])
+@pytest.mark.parametrize("before", [FITTED, None, CompositionBaseline(excluded=["e"])])
+@pytest.mark.parametrize("now", [FITTED, None, CompositionBaseline(excluded=["e"])])
+def test_scales_are_kept_only_with_the_baseline_they_were_fitted_with(part, before, now):
+    systems, targets = [system(8), system(1)], {"e": structure_target([-3.0, 2.0])}
+    old = fit(systems, targets, baseline=before)
+    if (before is FITTED) == (now is FITTED):
+        assert refit(old, systems, targets, part, baseline=now).fitted
+        return
+    with pytest.raises(ValueError, match=r"target 'e': its scales are kept, .* baseline; .* it"):
+        refit(old, systems, targets, part, baseline=now)
+
+
+def test_a_target_that_cannot_have_a_baseline_need_not_say_so_twice():
+    systems, targets = (
+        [system(8), system(1)],
+        {"f": forces([[1.0, 2.0, 3.0], [0.5, 0.0, 1.0]], 1, 1)},
+    )
+    old = fit(systems, targets, baseline=FITTED)
+    assert refit(old, systems, targets, baseline=CompositionBaseline(excluded=["f"])).fitted
+
+
+def test_a_target_without_new_data_keeps_its_baseline_under_settings_that_can_be_saved():
+    systems, targets = [system(8), system(1)], {"e": structure_target([-3.0, 2.0])}
+    old = fit(systems, targets, baseline=FITTED)
+    other = {"q": atom_target([0.5, 0.25], atom_samples(1, 1))}
+    with pytest.raises(ValueError, match=r"'e': it is not in the data and keeps its baseline"):
+        refit(old, systems, other, "baseline", baseline=None)
+    scaler = refit(old, systems, other, "baseline", baseline=CompositionBaseline(excluded=["q"]))
+    loaded = Scaler()
+    loaded.set_extra_state(scaler.get_extra_state())
+    assert weights(loaded, "e") == weights(old, "e")
+
+
+def test_an_additive_module_belongs_to_the_scales_that_are_kept():
+    systems, targets = [system(8, 1), system(1)], {"energy": structure_target([-3.0, 2.0])}
+    old = fit(systems, targets, baseline=FITTED, additive=Springs(k=1e-3))
+    with pytest.raises(ValueError, match=r"'energy': .* additive module; give it for the new data"):
+        refit(old, systems, targets)
+    assert refit(old, systems, targets, additive=Springs(k=1e-3)).additive is not None
+
+
+def test_declared_targets_without_new_data_stay_declared():
+    batch = {"z": torch.tensor([8, 1, 1, 8]), "n_atoms": torch.tensor([1, 3])}
+    batch |= {"e": torch.tensor([-3.0, 6.0]), "q": torch.tensor([1.0, 2.0])}
+    both, one = ({name: PerStructure() for name in names} for names in ("eq", "e"))
+    accumulator = ScaleAccumulator(targets=both)
+    accumulator.update(batch)
+    old = accumulator.compute()
+    accumulator = ScaleAccumulator(targets=one)
+    accumulator.update(batch)
+    scaler = accumulator.refit(old)
+    # Of q per atom, 1 and 2/3.
+    expected = [1 / rms(1, 2 / 3), 2 / rms(1, 2 / 3)]
+    assert scaler.convert(batch, batch)["q"].tolist() == pytest.approx(expected, rel=1e-6)
