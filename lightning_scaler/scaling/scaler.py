@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
@@ -238,15 +239,8 @@ class Scaler(torch.nn.Module):
             check_choice("source", source, Space)
             check_choice("target", target, Space)
         if self.declaration is not None and not _are_tensormaps(tensors):
-            batch = systems
-            if not isinstance(batch, DeclaredBatch):
-                batch = DeclaredBatch(systems, self.declaration)
-            if tensors is systems:
-                converted = self.convert(batch, batch.targets(), source, target, baseline)
-                return batch.replace_targets(converted)
-            predictions = batch.predictions(tensors)
-            converted = self.convert(batch, predictions, source, target, baseline)
-            return batch.replace_predictions(tensors, converted)
+            convert = partial(self.convert, source=source, target=target, baseline=baseline)
+            return _convert_plain(systems, tensors, self.declaration, convert)
         known = {name: tensor for name, tensor in tensors.items() if name in self.targets}
         if source == target or not known:
             return dict(tensors)
@@ -259,12 +253,12 @@ class Scaler(torch.nn.Module):
 
     def convert_spread(
         self,
-        systems: Sequence[HasTypes] | Atoms,
-        tensors: Mapping[str, TensorMap],
+        systems: Any,
+        tensors: Any,
         source: Space = "model",
         target: Space = "physical",
         variance: bool = False,
-    ) -> dict[str, TensorMap]:
+    ) -> Any:
         r"""Convert the spread of predictions, such as a standard deviation, or a variance.
 
         .. math::
@@ -276,8 +270,10 @@ class Scaler(torch.nn.Module):
         :meth:`convert`.
 
         Args:
-            systems: systems of the batch (or their :class:`Atoms`).
-            tensors: spreads or variances by target name, each in the layout of its target.
+            systems: systems of the batch (or their :class:`Atoms`); if targets are declared, the
+                user's own batch.
+            tensors: spreads or variances by target name, each in the layout of its target; or an
+                object with plain tensors at the addresses of declared predictions.
             source: space of the tensors.
             target: space of the result.
             variance: whether the tensors are variances.
@@ -290,6 +286,9 @@ class Scaler(torch.nn.Module):
             >>> Scaler().convert_spread([], {}, variance=True)
             {}
         """
+        if self.declaration is not None and not _are_tensormaps(tensors):
+            convert = partial(self.convert_spread, source=source, target=target, variance=variance)
+            return _convert_plain(systems, tensors, self.declaration, convert)
         check_spreads({n: t for n, t in tensors.items() if n in self.targets}, variance)
         spreads: dict[str, TensorMap] = self.convert(
             systems, tensors, source, target, baseline=False
@@ -478,6 +477,18 @@ class Scaler(torch.nn.Module):
         # Filtered or averaged weights, and those from before the plugin, have no scales.
         if prefix + "_extra_state" in missing_keys:
             missing_keys.remove(prefix + "_extra_state")
+
+
+def _convert_plain(
+    systems: Any, tensors: Any, declaration: Declaration, convert: Callable[..., Any]
+) -> Any:
+    """Convert the plain tensors of declared targets, in a copy of what holds them."""
+    batch = systems
+    if not isinstance(batch, DeclaredBatch):
+        batch = DeclaredBatch(systems, declaration)
+    if tensors is systems:
+        return batch.replace_targets(convert(batch, batch.targets()))
+    return batch.replace_predictions(tensors, convert(batch, batch.predictions(tensors)))
 
 
 def _are_tensormaps(tensors: Any) -> bool:

@@ -18,7 +18,7 @@ from builders import (
     system,
 )
 
-from lightning_scaler import CompositionBaseline
+from lightning_scaler import CompositionBaseline, PerAtom, PerStructure, ScaleAccumulator
 
 SPACES = ("physical", "loss", "model")
 FITTED = CompositionBaseline()
@@ -123,3 +123,22 @@ def test_negative_spreads_are_refused_and_missing_ones_kept(variance, what):
     missing = {"e": structure_target([math.nan, 1.0])}
     found = scaler.convert_spread([system(8), system(8)], missing, variance=variance)
     assert found["e"].block().values.isnan().flatten().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("variance", [False, True])
+def test_plain_tensors_at_the_addresses_of_predictions_are_converted(variance):
+    batch = {"z": torch.tensor([8, 1, 1, 8]), "n_atoms": torch.tensor([1, 3])}
+    batch |= {"energy": torch.tensor([-3.0, 6.0]), "q": torch.tensor([2.0, 1.0, 1.0, 2.0])}
+    declared = {"energy": PerStructure(prediction=("std", "e")), "q": PerAtom(prediction="q_std")}
+    accumulator = ScaleAccumulator(targets=declared)
+    accumulator.update(batch)
+    output = {"std": {"e": torch.tensor([0.5, 2.0])}, "q_std": torch.tensor([1.0, 2.0, 3.0, 0.5])}
+    found = accumulator.compute().convert_spread(batch, output, variance=variance)
+    # Scales: the RMS of -3 and 2 per atom; 2 for O and 1 for H.
+    power, sigma = 1 + variance, math.sqrt(13 / 2)
+    energy = [0.5 * sigma**power, 2.0 * sigma**power]
+    assert found["std"]["e"].tolist() == pytest.approx(energy, rel=1e-6)
+    assert found["q_std"].tolist() == pytest.approx([2.0**power, 2.0, 3.0, 0.5 * 2.0**power])
+    output["q_std"][0] = -1.0
+    with pytest.raises(ValueError, match=r"target 'q', block .*: expected .* of at least 0"):
+        accumulator.compute().convert_spread(batch, output, variance=variance)
