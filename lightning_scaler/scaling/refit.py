@@ -162,6 +162,7 @@ def _kept_or_fixed(
     kind = earlier.layout.sample_kind
     if kind != "atom":
         return None if kind == "pair" else float(earlier.per_target[0])
+    fixed = earlier.fixed if isinstance(earlier.fixed, float) else fixed  # that of all types
     if isinstance(fixed, float):
         fixed = dict.fromkeys(types.tolist(), fixed)
     kept = {z: float(earlier.per_target[row]) for z, row in earlier.row_of_type().items()}

@@ -21,6 +21,7 @@ from builders import (
     structure_target,
     system,
 )
+from metatensor.torch import TensorMap
 
 from lightning_scaler import CompositionBaseline, PerStructure, ScaleAccumulator, Scaler
 
@@ -363,6 +364,38 @@ def test_new_scales_of_one_target_keep_its_baseline_and_the_other_targets():
         old, systems, targets, "scales", new_scales=["energy"], fixed_scales={"energy": 2}
     )
     assert scale(fixed, "energy") == [[2.0]]
+
+
+def test_a_scale_fixed_for_all_types_is_that_of_new_types():
+    targets = {"q": atom_target([0.5, 0.25], atom_samples(1, 1))}
+    old = fit([system(8), system(1)], targets, fixed_scales={"q": 0.5})
+    new = {"q": atom_target([3.0], atom_samples(1))}
+    before, after = old, refit(old, [system(7)], new, baseline=None)
+    converted = [scaler.convert([system(7)], new)["q"].block().values for scaler in (before, after)]
+    assert torch.equal(*converted)
+    assert scale(after, "q", "per_target_scales") == [[0.5]] * 3
+
+
+@pytest.mark.parametrize("against", ["targets", "predictions"])
+def test_a_block_without_new_data_keeps_its_weights(against):
+    def two_scalars(*values):
+        samples = labels("system", range(len(values[0])))
+        tensor = spherical({0: torch.zeros(len(values[0]), 1, 1)}, samples)
+        (one,) = tensor.blocks()
+        blocks = []
+        for numbers in values:
+            blocks.append(one.copy())
+            blocks[-1].values[:] = torch.tensor(numbers, dtype=torch.float64)[:, None, None]
+        keys = [[0, 1, kind] for kind in range(len(values))]
+        return TensorMap(labels(["o3_lambda", "o3_sigma", "kind"], keys), blocks)
+
+    systems = [system(8), system(1)]
+    old = fit(systems, {"t": two_scalars([1.0, 2.0], [4.0, 5.0])}, baseline=FITTED)
+    errors = {"t": two_scalars([0.5, 0.25])} if against == "predictions" else None
+    scaler = refit(old, systems, {"t": two_scalars([1.5, 2.25])}, "baseline", errors=errors)
+    assert weights(scaler, "t", block=1) == weights(old, "t", block=1)
+    found = weights(scaler, "t", block=0)
+    assert [*found[1], *found[8]] == near(2.25, 1.5)
 
 
 # What is subtracted from the new data
