@@ -97,7 +97,8 @@ def merge_parts(
             if differences and a.n_shards + b.n_shards > 2:
                 raise ValueError(
                     f"expected shards of the same data, got {pair}, which differ in "
-                    f"{'; '.join(differences)}"
+                    f"{'; '.join(differences)}; merge all shards of each data set first, then the "
+                    "results"
                 )
     parts = sorted([*ours, *theirs], key=lambda part: part.shard)
     if parts and len(parts) == parts[0].n_shards:

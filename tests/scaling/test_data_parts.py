@@ -45,7 +45,7 @@ def test_data_sets_are_merged_and_remembered():
         ((DATA, 1, 4), (DATA, 1, 4), "each part of the data once, got shard 1 of 4 (samples: 40)"),
         ((DATA, 1, 4), (DATA, 1, 2), "got shard 1 of 4 (samples: 40), and shard 1 of 2 (samples"),
         ((DATA,), (DATA, 0, 2), "got all data (samples: 40), and shard 0 of 2 (samples: 40), of"),
-        ((DATA, 1, 4), (OTHER, 2, 4), "which differ in samples (40 and 41)"),
+        ((DATA, 1, 4), (OTHER, 2, 4), "(40 and 41); merge all shards of each"),
         ((DATA, 0, 1, "0.1.0"), (OTHER, 0, 1, "0.0.9"), "got version 0.1.0, and version 0.0.9"),
     ],
 )

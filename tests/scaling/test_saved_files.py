@@ -45,6 +45,21 @@ def test_a_missing_shard_is_named(tmp_path):
         merge_files([paths[i] for i in (1, 2, 4)])
 
 
+def test_shards_of_two_data_sets_are_merged_set_by_set(tmp_path):
+    sets = {"1": ENERGIES, "2": [5.0, 6.0]}
+    for samples, values in sets.items():
+        (tmp_path / samples).mkdir()
+        paths = save_shards(tmp_path / samples, values, {"samples": samples})
+        merge_files(paths).save(tmp_path / f"{samples}.st")
+    shards = sorted(tmp_path.glob("*/*.st"))
+    with pytest.raises(ValueError, match="merge all shards of each data set first, then the res"):
+        merge_files(shards)
+    merged = merge_files([tmp_path / "1.st", tmp_path / "2.st"])
+    # sqrt((9 + 16 + 0.49 + 25 + 36) / 5)
+    scale = merged.compute().per_target_scales["energy"].block().values.item()
+    assert scale == pytest.approx((86.49 / 5) ** 0.5, rel=1e-15)
+
+
 def test_the_same_shard_twice_names_both_files(tmp_path):
     paths = save_shards(tmp_path)
     again = tmp_path / "again.st"
