@@ -12,6 +12,10 @@ TERMS |= {"atomref", "initial_atomref", "atomic_energies"}
 CLASSES = {"RemoveOffsets", "AddOffsets", "ScaleProperty", "ScaleShift", "ScaleShiftBlock"}
 CLASSES |= {"PerTypeScaleShift", "AtomicEnergiesBlock", "Atomref", "AtomRef", "StandardScaler"}
 
+# Classes that add energies in the units of the data, of NequIP, SchNetPack and TorchMD-NET.
+POTENTIALS = {"ZBL", "LennardJones", "SimpleLennardJones", "ZBLRepulsionEnergy", "EnergyCoulomb"}
+POTENTIALS |= {"EnergyEwald", "D2", "Coulomb"}
+
 
 def warn_of_own_scaling(module: torch.nn.Module) -> None:
     """Warn of layers that scale or shift outputs, unless they change nothing.
@@ -28,11 +32,14 @@ def warn_of_own_scaling(module: torch.nn.Module) -> None:
         rank_zero_warn(
             f"{type(module).__name__} has scaling of its own, which acts on top of the target "
             f"scales: {'; '.join(found[:4])}{f'; {len(found)} in all' if len(found) > 4 else ''}; "
-            "set its factors to 1 and its shifts to 0, unless that is what you want"
+            "set its factors to 1 and its shifts to 0, and leave potentials out, unless you want "
+            "them"
         )
 
 
 def _describe(part: torch.nn.Module) -> str:
+    if type(part).__name__ in POTENTIALS:
+        return "a potential, which would be multiplied by the scale"
     names = [*vars(part), *part._parameters, *part._buffers]
     words = []
     for name in names:

@@ -536,6 +536,13 @@ def test_scaling_of_its_own_is_named_before_the_first_step(tmp_path, members, wo
         fit(tmp_path, net.double(), max_epochs=1)
 
 
+def test_a_potential_of_its_own_is_named(tmp_path):
+    net = OtherModule()
+    net.repulsion = type("ZBL", (torch.nn.Module,), {})()
+    with pytest.warns(UserWarning, match=r"repulsion \(ZBL: a potential, which would be multipli"):
+        fit(tmp_path, net.double(), max_epochs=1)
+
+
 def test_scaling_that_setup_sets_is_named_too(tmp_path):
     class Late(OtherModule):
         def setup(self, stage):
