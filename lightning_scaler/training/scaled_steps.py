@@ -86,10 +86,10 @@ class ScaledSteps(ScaledModule):
         if not state.told:
             state.told = True
             rank_zero_info(
-                f"TargetScaler: checkpoints of {type(self).__name__} have scales, and only "
-                "ScaledSteps reads them; parts that are saved by themselves predict in model "
-                "space, unless they have the submodule at=…; lightning_scaler.fold writes the "
-                "scales into its layers"
+                f"TargetScaler: checkpoints of {type(self).__name__} contain scales, which classes "
+                "with ScaledSteps read; a submodule saved by itself predicts in model space, "
+                "unless it contains the one named as at=…; lightning_scaler.fold writes the scales "
+                "into the module's own layers"
             )
 
 
