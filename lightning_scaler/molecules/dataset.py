@@ -7,10 +7,11 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
-from metatomic.torch import NeighborListOptions, System
+from metatomic.torch import System
 from torch.utils.data import Dataset
 from vesin.metatomic import NeighborList
 
+from .edges import neighbor_list_options
 from .targets import TARGETS, tensor_maps
 
 MOLECULES_FILE = Path(__file__).with_name("molecules.npz")
@@ -88,11 +89,6 @@ class MoleculesDataset(Dataset[dict[str, Any]]):
             "system": self.systems[index],
             **{name: table[index] for name, table in tables.items()},
         }
-
-
-def neighbor_list_options(cutoff: float) -> NeighborListOptions:
-    """The neighbor list of datasets and models: every ordered pair within `cutoff`."""
-    return NeighborListOptions(cutoff=cutoff, full_list=True, strict=True)
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,10 +1,16 @@
-"""Spherical harmonics and radial functions of the edges between neighbors.
+"""The edges between neighbors: which they are, spherical harmonics and radial functions.
 
 TorchScript compiles them, as it does not those of e3nn.
 """
 
 import torch
+from metatomic.torch import NeighborListOptions
 from torch import Tensor
+
+
+def neighbor_list_options(cutoff: float) -> NeighborListOptions:
+    """The neighbor list of datasets and models: every ordered pair within `cutoff`."""
+    return NeighborListOptions(cutoff=cutoff, full_list=True, strict=True)
 
 
 def spherical_harmonics(directions: Tensor) -> Tensor:

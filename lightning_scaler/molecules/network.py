@@ -12,7 +12,7 @@ from metatomic.torch import ModelOutput, NeighborListOptions, System
 from torch import Tensor, nn
 
 from ..batches import neighbor_vectors, selected_samples
-from .edges import radial_functions, spherical_harmonics
+from .edges import neighbor_list_options, radial_functions, spherical_harmonics
 from .interaction import HARMONICS, Edges, Interaction, sum_by_owner
 from .targets import TARGETS, tensor_map
 
@@ -105,7 +105,7 @@ class MoleculesNetwork(nn.Module):
     @torch.jit.export
     def requested_neighbor_lists(self) -> list[NeighborListOptions]:
         """Every ordered pair within the cutoff."""
-        return [NeighborListOptions(cutoff=self.cutoff, full_list=True, strict=True)]
+        return [neighbor_list_options(self.cutoff)]
 
     def _atomic_tables(
         self, systems: list[System], outputs: dict[str, ModelOutput], positions: Tensor

@@ -12,8 +12,8 @@ from lightning_scaler.molecules.dataset import (
     MOLECULES_FILE,
     MoleculesDataset,
     collate,
-    neighbor_list_options,
 )
+from lightning_scaler.molecules.edges import neighbor_list_options
 from lightning_scaler.molecules.targets import TARGETS
 
 CUTOFF = 2.0

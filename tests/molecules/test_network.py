@@ -18,7 +18,7 @@ from metatomic.torch import (
 )
 from vesin.metatomic import NeighborList
 
-from lightning_scaler.molecules.dataset import neighbor_list_options
+from lightning_scaler.molecules.edges import neighbor_list_options
 from lightning_scaler.molecules.model import MoleculesModel
 from lightning_scaler.molecules.network import MoleculesNetwork
 from lightning_scaler.molecules.targets import TARGETS
