@@ -70,15 +70,27 @@ def sample_labels(n_atoms: list[int]) -> tuple[Labels, Labels]:
     Returns:
         Samples of per-structure and of per-atom targets, on the CPU.
     """
-    counts = torch.tensor(n_atoms, dtype=torch.int32)
-    system = torch.arange(len(n_atoms), dtype=torch.int32)
-    owner = system.repeat_interleave(counts)
-    first = counts.cumsum(0, dtype=torch.int32) - counts
-    atom = torch.arange(len(owner), dtype=torch.int32) - first[owner]
-    return (
-        Labels(["system"], system.unsqueeze(1), True),
-        Labels(["system", "atom"], torch.stack([owner, atom], 1), True),
-    )
+    counts = torch.tensor(n_atoms, dtype=torch.int64)
+    owner = torch.arange(len(n_atoms)).repeat_interleave(counts)
+    system, atom = sample_values(counts, owner, counts.cumsum(0) - counts)
+    return Labels(["system"], system, True), Labels(["system", "atom"], atom, True)
+
+
+def sample_values(n_atoms: Tensor, owner: Tensor, first_atom: Tensor) -> tuple[Tensor, Tensor]:
+    """The values of the samples of a batch, int32, on the device of the arguments.
+
+    Args:
+        n_atoms: number of atoms of each system, ``(n_systems,)``.
+        owner: system of each atom, ``(n_atoms,)``.
+        first_atom: index in the batch of the first atom of each system, ``(n_systems,)``.
+
+    Returns:
+        ``system``, ``(n_systems, 1)``; ``system`` and ``atom``, ``(n_atoms, 2)``.
+    """
+    device = owner.device
+    system = torch.arange(n_atoms.size(0), dtype=torch.int32, device=device).unsqueeze(1)
+    atom = torch.arange(owner.size(0), device=device) - first_atom.index_select(0, owner)
+    return system, torch.stack([owner, atom], 1).to(torch.int32)
 
 
 def selected_samples(

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..tensors import scripted, scripted_arithmetic
 from .atoms import Atoms
 from .declared_targets import MATRIX, VECTOR, DeclaredTarget
+from .engine import sample_values
 
 
 class Rows(NamedTuple):
@@ -83,16 +84,14 @@ def _rows_of(n_atoms: Tensor, owner: Tensor, first_atom: Tensor) -> list[Labels]
         owner: structure of each atom, ``(n_atoms,)``.
         first_atom: first atom of each structure, ``(n_structures,)``.
     """
-    device = n_atoms.device
-    structures = torch.arange(n_atoms.size(0), device=device).unsqueeze(1)
-    atom = torch.arange(owner.size(0), device=device) - first_atom.index_select(0, owner)
-    columns = torch.stack([owner, owner, atom], 1)
+    structures, atoms = sample_values(n_atoms, owner, first_atom)
+    positions = torch.cat([atoms[:, :1], atoms], 1)
     # Not as a named tuple, for which TorchScript defines a new class in every call.
     return [
-        Labels(["system"], structures),
-        Labels(["system", "atom"], columns[:, 1:]),
-        Labels(["sample", "system", "atom"], columns),
-        Labels(["sample"], structures),
+        Labels(["system"], structures, True),
+        Labels(["system", "atom"], atoms, True),
+        Labels(["sample", "system", "atom"], positions, True),
+        Labels(["sample"], structures, True),
     ]
 
 
