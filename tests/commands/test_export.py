@@ -134,6 +134,14 @@ def test_checkpoint_and_file_must_be_named(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_missing_setting_is_one_line_of_the_command(tmp_path):
+    result = launch(tmp_path, "out=model.pt", command=COMMAND)
+    assert result.returncode == 1
+    assert "lightning-scaler-export: ckpt_path: expected the checkpoint of" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
 def test_a_checkpoint_with_an_additive_module_needs_its_code(checkpoints, tmp_path):
     out = tmp_path / "model.pt"
     message = r"baseline: expected the additive module ZBL .*baseline='{_target_: lightning_scaler"
