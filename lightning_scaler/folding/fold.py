@@ -79,7 +79,10 @@ def fold(
     else:
         module, preset = source, find_preset(source)
     if out is not None and not checkpoint:
-        raise ValueError("fold: out= needs the path of a checkpoint in the place of the module")
+        raise ValueError(
+            "fold: out= needs the path of a checkpoint instead of the module; save one with "
+            "trainer.save_checkpoint"
+        )
     if batch is None:
         raise ValueError(
             "fold: expected a batch of a loader, for which predictions before and after are "

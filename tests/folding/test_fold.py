@@ -213,6 +213,28 @@ def test_rounding_of_single_precision_is_refused_unless_allowed():
     assert fold(net, data[0], LAYERS).factor.dtype == torch.float32
 
 
+def test_forces_in_single_precision_may_differ_by_rounding_in_a_double_module():
+    """As from autograd with respect to positions in single precision."""
+
+    class SingleForces(Theirs):
+        def forward(self, batch):
+            output = super().forward(batch)
+            return {**output, "forces": output["forces"].float()}
+
+    class OursSingleForces(ScaledSteps, SingleForces):
+        pass
+
+    data = batches()
+    net = scaled(data, net=OursSingleForces().double())
+    folded = fold(net, data[0], {"energy": LAST_LAYER})
+    before, after = (one(data[0])["forces"].double() for one in (net, folded))
+    error, largest = (before - after).abs().max(), before.abs().max()
+    assert 1e-12 * largest < error < 1e-6 * largest
+    wrong = {"energy": {"scales": "out.weight", "shifts": "references"}}
+    with pytest.raises(ValueError, match="predicts something else"):
+        fold(net, data[0], wrong)
+
+
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
