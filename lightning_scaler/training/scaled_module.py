@@ -42,10 +42,12 @@ class ScaledModule(_Module):
         mixin = next(base for base in cls.__mro__ if ScaledModule in base.__bases__).__name__
         # Two distributions of Lightning have a LightningModule.
         if "LightningModule" in bases[: bases.index(mixin)]:
+            given = [base.__name__ for base in cls.__bases__]
+            others = [name for name in given if name != mixin]
             raise TypeError(
                 f"class {cls.__name__}: expected {mixin} before LightningModule among the bases, "
-                f"got ({', '.join(base.__name__ for base in cls.__bases__)}); write "
-                f"class {cls.__name__}({mixin}, LightningModule)"
+                f"got ({', '.join(given)}); write class {cls.__name__}"
+                f"({', '.join([mixin, *others])})"
             )
         if "__init__" not in cls.__dict__:
             _keep_signature(cls)

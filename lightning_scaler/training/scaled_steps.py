@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from ..batches import Declaration, DeclaredBatch, clone_inference_tensors
 from ..scaling import Scaler
+from ..settings import did_you_mean
 from .scaled_module import ScaledModule, is_lightning
 from .step_state import StepState
 
@@ -86,10 +87,11 @@ class ScaledSteps(ScaledModule):
         if not state.told:
             state.told = True
             rank_zero_info(
-                f"TargetScaler: checkpoints of {type(self).__name__} contain scales, which classes "
-                "with ScaledSteps read; a submodule saved by itself predicts in model space, "
-                "unless it contains the one named as at=…; lightning_scaler.fold writes the scales "
-                "into the module's own layers"
+                f"TargetScaler: checkpoints of {type(self).__name__} have scales, which a class "
+                "with ScaledSteps reads: class X(ScaledSteps, …), then X.load_from_checkpoint. A "
+                "submodule that is saved by itself predicts in model space, unless it contains the "
+                "one named at=…. For other programs, lightning_scaler.fold writes the scales into "
+                "the layers"
             )
 
 
@@ -103,6 +105,12 @@ def prepare(module: Any, at: str) -> None:
     Raises:
         AttributeError: if there is no such submodule.
     """
+    known = [name for name, _ in module.named_modules() if name]
+    if at not in ("forward", *known):
+        raise AttributeError(
+            f"TargetScaler(at='{at}'): the module has no submodule '{at}'; "
+            f"{did_you_mean(at, ['forward', *known])}"
+        )
     module.target_scaler = Scaler()
     module._scaled_state = StepState(at)
     # A submodule that was saved among the hyperparameters brings the hook of another module.

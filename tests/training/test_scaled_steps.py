@@ -304,8 +304,15 @@ def test_a_step_without_a_converted_prediction_is_refused(tmp_path):
     message = r"training_step: no prediction of 'energy', 'populations' was found in the output of "
     with pytest.raises(RuntimeError, match=message + r"'forward'.* TargetScaler\(at='…'\)"):
         fit(tmp_path, double(Parts))
-    with pytest.raises(AttributeError, match="no attribute `predict`"):
+    message = r"TargetScaler\(at='predict'\): the module .* did you mean 'predictor'"
+    with pytest.raises(AttributeError, match=message):
         fit(tmp_path, double(Parts), callback=TargetScaler(targets=DECLARED, at="predict"))
+
+
+def test_the_wrong_order_of_bases_is_refused_with_the_right_one():
+    message = r"got \(Parts, ScaledSteps\); write class X\(ScaledSteps, Parts\)"
+    with pytest.raises(TypeError, match=message):
+        type("X", (Parts, ScaledSteps), {})
 
 
 def test_a_predict_step_may_return_what_it_likes(trained, tmp_path):
