@@ -146,6 +146,23 @@ def check_declared(module: LightningModule) -> None:
         )
 
 
+def check_own_loss(
+    module: LightningModule, weights: Mapping[str, float] | None, balance: bool | None
+) -> None:
+    """Check that settings of the default loss are left out where a module has its own.
+
+    Weights of 1, as in a preset, change nothing.
+
+    Raises:
+        ValueError: if they would have no effect.
+    """
+    if balance or any(weight != 1 for weight in (weights or {}).values()):
+        raise ValueError(
+            f"TargetScaler: {type(module).__name__} computes its own loss, on which loss_weights "
+            "and balance_loss have no effect; leave them out, and weight the terms in the module"
+        )
+
+
 def check_alone(callbacks: list[Any]) -> None:
     """Check that a trainer has only one ``TargetScaler``.
 

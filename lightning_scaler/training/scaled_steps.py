@@ -105,11 +105,10 @@ def prepare(module: Any, at: str) -> None:
     Raises:
         AttributeError: if there is no such submodule.
     """
-    known = [name for name, _ in module.named_modules() if name]
-    if at not in ("forward", *known):
+    known = ["forward", *(name for name, _ in module.named_modules() if name)]
+    if at not in known:
         raise AttributeError(
-            f"TargetScaler(at='{at}'): the module has no submodule '{at}'; "
-            f"{did_you_mean(at, ['forward', *known])}"
+            f"TargetScaler(at='{at}'): there is no such submodule; {did_you_mean(at, known)}"
         )
     module.target_scaler = Scaler()
     module._scaled_state = StepState(at)

@@ -27,6 +27,7 @@ from .checks import (
     check_declared,
     check_fitted,
     check_module,
+    check_own_loss,
     check_refit,
     check_resumed,
     check_same_values,
@@ -214,6 +215,7 @@ class TargetScaler(Callback):
         """Called when fit begins. Fits the scales, unless a checkpoint is restored later."""
         check_resumed(trainer, self.against)
         if isinstance(pl_module, ScaledSteps):
+            check_own_loss(pl_module, self.loss_weights, self.balance_loss)
             warn_of_own_scaling(pl_module)
         self._record = LoaderRecord(trainer)
         tuner = name_of_tuner(trainer)

@@ -304,9 +304,20 @@ def test_a_step_without_a_converted_prediction_is_refused(tmp_path):
     message = r"training_step: no prediction of 'energy', 'populations' was found in the output of "
     with pytest.raises(RuntimeError, match=message + r"'forward'.* TargetScaler\(at='…'\)"):
         fit(tmp_path, double(Parts))
-    message = r"TargetScaler\(at='predict'\): the module .* did you mean 'predictor'"
+    message = r"TargetScaler\(at='predict'\): there is no such submodule; did you mean 'predictor'"
     with pytest.raises(AttributeError, match=message):
         fit(tmp_path, double(Parts), callback=TargetScaler(targets=DECLARED, at="predict"))
+
+
+def test_settings_of_the_default_loss_are_refused_for_a_loss_of_the_module(tmp_path):
+    for settings in ({"loss_weights": {"energy": 2}}, {"balance_loss": True}):
+        callback = TargetScaler(targets=DECLARED, at="predictor", **settings)
+        with pytest.raises(ValueError, match=r"Parts computes its own loss, .* leave them out"):
+            fit(tmp_path, double(Parts), callback=callback)
+    callback = TargetScaler(
+        targets=DECLARED, at="predictor", loss_weights={"energy": 1}, balance_loss=False
+    )
+    assert fit(tmp_path, double(Parts), callback=callback).state.finished
 
 
 def test_the_wrong_order_of_bases_is_refused_with_the_right_one():
