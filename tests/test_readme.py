@@ -33,7 +33,7 @@ def test_the_first_example_runs(tmp_path, monkeypatch, capsys):
 
 def test_every_example_is_valid_python():
     examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(examples) == 14
+    assert len(examples) == 16
     for example in examples:
         compile(example, "README.md", "exec")
 
