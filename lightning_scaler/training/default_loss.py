@@ -16,7 +16,7 @@ class DefaultLoss:
     Warns once of each term whose mean square is unknown or zero, and once of unused weights.
 
     Attributes:
-        terms: terms of the last batch; ``None`` if another loss was used for it.
+        terms: terms of the last batch, detached; ``None`` if another loss was used for it.
     """
 
     def __init__(self) -> None:
@@ -39,11 +39,14 @@ class DefaultLoss:
         """
         balanced = scaler.settings.balance_loss
         mean_squares = scaler.mean_squares if balanced else {}
-        self.terms = loss_terms(predictions, targets, mean_squares)
+        terms = loss_terms(predictions, targets, mean_squares)
+        # A module that holds tensors with a graph cannot be copied.
+        errors = {name: error.detach() for name, error in terms.errors.items()}
+        self.terms = LossTerms(errors, terms.present)
         # A few batches say little about the terms.
         if balanced and not scaler.settings.provisional:
-            self._warn_of_unbalanced_terms(self.terms, scaler, mean_squares)
-        return self.terms.weighted_mean(scaler.settings.loss_weights)
+            self._warn_of_unbalanced_terms(terms, scaler, mean_squares)
+        return terms.weighted_mean(scaler.settings.loss_weights)
 
     def warn_of_unused_weights(self, owner: str, weights: Mapping[str, float]) -> None:
         """Warn once of weights that another loss does not use.

@@ -1,5 +1,6 @@
 """The steps, helpers and errors of TargetScalingMixin in runs of a real Trainer."""
 
+import copy
 import logging
 import math
 
@@ -630,3 +631,10 @@ def test_padding_of_every_evaluation_loader_is_that_of_its_own_sampler(fitted, t
     found = trainer.validate(net, padded, verbose=False)
     for errors, without_padding in zip(found, expected, strict=True):
         assert errors == pytest.approx(without_padding, rel=1e-12)
+
+
+def test_a_trained_module_can_be_copied_without_a_validation_after_it(tmp_path):
+    net = SmallNet()
+    options = {"max_epochs": 1, "limit_val_batches": 0}
+    quiet_trainer(tmp_path, callbacks=[scaler_callback()], **options).fit(net, SmallData())
+    assert_same_scales(copy.deepcopy(net).scaler, net.scaler)
