@@ -1,5 +1,6 @@
 """A user's own batch of plain tensors, with its declared targets."""
 
+import functools
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -286,7 +287,12 @@ def _replace_all(
 ) -> Any:
     for name in found.keys() & tensors.keys():
         values, gradients = values_and_gradients(tensors[name])
+        # Energies in float64 beside forces in float32 share a dtype in a TensorMap.
+        dtypes = (one.tensor.dtype for one in found[name].values())
+        shared = functools.reduce(torch.promote_types, dtypes)
         for one, new in zip(found[name].values(), [*values, *gradients], strict=True):
             new = restore_shape(one.original(new), one.tensor)
+            if new.dtype == shared:
+                new = new.to(one.tensor.dtype)
             holder = replace(holder, one.path, new)
     return holder

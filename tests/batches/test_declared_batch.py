@@ -286,3 +286,16 @@ def test_predictions_keep_the_graph_of_autograd():
     energy = found["energy"].block()
     (energy.values.sum() + energy.gradient("positions").values.sum()).backward()
     assert weight.grad.item() == float(numbers(2).sum() - numbers(5, 3).sum())
+
+
+def test_each_tensor_of_a_target_keeps_its_dtype():
+    target = PerStructure(gradients={"positions": "-forces"})
+    batch = batch_of(energy=numbers(2), forces=numbers(5, 3, dtype=torch.float32))
+    one = declared(batch, energy=target)
+    replaced = one.replace_targets(one.targets())
+    assert (replaced["energy"].dtype, replaced["forces"].dtype) == (torch.float64, torch.float32)
+    # A total with a baseline enters the units of the data in float64, and so do its gradients.
+    batch["energy"] = batch["energy"].float()
+    one = declared(batch, energy=target)
+    replaced = one.replace_targets({"energy": one.targets()["energy"].to(dtype=torch.float64)})
+    assert (replaced["energy"].dtype, replaced["forces"].dtype) == (torch.float64, torch.float64)
