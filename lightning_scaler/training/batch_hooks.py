@@ -17,20 +17,22 @@ class BatchHooks:
     """What training does to a batch before its step.
 
     Batches are moved to the device only if the module or the datamodule overrides a hook that
-    Lightning calls then or afterwards.
+    Lightning calls then or afterwards, or the module predicts for them.
 
     Args:
         trainer: trainer that is starting a fit.
         module: module that is being trained.
+        predicts: whether the module predicts for the batches.
 
     Attributes:
         moves: whether batches are moved to the device.
     """
 
-    def __init__(self, trainer: Trainer, module: ScaledModule) -> None:
+    def __init__(self, trainer: Trainer, module: ScaledModule, predicts: bool = False) -> None:
         self._trainer, self._module = trainer, module
         owners = (module, trainer.datamodule)  # type: ignore[attr-defined]
-        self.moves = any(_overrides(owner, hook) for owner in owners for hook in TRANSFER_HOOKS)
+        overridden = any(_overrides(owner, hook) for owner in owners for hook in TRANSFER_HOOKS)
+        self.moves = overridden or predicts
         self._before = any(_overrides(owner, "on_before_batch_transfer") for owner in owners)
 
     def __call__(self, batch: Any) -> Any:

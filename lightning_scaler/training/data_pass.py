@@ -118,6 +118,7 @@ def read_training_data(
     limit_batches: int | None = None,
     errors: PredictionErrors | None = None,
     shard: tuple[int, int] = (0, 1),
+    predicts: bool = False,
 ) -> Batch | None:
     """Add all training data to an accumulator, each sample once over all processes.
 
@@ -135,6 +136,7 @@ def read_training_data(
         limit_batches: maximum number of batches of each loader, counted over all processes.
         errors: collects the errors of predictions too; afterwards it holds those of all processes.
         shard: index of the shard to read, from 0, and the number of shards.
+        predicts: whether the module predicts for a batch, now or afterwards.
 
     Returns:
         The first batch that this process has read.
@@ -150,7 +152,7 @@ def read_training_data(
         errors.accumulator = local_errors[0]
     limits = _limits(trainer, loader, limit_batches)._replace(shard=shard)
     first_batch: Batch | None = None
-    n_batches, hooks = 0, BatchHooks(trainer, module)
+    n_batches, hooks = 0, BatchHooks(trainer, module, predicts)
     with preserve_rng(loader.flattened), torch.no_grad():
         loader.restore_states()
         loaders = pass_loaders(loader.combined, processes, limits, loader.injected)
@@ -238,12 +240,13 @@ def _fill(
     """
     limit_batches = decision.request.limit_batches
     inputs = (trainer, module, accumulator, processes, loader, limit_batches)
+    predicts = errors is not None or decision.part == "scales"
     cache = decision.request.cache and StatisticsCache(decision.request.cache, processes)
     if not cache:
-        return read_training_data(*inputs, errors)
+        return read_training_data(*inputs, errors, predicts=predicts)
     if decision.keep_existing or decision.part is not None or is_dev_run(trainer):
         cache.report_unused("fast_dev_run" if is_dev_run(trainer) else "other scales are kept")
-        return read_training_data(*inputs, errors)
+        return read_training_data(*inputs, errors, predicts=predicts)
     data = identify_training_data(*inputs)
     if cache.fill(accumulator, data):
         return None
