@@ -207,6 +207,7 @@ class TargetScaler(Callback):
             scaler.additive = FrozenModule(self.additive)
         self._scales_kept, self._to_report = False, set()
         self._forget_record()
+        self._states_at_train_start = None
         self._declare(scaler)
         callbacks.insert(0, callbacks.pop(callbacks.index(self)))
 
@@ -262,6 +263,17 @@ class TargetScaler(Callback):
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when fit ends. Undoes what ``refit`` took from the batches of a dev run."""
+        self._undo_dev_run(pl_module)
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Called when a run fails. Undoes the same, and forgets the loaders."""
+        self._undo_dev_run(pl_module)
+        self._forget_record()
+
+    def _undo_dev_run(self, pl_module: LightningModule) -> None:
         if self._before_dev_run is not None:
             scaler_of(cast(ScaledModule, pl_module)).set_extra_state(self._before_dev_run)
             self._before_dev_run = None
@@ -311,7 +323,7 @@ class TargetScaler(Callback):
 
     def _declare(self, scaler: Scaler) -> None:
         """Set the declared targets, or none for a list of names; a checkpoint may have others."""
-        if self.declaration is not None and scaler.fitted and not self.refit:
+        if self.declaration is not None and scaler.fitted and self.refit is not True:
             check_same_values(scaler.declaration, self.declaration)
         if self.targets is not None:
             scaler.declaration = self.declaration
