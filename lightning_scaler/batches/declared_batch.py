@@ -149,13 +149,19 @@ class DeclaredBatch(Sequence[Any]):
         device = next((tensor.device for tensor in tensors), self.atoms.types.device)
         return self._tensormaps(found, self.atoms.to(device))
 
-    def has_predictions(self, output: Any) -> bool:
-        """Whether an output holds a prediction of some declared target."""
+    def names_in_batch(self) -> set[str]:
+        """The names of the declared targets that the batch holds."""
+        targets = self.declaration.targets.items()
+        return {n for n, t in targets if find(self.batch, batch_path(n, t)) is not None}
+
+    def names_in_output(self, output: Any) -> set[str]:
+        """The names of the declared targets of which an output holds a prediction."""
         targets = self.declaration.targets
-        return any(
-            find(output, output_path(name, target, output, len(targets))) is not None
+        return {
+            name
             for name, target in targets.items()
-        )
+            if find(output, output_path(name, target, output, len(targets))) is not None
+        }
 
     def replace_targets(self, tensors: Mapping[str, TensorMap]) -> Any:
         """A copy of the batch with other targets, in the shapes of its own.

@@ -3,12 +3,13 @@
 import copy
 import functools
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from .scaled_steps import ScaledSteps, prepare, remove_hooks
+from .scaled_steps import ScaledSteps, prepare, remove_hooks, set_place
 
 
 def scale_steps(trainer: Trainer, module: LightningModule, callback: Callback, at: str) -> None:
@@ -27,6 +28,7 @@ def scale_steps(trainer: Trainer, module: LightningModule, callback: Callback, a
         AttributeError: if there is no such submodule.
     """
     cls, name = type(module), type(module).__name__
+    _remove_redirection(module)
     problem = _why_not(trainer, module, callback)
     if problem is not None:
         raise TypeError(
@@ -41,6 +43,31 @@ def scale_steps(trainer: Trainer, module: LightningModule, callback: Callback, a
         "in loss space, all other steps and predictions in the units of the data, so training and "
         "validation losses have different units"
     )
+
+
+def move_place(module: LightningModule, at: str) -> None:
+    """Convert the output of another submodule than before, in a class of :func:`scale_steps`.
+
+    Args:
+        module: module with a mixin.
+        at: name of the submodule.
+
+    Raises:
+        ValueError: for a module whose class has a mixin in its own code.
+        AttributeError: if there is no such submodule.
+    """
+    cls: Any = type(module)
+    if isinstance(module, ScaledSteps) and module._scaled_state.at == at:
+        return
+    if ScaledSteps not in cls.__bases__ or cls is not scaled_class(cls.__bases__[-1], cls.at):
+        way_out = "leave out at"
+        if isinstance(module, ScaledSteps):
+            way_out = f"write at = {at!r} in the class, or {way_out}"
+        raise ValueError(
+            f"at={at!r} is for modules without a mixin, and {cls.__name__} has one; {way_out}"
+        )
+    set_place(module, at)
+    module.__class__ = scaled_class(cls.__bases__[-1], at)
 
 
 @functools.cache
@@ -77,6 +104,7 @@ def unscaled_copy(module: ScaledSteps) -> LightningModule:
         )
     copied: Any = copy.deepcopy(module)
     remove_hooks(copied)
+    _remove_redirection(copied)
     del copied.target_scaler, copied._scaled_state
     copied.__class__ = behind[0]
     return copied  # type: ignore[no-any-return]
@@ -84,6 +112,13 @@ def unscaled_copy(module: ScaledSteps) -> LightningModule:
 
 def _create(create: Callable[..., Any], cls: Any, at: str, arguments: tuple[Any, ...]) -> Any:
     return create(scaled_class(cls, at), *arguments)
+
+
+def _remove_redirection(module: Any) -> None:
+    """Remove the method of the class that Lightning leaves as an attribute after a run of DDP."""
+    forward = vars(module).get("forward")
+    if isinstance(forward, MethodType) and forward.__func__ is type(module).forward:
+        del module.forward
 
 
 def _why_not(trainer: Any, module: Any, callback: Callback) -> str | None:

@@ -1,6 +1,7 @@
 """The mixin that keeps the steps of a LightningModule and changes the space of its tensors."""
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -10,9 +11,10 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from metatensor.torch import TensorMap
 from typing_extensions import override
 
-from ..batches import Declaration, DeclaredBatch, clone_inference_tensors
+from ..batches import DeclaredBatch, clone_inference_tensors
 from ..scaling import Scaler
 from ..settings import did_you_mean
+from .found_predictions import check_found, find_batch
 from .scaled_module import ScaledModule, is_lightning
 from .step_state import StepState
 
@@ -80,6 +82,12 @@ class ScaledSteps(ScaledModule):
             return super()._predict(systems)
 
     @override
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Called after every training batch. Forgets it: there is no backward pass any more."""
+        self._scaled_state.forget()
+        super().on_train_batch_end(outputs, batch, batch_idx)
+
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Called when a checkpoint is saved. Says once what of it needs the scales."""
         super().on_save_checkpoint(checkpoint)
@@ -105,24 +113,39 @@ def prepare(module: Any, at: str) -> None:
     Raises:
         AttributeError: if there is no such submodule.
     """
+    module.target_scaler = Scaler()
+    set_place(module, at)
+
+
+def set_place(module: Any, at: str) -> None:
+    """Convert the output of ``forward`` or of a submodule, and of nothing else.
+
+    Args:
+        module: module whose class has :class:`ScaledSteps`.
+        at: ``"forward"``, or the name of the submodule whose output is converted.
+
+    Raises:
+        AttributeError: if there is no such submodule.
+    """
     known = ["forward", *(name for name, _ in module.named_modules() if name)]
     if at not in known:
         raise AttributeError(
             f"TargetScaler(at='{at}'): there is no such submodule; {did_you_mean(at, known)}"
         )
-    module.target_scaler = Scaler()
+    place = None if at == "forward" else module.get_submodule(at)
     module._scaled_state = StepState(at)
     # A submodule that was saved among the hyperparameters brings the hook of another module.
     remove_hooks(module)
-    if at != "forward":
-        module.get_submodule(at).register_forward_hook(_OutputHook(module))
+    if place is not None:
+        place.register_forward_hook(_OutputHook(module))
 
 
 def remove_hooks(module: torch.nn.Module) -> None:
-    """Remove the hooks that convert the output of a submodule from all submodules."""
+    """Remove the hooks that convert the output of a submodule, except for modules inside."""
+    inside = {id(part) for part in module.modules() if part is not module}
     for part in module.modules():
         for key, hook in list(part._forward_hooks.items()):
-            if isinstance(hook, _OutputHook):
+            if isinstance(hook, _OutputHook) and id(hook.owner) not in inside:
                 del part._forward_hooks[key]
 
 
@@ -131,6 +154,10 @@ class _OutputHook:
 
     def __init__(self, owner: Any) -> None:
         self.owner = owner
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_OutputHook":
+        # A copy of the submodule alone, such as an average of its weights, has the same owner.
+        return _OutputHook(memo.get(id(self.owner), self.owner))
 
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if self.owner._scaled_state.in_forward:
@@ -153,13 +180,15 @@ def _wrap(cls: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
 
 
 def _scaled_step(step: Callable[..., Any], stage: str) -> Callable[..., Any]:
+    first = [*inspect.signature(step).parameters][1:2]
+
     @functools.wraps(step)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         state: StepState = self._scaled_state
         if state.running:
             return step(self, *args, **kwargs)
         scaler = self.fitted_scaler
-        name = next(iter(kwargs), None) if not args else None
+        name = None if args else next(name for name in (*first, *kwargs) if name in kwargs)
         batch = args[0] if name is None else kwargs[name]
         if stage == "train":
             given = scaler.convert(batch, batch)
@@ -167,16 +196,16 @@ def _scaled_step(step: Callable[..., Any], stage: str) -> Callable[..., Any]:
             with state.run(stage, batch):
                 output = step(self, *args, **kwargs)
         else:
-            # Forces by autograd need normal tensors.
-            with torch.inference_mode(False), torch.no_grad():
+            # Forces by autograd need normal tensors, and gradients where a hook has enabled them.
+            gradients = torch.is_grad_enabled()
+            with torch.inference_mode(False), torch.set_grad_enabled(gradients):
                 batch = clone_inference_tensors(batch)
                 args, kwargs = _with_batch(batch, name, args, kwargs)
                 with state.run(stage, batch):
                     output = step(self, *args, **kwargs)
+        check_found(self, step.__name__, stage, batch, output)
         if stage == "predict":
             return apply_to_collection(output, torch.Tensor, torch.Tensor.detach)
-        if not state.found:
-            raise RuntimeError(_describe_not_found(self, step.__name__))
         return output
 
     return run
@@ -211,44 +240,13 @@ def _converted(module: Any, output: Any, args: tuple[Any, ...], kwargs: Mapping[
         return output
     stage, batch = state.current()
     if stage is None:
-        batch = _find_batch(module, declaration, [*args, *kwargs.values()])
+        batch = find_batch(module, declaration, [*args, *kwargs.values()])
     declared = DeclaredBatch(batch, declaration)
-    if not declared.has_predictions(output):
+    names = declared.names_in_output(output)
+    if not names:
         return output
-    state.found = True
+    state.found |= names
     if stage == "train" and all(s.layout.single_property for s in scaler.targets.values()):
         return output  # model space is loss space
     target = "loss" if stage == "train" else "physical"
     return scaler.convert(declared, output, source="model", target=target)
-
-
-def _find_batch(module: Any, declaration: Declaration, arguments: list[Any]) -> Any:
-    """The batch among the arguments of ``forward``.
-
-    Raises:
-        RuntimeError: if there is none.
-    """
-    problem: Exception | None = None
-    for argument in arguments:
-        try:
-            _ = DeclaredBatch(argument, declaration).atoms
-        except (TypeError, ValueError) as error:
-            problem = problem or error
-        else:
-            return argument
-    raise RuntimeError(
-        f"{type(module).__name__} was called outside of its steps without a batch, so its output "
-        "cannot be converted to the units of the data; call it with the batch of a loader, or use "
-        "trainer.predict"
-    ) from problem
-
-
-def _describe_not_found(module: Any, step: str) -> str:
-    targets = ", ".join(f"'{name}'" for name in module.target_scaler.targets)
-    name, at = type(module).__name__, module._scaled_state.at
-    return (
-        f"{name}.{step}: no prediction of {targets} was found in the output of '{at}' during the "
-        "step, so the units of what it computed are unknown; give the addresses in the output as "
-        "prediction=, or, if the step does not call forward, name the submodule whose output holds "
-        "the predictions: TargetScaler(at='…')"
-    )

@@ -19,7 +19,7 @@ class StepState:
         at: the same.
         running: whether a step is running.
         in_forward: whether the module's ``forward`` is running.
-        found: whether a prediction was found in the last step.
+        found: names of the targets whose predictions were found in the last step.
         told: whether it was said what checkpoints hold.
     """
 
@@ -27,7 +27,7 @@ class StepState:
         self.at = at
         self.running = False
         self.in_forward = False
-        self.found = False
+        self.found: set[str] = set()
         self.told = False
         self._stage: str | None = None
         self._batch: Any = None
@@ -35,14 +35,14 @@ class StepState:
     @contextmanager
     def run(self, stage: str, batch: Any) -> Iterator[None]:
         """Run a step: ``"train"``, ``"validation"``, ``"test"`` or ``"predict"``."""
-        self.running, self.found = True, False
+        self.running, self.found = True, set()
         self._stage, self._batch = stage, batch
         try:
             yield
         finally:
             self.running = False
             if stage != "train":
-                self._stage, self._batch = None, None
+                self.forget()
 
     @contextmanager
     def inside_forward(self) -> Iterator[None]:
@@ -52,6 +52,10 @@ class StepState:
             yield
         finally:
             self.in_forward = False
+
+    def forget(self) -> None:
+        """Forget the last training step, after whose backward pass nothing is computed again."""
+        self._stage, self._batch = None, None
 
     def current(self) -> tuple[str | None, Any]:
         """The stage and the batch of the present step; ``None`` outside of steps.

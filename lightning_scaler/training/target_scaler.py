@@ -41,7 +41,7 @@ from .fit_report import print_fit, report_kept_scales
 from .loss_settings import LossSettings
 from .own_scaling import warn_of_own_scaling
 from .random_states import RandomStates, preserve_rng
-from .scale_steps import scale_steps
+from .scale_steps import move_place, scale_steps
 from .scaled_module import ScaledModule, scaler_of
 from .scaled_steps import ScaledSteps
 from .training_loader import LoaderRecord
@@ -198,6 +198,8 @@ class TargetScaler(Callback):
         check_averaging(callbacks, self.refit)
         if self.declaration is not None and not isinstance(pl_module, ScaledModule):
             scale_steps(trainer, pl_module, self, self.at)
+        elif self.at != "forward":
+            move_place(pl_module, self.at)
         scaler = check_module(pl_module)
         needed = scaler.additive is not None and scaler.additive.needs_module(self.additive)
         if self.additive is not None and needed:
