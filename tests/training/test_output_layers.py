@@ -255,9 +255,10 @@ def test_the_readout_of_the_embedded_network_absorbs_a_new_scale(tmp_path):
     options = {"targets": None, "intensive_targets": ["dipole"]}
     (old,) = per_target_scales(model.scaler, "energy")
     before = parameters(model)
-    absorb(tmp_path, model, FewMolecules(), **options)
+    layers = {"energy": "network.readouts.energy"}
+    absorb(tmp_path, model, FewMolecules(), output_layers=layers, **options)
     (new,) = per_target_scales(model.scaler, "energy")
     weights = dict(model.named_parameters())
     changed = [name for name in before if not torch.equal(before[name], weights[name])]
-    assert changed == ["readouts.energy.weight"]
+    assert changed == ["network.readouts.energy.weight"]
     torch.testing.assert_close(weights[changed[0]], before[changed[0]] * (old / new))
