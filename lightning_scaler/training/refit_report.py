@@ -34,13 +34,13 @@ def describe_changes(before: Targets, after: Targets, request: FitRequest) -> st
 
 
 def _of_new_baseline(before: Targets, after: Targets, against: Against) -> list[str]:
-    kept = _types_without_data(before, after)
+    kept = _unchanged_types(before, after)
     rms = {name: after[name].mean_squares.get("") for name in before if after[name].weights}
     known = [f"{name} {math.sqrt(m):.3g}" for name, m in rms.items() if m is not None]
     return [
         f"refit='baseline' kept the scales and fitted the contributions to the {against}",
         _changes_of_baseline(before, after),
-        f"the types {kept} are not in the data and keep theirs" if kept else "",
+        f"those of the types {kept} are as before" if kept else "",
         f"the RMS of the data in loss space is now {', '.join(known)}" if known else "",
     ]
 
@@ -100,7 +100,7 @@ def _changes_of_baseline(before: Targets, after: Targets) -> str:
     return f"contributions changed by up to {', '.join(words)}" if words else ""
 
 
-def _types_without_data(before: Targets, after: Targets) -> list[int]:
+def _unchanged_types(before: Targets, after: Targets) -> list[int]:
     """The types whose contributions to all targets are the same to the bit."""
     changes = [_changes_of_types(before[name], after[name]) for name in before]
     same = {z for of_target in changes for z, size in of_target.items() if size == 0.0}

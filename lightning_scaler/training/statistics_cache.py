@@ -18,7 +18,9 @@ STREAM = (
 
 
 class StatisticsCache:
-    """A statistics file, used if it is of the data and settings of a fit and replaced otherwise.
+    """A statistics file, used if it is of the data and settings of a fit, and never replaced.
+
+    A file of other data or settings may have taken long to collect, on many machines.
 
     Rank 0 reads and writes the file, decides, and prints one line about it; the other processes
     follow.
@@ -88,13 +90,18 @@ class StatisticsCache:
         if cached is not None and not reasons:
             self._report(f"is used, without a data pass (samples: {data['samples']})")
             return cached.state()
-        state = "does not exist yet" if cached is None else f"is not used: {'; '.join(reasons)}"
+        if cached is not None:
+            self._report(
+                f"is not used: {'; '.join(reasons)}; it is kept as it is (to have the statistics "
+                "of this fit written, delete it or name another file)"
+            )
+            return None
         try:
             check_writable(self._path)
             self._writable = True
-            self._report(f"{state}; it is written after the data pass")
+            self._report("does not exist yet; it is written after the data pass")
         except OSError as error:
-            self._report(f"{state}; it cannot be written: {error.strerror}")
+            self._report(f"does not exist yet; it cannot be written: {error.strerror}")
         return None
 
     def _report(self, text: str) -> None:

@@ -101,9 +101,9 @@ class TargetScaler(Callback):
             data; ``False``: do not, as in metatrain. ``None``: as stored with restored scales, or
             ``True``.
         cache: file in which the statistics of the training data are kept. It is used instead of a
-            data pass if it is of the same data, settings and version, and is replaced after the
-            pass otherwise; one line says which, and why. See ``data_fingerprint.identify_data``
-            for the changes of the data that it cannot see.
+            data pass if it is of the same data, settings and version, and is written after the
+            pass if there is none; one line says which, and why. See
+            ``data_fingerprint.identify_data`` for the changes of the data that it cannot see.
         batch: for declared targets, addresses in a batch of the ``types`` of all atoms, and of the
             ``structure`` of each atom or the number of atoms ``n_atoms`` of each structure.
             Default: the usual names, batches of PyTorch Geometric, and lists of ASE ``Atoms``.

@@ -129,19 +129,24 @@ def without(items, name):
 def test_other_data_and_settings_are_not_taken_from_the_file(tmp_path, capsys, change):
     make, options, reason = CHANGES[change]
     fitted(tmp_path)
+    before = (tmp_path / "cache.st").read_bytes()
     capsys.readouterr()
     net, _ = fitted(tmp_path, make and make(), **options)
     printed = line(capsys)
     assert printed.startswith("is not used: ")
     assert reason in printed
-    assert printed.endswith("; it is written after the data pass")
+    assert "it is kept as it is" in printed
+    assert (tmp_path / "cache.st").read_bytes() == before
     plain = SmallNet()
     callback = scaler_callback(**options)
     data = make() if make else SmallData(SIZE)
     trainer = quiet_trainer(tmp_path, callbacks=[callback], max_epochs=0, limit_val_batches=0)
     trainer.fit(plain, data)
     assert_same_scales(net.scaler, plain.scaler)
-    if change == "values":  # the file has been replaced
+    if change == "values":  # the way out
+        (tmp_path / "cache.st").unlink()
+        fitted(tmp_path, make(), **options)
+        assert "is written" in line(capsys)
         fitted(tmp_path, make(), **options)
         assert "is used" in line(capsys)
 
@@ -190,7 +195,7 @@ def test_several_loaders_are_identified_together(tmp_path, capsys):
     other.held_out.items[0][1]["charges"] += 1.0
     fitted(tmp_path, other)
     assert "values of 32 samples" in line(capsys)
-    fitted(tmp_path, other)
+    fitted(tmp_path, Several(SIZE))
     assert line(capsys) == f"is used, without a data pass (samples: {SIZE} + 9)"
 
 
@@ -275,7 +280,7 @@ def test_a_file_of_shards_that_are_incomplete_is_not_used(tmp_path, capsys):
         saved.save(tmp_path / "cache.st")
         capsys.readouterr()
         fitted(tmp_path)
-        assert line(capsys).startswith(f"is not used: {reason}; it is written")
+        assert line(capsys).startswith(f"is not used: {reason}; it is kept")
 
 
 def test_a_damaged_file_is_an_error_that_says_to_delete_it(tmp_path):
