@@ -8,6 +8,7 @@ import pytest
 
 SPEED = Path(__file__).parent / "benchmarks" / "speed.py"
 BALANCE = Path(__file__).parent / "benchmarks" / "balance.py"
+PLAIN_TENSORS = Path(__file__).parent / "benchmarks" / "plain_tensors.py"
 FINE_TUNING = Path(__file__).parent / "benchmarks" / "fine_tuning.py"
 
 
@@ -44,3 +45,9 @@ def test_the_comparison_of_fine_tuning_prints_the_errors_of_every_set_up(tmp_pat
     for name in ("from scratch", "refit=False"):
         (row,) = [line for line in output.splitlines() if line.startswith(f"| {name} |")]
         assert row.count("±") == 4
+
+
+@pytest.mark.slow
+def test_the_cost_of_plain_tensors_is_printed(tmp_path):
+    output = output_of(PLAIN_TENSORS, ["--times", "5"], tmp_path)
+    assert float(output.split("ratio: ")[1]) > 0.0
