@@ -7,25 +7,33 @@ from lightning.pytorch.utilities import rank_zero_warn
 from ..batches import Declaration, DeclaredBatch
 
 
-def find_batch(module: Any, declaration: Declaration, arguments: list[Any]) -> Any:
-    """The batch among the arguments of ``forward``.
+def find_batch(
+    module: Any, declaration: Declaration, arguments: list[Any], of_step: Any
+) -> DeclaredBatch:
+    """The batch among the arguments of ``forward``; otherwise that of the step.
+
+    A step may call ``forward`` with another batch than its own.
 
     Args:
-        module: module that is called outside of its steps.
+        module: module that is called.
         declaration: declared targets.
         arguments: arguments of the call.
+        of_step: batch of the step; ``None`` outside of steps.
 
     Raises:
         RuntimeError: if there is none.
     """
     problem: Exception | None = None
     for argument in arguments:
+        declared = DeclaredBatch(argument, declaration)
         try:
-            _ = DeclaredBatch(argument, declaration).atoms
+            _ = declared.atoms
         except (TypeError, ValueError) as error:
             problem = problem or error
         else:
-            return argument
+            return declared
+    if of_step is not None:
+        return DeclaredBatch(of_step, declaration)
     raise RuntimeError(
         f"{type(module).__name__} was called outside of its steps without a batch, so its output "
         "cannot be converted to the units of the data; call it with the batch of a loader, or use "

@@ -239,14 +239,12 @@ def _converted(module: Any, output: Any, args: tuple[Any, ...], kwargs: Mapping[
     if not scaler.fitted or declaration is None:
         return output
     stage, batch = state.current()
-    if stage is None:
-        batch = find_batch(module, declaration, [*args, *kwargs.values()])
-    declared = DeclaredBatch(batch, declaration)
-    names = declared.names_in_output(output)
+    names = DeclaredBatch(batch, declaration).names_in_output(output)
     if not names:
         return output
     state.found |= names
     if stage == "train" and all(s.layout.single_property for s in scaler.targets.values()):
         return output  # model space is loss space
+    declared = find_batch(module, declaration, [*args, *kwargs.values()], batch)
     target = "loss" if stage == "train" else "physical"
     return scaler.convert(declared, output, source="model", target=target)

@@ -631,3 +631,19 @@ def test_mixed_precision_trains(tmp_path):
         warnings.filterwarnings("ignore", "the rounding errors of these data")
         trainer = fit(tmp_path, net, batches(dtype=torch.float32), precision="bf16-mixed")
     assert trainer.callback_metrics["val/energy"] < 30.0
+
+
+def test_a_step_may_call_forward_with_another_batch(tmp_path):
+    """Its predictions have the baseline of its own atoms."""
+    other = batches(seed=7)[0]
+
+    class Teacher(OtherModule):
+        def validation_step(self, batch, batch_idx):
+            self.outputs.append(self(other)["energy"])
+            super().validation_step(batch, batch_idx)
+
+    net = double(Teacher)
+    fit(tmp_path, net, max_epochs=1)
+    expected = net(other)["energy"].detach()
+    torch.testing.assert_close(net.outputs[-2], expected, rtol=0, atol=0)
+    assert (expected - other["energy"]).abs().max() < 60.0
