@@ -49,10 +49,10 @@ def fold(
             which the prediction is multiplied (weight and bias of the last layer, for example), and
             ``shifts``, a table with a term for each atomic type that is added to it, once per atom.
             ``types`` gives the atomic type of each row of that table; default: the index of the
-            row. Not needed for NequIP and SchNetPack.
+            row. Not needed for NequIP, SchNetPack and TorchMD-NET.
         out: file for a checkpoint of the folded module that its own class reads.
-        module_class: for a checkpoint, class of the module. Default: for NequIP and SchNetPack,
-            that of the checkpoint.
+        module_class: for a checkpoint, class of the module. Default: for NequIP, SchNetPack
+            and TorchMD-NET, that of the checkpoint.
         allow_rounding: accept rounding errors that are larger than a thousandth of the scale.
 
     Raises:
@@ -90,7 +90,7 @@ def fold(
         )
     folded = _fold(module, batch, layers, preset, allow_rounding)
     if out is not None:
-        _write(folded, checkpoint, batch, module, Path(out))
+        _write(folded, checkpoint, batch, module, preset, Path(out))
     return folded
 
 
@@ -114,7 +114,7 @@ def _fold(
             )
     floats = {p.dtype for p in folded.parameters() if p.is_floating_point()}
     narrowest = min(floats, key=lambda dtype: torch.finfo(dtype).bits, default=torch.float64)
-    predicted = partial(_predictions, batch=batch, declaration=declaration)
+    predicted = partial(_predictions, batch=batch, declaration=declaration, preset=preset)
     n_atoms = DeclaredBatch(batch, declaration).atoms.n_atoms
     differences = check_predictions(
         predicted(module), predicted(folded), targets, n_atoms, narrowest, allow_rounding
@@ -126,14 +126,16 @@ def _fold(
     return folded  # type: ignore[no-any-return]
 
 
-def _predictions(module: Any, batch: Any, declaration: Declaration) -> dict[str, TensorMap]:
+def _predictions(
+    module: Any, batch: Any, declaration: Declaration, preset: Preset | None
+) -> dict[str, TensorMap]:
     """The predictions of a module in evaluation mode, which may write to its batch."""
     was_training = module.training
     batch = batch.clone() if hasattr(batch, "clone") else _clone_tensors(batch)
     module.eval()
     try:
         with torch.inference_mode(False), torch.enable_grad():  # forces by autograd
-            output = module(batch)
+            output = module(batch) if preset is None else preset.predict(module, batch)
     finally:
         module.train(was_training)
     return DeclaredBatch(batch, declaration).predictions(output, declaration.targets)
@@ -155,7 +157,9 @@ def _load(source: Any, checkpoint: Any, preset: Preset | None, module_class: Any
     return module_class.load_from_checkpoint(source, map_location="cpu", weights_only=False)
 
 
-def _write(folded: Any, checkpoint: Any, batch: Any, module: Any, out: Path) -> None:
+def _write(
+    folded: Any, checkpoint: Any, batch: Any, module: Any, preset: Preset | None, out: Path
+) -> None:
     """Write a checkpoint without scaler and optimizer, and read it again before it is final."""
     kept = ("epoch", "global_step", "pytorch-lightning_version", "hparams_name", "hparams_type")
     written = {name: checkpoint[name] for name in kept if name in checkpoint}
@@ -166,7 +170,8 @@ def _write(folded: Any, checkpoint: Any, batch: Any, module: Any, out: Path) -> 
     torch.save(written, temporary)
     try:
         again = type(folded).load_from_checkpoint(temporary, map_location="cpu", weights_only=False)
-        predicted = partial(_predictions, batch=batch, declaration=module.target_scaler.declaration)
+        declaration = module.target_scaler.declaration
+        predicted = partial(_predictions, batch=batch, declaration=declaration, preset=preset)
         for name, first in predicted(folded).items():
             first_values = first.block().values.detach()
             second = predicted(again)[name].block().values.detach()

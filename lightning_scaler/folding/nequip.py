@@ -35,6 +35,10 @@ class NequIP:
         checkpoints = import_module("nequip.model.saved_models.checkpoint")
         return checkpoints.data_dict_from_checkpoint(str(path))
 
+    def predict(self, module: Any, batch: Any) -> Any:
+        """The output of ``forward``."""
+        return module(batch)
+
     def write(
         self, module: Any, targets: Mapping[str, FoldedTarget], declaration: Declaration
     ) -> None:

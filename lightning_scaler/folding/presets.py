@@ -7,6 +7,7 @@ from ..batches import Declaration
 from .folded_target import FoldedTarget
 from .nequip import NequIP
 from .schnetpack import SchNetPack
+from .torchmdnet import TorchMDNet
 
 
 class Preset(Protocol):
@@ -21,6 +22,9 @@ class Preset(Protocol):
     def batch(self, path: Any) -> Any:
         """A batch for the module in a checkpoint; ``None`` if there is none."""
 
+    def predict(self, module: Any, batch: Any) -> Any:
+        """The output of a module for a batch, which has the predictions."""
+
     def write(
         self, module: Any, targets: Mapping[str, FoldedTarget], declaration: Declaration
     ) -> None:
@@ -33,5 +37,5 @@ class Preset(Protocol):
 
 def find_preset(source: Any) -> Preset | None:
     """The preset for a module or the content of a checkpoint; ``None`` if there is none."""
-    presets: list[Preset] = [NequIP(), SchNetPack()]
+    presets: list[Preset] = [NequIP(), SchNetPack(), TorchMDNet()]
     return next((preset for preset in presets if preset.recognises(source)), None)

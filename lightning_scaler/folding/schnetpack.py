@@ -29,6 +29,10 @@ class SchNetPack:
         """Nothing: checkpoints do not say where the data are."""
         return None
 
+    def predict(self, module: Any, batch: Any) -> Any:
+        """The output of ``forward``."""
+        return module(batch)
+
     def write(
         self, module: Any, targets: Mapping[str, FoldedTarget], declaration: Declaration
     ) -> None:

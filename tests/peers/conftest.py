@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch.utils.data.dataloader
 
 collect_ignore_glob = ["conftest.py", "on_path/*"]
-if not any(map(find_spec, ("nequip", "schnetpack"))):
+if not any(map(find_spec, ("nequip", "schnetpack", "torchmdnet"))):
     collect_ignore_glob.append("*.py")
 
 sys.path.append(str(Path(__file__).parent / "on_path"))
