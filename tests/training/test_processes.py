@@ -182,9 +182,14 @@ def test_the_first_of_several_failures_is_reported(short_waits):
 
 @pytest.mark.parametrize("different", [1, 2])
 def test_values_that_differ_are_reported_with_their_rank(different):
+    finished = threading.Barrier(3)
+
     def work(process):
         local = {"limit_batches": 3 + (process.rank == different), "targets": ("energy",)}
-        process.check_equal(local, "use the same")
+        try:
+            process.check_equal(local, "use the same")
+        finally:
+            finished.wait(timeout=10)  # one that closes before the others have its values is lost
 
     for error in on_all_ranks(work):
         assert isinstance(error, ProcessesDisagreeError)
