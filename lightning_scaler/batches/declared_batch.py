@@ -95,7 +95,7 @@ class DeclaredBatch(Sequence[Any]):
             TypeError, ValueError: for a tensor of another dtype or shape, or a target without its
                 gradient.
         """
-        found = self._in_batch()
+        found = self._in_batch
         for tensors in found.values():
             for one in tensors.values():
                 if one.tensor.dtype in (torch.bfloat16, torch.float16):
@@ -117,7 +117,7 @@ class DeclaredBatch(Sequence[Any]):
         words = {}
         for name, target in self.declaration.targets.items():
             path = batch_path(name, target)
-            if not find_in_batch(name, target, self.batch, self.atoms):
+            if name not in self._in_batch:
                 way_out = "give its address as tensor="
                 words[name] = describe_missing(f"target '{name}'", path, self.batch, way_out)
         return words
@@ -174,7 +174,7 @@ class DeclaredBatch(Sequence[Any]):
             raise TypeError(
                 "converted targets cannot be written into ASE Atoms; convert a dict of tensors"
             )
-        found = self._in_batch()
+        found = self._in_batch
         paths = Counter(one.path for tensors_of in found.values() for one in tensors_of.values())
         shared = [describe_address(path) for path, times in paths.items() if times > 1]
         if shared:
@@ -219,6 +219,7 @@ class DeclaredBatch(Sequence[Any]):
             self._rows_by_device[device] = rows_of(atoms)
         return self._rows_by_device[device]
 
+    @cached_property
     def _in_batch(self) -> dict[str, dict[str, FoundTensor]]:
         targets = self.declaration.targets.items()
         found = {name: find_in_batch(name, t, self.batch, self.atoms) for name, t in targets}

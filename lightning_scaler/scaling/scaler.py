@@ -4,14 +4,14 @@ import copy
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from metatensor.torch import TensorMap
 from typing_extensions import override
 
 from ..baselines import FrozenModule, class_name, freeze
-from ..batches import Atoms, Declaration, DeclaredBatch, HasTypes, index_batch
+from ..batches import Declaration, DeclaredBatch, index_batch
 from ..settings import Settings, check_choice
 from ..tensors import (
     PREDICTION,
@@ -162,24 +162,6 @@ class Scaler(torch.nn.Module):
         module = None if self.additive is None else self.additive.name
         return baselines_table(summarize_baselines(self.targets, module), title, caption)
 
-    @overload
-    def convert(
-        self,
-        systems: Sequence[HasTypes] | Atoms,
-        tensors: Mapping[str, TensorMap],
-        source: Space = "physical",
-        target: Space = "loss",
-        baseline: bool = True,
-    ) -> dict[str, TensorMap]: ...
-    @overload
-    def convert(
-        self,
-        systems: Any,
-        tensors: Any,
-        source: Space = "physical",
-        target: Space = "loss",
-        baseline: bool = True,
-    ) -> Any: ...
     def convert(
         self,
         systems: Any,
