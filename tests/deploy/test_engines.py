@@ -10,11 +10,10 @@ import torch
 from ase.md.verlet import VelocityVerlet
 from ase.units import fs
 from builders import labels, system
-from deployable import add_neighbors, molecules
+from deployable import EV, add_neighbors, molecules
 from metatomic.torch import ModelEvaluationOptions, ModelOutput, System, load_atomistic_model
 from metatomic_ase import MetatomicCalculator
 
-EV = 0.0433641042418009  # kcal/mol in eV: 4184 J / (6.02214076e23 · 1.602176634e-19 J)
 FORMALDEHYDE = (8, 6, 1, 1)
 
 

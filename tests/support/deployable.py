@@ -11,6 +11,8 @@ from metatomic.torch import ModelOutput, NeighborListOptions, System
 from vesin.metatomic import neighbor_lists_for_model
 
 CUTOFF = 4.0
+# kcal/mol in eV: 4184 J / (6.02214076e23 · 1.602176634e-19 J)
+EV = 0.0433641042418009
 
 
 class SmallNetwork(torch.nn.Module):
