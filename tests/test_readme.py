@@ -1,24 +1,24 @@
-"""The code and commands of README.md."""
+"""The code and commands of README.md, and what the pages in docs/ say of settings and versions."""
 
 import inspect
 import re
-from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from pages import PAGES, ROOT, code_blocks, in_short
 
 from lightning_scaler import TargetScaler
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+DOCS = ROOT / "docs"
 
 
 @pytest.mark.slow
 def test_the_first_example_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    first = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
-    shorter = first.replace("max_epochs=5", "max_epochs=1, limit_train_batches=2, logger=False")
+    first = code_blocks(ROOT / "README.md", "python")[0]
+    shorter = in_short(first).replace("max_epochs=1", "max_epochs=1, logger=False")
     assert shorter != first
     torch.manual_seed(0)
     names: dict = {}
@@ -31,33 +31,45 @@ def test_the_first_example_runs(tmp_path, monkeypatch, capsys):
     assert energy.values.max() < -25  # eV, with the baseline
 
 
-def test_every_example_is_valid_python():
-    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(examples) == 16
-    for example in examples:
-        compile(example, "README.md", "exec")
+def test_the_second_example_declares_the_targets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    examples = code_blocks(ROOT / "README.md", "python")
+    assert len(examples) == 2
+    names: dict = {}
+    exec(examples[1], names)
+    assert "PerStructure(gradients={'positions': '-forces'})" in repr(names["scaler"])
+
+
+def test_the_readme_is_the_first_screens():
+    assert len(README.splitlines()) < 150
 
 
 def test_the_declaration_in_yaml_is_that_in_python():
-    in_python = re.search(
-        r"```python\n(from lightning_scaler import PerAtom.*?)\n\n\nclass", README, re.S
-    )[1]
-    in_yaml = re.search(r"```yaml\n(targets:.*?)```", README, re.DOTALL)[1]
+    page = (DOCS / "data.md").read_text()
     names: dict = {}
-    exec(in_python, names)
+    exec(code_blocks(DOCS / "data.md", "python")[0], names)
+    in_yaml = re.search(r"```yaml\n(targets:.*?)```", page, re.DOTALL)[1]
     declared = TargetScaler(**OmegaConf.to_container(OmegaConf.create(in_yaml)))
     assert repr(declared) == repr(names["scaler"])
     assert "PerStructure(gradients={'positions': '-forces'})" in repr(declared)
 
 
-def test_links_lead_to_files_and_headings():
-    headings = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
-    anchors = {"#" + heading.lower().replace(" ", "-") for heading in headings}
-    for link in re.findall(r"\]\(([^)]+)\)", README):
-        if link.startswith("#"):
-            assert link in anchors
-        elif "://" not in link:
-            assert (ROOT / link).exists()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_to_files_and_headings(page):
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if "://" not in link:
+            file, _, anchor = link.partition("#")
+            target = page.parent / file if file else page
+            assert target.exists(), link
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+                assert anchor in [heading.lower().replace(" ", "-") for heading in headings], link
+
+
+def test_every_page_is_found_from_the_readme():
+    for page in DOCS.glob("*.md"):
+        if page.stem not in ("index", "examples", "molecules", "changelog"):
+            assert f"(docs/{page.name})" in README
 
 
 def test_set_up_and_tests_are_one_command_each():
@@ -68,16 +80,18 @@ def test_set_up_and_tests_are_one_command_each():
 
 
 def test_every_setting_of_the_callback_is_documented():
+    page = (DOCS / "settings.md").read_text()
     parameters = inspect.signature(TargetScaler.__init__).parameters.values()
     for parameter in parameters:
         if parameter.name != "self":
             default = parameter.default
             default = f'"{default}"' if isinstance(default, str) else default
-            assert f"| `{parameter.name}={default}` |" in README
+            assert f"| `{parameter.name}={default}` |" in page
 
 
 def test_the_oldest_version_of_every_dependency_is_the_one_required():
-    rows = re.findall(r"^\| ([\w-]+)(?: \([`\w, ]+\))? \| ([\d.]+) \| [\d.]+ \|$", README, re.M)
+    row = r"^\| ([\w-]+)(?: \([`\w, ]+\))? \| ([\d.]+) \| [\d.]+ \|$"
+    rows = re.findall(row, (DOCS / "versions.md").read_text(), re.M)
     project = (ROOT / "pyproject.toml").read_text()
     dependencies = re.search(r"^dependencies = \[\n(.*?)^\]", project, re.M | re.S)[1]
     extras = "".join(re.findall(r"^(?:molecules|zbl|generate|deploy) = .*", project, re.M))

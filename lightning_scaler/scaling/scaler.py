@@ -129,7 +129,7 @@ class Scaler(torch.nn.Module):
 
     @property
     def loss_terms(self) -> list[str]:
-        """The terms of the loss: each target, and each of its gradients, as in ``mean_squares``."""
+        """The terms of the loss by name, those of gradients as ``energy/positions``."""
         return [
             term_name(name, parameter)
             for name, scales in self.targets.items()
@@ -189,7 +189,7 @@ class Scaler(torch.nn.Module):
         Source of the formulas: documentation of metatrain, "Target scaling".
 
         Args:
-            systems: systems of the batch (or their :class:`Atoms`), a sequence; if targets are
+            systems: systems of the batch (or their ``Atoms``), a sequence; if targets are
                 declared, the user's own batch.
             tensors: TensorMaps by target name, or an object with plain tensors at their declared
                 addresses. In physical space their ``system`` label means what
@@ -252,7 +252,7 @@ class Scaler(torch.nn.Module):
         :meth:`convert`.
 
         Args:
-            systems: systems of the batch (or their :class:`Atoms`); if targets are declared, the
+            systems: systems of the batch (or their ``Atoms``); if targets are declared, the
                 user's own batch.
             tensors: spreads or variances by target name, each in the layout of its target; or an
                 object with plain tensors at the addresses of declared predictions.

@@ -162,7 +162,7 @@ class TargetScalingMixin(ScaledModule):
         scales pass through unchanged.
 
         Args:
-            systems: systems of the batch, or their :class:`Atoms`, read once for a whole step.
+            systems: systems of the batch, or their ``Atoms``, read once for a whole step.
             targets: targets in physical space, by name.
             masks: masks by target name; ``False`` (or 0) marks a missing value.
 
@@ -177,7 +177,7 @@ class TargetScalingMixin(ScaledModule):
         """Convert predictions to loss space, in the rows of the targets of the batch.
 
         Args:
-            systems: systems of the batch, or their :class:`Atoms`.
+            systems: systems of the batch, or their ``Atoms``.
             predictions: predictions in model space, by target name, with positions in the batch as
                 ``system`` labels; if targets are declared, the output of ``forward``.
             targets: result of :meth:`targets_to_loss`.
@@ -209,7 +209,7 @@ class TargetScalingMixin(ScaledModule):
 
         Args:
             stage: ``"train"``, ``"val"`` or ``"test"``.
-            systems: systems of the batch, or their :class:`Atoms`.
+            systems: systems of the batch, or their ``Atoms``.
             predictions: result of :meth:`predictions_to_loss`.
             targets: result of :meth:`targets_to_loss`.
             dataloader_idx: index of the loader, if there are several.

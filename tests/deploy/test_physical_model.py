@@ -1,4 +1,4 @@
-"""A network in physical units in Python, and the calculator of the README."""
+"""A network in physical units in Python, and the calculator of the documentation."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ from metatomic_ase import MetatomicCalculator
 
 from lightning_scaler import CompositionBaseline, PhysicalModel
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text()
 
 
 class Network(torch.nn.Module):
@@ -30,11 +30,9 @@ class Network(torch.nn.Module):
         return self.network(systems, {name: ModelOutput() for name in TARGETS})
 
 
-def test_the_calculator_of_the_readme_agrees_with_the_exported_file(trained, float64_model):
+def test_the_documented_calculator_agrees_with_the_exported_file(trained, float64_model):
     code = next(
-        c
-        for c in re.findall(r"```python\n(.*?)```", README, re.S)
-        if "class PhysicalCalculator" in c
+        c for c in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "class PhysicalCalculator" in c
     )
     names: dict = {}
     exec(code, names)
