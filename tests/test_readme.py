@@ -76,7 +76,7 @@ def test_set_up_and_tests_are_one_command_each():
     commands = [line for line in README.splitlines() if line.startswith("python3.11 -m venv")]
     assert len(commands) == 2
     assert commands[0].endswith("&& .venv/bin/lightning-scaler-train")
-    assert commands[1].endswith("&& .venv/bin/pytest")
+    assert commands[1].endswith("&& .venv/bin/pytest -n auto")
 
 
 def test_every_setting_of_the_callback_is_documented():
