@@ -63,7 +63,8 @@ class Messages(SphinxDirective):
         for message in messages:
             if message.file in files:
                 target = f"message-{self.env.new_serialno('message')}"
-                entry = ("single", message.start.replace(";", ","), target, "", None)
+                # As a main entry, it comes first among the results of a search.
+                entry = ("single", message.start.replace(";", ","), target, "main", None)
                 label = f" ({message.kind})" if message.kind != "line" else ""
                 paragraph = nodes.paragraph()
                 if message.start.count(" ") > 1:

@@ -6,7 +6,13 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "lightning_scaler"
-KINDS = {"warn": "warning", "rank_zero_warn": "warning", "rank_zero_info": "line"}
+KINDS = {
+    "warn": "warning",
+    "rank_zero_warn": "warning",
+    "rank_zero_info": "line",
+    "print_text": "line",
+    "_report": "line",  # of the statistics cache
+}
 PLACEHOLDER = "…"
 
 

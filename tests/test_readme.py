@@ -40,6 +40,11 @@ def test_the_second_example_declares_the_targets(tmp_path, monkeypatch):
     assert "PerStructure(gradients={'positions': '-forces'})" in repr(names["scaler"])
 
 
+def test_the_first_page_has_the_first_example():
+    first = code_blocks(ROOT / "README.md", "python")[0].strip()
+    assert [block.strip() for block in code_blocks(DOCS / "index.md", "python")] == [first]
+
+
 def test_the_readme_is_the_first_screens():
     assert len(README.splitlines()) < 150
 

@@ -25,7 +25,7 @@ def merge_files(paths: Sequence[StrPath]) -> ScaleAccumulator:
     """Read statistics files and merge them: all shards of some data, or several data sets.
 
     Args:
-        paths: at least one file of :meth:`ScaleAccumulator.save`.
+        paths: at least one file of :meth:`.ScaleAccumulator.save`.
 
     Returns:
         The statistics of all data together, the same to the bit for any order of shards.

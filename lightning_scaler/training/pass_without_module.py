@@ -33,7 +33,7 @@ def collect_statistics(
 
     The data pass is that of a Trainer with the callback in one process: the training loader, the
     transfer hooks of the datamodule, and the settings of the callback. Batches must be in one of
-    the forms that :meth:`TargetScalingMixin.unpack_batch` reads by itself.
+    the forms that :meth:`.TargetScalingMixin.unpack_batch` reads by itself.
 
     Args:
         data: datamodule with the training data. If it has an attribute ``targets_only``, it is set
@@ -45,7 +45,7 @@ def collect_statistics(
 
     Returns:
         The accumulator, with ``parts`` if the data can be identified; see
-        :class:`StatisticsCache` for how a training uses it.
+        ``StatisticsCache`` for how a training uses it.
 
     Raises:
         ValueError: if there is no such shard, the training loader is a stream and is to be
