@@ -14,13 +14,15 @@ from pages import PAGES, ROOT, code_blocks, in_short
 import lightning_scaler.commands
 from lightning_scaler import TargetScaler
 
-# Packages that need an environment of their own; tests/peers runs the same code with them.
-PEERS = ("nequip", "schnetpack", "torchmdnet")
+# Those of packages that need an environment of their own (tests/peers trains with them), and those
+# whose code test_readme.py runs.
+NOT_RUN = ("nequip", "schnetpack", "torchmdnet", "README", "index")
 METATRAIN = ROOT / "tests" / "interop" / "metatrain_fixture"
 
 
-def with_code(language):
-    return [pytest.param(page, id=page.stem) for page in PAGES if code_blocks(page, language)]
+def with_code(language, without=()):
+    pages = [page for page in PAGES if page.stem not in without and code_blocks(page, language)]
+    return [pytest.param(page, id=page.stem) for page in pages]
 
 
 @pytest.mark.slow
@@ -28,12 +30,8 @@ def with_code(language):
     # Hydrogen has no p electrons in the molecules.
     "ignore:these data are zero, .*'populations'",
 )
-@pytest.mark.parametrize("page", with_code("python")[1:])  # test_readme.py runs those of the README
+@pytest.mark.parametrize("page", with_code("python", NOT_RUN))
 def test_python_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
-    if page.stem in PEERS:
-        pytest.skip(f"{page.stem} has an environment of its own")
-    if page.stem == "index":
-        pytest.skip("its example is that of the README")
     monkeypatch.chdir(tmp_path)
     for checkpoint in METATRAIN.glob("*.ckpt"):
         shutil.copy(checkpoint, tmp_path)
