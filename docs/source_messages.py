@@ -32,10 +32,13 @@ class Message:
 
     @property
     def start(self) -> str:
-        """The first words that are the same in every case: what to search for."""
-        parts = [part.strip(" :;,.()'[]{}") for part in self.text.split(PLACEHOLDER)]
-        first = next((part for part in parts if _n_words(part) > 2), max(parts, key=_n_words))
-        return " ".join(first.split(";")[0].split()[:12])
+        """The longest words before the way out that are the same in every case, to search for."""
+        for text in (self.text.split(";")[0], self.text):
+            parts = [part.strip(" :;,.()'[]{}") for part in text.split(PLACEHOLDER)]
+            longest = max(parts, key=lambda part: min(_n_words(part), 8))
+            if _n_words(longest) > 2:
+                break
+        return " ".join(longest.split(";")[0].split()[:12]).rstrip(",:")
 
 
 @cache

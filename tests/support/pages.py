@@ -1,6 +1,8 @@
-"""The pages of the documentation and the code in them."""
+"""The pages of the documentation, the code in them, and the messages that they list."""
 
+import importlib.util
 import re
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -18,3 +20,13 @@ def in_short(code: str) -> str:
     """Code with trainings of two batches."""
     options = "max_epochs=1, limit_train_batches=2, limit_val_batches=1"
     return re.sub(r"max_epochs=\d+", options, code)
+
+
+def read_messages() -> tuple:
+    """The messages of the package, as docs/messages.md lists them."""
+    name = "source_messages"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name].read_messages()

@@ -1,0 +1,52 @@
+"""The messages that the documentation reads from the source."""
+
+import ast
+import re
+
+import pytest
+from pages import ROOT, read_messages
+
+TEXTS = "\n".join(message.text for message in read_messages())
+
+
+def raised_and_warned(tree):
+    """The calls that make errors, warnings and lines of a run."""
+    for node in ast.walk(tree):
+        call = node.exc if isinstance(node, ast.Raise) else node
+        names = r"(Error|Exception|\bwarn|rank_zero_\w+|print_text)$"
+        if isinstance(call, ast.Call) and re.search(names, ast.unparse(call.func)):
+            yield call
+
+
+def test_every_sentence_that_is_raised_is_there():
+    checked = 0
+    for path in (ROOT / "lightning_scaler").rglob("*.py"):
+        for call in raised_and_warned(ast.parse(path.read_text())):
+            for argument in call.args[:1]:
+                parts = argument.values if isinstance(argument, ast.JoinedStr) else [argument]
+                for part in parts:
+                    if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                        assert " ".join(part.value.split()) in TEXTS, path
+                        checked += 1
+    assert checked > 700
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "expected a module with the TargetScalingMixin",
+        "expected a batch that is a mapping or named tuple",  # made by a function
+        "have scales of their own, so predicted forces are not",  # returned by a function
+        "the process has ended without an error message",  # beside a rank
+        "is used, without a data pass",  # a line, not an error
+    ],
+)
+def test_messages_that_are_put_together_are_there_too(words):
+    assert words in TEXTS
+
+
+def test_values_are_placeholders_and_a_message_is_searched_by_its_first_words():
+    (message,) = [m for m in read_messages() if "can be read only once" in m.text]
+    assert message.text.startswith("the training loader (…) can be read only once: after the fit")
+    assert message.start == "can be read only once: after the fit of the target scales"
+    assert (message.kind, message.file) == ("ValueError", "training/pass_loaders.py")
