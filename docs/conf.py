@@ -14,7 +14,7 @@ from sphinx.util.docutils import SphinxDirective
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from source_messages import read_messages  # noqa: E402
+from source_messages import PACKAGE, read_messages  # noqa: E402
 
 from lightning_scaler import __version__  # noqa: E402
 
@@ -65,17 +65,18 @@ class Messages(SphinxDirective):
         for message in messages:
             if message.file in files:
                 target = f"message-{self.env.new_serialno('message')}"
-                # As a main entry, it comes first among the results of a search.
-                entry = ("single", message.start.replace(";", ","), target, "main", None)
+                # As main entries, they come first among the results of a search.
+                phrases = [phrase.replace(";", ",") for phrase in message.phrases]
+                entries = [("single", phrase, target, "main", None) for phrase in phrases]
                 label = f" ({message.kind})" if message.kind != "line" else ""
                 paragraph = nodes.paragraph()
-                if message.start.count(" ") > 1:
-                    paragraph += addnodes.index(entries=[entry])
+                paragraph += addnodes.index(entries=entries)
                 paragraph += nodes.target(ids=[target])
                 paragraph += nodes.literal(text=message.text)
                 paragraph += nodes.Text(label)
                 items.append(nodes.list_item("", paragraph))
-        self.env.note_dependency(str(HERE / "source_messages.py"))
+        for path in [HERE / "source_messages.py", *(PACKAGE / file for file in files)]:
+            self.env.note_dependency(str(path))
         return [nodes.bullet_list("", *items)]
 
 

@@ -31,14 +31,13 @@ class Message:
     text: str
 
     @property
-    def start(self) -> str:
-        """The longest words before the way out that are the same in every case, to search for."""
+    def phrases(self) -> list[str]:
+        """What is the same in every case, to search for: the parts before the way out."""
         for text in (self.text.split(";")[0], self.text):
             parts = [part.strip(" :;,.()'[]{}") for part in text.split(PLACEHOLDER)]
-            longest = max(parts, key=lambda part: min(_n_words(part), 8))
-            if _n_words(longest) > 2:
-                break
-        return " ".join(longest.split(";")[0].split()[:12]).rstrip(",:")
+            if telling := [part for part in parts if _n_words(part) > 2]:
+                return [" ".join(part.split()[:12]).rstrip(",:") for part in telling]
+        return [max(parts, key=len)]
 
 
 @cache

@@ -48,5 +48,20 @@ def test_messages_that_are_put_together_are_there_too(words):
 def test_values_are_placeholders_and_a_message_is_searched_by_its_first_words():
     (message,) = [m for m in read_messages() if "can be read only once" in m.text]
     assert message.text.startswith("the training loader (…) can be read only once: after the fit")
-    assert message.start == "can be read only once: after the fit of the target scales"
+    assert message.phrases == [
+        "the training loader",
+        "can be read only once: after the fit of the target scales",
+    ]
     assert (message.kind, message.file) == ("ValueError", "training/pass_loaders.py")
+
+
+HEADINGS = re.findall(r"^### (.*)$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.M)
+
+
+def test_the_page_on_troubleshooting_quotes_messages_that_exist():
+    # Those with a capital letter are of other programs, or no messages.
+    quoted = [heading for heading in HEADINGS if not heading[0].isupper()]
+    assert len(quoted) > 25
+    for heading in quoted:
+        parts = [part.strip() for part in heading.split("…")]
+        assert any(all(p in m.text for p in parts) for m in read_messages()), heading
