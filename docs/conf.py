@@ -29,6 +29,8 @@ default_role = "code"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
+toc_object_entries_show_parents = "hide"
+
 html_theme = "furo"
 html_title = f"lightning_scaler {release}"
 html_copy_source = False
