@@ -22,6 +22,7 @@ Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk C
 Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og
 """
 ATOMIC_NUMBERS = {symbol: z for z, symbol in enumerate(_SYMBOLS.split(), start=1)}
+CHEMICAL_SYMBOLS = {z: symbol for symbol, z in ATOMIC_NUMBERS.items()}
 
 
 @dataclass(frozen=True)

@@ -99,11 +99,11 @@ def test_the_oldest_version_of_every_dependency_is_the_one_required():
     rows = re.findall(row, (DOCS / "versions.md").read_text(), re.M)
     project = (ROOT / "pyproject.toml").read_text()
     dependencies = re.search(r"^dependencies = \[\n(.*?)^\]", project, re.M | re.S)[1]
-    extras = "".join(re.findall(r"^(?:molecules|zbl|generate|deploy) = .*", project, re.M))
+    extras = "".join(re.findall(r"^(?:molecules|zbl|generate|deploy|plot) = .*", project, re.M))
     required = re.findall(r'"([\w-]+)>=([\d.]+)', dependencies + extras)
     without_zeros = [
         {name: re.sub(r"(\.0)+$", "", version) for name, version in versions}
         for versions in (rows, required)
     ]
-    assert len(without_zeros[1]) == 21
+    assert len(without_zeros[1]) == 22
     assert without_zeros[0] == without_zeros[1]

@@ -1,9 +1,13 @@
-"""Tables from plain values, and printing them.
+"""Tables and pictures from plain values, and printing tables.
 
-Imports no other room: the caller passes the values.
+Imports ``settings``: the caller passes the values. Pictures need matplotlib, which is imported when
+one is drawn.
 """
 
+from .axes import check_matplotlib
+from .data_pictures import DrawnTerm, MissingValues, draw_distributions, draw_terms
 from .printing import print_tables, print_text
+from .scales_picture import DrawnScales, draw_scales
 from .tables import (
     BaselineOfTarget,
     ScalesOfTarget,
@@ -15,9 +19,16 @@ from .tables import (
 
 __all__ = [
     "BaselineOfTarget",
+    "DrawnScales",
+    "DrawnTerm",
+    "MissingValues",
     "ScalesOfTarget",
     "baselines_table",
+    "check_matplotlib",
     "differences_table",
+    "draw_distributions",
+    "draw_scales",
+    "draw_terms",
     "errors_table",
     "print_tables",
     "print_text",

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from ..baselines import FrozenModule, class_name, freeze
 from ..batches import Declaration, DeclaredBatch, index_batch
-from ..settings import Settings, check_choice
+from ..settings import Settings, check_choice, check_names, list_of_names
 from ..tensors import (
     PREDICTION,
     TARGET,
@@ -25,12 +25,15 @@ from ..tensors import (
     state_to_tensor,
 )
 from .conversion import SCALE_EXPONENTS, Conversion, convert_targets
+from .drawn_scales import scales_to_draw
 from .scaler_state import ScalerState, read_state, write_state
 from .spread import check_spreads
 from .summary import describe_targets, summarize_baselines, summarize_scales, summarize_zeros
 from .target_scales import ScaleKind, TargetScales, term_name
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from rich.table import Table
 
     from ..interop import Source
@@ -136,6 +139,12 @@ class Scaler(torch.nn.Module):
             for parameter in ("", *scales.layout.gradients)
         ]
 
+    @property
+    def units(self) -> dict[str, str]:
+        """The units of the declared targets, where they are known."""
+        declared = {} if self.declaration is None else self.declaration.targets
+        return {name: target.unit for name, target in declared.items() if target.unit is not None}
+
     def table(self, title: str = "Target scales", caption: str | None = None) -> "Table":
         """The scales as a table of the rich library, in the units of the dataset.
 
@@ -161,6 +170,57 @@ class Scaler(torch.nn.Module):
 
         module = None if self.additive is None else self.additive.name
         return baselines_table(summarize_baselines(self.targets, module), title, caption)
+
+    def plot(
+        self,
+        targets: Sequence[str] | None = None,
+        ax: "Axes | None" = None,
+        units: Mapping[str, str] | None = None,
+    ) -> "tuple[Figure, Any]":
+        """Draw the scales of each atomic type and property, on log axes.
+
+        Per-structure targets with one property share axes, with their RMS before subtracting the
+        baseline. Every other target has its own: rows for the properties if it is per-structure,
+        otherwise the atomic types side by side, with a marker for each property, or as a heat map
+        if there are more than five. Atom-pair targets, which are not scaled, are left out.
+
+        Needs matplotlib (``pip install 'lightning-scaler[plot]'``). The figure is not one of
+        pyplot, so that it is neither shown nor kept by it.
+
+        Args:
+            targets: names of the targets to draw. Default: all.
+            ax: axes of matplotlib to draw into, for targets that share axes. Default: a new figure.
+            units: units by target name. Default: those of the declared targets.
+
+        Returns:
+            The figure, and its axes: one, or a list.
+
+        Raises:
+            ModuleNotFoundError: if matplotlib is not installed.
+            ValueError: for unknown targets, none with scales, or targets that do not share ``ax``.
+
+        Example:
+            >>> from lightning_scaler import PerAtom, ScaleAccumulator
+            >>> batch = {"z": torch.tensor([8, 1, 1]), "n_atoms": torch.tensor([3])}
+            >>> batch["charges"] = torch.tensor([-0.8, 0.4, 0.4])
+            >>> accumulator = ScaleAccumulator(targets={"charges": PerAtom(unit="e")})
+            >>> accumulator.update(batch)
+            >>> figure, axes = accumulator.compute().plot()  # figure.savefig("scales.png")
+            >>> axes.get_ylabel()
+            'scale (e)'
+        """
+        from ..reports import check_matplotlib, draw_scales
+
+        check_matplotlib("plots")
+        names = [*self.targets] if targets is None else list_of_names("targets", targets)
+        check_names("targets", names, self.targets)
+        drawn = scales_to_draw({name: self.targets[name] for name in names})
+        if not drawn:
+            raise ValueError(
+                "plot: expected targets with scales, got "
+                + (f"only atom pairs or no property: {[*names]}" if names else "none")
+            )
+        return draw_scales(drawn, self.units if units is None else units, ax)
 
     def convert(
         self,
