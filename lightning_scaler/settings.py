@@ -142,6 +142,18 @@ def atomic_type(where: str, key: Any) -> int:
     )
 
 
+def label_types(types: Sequence[int]) -> list[str]:
+    """The chemical symbols of types; their numbers, if one of them is not an atomic number.
+
+    Example:
+        >>> label_types([1, 8]), label_types([0, 1])
+        (['H', 'O'], ['0', '1'])
+    """
+    if all(z in CHEMICAL_SYMBOLS for z in types):
+        return [CHEMICAL_SYMBOLS[z] for z in types]
+    return [str(z) for z in types]
+
+
 def numbers_by_type(where: str, numbers: Numbers) -> dict[int, float]:
     """Numbers per atomic type, with integer keys; users also write strings and symbols.
 

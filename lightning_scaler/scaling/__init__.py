@@ -11,6 +11,7 @@ from .alignment import align_prediction
 from .arithmetic import ConversionArgs, rescale_target
 from .comparison import find_differences
 from .data_parts import DataPart, missing_shards
+from .drawn_scales import scales_to_draw
 from .factor_range import check_factors
 from .fixed_settings import fixed_settings
 from .force_targets import describe_force_targets
@@ -47,6 +48,7 @@ __all__ = [
     "predictions_to_loss",
     "predictions_to_physical",
     "rescale_target",
+    "scales_to_draw",
     "targets_to_loss",
     "term_name",
     "values_in_physical_units",

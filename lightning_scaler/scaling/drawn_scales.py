@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..settings import CHEMICAL_SYMBOLS
+from ..settings import label_types
 from ..tensors import TargetLayout
 from .target_scales import TargetScales
 
@@ -31,18 +31,6 @@ def scales_to_draw(targets: Mapping[str, TargetScales]) -> list[DrawnScales]:
                 )
             )
     return drawn
-
-
-def label_types(types: Sequence[int]) -> list[str]:
-    """The chemical symbols of types; their numbers, if one of them is not an atomic number.
-
-    Example:
-        >>> label_types([1, 8]), label_types([0, 1])
-        (['H', 'O'], ['0', '1'])
-    """
-    if all(z in CHEMICAL_SYMBOLS for z in types):
-        return [CHEMICAL_SYMBOLS[z] for z in types]
-    return [str(z) for z in types]
 
 
 def label_properties(layout: TargetLayout) -> list[str]:

@@ -15,6 +15,7 @@ from ..scaling import ScaleAccumulator, Scaler, describe_force_targets
 from ..tensors import TargetLayout, flatten_state, unflatten_state
 from .batch_hooks import BatchHooks, scaler_in_use
 from .data_fingerprint import identify_data
+from .data_sample import DataSample
 from .fit_decision import FitDecision
 from .pass_loaders import Limits, Stream, length, pass_loaders, training_batches
 from .prediction_errors import PredictionErrors
@@ -34,6 +35,7 @@ def fit_scales(
     decision: FitDecision,
     processes: FitProcesses,
     record: LoaderRecord,
+    sample: DataSample | None = None,
 ) -> tuple[Scaler, Batch | None]:
     """Read the training data and fit the scales that were decided on.
 
@@ -43,6 +45,7 @@ def fit_scales(
         decision: targets to fit, and the settings to use.
         processes: processes of the fit.
         record: record of the training loaders.
+        sample: empty sample, which gets some of the data that are read.
 
     Returns:
         A scaler with the targets of the decision, and of a part that is kept, the same on all
@@ -67,7 +70,8 @@ def fit_scales(
             errors = PredictionErrors(
                 trainer, module, decision.errors_accumulator(scaler_of(module))
             )
-        first_batch = _fill(trainer, module, accumulator, processes, loader, decision, errors)
+        inputs = (trainer, module, accumulator, processes, loader, decision)
+        first_batch = _fill(*inputs, errors, sample)
     loader.restart_streams()
     unseen_types = settings.unseen_types
     # Parameters have absorbed new scales for good.
@@ -119,6 +123,7 @@ def read_training_data(
     errors: PredictionErrors | None = None,
     shard: tuple[int, int] = (0, 1),
     predicts: bool = False,
+    sample: DataSample | None = None,
 ) -> Batch | None:
     """Add all training data to an accumulator, each sample once over all processes.
 
@@ -137,6 +142,7 @@ def read_training_data(
         errors: collects the errors of predictions too; afterwards it holds those of all processes.
         shard: index of the shard to read, from 0, and the number of shards.
         predicts: whether the module predicts for a batch, now or afterwards.
+        sample: sample of the batches, if there is to be one.
 
     Returns:
         The first batch that this process has read.
@@ -164,12 +170,16 @@ def read_training_data(
                 local.update(*unpacked, exact_labels=True)
                 if errors is not None:
                     errors.update(unpacked, local.system_labels)
+                if sample is not None:
+                    sample.update(unpacked)
                 processes.check_for_failure()
         for one in loaders.flattened:
             if isinstance(one, Stream):
                 one.check_readable_again()
     if not single:
         n_batches = _merge_all([local, *local_errors], n_batches, collected, processes)
+        if sample is not None:
+            sample.gather_counts(processes)
     if errors is not None:
         errors.accumulator = collected[1]
     if not n_batches and shard[1] == 1:
@@ -232,6 +242,7 @@ def _fill(
     loader: TrainingLoader,
     decision: FitDecision,
     errors: PredictionErrors | None,
+    sample: DataSample | None,
 ) -> Batch | None:
     """Fill an empty accumulator from the cache, if it has these data, or from the data.
 
@@ -243,14 +254,14 @@ def _fill(
     predicts = errors is not None or decision.part == "scales"
     cache = decision.request.cache and StatisticsCache(decision.request.cache, processes)
     if not cache:
-        return read_training_data(*inputs, errors, predicts=predicts)
+        return read_training_data(*inputs, errors, predicts=predicts, sample=sample)
     if decision.keep_existing or decision.part is not None or is_dev_run(trainer):
         cache.report_unused("fast_dev_run" if is_dev_run(trainer) else "other scales are kept")
-        return read_training_data(*inputs, errors, predicts=predicts)
+        return read_training_data(*inputs, errors, predicts=predicts, sample=sample)
     data = identify_training_data(*inputs)
     if cache.fill(accumulator, data):
         return None
-    first_batch = read_training_data(*inputs)
+    first_batch = read_training_data(*inputs, sample=sample)
     cache.save(accumulator, data)
     return first_batch
 

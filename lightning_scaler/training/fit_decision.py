@@ -33,6 +33,7 @@ class FitRequest:
         declaration: declared targets, if they are plain tensors.
         output_layers: by target name the submodule that absorbs a new scale.
         cache: statistics file to use, and to write; ``None``: none.
+        report: whether the data pass keeps a sample of the data for a report.
     """
 
     settings: Settings
@@ -47,6 +48,7 @@ class FitRequest:
     declaration: Declaration | None = None
     output_layers: Mapping[str, str] = field(default_factory=dict)
     cache: str | None = None
+    report: bool = False
 
     @property
     def part(self) -> RefitPart | None:
@@ -83,6 +85,7 @@ class FitRequest:
             "against": self.against,
             "output_layers": dict(self.output_layers),
             "cache": "none" if self.cache is None else "a file",
+            "report": self.report,
         }
 
 

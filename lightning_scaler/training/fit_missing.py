@@ -6,6 +6,7 @@ from lightning.pytorch import Trainer
 
 from ..tensors import digest
 from .data_pass import fit_scales, is_dev_run
+from .data_sample import DataSample
 from .fit_decision import FitRequest, decide_fit
 from .loss_settings import LossSettings
 from .output_layers import OutputLayers
@@ -22,10 +23,12 @@ class FitResult(NamedTuple):
     Attributes:
         fitted: names of the targets that were fitted, other than those kept in part.
         changes: what changed in scales that the module already had, in one line.
+        sample: sample of the data for a report, if one was requested; empty if none were read.
     """
 
     fitted: set[str]
     changes: str | None
+    sample: DataSample | None
 
 
 def fit_missing(
@@ -84,14 +87,15 @@ def _fit(
     layers = None
     if decision.part == "scales":
         layers = OutputLayers(module, request.output_layers)
-    fitted, batch = fit_scales(trainer, module, decision, processes, record)
+    sample = DataSample() if request.report and not is_dev_run(trainer) else None
+    fitted, batch = fit_scales(trainer, module, decision, processes, record, sample)
     if layers is not None:
         layers.absorb(trainer, fitted, batch)
     if not decision.keep_existing:
         scaler.targets = {}
     scaler.update(fitted)
     if request.refit is False or not before or provisional:
-        return FitResult(set(fitted.targets), None)
+        return FitResult(set(fitted.targets), None, sample)
     changes = describe_changes(before, scaler.targets, request)
     kept = before.keys() - request.output_layers if decision.part else set()
-    return FitResult(fitted.targets.keys() - kept, changes)
+    return FitResult(fitted.targets.keys() - kept, changes, sample)

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from ..baselines import BaselineSetting, FrozenModule, class_name, parse_baseline
+from ..reports import check_matplotlib
 from ..scaling import ScaleAccumulator, Scaler
 from ..settings import (
     Against,
@@ -40,11 +41,13 @@ from .fit_missing import fit_missing
 from .fit_report import print_fit, report_kept_scales
 from .loss_settings import LossSettings
 from .own_scaling import warn_of_own_scaling
+from .picture_report import report_folder, write_report
 from .random_states import RandomStates, preserve_rng
 from .scale_steps import move_place, scale_steps
 from .scaled_module import ScaledModule, scaler_of
 from .scaled_steps import ScaledSteps
 from .training_loader import LoaderRecord
+from .validation_rms import ValidationRms
 
 
 class TargetScaler(Callback):
@@ -109,8 +112,13 @@ class TargetScaler(Callback):
             Default: the usual names, batches of PyTorch Geometric, and lists of ASE ``Atoms``.
         at: for a module without a mixin, the submodule whose output holds the predictions, if its
             steps do not call ``forward``.
+        report: after a fit, draw scales, data, missing values and mean squares of the terms of the
+            loss, as PNG files in the folder of the logger (without one: ``default_root_dir``) and
+            in TensorBoard or W&B; log the scales, ``scale/forces/O``, and at each validation the
+            RMS of its targets in loss space, ``val/rms/energy``. Needs matplotlib.
 
     Raises:
+        ModuleNotFoundError: if ``report`` is set and matplotlib is not installed.
         TypeError: if ``baseline`` is a class, names are given as one string, or the module does not
             have a mixin and no targets are declared.
         ValueError: if an argument has an unknown value, or arguments contradict each other, the
@@ -155,9 +163,14 @@ class TargetScaler(Callback):
         cache: str | os.PathLike[str] | None = None,
         batch: Mapping[str, Any] | None = None,
         at: str = "forward",
+        report: bool = False,
     ) -> None:
         super().__init__()
-        check_arguments(unseen_types, limit_batches, enabled=enabled)
+        check_arguments(unseen_types, limit_batches, enabled=enabled, report=report)
+        if report:
+            check_matplotlib("reports of a fit")
+        self.report = report
+        self._validation_rms = ValidationRms()
         self.enabled = enabled
         self.fixed_scales = parse_fixed_scales(fixed_scales)
         self._baseline_setting = baseline
@@ -286,6 +299,34 @@ class TargetScaler(Callback):
         self._declare(check_fitted(trainer, pl_module))
 
     @override
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called when a validation epoch begins. Forgets the batches of the last one."""
+        self._validation_rms.reset()
+
+    @override
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Called before every validation batch. With ``report``, adds it to the RMS."""
+        if self.report:
+            module = cast(ScaledModule, pl_module)
+            self._validation_rms.update(trainer, module, batch, batch_idx, dataloader_idx)
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called when a validation epoch ends. With ``report``, logs the RMS of each target."""
+        if self.report:
+            module = cast(ScaledModule, pl_module)
+            # The same on all processes: their mean only keeps Lightning from a warning.
+            found = self._validation_rms.compute(trainer, module)
+            pl_module.log_dict(found, sync_dist=True, add_dataloader_idx=False)
+
+    @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when testing begins. Raises an error if there are no scales."""
         self._declare(check_fitted(trainer, pl_module))
@@ -314,6 +355,7 @@ class TargetScaler(Callback):
             "cache": self.cache,
             "at": self.at,
             "batch": (self.declaration and dict(self.declaration.batch)) or None,
+            "report": self.report,
         }
         defaults = inspect.signature(TargetScaler).parameters
         changed = (
@@ -348,6 +390,8 @@ class TargetScaler(Callback):
         self._to_report = scaler.targets.keys() - (result.fitted if result else set())
         if result is not None and trainer.is_global_zero:
             print_fit(scaler, self._to_report, result.changes)
+            if result.sample is not None:
+                write_report(trainer, scaler, result.sample, report_folder(trainer))
 
     def _forget_record(self) -> None:
         if self._record is not None:
@@ -376,6 +420,7 @@ class TargetScaler(Callback):
             self.declaration,
             self.output_layers or {},
             self.cache,
+            self.report,
         )
 
 

@@ -48,6 +48,7 @@ from torchmetrics import MeanAbsoluteError, MeanAbsolutePercentageError
 from torchmetrics.wrappers import MinMaxMetric
 
 from lightning_scaler import ScaleAccumulator, TargetScaler
+from lightning_scaler.training import target_scaler
 
 WORLD_SIZES = (2, 3)
 BATCH_SIZES = (1, 4, 30)
@@ -609,6 +610,30 @@ def other_module(folder, world_size):
     }
 
 
+def pictures(folder, world_size):
+    """The pictures and missing values that a process reports, and the RMS of validation targets."""
+    reported, write = {}, target_scaler.write_report
+
+    def record(trainer, scaler, sample, into):
+        missing = sample.missing_values(scaler)
+        reported.update({name: found.share for name, found in missing.items()})
+        write(trainer, scaler, sample, into)
+
+    data = SmallData(22, 4)
+    for _, numbers in data.train.items[::3]:
+        numbers["charges"][0] = torch.nan
+    target_scaler.write_report = record
+    try:
+        callback = scaler_callback(report=True)
+        trainer = trainer_of(folder / "report", world_size, callbacks=[callback])
+        trainer.fit(SmallNet(), data)
+    finally:
+        target_scaler.write_report = write
+    logged = {k: float(v) for k, v in trainer.callback_metrics.items() if "/rms/" in k}
+    files = sorted(path.name for path in (folder / "report").glob("*.png"))
+    return {"missing": reported, "rms": logged, "files": files}
+
+
 def run(folder, world_size):
     """All cases."""
     answers = {
@@ -616,6 +641,7 @@ def run(folder, world_size):
         "evaluation": evaluation(folder, world_size),
         "refits": refits(folder, world_size),
         "other module": other_module(folder, world_size),
+        "pictures": pictures(folder, world_size),
     }
     if world_size > 1:
         answers["lost subset"] = lost_subset(folder, world_size)

@@ -225,6 +225,19 @@ def test_metrics_count_padded_samples_once(alone, together):
                     assert errors[name] == pytest.approx(value, rel=1e-12), (case, name)
 
 
+def test_pictures_are_drawn_by_rank_0_with_the_missing_values_of_all_processes(alone, together):
+    expected = alone["pictures"]
+    assert expected["missing"]["charges"] > 0.1
+    assert len(expected["files"]) == 3
+    assert [answers["pictures"]["missing"] for answers in together] == [expected["missing"]] + [
+        {} for _ in together[1:]
+    ]
+    for answers in together:
+        assert answers["pictures"]["files"] == expected["files"]
+        # Structures that pad the validation are counted once.
+        assert answers["pictures"]["rms"] == pytest.approx(expected["rms"], rel=1e-6)
+
+
 def test_distributed_checkpoints_restore_the_scales_of_a_fresh_module(together):
     for answers in together:
         saved, loaded = answers["shards"]
