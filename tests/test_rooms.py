@@ -125,7 +125,7 @@ def test_the_core_imports_neither_lightning_nor_hydra(room):
 def test_importing_the_core_loads_neither_lightning_nor_hydra(tmp_path):
     code = (
         "import sys; from lightning_scaler import ScaleAccumulator, Scaler, CompositionBaseline; "
-        f"print(sorted({LIGHTNING_AND_HYDRA | {'rich'}!r} & set(sys.modules)))"
+        f"print(sorted({LIGHTNING_AND_HYDRA | {'matplotlib', 'rich'}!r} & set(sys.modules)))"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path

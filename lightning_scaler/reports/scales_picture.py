@@ -75,7 +75,7 @@ def draw_scales(
         ax: axes to draw into; default: a new figure.
 
     Returns:
-        The figure, and its axes: one, or a list.
+        The figure, and its axes (a list if there are several).
 
     Raises:
         ValueError: if ``ax`` is given for targets that do not share axes.

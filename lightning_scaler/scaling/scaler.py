@@ -193,7 +193,7 @@ class Scaler(torch.nn.Module):
             units: units by target name. Default: those of the declared targets.
 
         Returns:
-            The figure, and its axes: one, or a list.
+            The figure, and its axes (a list if there are several).
 
         Raises:
             ModuleNotFoundError: if matplotlib is not installed.
