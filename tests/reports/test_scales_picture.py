@@ -94,6 +94,19 @@ def test_no_text_of_per_structure_targets_overlaps_another_or_is_cut_off():
     assert not faults(figure)
 
 
+@pytest.mark.slow
+def test_rows_that_are_too_narrow_are_labelled_in_part():
+    properties = [f"n={n}" for n in range(400)]
+    moments = DrawnScales("moments", [], properties, scales(1, 400), 1.0)
+    figure, axes = draw_scales([moments])
+    assert not faults(figure)
+    assert len(axes.get_yticks()) > 60
+    small = Figure((4, 2))
+    _, axes = draw_scales([moments], ax=small.subplots())
+    assert not [pair for pair in faults(small) if isinstance(pair, tuple)]
+    assert 5 < len(axes.get_yticks()) < 20
+
+
 @pytest.mark.parametrize("factor", [1e-12, 1.0, 1e12])
 @pytest.mark.parametrize("spread", [0.0, 0.01, 1.0, 9.0], ids=lambda spread: f"{spread} decades")
 def test_ticks_of_any_range_do_not_overlap(factor, spread):

@@ -120,9 +120,9 @@ def test_without_a_report_nothing_is_drawn_or_logged(tmp_path):
 
 
 def test_csv_files_have_the_numbers_and_the_folder_the_pictures(tmp_path):
-    run_with_one_target(tmp_path, CSVLogger(tmp_path, name="net", version="first"))
-    assert pictures(tmp_path / "net" / "first") == PICTURES
-    header = (tmp_path / "net" / "first" / "metrics.csv").read_text().splitlines()[0].split(",")
+    run_with_one_target(tmp_path, CSVLogger(tmp_path, name="net"))
+    assert pictures(tmp_path / "net" / "version_0") == PICTURES
+    header = (tmp_path / "net" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"scale/energy", "val/rms/energy"} <= {*header}
 
 
