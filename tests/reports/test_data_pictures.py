@@ -49,6 +49,7 @@ def test_single_values_far_away_do_not_hide_the_others():
     assert left.get_xlim()[1] < 10.0
 
 
+@pytest.mark.slow
 def test_distributions_have_no_text_that_overlaps_or_is_cut_off():
     by_type = {z: normal(50, 0.1 * (i + 1)) for i, z in enumerate(TYPES)}
     terms = [
