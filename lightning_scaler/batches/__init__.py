@@ -9,7 +9,7 @@ from .atomic_types import LARGEST_IN_TABLE, find_types
 from .atoms import Atoms, read_atoms
 from .declaration import Declaration
 from .declared_batch import DeclaredBatch
-from .declared_targets import GradientTensor, PerAtom, PerStructure
+from .declared_targets import STRESS, GradientTensor, PerAtom, PerStructure
 from .device import move_to_device, move_unpacked
 from .engine import neighbor_vectors, sample_labels, selected_samples
 from .indexed_target import (
@@ -28,6 +28,7 @@ from .unpack import Batch, check_unpacked, unpack
 
 __all__ = [
     "LARGEST_IN_TABLE",
+    "STRESS",
     "Atoms",
     "Batch",
     "Declaration",

@@ -7,7 +7,7 @@ from typing import Any, cast
 from ..settings import did_you_mean
 from ..tensors import InvalidStateError
 from .addresses import Path, describe_address, parse_address
-from .declared_targets import PerAtom, PerStructure, parse_target
+from .declared_targets import STRESS, PerAtom, PerStructure, parse_target
 from .declared_tensors import gradients_of, signed_path
 
 STRUCTURE_ADDRESSES = ("types", "structure", "n_atoms")
@@ -68,6 +68,25 @@ class Declaration:
             if isinstance(target, PerStructure) and target.intensive
         ]
 
+    @property
+    def stresses_without_volume(self) -> str | None:
+        """The warning about strain gradients named like a stress; ``None`` without any."""
+        found = [
+            f"target '{name}': the gradient 'strain' at {describe_address(path)}"
+            for name, target in self.targets.items()
+            for parameter, gradient in gradients_of(target, of_output=False).items()
+            for path in [signed_path(gradient, of_output=False)[1]]
+            if parameter == "strain" and gradient.volume is None and "stress" in str(path).lower()
+        ]
+        if not found:
+            return None
+        return (
+            f"{'; '.join(found)} is declared without a volume, and a stress is a gradient divided "
+            "by it; its errors would be divided by the numbers of atoms, and an additive module "
+            f"would subtract a virial; give the address of the volumes or cells, {STRESS}, or, for "
+            "a virial under this name, 'volume': False"
+        )
+
     def union(self, other: "Declaration | None") -> "Declaration":
         """The targets and addresses of both; where both have one, that of the other."""
         if other is None:
@@ -110,7 +129,7 @@ def _check_addresses(targets: Mapping[str, PerStructure | PerAtom]) -> None:
         address = (name,) if target.tensor is None else cast(Path, target.tensor)
         prediction = address if target.prediction is None else cast(Path, target.prediction)
         described = {f"'{name}'": prediction}
-        for parameter, gradient in gradients_of(target).items():
+        for parameter, gradient in gradients_of(target, of_output=True).items():
             described[f"the gradient '{parameter}' of '{name}'"] = signed_path(gradient, True)[1]
         for what, path in described.items():
             for other, owner in known.items():

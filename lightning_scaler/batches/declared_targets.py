@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from ..settings import did_you_mean
 from .addresses import Address, Path, parse_address
@@ -10,12 +10,16 @@ from .addresses import Address, Path, parse_address
 if TYPE_CHECKING:
     Gradients: TypeAlias = Mapping[str, Address | "GradientTensor"]
     Components: TypeAlias = str | Mapping[str, int] | None
+    OtherAddress: TypeAlias = Address | Literal[False] | None
 else:
     # Configs of Hydra can hold no object whose fields have other types.
-    Gradients = Components = Address = Any
+    Gradients = Components = Address = OtherAddress = Any
 
 VECTOR, MATRIX = "xyz", "matrix"
 PARAMETERS = ("positions", "strain")
+
+# What declares a stress, in messages.
+STRESS = "gradients={'strain': {'tensor': 'stress', 'volume': 'cell'}}"
 
 
 @dataclass(frozen=True)
@@ -26,15 +30,16 @@ class GradientTensor:
         tensor: address in the batch; a minus before it, ``"-forces"``, means that the gradient is
             minus the tensor there.
         prediction: address in the output of the network; default: the same. It has the sign of
-            ``tensor``, unless it begins with a minus or a plus.
+            ``tensor``, unless it begins with a minus or a plus. ``False``: the output has none,
+            because the steps of the module differentiate the values in it.
         volume: for a stress, address in the batch of the volumes, ``(n_structures,)``, or the
             cells, ``(n_structures, 3, 3)``. The gradient with respect to strain is then the tensor
-            times the volume.
+            times the volume. ``False``: the tensor is a virial, whatever its name is.
     """
 
     tensor: Address
-    prediction: Address | None = None
-    volume: Address | None = None
+    prediction: OtherAddress = None
+    volume: OtherAddress = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -259,8 +264,8 @@ def _parse_gradient(where: str, parameter: str, value: Any) -> GradientTensor:
     if not isinstance(value, GradientTensor):
         value = GradientTensor(value)
     addresses = {
-        name: None
-        if address is None and name != "tensor"
+        name: address
+        if (address is None or address is False) and name != "tensor"
         else parse_address(f"{where}, {name}", address)
         for name, address in vars(value).items()
     }

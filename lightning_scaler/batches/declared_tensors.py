@@ -91,7 +91,7 @@ def labelled_paths(
 ) -> Iterator[tuple[str, Path]]:
     """A name for the prediction of a target and for each of its gradients, with their addresses."""
     yield name, output_path(name, target, output, n_targets)
-    for parameter, gradient in gradients_of(target).items():
+    for parameter, gradient in gradients_of(target, of_output=True).items():
         _, path = split_sign(cast(Path, gradient.tensor))
         words = [part for part in path if isinstance(part, str)]
         yield words[-1] if words else f"{name}/{parameter}", signed_path(gradient, True)[1]
@@ -119,7 +119,7 @@ def _find(
     is_per_atom = isinstance(target, PerStructure) and target.per_atom
     scale = atoms.n_atoms if is_per_atom else None
     found = {"": FoundTensor(what, path, values, scale=scale)}
-    for parameter, gradient in gradients_of(target).items():
+    for parameter, gradient in gradients_of(target, of_output).items():
         sign, path = signed_path(gradient, of_output)
         tensor = _tensor_at(holder, path, parameter == "positions")
         where = f"{what}, gradient '{parameter}'"
@@ -133,10 +133,14 @@ def _find(
                 f"give its address in gradients={{'{parameter}': …}}, and NaN for missing values"
             )
             if of_output:
-                way_out = "return it from forward, or give its address as prediction="
+                way_out = (
+                    "return it from forward, or give its address as prediction=; if a step of the "
+                    "module itself differentiates the values, say so with prediction=False: "
+                    f"gradients={{'{parameter}': {{'tensor': …, 'prediction': False}}}}"
+                )
             raise ValueError(describe_missing(where, path, holder, way_out))
         scale = None
-        if gradient.volume is not None:
+        if gradient.volume:
             scale = _volumes(where, cast(Path, gradient.volume), batch, atoms)
         found[parameter] = FoundTensor(where, path, tensor, sign, scale)
     return found
@@ -154,17 +158,20 @@ def row_shape(parameter: str, target: Target) -> list[int]:
     return [*GRADIENT_SHAPES.get(parameter, []), *target.shape, target.properties or 1]
 
 
-def gradients_of(target: PerStructure | PerAtom) -> Mapping[str, GradientTensor]:
-    """The gradients of a declared target by parameter."""
+def gradients_of(target: Target, of_output: bool) -> Mapping[str, GradientTensor]:
+    """The gradients by parameter that a batch, or the output of a network, has of a target."""
     if isinstance(target, PerAtom):
         return {}
-    return cast(Mapping[str, GradientTensor], target.gradients)
+    gradients = cast(Mapping[str, GradientTensor], target.gradients)
+    if not of_output:
+        return gradients
+    return {name: one for name, one in gradients.items() if one.prediction is not False}
 
 
 def signed_path(gradient: GradientTensor, of_output: bool) -> tuple[int, Path]:
     """The sign and the address of a gradient in the batch, or in the output of the network."""
     sign, path = split_sign(cast(Path, gradient.tensor))
-    if of_output and gradient.prediction is not None:
+    if of_output and gradient.prediction:
         own_sign, path = split_sign(cast(Path, gradient.prediction))
         sign = sign if own_sign is None else own_sign
     return sign or 1, path

@@ -180,6 +180,9 @@ class ScaleAccumulator:
             systems, targets, masks = unpack(systems, self.declaration)
         if isinstance(systems, DeclaredBatch) and self._missing_declared is None:
             self._missing_declared = missing = systems.describe_missing_targets()
+            without_volume = systems.declaration.stresses_without_volume
+            if without_volume is not None:
+                warnings.warn(without_volume, stacklevel=2)
             # Some of a list of Atoms may have no value, and so may all of a batch.
             if missing and not targets and not systems.may_lack_targets:
                 raise ValueError(next(iter(missing.values())))

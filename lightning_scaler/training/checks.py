@@ -134,16 +134,29 @@ def check_module(module: LightningModule) -> Scaler:
 
 
 def check_declared(module: LightningModule) -> None:
-    """Check that a module with :class:`ScaledSteps` has declared targets.
+    """Check that the declared targets suit the mixin of a module, before a fit.
 
     Raises:
-        TypeError: if it has none, before a fit.
+        TypeError: if a module with :class:`ScaledSteps` has none.
+        ValueError: if another has gradients that ``forward`` does not return.
     """
-    if isinstance(module, ScaledSteps) and module.target_scaler.declaration is None:
-        raise TypeError(
-            f"TargetScaler: {type(module).__name__} has ScaledSteps and needs declared targets: "
-            "TargetScaler(targets={'energy': PerStructure()})"
-        )
+    declaration, name = check_module(module).declaration, type(module).__name__
+    if isinstance(module, ScaledSteps):
+        if declaration is None:
+            raise TypeError(
+                f"TargetScaler: {name} has ScaledSteps and needs declared targets: "
+                "TargetScaler(targets={'energy': PerStructure()})"
+            )
+        return
+    for target, declared in (declaration.targets if declaration else {}).items():
+        for parameter, gradient in getattr(declared, "gradients", {}).items():
+            if gradient.prediction is False:
+                raise ValueError(
+                    f"target '{target}', gradient '{parameter}': prediction=False is for modules "
+                    f"with steps of their own, and those of {name} are given by the "
+                    "TargetScalingMixin, which need the gradient; return it from forward, or "
+                    "declare the target without it"
+                )
 
 
 def check_own_loss(

@@ -29,10 +29,10 @@ from ..scaling import (
     targets_to_loss,
 )
 from .default_loss import DefaultLoss
-from .gradient_signs import warn_of_opposite_signs
 from .loss import zero_loss
 from .metric_logging import LoggedMetrics
 from .padding import drop_systems, padded_positions
+from .predicted_gradients import check_gradients
 from .scaled_module import ScaledModule, new_scaler, refuse_hidden_steps
 from .training_loader import flat_loaders
 
@@ -90,7 +90,7 @@ class TargetScalingMixin(ScaledModule):
         self._scaling_metrics = LoggedMetrics("_scaling_metrics")
         self._scaling_batch_idx = 0
         self._scaling_loss = DefaultLoss()
-        self._scaling_signs_checked = False
+        self._scaling_gradients_checked = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse to replace the steps of a class behind the mixin without a word."""
@@ -301,9 +301,8 @@ class TargetScalingMixin(ScaledModule):
         targets = self.targets_to_loss(atoms, targets, masks)
         if isinstance(systems, DeclaredBatch):
             outputs = systems.predictions(self(systems.batch), needed=targets)
-            if stage == "train" and not self._scaling_signs_checked:
-                self._scaling_signs_checked = True
-                warn_of_opposite_signs(outputs)
+            if stage == "train" and not self._scaling_gradients_checked:
+                self._scaling_gradients_checked = check_gradients(systems, outputs, self.scaler)
         else:
             outputs = self(systems)
         predictions = self.predictions_to_loss(atoms, outputs, targets)

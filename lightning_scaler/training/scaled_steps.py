@@ -15,6 +15,7 @@ from ..batches import DeclaredBatch, clone_inference_tensors
 from ..scaling import Scaler
 from ..settings import did_you_mean
 from .found_predictions import check_found, find_batch
+from .predicted_gradients import check_gradients
 from .scaled_module import ScaledModule, is_lightning
 from .step_state import StepState
 
@@ -41,6 +42,12 @@ class ScaledSteps(ScaledModule):
     replaced in copies; dtypes and shapes stay, but totals with a baseline are float64. A loss that
     a module logs in training is therefore in loss space, and in validation in units of the data.
 
+    A step may differentiate the output of ``forward``, if the gradient is declared with
+    ``prediction=False``: the conversion is part of the graph, so that the derivative is in the
+    space of the step too. Gradients that ``forward`` returns must be those of what the network
+    gives. Where they come from autograd, the first training step compares them, and refuses those
+    that were computed from values in physical units.
+
     Attributes:
         target_scaler: scaler of the targets; not fitted before the callback has run or a
             checkpoint has been loaded.
@@ -49,6 +56,7 @@ class ScaledSteps(ScaledModule):
 
     Raises:
         TypeError: if a class has the mixin after ``LightningModule`` among its bases.
+        RuntimeError: in the first training step, for gradients that would be scaled twice.
 
     Example:
         >>> from lightning.pytorch import LightningModule
@@ -243,8 +251,23 @@ def _converted(module: Any, output: Any, args: tuple[Any, ...], kwargs: Mapping[
     if not names:
         return output
     state.found |= names
-    if stage == "train" and all(s.layout.single_property for s in scaler.targets.values()):
+    unchanged = stage == "train" and all(
+        scales.layout.single_property for scales in scaler.targets.values()
+    )
+    if unchanged and state.gradients_checked:
         return output  # model space is loss space
     declared = find_batch(module, declaration, [*args, *kwargs.values()], batch)
+    if stage == "train" and not state.gradients_checked:
+        state.gradients_checked = _check_gradients(declared, output, scaler)
+    if unchanged:
+        return output
     target = "loss" if stage == "train" else "physical"
     return scaler.convert(declared, output, source="model", target=target)
+
+
+def _check_gradients(batch: DeclaredBatch, output: Any, scaler: Scaler) -> bool:
+    try:
+        predictions = batch.predictions(output)
+    except (TypeError, ValueError):  # what is not converted may have any shape
+        return True
+    return check_gradients(batch, predictions, scaler)

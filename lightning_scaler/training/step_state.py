@@ -21,6 +21,7 @@ class StepState:
         in_forward: whether the module's ``forward`` is running.
         found: names of the targets whose predictions were found in the last step.
         told: whether it was said what checkpoints hold.
+        gradients_checked: whether predicted gradients were compared with derivatives.
     """
 
     def __init__(self, at: str) -> None:
@@ -29,6 +30,7 @@ class StepState:
         self.in_forward = False
         self.found: set[str] = set()
         self.told = False
+        self.gradients_checked = False
         self._stage: str | None = None
         self._batch: Any = None
 
