@@ -2,7 +2,7 @@
 import rich
 import torch
 
-from lightning_scaler import CompositionBaseline, PerAtom, PerStructure, ScaleAccumulator
+from lightning_scaler import PerAtom, PerStructure, ScaleAccumulator
 from lightning_scaler.molecules.dataset import MoleculesDataset
 
 
@@ -21,10 +21,7 @@ def batches(split):
 torch.manual_seed(0)
 targets = {"energy": PerStructure(), "charges": PerAtom()}
 train, test = list(batches("train")), list(batches("conformers"))
-accumulator = ScaleAccumulator(targets=targets, baseline=CompositionBaseline())
-for batch in train:
-    accumulator.update(batch)
-scaler = accumulator.compute()
+scaler = ScaleAccumulator(targets=targets, baseline="composition").fit(train)
 rich.print(scaler.table(), scaler.baselines_table())
 
 # %% Train, with targets and predictions of order one

@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from metatensor.torch import TensorMap
@@ -15,6 +15,7 @@ from ..baselines import (
     FrozenModule,
     align_contributions,
     freeze,
+    parse_baseline,
 )
 from ..batches import (
     Atoms,
@@ -74,8 +75,8 @@ class ScaleAccumulator:
             :class:`PerAtom`.
         intensive_targets: names of per-structure targets that are not divided by the number of
             atoms before any statistics.
-        baseline: :class:`CompositionBaseline` that is subtracted before the scales are taken;
-            ``None``: none.
+        baseline: ``"composition"`` or a :class:`CompositionBaseline`, which is subtracted before
+            the scales are taken; ``"none"`` or ``None``: none.
         system_labels: meaning of the ``system`` label of targets: the ``"position"`` in the batch,
             an ``"id"`` in the dataset (numbered by first appearance), or ``"auto"``: as decided by
             the first batch that only one of them fits.
@@ -99,9 +100,8 @@ class ScaleAccumulator:
         >>> from lightning_scaler import PerStructure
         >>> batch = {"z": torch.tensor([8, 1, 1, 8]), "n_atoms": torch.tensor([1, 3])}
         >>> batch["energy"] = torch.tensor([-3.0, 6.0])
-        >>> accumulator = ScaleAccumulator(targets={"energy": PerStructure()})
-        >>> accumulator.update(batch)
-        >>> accumulator.compute().per_target_scales["energy"].block().values
+        >>> scaler = ScaleAccumulator(targets={"energy": PerStructure()}).fit([batch])
+        >>> scaler.per_target_scales["energy"].block().values
         tensor([[2.5495]], dtype=torch.float64)
     """
 
@@ -109,16 +109,18 @@ class ScaleAccumulator:
         self,
         targets: Sequence[str] | Mapping[str, Any] | None = None,
         intensive_targets: Iterable[str] = (),
-        baseline: CompositionBaseline | None = None,
+        baseline: CompositionBaseline | Literal["composition", "none"] | None = None,
         system_labels: SystemLabels = "auto",
         additive: torch.nn.Module | FrozenModule | None = None,
         batch: Mapping[str, Any] | None = None,
     ) -> None:
         check_choice("system_labels", system_labels, SystemLabels)
+        if isinstance(baseline, str):
+            baseline = parse_baseline(baseline).composition
         if baseline is not None and not isinstance(baseline, CompositionBaseline):
             raise TypeError(
-                f"baseline: expected a CompositionBaseline or None, got {baseline!r}; give a "
-                "module as additive="
+                "baseline: expected 'composition', 'none', a CompositionBaseline or None, got "
+                f"{baseline!r}; give a module as additive="
             )
         self.declaration: Declaration | None = None
         intensive = list_of_names("intensive_targets", intensive_targets)
@@ -150,6 +152,26 @@ class ScaleAccumulator:
             self.additive,
             None if declaration is None else declaration.batch,
         )
+
+    def fit(
+        self,
+        batches: Iterable[Any],
+        fixed_scales: Numbers | None = None,
+        unseen_types: UnseenTypes = "error",
+    ) -> Scaler:
+        """Add all batches, such as those of a loader, and compute the Scaler.
+
+        Args:
+            batches: batches as for :meth:`update`, each as a whole.
+            fixed_scales: as for :meth:`compute`.
+            unseen_types: as for :meth:`compute`.
+
+        Raises:
+            TypeError, ValueError: as :meth:`update` and :meth:`compute`.
+        """
+        for batch in batches:
+            self.update(batch)
+        return self.compute(fixed_scales, unseen_types)
 
     def update(
         self,

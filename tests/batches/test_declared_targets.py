@@ -19,6 +19,12 @@ IN_PYTHON = {
     "gap": PerStructure(("y", 4), intensive=True),
     "dipole": PerStructure(components="xyz", intensive=True),
     "e_atom": PerStructure(per_atom=True),
+    "free": PerStructure(
+        gradients={
+            "positions": GradientTensor("-f", prediction=False),
+            "strain": GradientTensor("stress_of_free", volume=False),
+        }
+    ),
     "charges": PerAtom(properties=2),
     "moments": PerAtom(components={"spherical": 1}),
 }
@@ -34,6 +40,11 @@ energy:
 gap: {per: structure, tensor: [y, 4], intensive: true}
 dipole: {per: structure, components: xyz, intensive: true}
 e_atom: {per: structure, per_atom: true}
+free:
+  per: structure
+  gradients:
+    positions: {tensor: -f, prediction: false}
+    strain: {tensor: stress_of_free, volume: false}
 charges: {per: atom, properties: 2}
 moments: {per: atom, components: {spherical: 1}}
 """

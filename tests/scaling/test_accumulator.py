@@ -29,6 +29,7 @@ from lightning_scaler import CompositionBaseline, ScaleAccumulator
 
 NAN, INF = float("nan"), float("inf")
 FITTED = CompositionBaseline()
+SHIFTS = [(3.0, 4.0), (-3.0, -4.0)]
 FEW_DATA = pytest.mark.filterwarnings("ignore:these data are zero")
 
 
@@ -137,6 +138,36 @@ def test_a_mask_of_a_target_that_is_not_fitted_is_no_error_after_a_merge():
     other.update(systems, {"energy": energy, "forces": vectors})
     masked.merge(other)
     assert scale(masked.compute(), "energy") == [[2.0]]
+
+
+@pytest.mark.parametrize(
+    ("baseline", "expected"),
+    [
+        # Weights of -10 and -70 leave ±3 and ±4: sqrt((9 + 9 + 16 + 16) / 4).
+        ("composition", math.sqrt(12.5)),
+        # sqrt((49 + 169 + 66² + 74²) / 4)
+        ("none", math.sqrt(2512.5)),
+    ],
+)
+def test_fit_takes_the_batches_of_any_loader(baseline, expected):
+    systems = [system(1), system(8)]
+    batches = ((systems, {"energy": structure_target([-10.0 + d, -70.0 + e])}) for d, e in SHIFTS)
+    scaler = ScaleAccumulator(baseline=baseline).fit(batches)
+    assert scale(scaler, "energy")[0] == pytest.approx([expected], rel=1e-12)
+    with pytest.raises(ValueError, match="no target was seen in the data"):
+        ScaleAccumulator(baseline=baseline).fit(batches)  # which have been read
+
+
+def test_other_baselines_are_refused():
+    with pytest.raises(ValueError, match=r"baseline: expected one of \['composition', 'none'\]"):
+        ScaleAccumulator(baseline="compositon")
+
+
+def test_fit_passes_its_settings_on():
+    batch = ([system(1)], {"energy": structure_target([2.0])})
+    scaler = ScaleAccumulator().fit([batch], {"energy": 0.5}, unseen_types="pooled")
+    assert scale(scaler, "energy") == [[0.5]]
+    assert scaler.settings.unseen_types == "pooled"
 
 
 @FEW_DATA
