@@ -172,7 +172,7 @@ def names_in(holder: Any) -> list[str]:
 
 
 def _member(holder: Any, part: str | int) -> Any:
-    if isinstance(holder, Mapping):
+    if type(holder) is dict or isinstance(holder, Mapping):  # the first is ten times faster
         return holder.get(part)
     if isinstance(part, int):
         return _item(holder, part)

@@ -76,9 +76,17 @@ class Atoms:
         return replace(host.to(atoms.types.device, atoms.moved), systems=systems)
 
     @classmethod
-    def from_types(cls, types: Tensor, n_atoms: Tensor) -> "Atoms":
-        """Atoms of these types, ``n_atoms`` of them in every system."""
-        return cls._checked(types, n_atoms, *unique_types(types))
+    def from_types(
+        cls, types: Tensor, n_atoms: Tensor, unique: tuple[Tensor, int] | None = None
+    ) -> "Atoms":
+        """Atoms of these types, ``n_atoms`` of them in every system.
+
+        Args:
+            types: atomic type of every atom, ``(n_all_atoms,)`` int64.
+            n_atoms: number of atoms of every system, ``(n_systems,)`` int64.
+            unique: result of :func:`unique_types`, if it is known.
+        """
+        return cls._checked(types, n_atoms, *(unique or unique_types(types)))
 
     @classmethod
     def _checked(cls, types: Tensor, n_atoms: Tensor, found: Tensor, smallest: int) -> "Atoms":

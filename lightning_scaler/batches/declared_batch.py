@@ -15,7 +15,6 @@ from .addresses import describe_address, find, replace
 from .ase_atoms import are_ase_atoms
 from .atoms import Atoms
 from .declaration import Declaration
-from .declared_targets import PerAtom
 from .declared_tensors import (
     FoundTensor,
     Target,
@@ -25,12 +24,10 @@ from .declared_tensors import (
     find_in_output,
     labelled_paths,
     output_path,
-    row_shape,
 )
-from .plain_shapes import describe_shape, restore_shape
+from .plain_shapes import restore_shape
 from .plain_tensormaps import (
     PlainTarget,
-    PlainTensor,
     Rows,
     build_tensormaps,
     gradient_components,
@@ -69,6 +66,7 @@ class DeclaredBatch(Sequence[Any]):
         self.batch = batch
         self.declaration = declaration
         self._rows_by_device: dict[torch.device, Rows] = {}
+        self._last_output: tuple[Any, dict[str, dict[str, FoundTensor]]] = (None, {})
 
     @cached_property
     def atoms(self) -> Atoms:
@@ -211,12 +209,15 @@ class DeclaredBatch(Sequence[Any]):
     def _systems(self) -> list[Any]:
         if self.atoms.systems:
             return list(self.atoms.systems)
-        return [_Structure(t) for t in self.atoms.types.split(self.atoms.n_atoms.tolist())]
+        return [_Structure(t) for t in self.atoms.types.split(self.atoms.on_host.n_atoms.tolist())]
 
     def _rows(self, atoms: Atoms) -> Rows:
         device = atoms.types.device
         if device not in self._rows_by_device:
-            self._rows_by_device[device] = rows_of(atoms)
+            rows = rows_of(atoms.on_host)
+            if atoms.host is not None:  # labels made on the CPU wait for no GPU
+                rows = Rows(*[labels.to(device) for labels in rows])
+            self._rows_by_device[device] = rows
         return self._rows_by_device[device]
 
     @cached_property
@@ -226,54 +227,44 @@ class DeclaredBatch(Sequence[Any]):
         return {name: tensors for name, tensors in found.items() if tensors}
 
     def _in_output(self, output: Any) -> dict[str, dict[str, FoundTensor]]:
-        targets = self.declaration.targets
-        found = {
-            name: find_in_output(name, target, output, self.batch, self.atoms, len(targets))
-            for name, target in targets.items()
-        }
-        return {name: tensors for name, tensors in found.items() if tensors}
+        if self._last_output[0] is not output:
+            targets = self.declaration.targets
+            found = {
+                name: find_in_output(name, target, output, self.batch, self.atoms, len(targets))
+                for name, target in targets.items()
+            }
+            self._last_output = output, {name: found[name] for name in found if found[name]}
+        return self._last_output[1]
 
     def _tensormaps(
         self, found: Mapping[str, Mapping[str, FoundTensor]], atoms: Atoms
     ) -> dict[str, TensorMap]:
         """A TensorMap for each target, on the device of the atoms."""
-        device = atoms.types.device
         targets = [
-            _plain_target(name, self.declaration.targets[name], tensors, device)
+            _plain_target(name, self.declaration.targets[name], tensors, atoms)
             for name, tensors in found.items()
         ]
-        built, index = build_tensormaps(targets, self._rows(atoms), atoms.n_atoms)
-        if len(built) < len(targets):
-            one = [*[*found.values()][len(built)].values()][index]
-            plain = targets[len(built)].tensors[index]
-            n_rows = atoms.types.numel() if plain.per_atom else atoms.n_systems
-            raise ValueError(
-                f"{one.where}, at {describe_address(one.path)}: {describe_shape(plain, n_rows)}"
-            )
-        return dict(zip(found, built, strict=True))
+        return dict(zip(found, build_tensormaps(targets, self._rows(atoms)), strict=True))
 
 
 def _plain_target(
-    name: str, target: Target, tensors: Mapping[str, FoundTensor], device: torch.device
+    name: str, target: Target, tensors: Mapping[str, FoundTensor], atoms: Atoms
 ) -> PlainTarget:
-    n_properties, plain = target.properties or 1, []
-    for parameter, one in tensors.items():
-        if not one.tensor.is_floating_point():
-            raise TypeError(
-                f"{one.where}, at {describe_address(one.path)}: expected a floating-point tensor, "
-                f"got {str(one.tensor.dtype).removeprefix('torch.')}"
-            )
-        per_atom = parameter == "positions" or (not parameter and isinstance(target, PerAtom))
-        shape = row_shape(parameter, target)
-        plain.append(PlainTensor(one.tensor.to(device), per_atom, shape, one.sign, one.scale))
-    keys, components, properties = labels_of(name, kind_of_components(target), n_properties, device)
+    device = atoms.types.device
+    labels = labels_of(name, kind_of_components(target), target.properties or 1, device)
+    values, *gradients = [one.in_block(atoms) for one in tensors.values()]
+    for gradient in gradients:
+        if gradient.dtype != values.dtype:
+            shared = torch.promote_types(values.dtype, gradient.dtype)
+            values = values.to(shared)
+    parameters = [*tensors][1:]
     return PlainTarget(
-        keys,
-        components,
-        properties,
-        list(tensors),
-        plain,
-        [gradient_components(parameter, device) for parameter in tensors],
+        *labels,
+        tensors[""].per_atom,
+        values,
+        parameters,
+        [gradient.to(values.dtype) for gradient in gradients],
+        [gradient_components(parameter, device) for parameter in parameters],
     )
 
 

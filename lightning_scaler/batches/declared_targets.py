@@ -16,6 +16,7 @@ else:
     Gradients = Components = Address = OtherAddress = Any
 
 VECTOR, MATRIX = "xyz", "matrix"
+SHAPES = {None: (), VECTOR: (3,), MATRIX: (3, 3)}
 PARAMETERS = ("positions", "strain")
 
 # What declares a stress, in messages.
@@ -76,9 +77,9 @@ class DeclaredTarget:
     @property
     def shape(self) -> tuple[int, ...]:
         """Number of components along each axis, without samples and properties."""
-        if isinstance(self.components, Mapping):
-            return (2 * self.components["spherical"] + 1,)
-        return {None: (), VECTOR: (3,), MATRIX: (3, 3)}[self.components]
+        if self.components is None or isinstance(self.components, str):
+            return SHAPES[self.components]
+        return (2 * self.components["spherical"] + 1,)
 
     def arguments(self) -> dict[str, Any]:
         """The arguments that differ from their defaults, as plain values, as in YAML."""

@@ -11,9 +11,10 @@ from .addresses import Path, describe_address, describe_holder, find, names_in, 
 from .ase_atoms import are_ase_atoms, find_in_atoms
 from .atoms import Atoms
 from .declared_targets import GradientTensor, PerAtom, PerStructure, split_sign
+from .plain_shapes import describe_shape, in_shape
 
 Target = PerStructure | PerAtom
-GRADIENT_SHAPES = {"positions": [3], "strain": [3, 3]}
+GRADIENT_SHAPES = {"positions": (3,), "strain": (3, 3)}
 
 
 class FoundTensor(NamedTuple):
@@ -23,6 +24,8 @@ class FoundTensor(NamedTuple):
         where: what it is, for messages.
         path: its address.
         tensor: the tensor.
+        per_atom: whether it has a row for each atom, otherwise for each structure.
+        shape: shape of a row in a block, ``(*components, n_properties)``.
         sign: 1 or -1; times this, and times ``scale``, it is part of a TensorMap.
         scale: a number for each structure, ``(n_structures,)``.
     """
@@ -30,16 +33,39 @@ class FoundTensor(NamedTuple):
     where: str
     path: Path
     tensor: Tensor
+    per_atom: bool
+    shape: tuple[int, ...]
     sign: int = 1
     scale: Tensor | None = None
+
+    def in_block(self, atoms: Atoms) -> Tensor:
+        """The tensor as it is in a block, in its shape and on the device of the atoms.
+
+        Raises:
+            TypeError, ValueError: for another dtype or shape.
+        """
+        if not self.tensor.is_floating_point():
+            raise TypeError(
+                f"{self.where}, at {describe_address(self.path)}: expected a floating-point "
+                f"tensor, got {str(self.tensor.dtype).removeprefix('torch.')}"
+            )
+        n_rows, n_atoms = atoms.n_systems, None
+        if self.per_atom:
+            n_rows, n_atoms = atoms.types.numel(), atoms.n_atoms
+        tensor = self.tensor.to(atoms.types.device)
+        values = in_shape(tensor, n_rows, self.shape, n_atoms)
+        if values is None:
+            raise ValueError(
+                f"{self.where}, at {describe_address(self.path)}: "
+                f"{describe_shape(tensor, n_rows, self.shape, self.per_atom)}"
+            )
+        values = -values if self.sign < 0 else values
+        return values if self.scale is None else values * _per_structure(self.scale, values)
 
     def original(self, values: Tensor) -> Tensor:
         """Values of a block without sign and scale, as the user has them."""
         values = -values if self.sign < 0 else values
-        if self.scale is None:
-            return values
-        scale = self.scale.to(values)
-        return values / scale.reshape(-1, *[1] * (values.dim() - 1))
+        return values if self.scale is None else values / _per_structure(self.scale, values)
 
 
 def find_in_batch(name: str, target: Target, batch: Any, atoms: Atoms) -> dict[str, FoundTensor]:
@@ -83,7 +109,7 @@ def output_path(name: str, target: Target, output: Any, n_targets: int) -> Path:
     if isinstance(output, torch.Tensor) and n_targets == 1:
         return ()
     path = batch_path(name, target)
-    return path if find(output, path) is not None else (name,)
+    return path if path == (name,) or find(output, path) is not None else (name,)
 
 
 def labelled_paths(
@@ -113,21 +139,23 @@ def _find(
     name: str, target: Target, holder: Any, batch: Any, path: Path, atoms: Atoms, of_output: bool
 ) -> dict[str, FoundTensor]:
     what = f"prediction of '{name}'" if of_output else f"target '{name}'"
-    values = _tensor_at(holder, path, isinstance(target, PerAtom))
+    per_atom = isinstance(target, PerAtom)
+    values = _tensor_at(holder, path, per_atom)
     if values is None:
         return {}
     is_per_atom = isinstance(target, PerStructure) and target.per_atom
     scale = atoms.n_atoms if is_per_atom else None
-    found = {"": FoundTensor(what, path, values, scale=scale)}
+    shape = row_shape("", target)
+    found = {"": FoundTensor(what, path, values, per_atom, shape, scale=scale)}
     for parameter, gradient in gradients_of(target, of_output).items():
         sign, path = signed_path(gradient, of_output)
-        tensor = _tensor_at(holder, path, parameter == "positions")
+        per_atom, shape = parameter == "positions", row_shape(parameter, target)
+        tensor = _tensor_at(holder, path, per_atom)
         where = f"{what}, gradient '{parameter}'"
         if tensor is None and are_ase_atoms(holder):
             # As where some structures of a batch have it.
-            n_rows = atoms.types.numel() if parameter == "positions" else atoms.n_systems
-            shape = [n_rows, *row_shape(parameter, target)]
-            tensor = torch.full(shape, torch.nan, dtype=torch.float64)
+            n_rows = atoms.types.numel() if per_atom else atoms.n_systems
+            tensor = torch.full((n_rows, *shape), torch.nan, dtype=torch.float64)
         if tensor is None:
             way_out = (
                 f"give its address in gradients={{'{parameter}': …}}, and NaN for missing values"
@@ -142,7 +170,7 @@ def _find(
         scale = None
         if gradient.volume:
             scale = _volumes(where, cast(Path, gradient.volume), batch, atoms)
-        found[parameter] = FoundTensor(where, path, tensor, sign, scale)
+        found[parameter] = FoundTensor(where, path, tensor, per_atom, shape, sign, scale)
     return found
 
 
@@ -150,12 +178,14 @@ def _tensor_at(holder: Any, path: Path, per_atom: bool) -> Tensor | None:
     if are_ase_atoms(holder):
         return find_in_atoms(holder, path, per_atom)
     found = find(holder, path)
-    return None if found is None else tensor_of(describe_address(path), found)
+    if found is None or isinstance(found, torch.Tensor):
+        return found
+    return tensor_of(describe_address(path), found)
 
 
-def row_shape(parameter: str, target: Target) -> list[int]:
+def row_shape(parameter: str, target: Target) -> tuple[int, ...]:
     """Shape of a row of the values of a target (``""``), or of a gradient, with properties."""
-    return [*GRADIENT_SHAPES.get(parameter, []), *target.shape, target.properties or 1]
+    return (*GRADIENT_SHAPES.get(parameter, ()), *target.shape, target.properties or 1)
 
 
 def gradients_of(target: Target, of_output: bool) -> Mapping[str, GradientTensor]:
@@ -175,6 +205,11 @@ def signed_path(gradient: GradientTensor, of_output: bool) -> tuple[int, Path]:
         own_sign, path = split_sign(cast(Path, gradient.prediction))
         sign = sign if own_sign is None else own_sign
     return sign or 1, path
+
+
+def _per_structure(scale: Tensor, values: Tensor) -> Tensor:
+    """A number for each structure, in a shape that multiplies values."""
+    return scale.to(values).reshape(-1, *[1] * (values.dim() - 1))
 
 
 def _volumes(where: str, path: Path, batch: Any, atoms: Atoms) -> Tensor:

@@ -1,13 +1,46 @@
-"""The shapes of plain tensors in words, and the way back to them."""
+"""The shapes of plain tensors: as they are in a block, back to what they were, and in words."""
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from .plain_tensormaps import PlainTensor
-
 # Components of a symmetric matrix in the order of Voigt, as in ASE: xx, yy, zz, yz, xz, xy.
 TO_VOIGT = [0, 4, 8, 5, 2, 1]
+FROM_VOIGT = [0, 5, 4, 5, 1, 3, 4, 3, 2]
+
+
+def in_shape(
+    tensor: Tensor, n_rows: int, shape: tuple[int, ...], n_atoms: Tensor | None
+) -> Tensor | None:
+    """A tensor in the shape ``(n_rows, *shape)``; ``None`` if it has another one.
+
+    The last axis may be absent if there is one property, all of them for a single number. A tensor
+    of structures of equal size may be ``(n_structures, n_atoms, ...)``, and a matrix ``(n_rows,
+    6)``, in the order of Voigt as in ASE.
+
+    Args:
+        tensor: tensor of the user's.
+        n_rows: number of rows of the block.
+        shape: shape of a row in the block, ``(*components, n_properties)``.
+        n_atoms: number of atoms of each structure, for a tensor with a row for each atom.
+    """
+    own, wanted = tuple(tensor.shape), (n_rows, *shape)
+    if own == wanted:
+        return tensor
+    if shape[-1] == 1 and own == wanted[:-1]:
+        return tensor.unsqueeze(-1)
+    if not own and math.prod(wanted) == 1:
+        return tensor.reshape(wanted)
+    if n_atoms is None:
+        if shape == (3, 3, 1) and own == (n_rows, 6):
+            return tensor[:, FROM_VOIGT].reshape(wanted)
+        return None
+    same_tail = own[2:] == shape or (shape[-1] == 1 and own[2:] == shape[:-1])
+    is_table = len(own) > 1 and own[0] == n_atoms.numel() and same_tail
+    if is_table and bool((n_atoms == own[1]).all()):
+        return tensor.reshape(wanted)
+    return None
 
 
 def restore_shape(values: Tensor, like: Tensor) -> Tensor:
@@ -17,20 +50,27 @@ def restore_shape(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(like.shape)
 
 
-def describe_shape(one: PlainTensor, n_rows: int) -> str:
-    """The shape that is expected of a tensor, the shape that it has, and what to do about it."""
-    n_properties, components = one.shape[-1], one.shape[:-1]
-    rows = f"n_{'atoms' if one.per_atom else 'structures'}={n_rows}"
+def describe_shape(tensor: Tensor, n_rows: int, shape: Sequence[int], per_atom: bool) -> str:
+    """The shape that is expected of a tensor, the shape that it has, and what to do about it.
+
+    Args:
+        tensor: tensor of the user's.
+        n_rows: number of rows of the block.
+        shape: shape of a row in the block, ``(*components, n_properties)``.
+        per_atom: whether there is a row for each atom, otherwise for each structure.
+    """
+    *components, n_properties = shape
+    rows = f"n_{'atoms' if per_atom else 'structures'}={n_rows}"
     sizes = ", ".join([rows, *map(str, components)])
     expected = f"({sizes}, {n_properties})"
     if n_properties == 1:
         expected = f"({sizes}{'' if components else ','}) or {expected}"
-    shape = tuple(one.tensor.shape)
-    return f"expected the shape {expected}, got {shape}{_advice(one, n_rows)}"
+    advice = _advice(tensor, n_rows, components, n_properties)
+    return f"expected the shape {expected}, got {tuple(tensor.shape)}{advice}"
 
 
-def _advice(one: PlainTensor, n_rows: int) -> str:
-    shape, components = list(one.tensor.shape), one.shape[:-1]
+def _advice(tensor: Tensor, n_rows: int, components: list[int], n_properties: int) -> str:
+    shape = list(tensor.shape)
     if len(shape) > 1 and shape[0] == n_rows:
         rest = shape[1:-1] if shape[-1] == 1 else shape[1:]
         ways = []
@@ -44,7 +84,7 @@ def _advice(one: PlainTensor, n_rows: int) -> str:
             ways.append(f"properties={shape[-1]} for {shape[-1]} properties")
         if ways:
             return f"; declare {', or '.join(ways)}"
-    if one.tensor.numel() == n_rows * math.prod(one.shape):
+    if tensor.numel() == n_rows * math.prod(components) * n_properties:
         return (
             "; it has as many numbers as expected: if collating joined the tensors of all "
             f"structures, give each the shape {(1, *components)} where samples are made, otherwise "

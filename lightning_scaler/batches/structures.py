@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .addresses import Path, describe_address, describe_holder, find, tensor_of
 from .ase_atoms import are_ase_atoms
+from .atomic_types import unique_types
 from .atoms import Atoms, read_atoms
 
 # Names in PyTorch Geometric, SchNetPack, MACE, NequIP, fairchem, TorchMD-NET and others.
@@ -19,7 +20,9 @@ OFFSETS = "ptr"
 
 
 def find_atoms(batch: Any, addresses: Mapping[str, Path]) -> Atoms:
-    """The atoms of a batch.
+    """The atoms of a batch, on the device of their types.
+
+    These are read once, on the CPU, so that a GPU is waited for no more than twice.
 
     Recognised are lists of ASE ``Atoms``; lists of systems with ``types``, by themselves, under the
     name ``system`` or first in a tuple; and tensors under the usual names, in a mapping or an
@@ -40,13 +43,17 @@ def find_atoms(batch: Any, addresses: Mapping[str, Path]) -> Atoms:
         return Atoms.from_types(torch.cat(numbers), torch.tensor([len(part) for part in numbers]))
     if systems is not None:
         return read_atoms(systems)
-    where, types = _find_types(batch, addresses)
+    path, found = _find_types(batch, addresses)
+    where, types = f"the types of the batch, {describe_address(path)}", found.cpu().long()
+    unique = unique_types(types.reshape(-1))
+    if "types" not in addresses and types.numel() and unique[1] <= 0:
+        _refuse_or_warn(where, path, types)
     if types.dim() not in (1, 2):
         raise ValueError(
             f"{where}: expected the types of all atoms, (n_atoms,), got {tuple(types.shape)}"
         )
     n_atoms = _count_atoms(batch, addresses, where, types)
-    return Atoms.from_types(types.reshape(-1), n_atoms.to(types.device))
+    return Atoms.from_types(types.reshape(-1), n_atoms, unique).to(found.device)
 
 
 def _find_systems(batch: Any) -> Any:
@@ -62,8 +69,8 @@ def _find_systems(batch: Any) -> Any:
     return None
 
 
-def _find_types(batch: Any, addresses: Mapping[str, Path]) -> tuple[str, Tensor]:
-    """The types of all atoms, and their address in words."""
+def _find_types(batch: Any, addresses: Mapping[str, Path]) -> tuple[Path, Tensor]:
+    """The address of the types of all atoms, and the types."""
     path, value = _first(batch, addresses, "types", TYPES)
     if value is None:
         given = f"at {describe_address(addresses['types'])} " if "types" in addresses else ""
@@ -81,10 +88,7 @@ def _find_types(batch: Any, addresses: Mapping[str, Path]) -> tuple[str, Tensor]
             f"{where}: expected integers, got {str(types.dtype).removeprefix('torch.')}; convert "
             "them where batches are made"
         )
-    types = types.long()
-    if "types" not in addresses and types.numel() and not bool((types > 0).all()):
-        _refuse_or_warn(where, path, types)
-    return where, types
+    return path, types
 
 
 def _refuse_or_warn(where: str, path: Path, types: Tensor) -> None:
@@ -181,11 +185,11 @@ def _counts_from(path: Path, values: Tensor, where: str, n_all: int) -> Tensor:
 
 
 def _checked(path: Path, counts: Tensor, where: str, n_all: int) -> Tensor:
-    if counts.is_floating_point() or int(counts.sum()) != n_all or bool((counts < 0).any()):
+    numbers = counts.tolist()
+    if counts.is_floating_point() or sum(numbers) != n_all or min(numbers, default=0) < 0:
         raise ValueError(
             f"the numbers of atoms, {describe_address(path)}: expected integers that add up to the "
-            f"{n_all} atoms of {where}, got {counts.tolist()[:8]} with the sum "
-            f"{float(counts.sum()):g}"
+            f"{n_all} atoms of {where}, got {numbers[:8]} with the sum {sum(numbers):g}"
         )
     return counts
 
@@ -198,8 +202,8 @@ def _is_single(batch: Any, count: Any, n_all: int) -> bool:
 
 
 def _integers(where: str, value: Any) -> Tensor:
-    """A tensor in int64, unless it has floating-point values, which the caller refuses."""
-    tensor = tensor_of(where, value)
+    """A tensor on the CPU, in int64 unless it has floating-point values, which are refused."""
+    tensor = tensor_of(where, value).cpu()
     return tensor if tensor.is_floating_point() else tensor.long()
 
 
