@@ -62,7 +62,8 @@ def check_gradients(
 def _refuse_physical(
     name: str, parameter: str, given: Tensor, derivative: Tensor, scaler: Scaler
 ) -> None:
-    if not scaler.targets[name].layout.single_property:
+    # A scale of 1 would make the other sign a conversion.
+    if not scaler.targets[name].layout.single_property or _are_same(given, -derivative):
         return
     scale = scaler.scales[name].block().values.item()
     if _are_same(given, scale * derivative) or _are_same(given, -scale * derivative):

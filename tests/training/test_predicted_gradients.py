@@ -129,6 +129,15 @@ def test_the_other_sign_is_warned_of(make, tmp_path):
 
 
 @BOTH
+def test_the_other_sign_is_no_conversion_where_the_scale_is_1(make, tmp_path):
+    targets, fixed = {"energy": PerStructure(gradients=FORCES)}, {"energy": 1.0}
+    trainer = quiet_trainer(tmp_path, callbacks=[TargetScaler(targets=targets, fixed_scales=fixed)])
+    net, loader = make(OfOppositeSign), loader_of(batches())
+    with pytest.warns(UserWarning, match="minus the derivative"):
+        trainer.fit(net, *[loader] * (2 if isinstance(net, TargetScalingMixin) else 1))
+
+
+@BOTH
 def test_derivatives_that_begin_with_zero_are_compared_in_a_later_step(make, tmp_path):
     with pytest.warns(UserWarning, match="minus the derivative"):
         fit(tmp_path, make(OfZeros))
