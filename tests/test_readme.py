@@ -71,6 +71,12 @@ def test_links_lead_to_files_and_headings(page):
                 assert anchor in [heading.lower().replace(" ", "-") for heading in headings], link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_scripts_and_files_that_a_page_names_exist(page):
+    for path in re.findall(r"\b(?:tests|configs|docs)/[\w/.]+\.\w+", page.read_text()):
+        assert (ROOT / path).exists(), path
+
+
 def test_every_page_is_found_from_the_readme():
     for page in DOCS.glob("*.md"):
         if page.stem not in ("index", "examples", "molecules", "changelog"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from omegaconf import OmegaConf
-from pages import PAGES, ROOT, code_blocks, in_short
+from pages import PAGES, ROOT, code_blocks, in_short, mappings_in
 
 import lightning_scaler.commands
 from lightning_scaler import TargetScaler
@@ -50,22 +50,12 @@ def test_python_is_valid(page):
 @pytest.mark.parametrize("page", with_code("yaml"))
 def test_yaml_is_valid_and_names_settings(page):
     for block in code_blocks(page, "yaml"):
-        for node in nodes_of(yaml.safe_load(block)):
+        for node in mappings_in(yaml.safe_load(block)):
             if node.get("_target_") == "lightning_scaler.TargetScaler":
                 settings = {key: value for key, value in node.items() if key != "_target_"}
                 TargetScaler(**OmegaConf.to_container(OmegaConf.create(settings)))
             elif node.get("class_path") == "lightning_scaler.TargetScaler":
                 TargetScaler(**node["init_args"])
-
-
-def nodes_of(value):
-    """All mappings inside a configuration."""
-    if isinstance(value, dict):
-        yield value
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            yield from nodes_of(item)
 
 
 def our_commands():

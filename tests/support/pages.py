@@ -3,7 +3,9 @@
 import importlib.util
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -20,6 +22,16 @@ def in_short(code: str) -> str:
     """Code with trainings of two batches."""
     options = "max_epochs=1, limit_train_batches=2, limit_val_batches=1"
     return re.sub(r"max_epochs=\d+", options, code)
+
+
+def mappings_in(configuration: Any) -> Iterator[dict]:
+    """All mappings inside of plain values from YAML."""
+    if isinstance(configuration, dict):
+        yield configuration
+        configuration = list(configuration.values())
+    if isinstance(configuration, list):
+        for part in configuration:
+            yield from mappings_in(part)
 
 
 def read_messages() -> tuple:
