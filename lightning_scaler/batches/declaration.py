@@ -1,5 +1,6 @@
 """All declared targets of a module, and where its batches hold types and structures."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -68,24 +69,22 @@ class Declaration:
             if isinstance(target, PerStructure) and target.intensive
         ]
 
-    @property
-    def stresses_without_volume(self) -> str | None:
-        """The warning about strain gradients named like a stress; ``None`` without any."""
-        found = [
-            f"target '{name}': the gradient 'strain' at {describe_address(path)}"
-            for name, target in self.targets.items()
-            for parameter, gradient in gradients_of(target, of_output=False).items()
-            for path in [signed_path(gradient, of_output=False)[1]]
-            if parameter == "strain" and gradient.volume is None and "stress" in str(path).lower()
-        ]
-        if not found:
-            return None
-        return (
-            f"{'; '.join(found)} is declared without a volume, and a stress is a gradient divided "
-            "by it; its errors would be divided by the numbers of atoms, and an additive module "
-            f"would subtract a virial; give the address of the volumes or cells, {STRESS}, or, for "
-            "a virial under this name, 'volume': False"
-        )
+    def warn_of_stresses_without_volume(self) -> None:
+        """Warn of gradients with respect to strain that are named like a stress."""
+        for name, target in self.targets.items():
+            gradient = gradients_of(target, of_output=False).get("strain")
+            if gradient is None or gradient.volume is not None:
+                continue
+            path = describe_address(signed_path(gradient, of_output=False)[1])
+            if "stress" in path.lower():
+                warnings.warn(
+                    f"target '{name}': the gradient 'strain' at {path} is declared without a "
+                    "volume, and a stress is a gradient divided by it; its errors would be divided "
+                    "by the numbers of atoms, and an additive module would subtract a virial; give "
+                    f"the address of the volumes or cells, {STRESS}, or, for a virial under this "
+                    "name, 'volume': False",
+                    stacklevel=4,
+                )
 
     def union(self, other: "Declaration | None") -> "Declaration":
         """The targets and addresses of both; where both have one, that of the other."""

@@ -50,6 +50,7 @@ from ..tensors import (
 )
 from .accumulator_state import Collected, SavedAccumulator
 from .data_parts import DataPart, merge_parts
+from .energies_per_atom import warn_of_energies_per_atom
 from .fit import fit_target
 from .fit_checks import check_values, warn_of_fit
 from .refit import EarlierFit, check_subtracted
@@ -201,13 +202,7 @@ class ScaleAccumulator:
         if targets is None:
             systems, targets, masks = unpack(systems, self.declaration)
         if isinstance(systems, DeclaredBatch) and self._missing_declared is None:
-            self._missing_declared = missing = systems.describe_missing_targets()
-            without_volume = systems.declaration.stresses_without_volume
-            if without_volume is not None:
-                warnings.warn(without_volume, stacklevel=2)
-            # Some of a list of Atoms may have no value, and so may all of a batch.
-            if missing and not targets and not systems.may_lack_targets:
-                raise ValueError(next(iter(missing.values())))
+            self._missing_declared = _missing_in_first_batch(systems, targets)
         chosen = {
             name: tensor
             for name, tensor in targets.items()
@@ -546,6 +541,17 @@ class ScaleAccumulator:
         if self.baseline is not None:
             check_names("fixed_baseline", self.baseline.fixed, fitted)
             check_names("baseline", self.baseline.excluded, fitted)
+
+
+def _missing_in_first_batch(batch: DeclaredBatch, targets: Mapping[str, Any]) -> dict[str, str]:
+    """What the first batch says of its missing targets; warns of those that seem to be others."""
+    missing = batch.describe_missing_targets()
+    # Some of a list of Atoms may have no value, and so may all of a batch.
+    if missing and not targets and not batch.may_lack_targets:
+        raise ValueError(next(iter(missing.values())))
+    batch.declaration.warn_of_stresses_without_volume()
+    warn_of_energies_per_atom(batch, targets)
+    return missing
 
 
 def _is_fixed(fixed: FixedScale | None, types: Iterable[int]) -> bool:

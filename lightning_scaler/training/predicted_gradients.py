@@ -51,11 +51,12 @@ def check_gradients(
                     _refuse_physical(name, parameter, given, derivative, scaler)
                     n_atoms = batch.atoms.n_atoms.to(rows.device)[rows].to(given)
                     declared: Any = batch.declaration.targets[name]
-                    problem = _describe(parameter, declared, given, derivative, n_atoms)
-                    if problem is not None:
-                        rank_zero_warn(
-                            f"target '{name}': the predicted gradient '{parameter}' is {problem}"
-                        )
+                    where = f"target '{name}': the predicted gradient '{parameter}'"
+                    words = _describe_difference(
+                        where, parameter, declared, given, derivative, n_atoms
+                    )
+                    if words is not None:
+                        rank_zero_warn(words)
     return complete
 
 
@@ -75,32 +76,39 @@ def _refuse_physical(
         )
 
 
-def _describe(
-    parameter: str, declared: PerStructure, given: Tensor, derivative: Tensor, n_atoms: Tensor
+def _describe_difference(
+    where: str,
+    parameter: str,
+    declared: PerStructure,
+    given: Tensor,
+    derivative: Tensor,
+    n_atoms: Tensor,
 ) -> str | None:
     """How a predicted gradient differs from the derivative, and what to do about it."""
     if _are_same(given, -derivative):
         tensor = {"positions": "forces", "strain": "virial"}[parameter]
         return (
-            "minus the derivative of the predicted values; forces and virials are minus the "
-            f"gradient, so declare them with a minus: gradients={{'{parameter}': '-{tensor}'}}, "
-            "or, if only forward returns the gradient itself, with the address prediction='+…'"
+            f"{where} is minus the derivative of the predicted values; forces and virials are "
+            f"minus the gradient, so declare them with a minus: gradients={{'{parameter}': "
+            f"'-{tensor}'}}, or, if only forward returns the gradient itself, with the address "
+            "prediction='+…'"
         )
     # Whatever its sign is, which is seen next time.
     given, derivative = given.abs(), derivative.abs()
     n_atoms = n_atoms.reshape(-1, *[1] * (given.dim() - 1))
     if not declared.per_atom and _are_same(given, n_atoms * derivative):
         return (
-            "the derivative of the predicted values times the number of atoms, so that the values "
-            "are energies per atom (F = -N de/dx), where totals are expected; if those in the "
-            "batch are per atom too, declare PerStructure(per_atom=True), otherwise multiply them "
-            "by the number of atoms in forward"
+            f"{where} is the derivative of the predicted values times the number of atoms, so that "
+            "these are energies per atom (F = -N de/dx), where totals are expected; if those in "
+            "the batch are per atom too, declare PerStructure(per_atom=True), otherwise multiply "
+            "them by the number of atoms in forward"
         )
     if declared.per_atom and _are_same(n_atoms * given, derivative):
         return (
-            "the derivative of the predicted energy per atom, without the number of atoms; forces "
-            "are those of the whole structure (F = -N de/dx), so multiply them by the number of "
-            "atoms in forward, or, if the energies are totals, declare them without per_atom=True"
+            f"{where} is the derivative of the predicted energy per atom, without the number of "
+            "atoms; forces are those of the whole structure (F = -N de/dx), so multiply them by "
+            "the number of atoms in forward, or, if the energies are totals, declare them without "
+            "per_atom=True"
         )
     gradient: Any = declared.gradients[parameter]
     if parameter == "strain" and gradient.volume is None:
@@ -109,9 +117,9 @@ def _describe(
             volumes[:, None, None] * given, derivative
         ):
             return (
-                "the derivative of the predicted values divided by a number for each structure, "
-                f"from {volumes.min():.5g} to {volumes.max():.5g}, as a stress is; give the "
-                f"address of the volumes or cells: {STRESS}"
+                f"{where} is the derivative of the predicted values divided by a number for each "
+                f"structure, from {volumes.min():.5g} to {volumes.max():.5g}, as a stress is; give "
+                f"the address of the volumes or cells: {STRESS}"
             )
     return None
 
