@@ -144,6 +144,8 @@ class TargetStatistics:
         """
         if not torch.equal(types, self.types) and self.layout.sample_kind == "atom":
             self.merge(TargetStatistics(self.layout, types, {}))
+        # A new dict: copies of these statistics share the old one.
+        self.gradients = dict(self.gradients)
         for parameter, sums in gradients.items():
             known = self.gradients.get(parameter)
             self.gradients[parameter] = sums if known is None else known.plus(sums)

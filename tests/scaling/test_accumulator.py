@@ -233,6 +233,25 @@ def test_an_additive_module_does_not_exchange_isomers(labels_are):
         scaler.convert(systems, energy)
 
 
+def test_an_accumulator_that_was_merged_into_an_empty_one_stays_as_it_is():
+    """A batch that is added to the other one afterwards counts there alone."""
+    batch = (
+        [system(8, 1)],
+        {"energy": structure_target([1.0], gradient={"positions": [[[1, 0, 0], [0, 2, 0]]]})},
+    )
+    merged, total = ScaleAccumulator(), ScaleAccumulator()
+    merged.update(*batch)
+    total.merge(merged)
+    total.update(*batch)
+    for accumulator, n_batches in ((merged, 1.0), (total, 2.0)):
+        statistics = accumulator.state()["statistics"]["energy"]
+        # The sum of squares, 1 + 4, and the number of values.
+        assert statistics["gradients"]["positions"]["sums"][:2, 0].tolist() == [
+            5.0 * n_batches,
+            6.0 * n_batches,
+        ]
+
+
 def test_merge_of_another_layout_changes_nothing():
     first = accumulated(
         [([system(8)], {"a": structure_target([2.0]), "b": structure_target([1.0])})]
