@@ -92,13 +92,21 @@ def find_unseen_types(
     return sorted({*types.tolist()} - {*block.types.tolist()})
 
 
-def refuse_unseen_types(block: BlockWeights, unseen: list[int]) -> NoReturn:
-    """Raise the error about types without a weight, with the ways out."""
+def refuse_unseen_types(
+    block: BlockWeights, unseen: list[int], data: str = "data of the fit"
+) -> NoReturn:
+    """Raise the error about types without a weight, with the ways out.
+
+    Args:
+        block: weights of the block.
+        unseen: types without a weight.
+        data: what the weights were fitted to, in words.
+    """
     several = block.layout.blocks[block.key].n_properties > 1
     way_out = "" if several else "give them in fixed_baseline (all other types are still fitted), "
     raise ValueError(
         f"target '{block.layout.name}', block ({block.layout.describe(block.key)}): no baseline "
-        f"for the atomic types {unseen}, which were not in the data of the fit (types "
+        f"for the atomic types {unseen}, which were not in the {data} (types "
         f"{block.types.tolist()}); {way_out}fit on data that have them "
         "(TargetScaler(refit='types') adds them to restored scales and keeps all other numbers), "
         "or set unseen_types='identity' to subtract no baseline for them"

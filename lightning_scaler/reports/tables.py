@@ -28,6 +28,8 @@ class ScalesOfTarget(NamedTuple):
         residual: RMS after subtracting the baseline; ``None`` without a baseline.
         by_type: atomic type (``"all"`` unless the target is per-atom), per-target scale, and
             per-property scales of each block.
+        errors: for scales that were fitted to a random sample of the data the largest standard
+            error of the scales of each type, relative to them; NaN if unknown.
     """
 
     name: str
@@ -35,6 +37,7 @@ class ScalesOfTarget(NamedTuple):
     rms: float
     residual: float | None
     by_type: Sequence[tuple[str, float, ValuesByBlock]]
+    errors: Sequence[float] = ()
 
 
 class BaselineOfTarget(NamedTuple):
@@ -63,7 +66,8 @@ def scales_table(
 
     "system/atom" marks extensive targets, whose values are divided by the number of atoms. "RMS" is
     that of all values, "Residual" that after subtracting the baseline (including an additive
-    module). Each block has a line of per-property scales.
+    module). Each block has a line of per-property scales. "Error" is the largest standard error of
+    the scales of a line, relative to them, if any were fitted to a random sample of the data.
 
     Args:
         targets: the scales of each target.
@@ -77,17 +81,22 @@ def scales_table(
     table = _table(f"{title}, in the units of the data", caption)
     for heading in ("Target", "Samples"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("RMS", "Residual", "Type", "Scale", "Per property"):
+    targets = list(targets)
+    with_errors = any(target.errors for target in targets)
+    errors = ["Error"] if with_errors else []
+    for heading in ("RMS", "Residual", "Type", "Scale", *errors, "Per property"):
         table.add_column(heading, justify="right", no_wrap=True)
     for target in targets:
         residual = "–" if target.residual is None else f"{target.residual:.4g}"
         head = (target.name, target.samples, f"{target.rms:.4g}", residual)
-        for atomic_type, scale, blocks in target.by_type[:MAX_TYPES]:
-            table.add_row(*head, atomic_type, f"{scale:.4g}", _format_blocks(blocks, ".3g"))
+        for row, (atomic_type, scale, blocks) in enumerate(target.by_type[:MAX_TYPES]):
+            error = [_format_error(target.errors[row]) if target.errors else ""] * with_errors
+            cells = (f"{scale:.4g}", *error, _format_blocks(blocks, ".3g"))
+            table.add_row(*head, atomic_type, *cells)
             head = ("",) * 4
         hidden = len(target.by_type) - MAX_TYPES
         if hidden > 0:
-            table.add_row(*head, f"… {hidden} more types", "", "")
+            table.add_row(*head, f"… {hidden} more types")
     return table
 
 
@@ -212,6 +221,11 @@ def _format_blocks(blocks: ValuesByBlock, number_format: str) -> str:
             line = "–"
         lines.append(line)
     return "\n".join(lines)
+
+
+def _format_error(error: float) -> str:
+    """A relative error in percent; 0 for a fixed scale."""
+    return "–" if math.isnan(error) else f"{100.0 * error:.2g} %"
 
 
 def _format_percentage(fraction: float) -> str:

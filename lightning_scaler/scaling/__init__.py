@@ -23,6 +23,8 @@ from .loss_space import (
 )
 from .loss_targets import LossTargets
 from .physical_values import PhysicalValues, add_baseline, values_in_physical_units
+from .random_sample import RandomSample
+from .sampling_errors import estimate_sample, merged
 from .saved_files import load_saved, merge_files
 from .scaler import Scaler
 from .target_scales import TargetScales, term_name
@@ -32,6 +34,7 @@ __all__ = [
     "DataPart",
     "LossTargets",
     "PhysicalValues",
+    "RandomSample",
     "ScaleAccumulator",
     "Scaler",
     "TargetScales",
@@ -39,11 +42,13 @@ __all__ = [
     "align_prediction",
     "check_factors",
     "describe_force_targets",
+    "estimate_sample",
     "find_differences",
     "fixed_settings",
     "index_by_position",
     "load_saved",
     "merge_files",
+    "merged",
     "missing_shards",
     "predictions_to_loss",
     "predictions_to_physical",

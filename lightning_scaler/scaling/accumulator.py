@@ -3,11 +3,12 @@
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal, cast
 
 import torch
 from metatensor.torch import TensorMap
+from torch import Tensor
 
 from ..baselines import (
     AdditiveCoverage,
@@ -38,7 +39,10 @@ from ..settings import (
     list_of_names,
     parse_fixed_scales,
 )
+from ..statistics import TargetStatistics
 from ..tensors import (
+    InvalidStateError,
+    Key,
     digest,
     from_state,
     is_tensormap,
@@ -53,9 +57,11 @@ from .data_parts import DataPart, merge_parts
 from .energies_per_atom import warn_of_energies_per_atom
 from .fit import fit_target
 from .fit_checks import check_values, warn_of_fit
+from .random_sample import SAMPLED_DATA, RandomSample
 from .refit import EarlierFit, check_subtracted
 from .scaler import Scaler
 from .target_collection import TargetCollection, is_auxiliary
+from .target_scales import TargetScales
 
 
 class ScaleAccumulator:
@@ -89,6 +95,8 @@ class ScaleAccumulator:
     Attributes:
         parts: the data that all batches together are, if that is known: set it after the last
             :meth:`update`, which clears it. Saved in files; :meth:`merge` refuses equal parts.
+        sample: how precise the scales are, if the batches are a random sample of the data; as
+            ``parts``, but :meth:`merge` refuses those of a part of the data.
 
     Raises:
         TypeError: for a ``baseline`` or ``additive`` of another type.
@@ -141,6 +149,17 @@ class ScaleAccumulator:
         self._missing_declared: dict[str, str] | None = None
         self._masked: set[str] = set()
         self.parts: tuple[DataPart, ...] = ()
+        self.sample: RandomSample | None = None
+
+    @property
+    def _data(self) -> str:
+        """What was read, in words."""
+        return "data" if self.sample is None or self.sample.complete else SAMPLED_DATA
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no target has been seen."""
+        return not self._collection.layouts
 
     def fresh(self) -> "ScaleAccumulator":
         """An empty accumulator with the same settings."""
@@ -239,13 +258,15 @@ class ScaleAccumulator:
         self._ignored |= targets.keys() - chosen.keys()
         self._masked |= (masks or {}).keys()
         self.parts = ()
+        self.sample = None
 
     def merge(self, other: "ScaleAccumulator") -> None:
         """Add everything that another accumulator has seen, which stays as it is.
 
         Raises:
-            ValueError: if its settings differ, or the layout of a target; and if both hold the same
-                part of some data, or only one of them says which data it holds.
+            ValueError: if its settings differ, or the layout of a target; if both hold the same
+                part of some data, or only one of them says which data it holds; and if one of them
+                holds a random sample of some data.
         """
         decided = {self.system_labels, other.system_labels} - {"auto"}
         with_weights = self.additive is not other.additive
@@ -257,6 +278,16 @@ class ScaleAccumulator:
                 f"{theirs} with system_labels={other.system_labels!r}"
             )
         layouts, others = self._collection.layouts, other._collection.layouts
+        sample = self.sample or other.sample
+        if not (self.is_empty or other.is_empty):
+            for one in (self.sample, other.sample):
+                if one is not None and not one.complete:
+                    raise ValueError(
+                        "expected statistics of all of some data, got those of a random sample "
+                        f"({one.n_batches} of {one.n_all_batches} batches), which would count for "
+                        "too little; collect them without relative_error"
+                    )
+            sample = None
         parts = merge_parts(self.parts, other.parts)
         unknown = any(a._collection.layouts and not a.parts for a in (self, other))
         if parts and unknown:
@@ -273,8 +304,10 @@ class ScaleAccumulator:
         self._coverage.merge(other._coverage)
         self._ignored |= other._ignored
         self._masked |= other._masked
+        if self._missing_declared is None:
+            self._missing_declared = other._missing_declared
         self._collection.merge(other._collection)
-        self.parts = parts
+        self.parts, self.sample = parts, sample
 
     def settings_differences(self, other: "ScaleAccumulator") -> list[str]:
         """The settings that differ from those of another accumulator, each with both values."""
@@ -401,7 +434,8 @@ class ScaleAccumulator:
                     stacklevel=3,
                 )
         if not self.all_fixed(fixed):
-            check_values(statistics, (self.targets or ()) if complete else ())
+            requested = (self.targets or ()) if complete else ()
+            check_values(statistics, requested, f"the {self._data}")
         scales, below_noise = {}, {}
         for name, target_statistics in statistics.items():
             if earlier is not None and name in kept:
@@ -409,14 +443,7 @@ class ScaleAccumulator:
                     target_statistics, self.baseline, fixed.get(name), enabled
                 )
             else:
-                scales[name], noise = fit_target(
-                    target_statistics,
-                    self._collection.is_extensive(target_statistics.layout),
-                    self.baseline,
-                    fixed.get(name),
-                    enabled,
-                    additive=self._coverage.covers(name),
-                )
+                scales[name], noise = self._fit_target(target_statistics, fixed.get(name), enabled)
             layout, types = scales[name].layout, scales[name].types
             below_noise[name] = layout.describe_properties(noise, types)
         warn_of_fit(
@@ -428,6 +455,35 @@ class ScaleAccumulator:
         scaler.declaration = self.declaration
         return scaler
 
+    def fitted_targets(self) -> dict[str, tuple[TargetStatistics, TargetScales]]:
+        """The statistics of each target, and its scales without any that are fixed.
+
+        Neither checks nor warnings of :meth:`compute` are made.
+        """
+        statistics = self._collection.statistics
+        return {name: (one, self._fit_target(one)[0]) for name, one in statistics.items()}
+
+    def _fit_target(
+        self, statistics: TargetStatistics, fixed: FixedScale | None = None, enabled: bool = True
+    ) -> tuple[TargetScales, dict[Key, Tensor]]:
+        """The scales of one target, and its properties below the noise; see :func:`fit_target`."""
+        name = statistics.layout.name
+        scales, below_noise = fit_target(
+            statistics,
+            self._collection.is_extensive(statistics.layout),
+            self.baseline,
+            fixed,
+            enabled,
+            additive=self._coverage.covers(name),
+        )
+        if self.sample is not None and not self.sample.complete:
+            errors = self.sample.errors[name]
+            given = fixed if isinstance(fixed, dict) else {}
+            exact = [isinstance(fixed, float) or z in given for z in scales.types.tolist()]
+            errors = torch.where(torch.tensor(exact), 0.0, errors)
+            scales = replace(scales, relative_errors=errors)
+        return scales, below_noise
+
     def state(self) -> dict[str, Any]:
         """Everything collected, as plain Python objects and tensors, for :meth:`merge_state`."""
         return {
@@ -436,6 +492,7 @@ class ScaleAccumulator:
             "ignored": sorted(self._ignored),
             "masked": sorted(self._masked),
             "statistics": self._collection.state(),
+            "sample": to_state(self.sample),
         }
 
     def merge_state(self, state: dict[str, Any]) -> None:
@@ -476,8 +533,10 @@ class ScaleAccumulator:
             InvalidStateError: naming the file, if it is truncated, damaged, or something else.
         """
         content = load_state(path, "ScaleAccumulator")
-        if isinstance(content, dict) and isinstance(content.get("settings"), dict):
-            content["settings"].setdefault("declaration", None)  # earlier versions had none
+        # What earlier versions did not have.
+        for part, name in (("settings", "declaration"), ("collected", "sample")):
+            if isinstance(content, dict) and isinstance(content.get(part), dict):
+                content[part].setdefault(name, None)
         with state_of(f"file '{os.fspath(path)}'"):
             if isinstance(content, dict):  # files without parts are of an earlier version
                 content = {"parts": [], **content}
@@ -504,6 +563,9 @@ class ScaleAccumulator:
         self._ignored = collected.ignored
         self._masked = collected.masked
         self._collection.load_state(collected.statistics)
+        if collected.sample is not None and not collected.sample.complete:
+            _check_errors(collected.sample, self._collection.statistics)
+        self.sample = collected.sample
 
     def _settings(self, with_weights: bool) -> dict[str, Any]:
         additive = self.additive and self.additive.name
@@ -529,8 +591,8 @@ class ScaleAccumulator:
                 if missing is not None:
                     raise ValueError(f"no batch has a target of targets=…; {missing}")
                 raise ValueError(
-                    f"target '{name}' was requested in targets=[…] but does not occur in the data; "
-                    f"{did_you_mean(name, seen)}"
+                    f"target '{name}' was requested in targets=[…] but does not occur in the "
+                    f"{self._data}; {did_you_mean(name, seen)}"
                 )
         if not fitted:
             raise ValueError("no target was seen in the data, so there is nothing to fit")
@@ -557,6 +619,15 @@ def _missing_in_first_batch(batch: DeclaredBatch, targets: Mapping[str, Any]) ->
 def _is_fixed(fixed: FixedScale | None, types: Iterable[int]) -> bool:
     """Whether a target has a fixed scale for each of these types."""
     return {*types} <= fixed.keys() if isinstance(fixed, dict) else fixed is not None
+
+
+def _check_errors(sample: RandomSample, statistics: Mapping[str, TargetStatistics]) -> None:
+    """Check that loaded errors are of the scales of loaded statistics."""
+    for name, one in statistics.items():
+        n_types = one.types.numel() if one.layout.sample_kind == "atom" else 1
+        found = sample.errors.get(name)
+        if found is None or found.numel() != n_types:
+            raise InvalidStateError(f"sample: expected {n_types} errors of the target '{name}'")
 
 
 def _check_tensormap(what: str, value: Any) -> None:

@@ -6,6 +6,7 @@ from ..baselines import AdditiveCoverage, CompositionBaseline, FrozenModule
 from ..batches import Declaration
 from ..settings import SystemLabels
 from .data_parts import DataPart
+from .random_sample import RandomSample
 
 
 class AccumulatorSettings(NamedTuple):
@@ -26,6 +27,7 @@ class Collected(NamedTuple):
     ignored: set[str]
     masked: set[str]
     statistics: dict[str, Any]
+    sample: RandomSample | None = None
 
 
 class SavedAccumulator(NamedTuple):

@@ -230,7 +230,7 @@ def _composition_baseline(
     if not settings.provisional and not ignored:
         unseen = find_unseen_types(block, atoms, rows, values)
         if unseen and settings.unseen_types != "identity":
-            refuse_unseen_types(block, unseen)
+            refuse_unseen_types(block, unseen, scales.data_of_fit)
         if unseen:
             warn_of_ignored_types(scales, unseen)
     baseline = baseline_of_rows(block, atoms, rows)

@@ -17,12 +17,15 @@ LARGER = 1.01
 VISIBLE = 1e-3
 
 
-def check_values(statistics: Mapping[str, TargetStatistics], requested: Sequence[str]) -> None:
+def check_values(
+    statistics: Mapping[str, TargetStatistics], requested: Sequence[str], data: str = "the data"
+) -> None:
     """Refuse requested targets without any value, and warn of others.
 
     Args:
         statistics: statistics by target name.
         requested: names of the targets that must be fitted.
+        data: what was read, in words.
 
     Raises:
         ValueError: for a requested target whose values are all missing, and whose gradients are
@@ -32,15 +35,15 @@ def check_values(statistics: Mapping[str, TargetStatistics], requested: Sequence
     for name in empty:
         if name in requested and not statistics[name].n_gradient_values:
             raise ValueError(
-                f"target '{name}' was requested in targets=[…], but has no value at all in the "
-                "data: all are NaN or masked; check its key, its mask and the data, or leave it "
+                f"target '{name}' was requested in targets=[…], but has no value at all in "
+                f"{data}: all are NaN or masked; check its key, its mask and the data, or leave it "
                 "out of targets=[…] and do not predict it"
             )
     if empty:
         only_gradients = [name for name in empty if statistics[name].n_gradient_values]
         gradients = f" ({only_gradients} have gradients only)" if only_gradients else ""
         warnings.warn(
-            f"the targets {empty} have no value at all in the data{gradients}: all are NaN or "
+            f"the targets {empty} have no value at all in {data}{gradients}: all are NaN or "
             "masked, so that the values have a scale of 1, no baseline, and no part in the loss; "
             "check their keys, their masks and the data, or leave them out by naming the others in "
             "targets=[…], and do not predict them",
@@ -56,7 +59,7 @@ def check_values(statistics: Mapping[str, TargetStatistics], requested: Sequence
     ]
     if without:
         warnings.warn(
-            f"these gradients have no value at all in the data, and no part in the loss: "
+            f"these gradients have no value at all in {data}, and no part in the loss: "
             f"{', '.join(without)}; check their addresses and the data, or leave them out",
             stacklevel=4,
         )

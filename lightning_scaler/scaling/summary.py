@@ -35,6 +35,7 @@ def summarize_scales(targets: Mapping[str, TargetScales]) -> list[ScalesOfTarget
                 )
                 for row, atomic_type in enumerate(scales.types.tolist())
             ],
+            [] if scales.relative_errors is None else scales.relative_errors.tolist(),
         )
         for name, scales in targets.items()
     ]

@@ -22,6 +22,7 @@ from ..tensors import (
     state_of,
 )
 from .loaded_scales import check_loaded_scales, without_nan_weights
+from .random_sample import SAMPLED_DATA
 
 ScaleKind = Literal["per_target", "per_property", "full"]
 
@@ -74,6 +75,9 @@ class TargetScales:
             ``""``, of each gradient under its parameter; empty where they are unknown.
         zeros: for each block with a property that is exactly 0 throughout, which properties these
             are for each type of :attr:`types`, ``(n_types, n_properties)`` bool.
+        relative_errors: if the scales were fitted to a random sample of the data, for each type of
+            :attr:`types` the largest standard error of its scales relative to them, ``(n_types,)``,
+            NaN where it is unknown; ``None`` if they were fitted to all data.
     """
 
     layout: TargetLayout
@@ -107,6 +111,7 @@ class TargetScales:
     zeros: Annotated[
         dict[Key, Tensor], TensorCheck("n_types", "n_properties", dtype=torch.bool)
     ] = field(default_factory=dict)
+    relative_errors: Annotated[Tensor | None, TensorCheck("n_types", allow_nan=True)] = None
 
     def values(self, kind: ScaleKind, key: Key) -> Tensor:
         """One kind of scale of a block, ``(n_rows, n_properties)``."""
@@ -170,11 +175,16 @@ class TargetScales:
             give = "give them in fixed_scales, " if self.layout.single_property else ""
             raise ValueError(
                 f"target '{self.layout.name}': no scale for the atomic types {unseen}, which were "
-                f"not in the data of the fit (types {self.types.tolist()}); {give}fit on data that "
-                "have them (TargetScaler(refit='types') adds them to restored scales and keeps all "
-                "other numbers), or set unseen_types='pooled' or 'identity'"
+                f"not in the {self.data_of_fit} (types {self.types.tolist()}); {give}fit on data "
+                "that have them (TargetScaler(refit='types') adds them to restored scales and "
+                "keeps all other numbers), or set unseen_types='pooled' or 'identity'"
             )
         return torch.where(known, rows, n_types + (unseen_types == "identity"))
+
+    @property
+    def data_of_fit(self) -> str:
+        """The data of the fit, in words for messages about what was not in them."""
+        return "data of the fit" if self.relative_errors is None else SAMPLED_DATA
 
     def factor_range(self, kind: ScaleKind) -> tuple[float, float]:
         """The smallest and the largest positive scale of one kind; (1, 1) if there are none."""
@@ -276,6 +286,7 @@ class TargetScales:
                 raise InvalidStateError(f"expected a dict, got a {type(state).__name__}")
             attributes = {saved: attribute for attribute, saved in _SAVED_NAMES.items()}
             plain = {attributes.get(saved, saved): value for saved, value in state.items()}
+            plain.setdefault("relative_errors", None)  # earlier versions read all data
             if "layout" in plain:
                 plain["layout"] = TargetLayout.from_state(name, plain["layout"])
             scales: TargetScales = fields_from_state(cls, plain, complete)

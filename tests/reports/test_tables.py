@@ -1,5 +1,6 @@
 import io
 import math
+import re
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from builders import atom_samples, atom_target, cartesian, structure_target, sys
 from rich.console import Console
 
 from lightning_scaler import ZBL, CompositionBaseline, ScaleAccumulator
-from lightning_scaler.reports import errors_table
+from lightning_scaler.reports import ScalesOfTarget, errors_table, scales_table
 
 
 def text_of(table):
@@ -28,6 +29,28 @@ def test_scales_table_lists_types_and_rms_before_and_after_the_baseline():
     assert ["energy", "system/atom", "4.123", "–", "all", "4.123", "1"] in words
     assert ["charges", "atom", "2.398", "–", "1", "1.581", "1"] in words
     assert ["8", "3", "1"] in words
+
+
+def test_scales_table_has_the_errors_of_scales_from_a_sample():
+    """Also beside scales that were fitted to all data."""
+    sampled = ScalesOfTarget(
+        "charges",
+        "atom",
+        1.0,
+        None,
+        [("1", 0.5, [[1.0]]), ("6", 2.0, [[1.0]]), ("8", 1.0, [[1.0]])],
+        [0.01234, 0.0, float("nan")],
+    )
+    whole = ScalesOfTarget("energy", "system", 3.0, 2.0, [("all", 2.0, [[1.0]])])
+    printed = text_of(scales_table([sampled, whole]))
+    rows = [line.split() for line in printed.splitlines() if re.match(r" .* \d", line)]
+    assert rows == [
+        ["charges", "atom", "1", "–", "1", "0.5", "1.2", "%", "1"],
+        ["6", "2", "0", "%", "1"],
+        ["8", "1", "–", "1"],
+        ["energy", "system", "3", "2", "all", "2", "1"],
+    ]
+    assert "Error" not in text_of(scales_table([whole]))
 
 
 def test_scales_table_hides_types_after_the_twelfth():
