@@ -49,6 +49,8 @@ def run_fit(config: DictConfig) -> None:
     if shards == 1:
         # Before the file is written: this checks that the data suit the settings.
         scaler = statistics.compute(callback.fixed_scales, callback.unseen_types, callback.enabled)
+        if statistics.sample is not None:
+            print_text(f"Of the data, {statistics.sample}")
         print_tables(scaler.table(), scaler.baselines_table())
     statistics.save(out)
     parts = "; ".join(map(str, statistics.parts)) or "data that cannot be identified"

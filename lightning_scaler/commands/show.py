@@ -36,6 +36,8 @@ def main() -> None:
             scaler, lines = saved, []
         else:
             lines = [f"Statistics of {part}" for part in saved.parts]
+            if saved.sample is not None:
+                lines.append(f"Of these, {saved.sample}")
             missing = missing_shards(saved.parts)
             if missing:
                 lines.append(f"These are the scales of a part of the data, without {missing}")

@@ -11,16 +11,17 @@ from lightning.pytorch.utilities import rank_zero_warn
 from tqdm.auto import tqdm
 
 from ..batches import Batch
-from ..scaling import ScaleAccumulator, Scaler, describe_force_targets
-from ..tensors import TargetLayout, flatten_state, unflatten_state
+from ..scaling import RandomSample, ScaleAccumulator, Scaler, describe_force_targets
 from .batch_hooks import BatchHooks, scaler_in_use
 from .data_fingerprint import identify_data
 from .data_sample import DataSample
 from .fit_decision import FitDecision
+from .gathered_statistics import merge_all
 from .pass_loaders import Limits, Stream, length, pass_loaders, training_batches
 from .prediction_errors import PredictionErrors
 from .processes import FitProcesses, ProcessesDisagreeError
 from .random_states import preserve_rng
+from .sampled_pass import SampledPass
 from .scaled_module import ScaledModule, scaler_of
 from .statistics_cache import StatisticsCache
 from .training_loader import LoaderRecord, TrainingLoader
@@ -36,7 +37,7 @@ def fit_scales(
     processes: FitProcesses,
     record: LoaderRecord,
     sample: DataSample | None = None,
-) -> tuple[Scaler, Batch | None]:
+) -> tuple[Scaler, Batch | None, RandomSample | None]:
     """Read the training data and fit the scales that were decided on.
 
     Args:
@@ -49,7 +50,8 @@ def fit_scales(
 
     Returns:
         A scaler with the targets of the decision, and of a part that is kept, the same on all
-        processes; and the first batch of this process, if it has one.
+        processes; the first batch of this process, if it has one; and what was read, if a
+        relative error was asked for.
     """
     request, settings = decision.request, decision.request.settings
     fixed_scales = decision.fixed_scales()
@@ -105,7 +107,7 @@ def fit_scales(
     scaler.settings = replace(scaler.settings, provisional=provisional)
     if no_pass:  # one batch says nothing about the mean squares
         scaler.targets = {n: replace(s, mean_squares={}) for n, s in scaler.targets.items()}
-    return scaler, first_batch
+    return scaler, first_batch, accumulator.sample
 
 
 def is_dev_run(trainer: Trainer) -> bool:
@@ -124,6 +126,7 @@ def read_training_data(
     shard: tuple[int, int] = (0, 1),
     predicts: bool = False,
     sample: DataSample | None = None,
+    relative_error: float | None = None,
 ) -> Batch | None:
     """Add all training data to an accumulator, each sample once over all processes.
 
@@ -143,13 +146,17 @@ def read_training_data(
         shard: index of the shard to read, from 0, and the number of shards.
         predicts: whether the module predicts for a batch, now or afterwards.
         sample: sample of the batches, if there is to be one.
+        relative_error: read batches in random order until the standard error of every scale,
+            relative to it, is below this; see :class:`SampledPass`. ``None``: read all. It has no
+            effect beside ``overfit_batches`` and ``fast_dev_run``, and does not go with ``errors``.
 
     Returns:
         The first batch that this process has read.
 
     Raises:
         RuntimeError: on every process, if one of them fails or the layouts of targets differ.
-        ValueError: without any batch, or if none would be left for training.
+        ValueError: without any batch, or if none would be left for training; and if the samples
+            cannot be read in random order.
     """
     single = processes.world_size == 1
     collected = [accumulator] if errors is None else [accumulator, errors.accumulator]
@@ -157,17 +164,26 @@ def read_training_data(
     if errors is not None:
         errors.accumulator = local_errors[0]
     limits = _limits(trainer, loader, limit_batches)._replace(shard=shard)
+    if relative_error is not None and limits.first is None and limits.spread is None:
+        limits = limits._replace(random_order=True)
+    sampled: SampledPass | None = None
     first_batch: Batch | None = None
     n_batches, hooks = 0, BatchHooks(trainer, module, predicts)
     with preserve_rng(loader.flattened), torch.no_grad():
         loader.restore_states()
         loaders = pass_loaders(loader.combined, processes, limits, loader.injected)
+        batches = _with_progress(trainer, training_batches(loaders), length(loaders))
+        if relative_error is not None and limits.random_order:
+            n_own = length(loaders) or 0
+            sampled = SampledPass(accumulator, relative_error, processes, n_own, loaders.shared)
+            batches = sampled.batches(batches)
         with scaler_in_use(module):
-            for batch in _with_progress(trainer, training_batches(loaders), length(loaders)):
+            for batch in batches:
                 n_batches += 1
                 unpacked = _unpack(module, hooks, batch)
                 first_batch = first_batch or unpacked
-                local.update(*unpacked, exact_labels=True)
+                into = local if sampled is None else sampled.next_group()
+                into.update(*unpacked, exact_labels=True)
                 if errors is not None:
                     errors.update(unpacked, local.system_labels)
                 if sample is not None:
@@ -176,10 +192,12 @@ def read_training_data(
         for one in loaders.flattened:
             if isinstance(one, Stream):
                 one.check_readable_again()
-    if not single:
-        n_batches = _merge_all([local, *local_errors], n_batches, collected, processes)
-        if sample is not None:
-            sample.gather_counts(processes)
+    if sampled is not None:
+        n_batches = sampled.merge_into(accumulator)
+    elif not single:
+        n_batches = merge_all([local, *local_errors], n_batches, collected, processes)
+    if sample is not None and not single:
+        sample.gather_counts(processes)
     if errors is not None:
         errors.accumulator = collected[1]
     if not n_batches and shard[1] == 1:
@@ -249,19 +267,23 @@ def _fill(
     Returns:
         The first batch that this process has read.
     """
-    limit_batches = decision.request.limit_batches
+    limit_batches, sampling = decision.request.limit_batches, decision.request.relative_error
     inputs = (trainer, module, accumulator, processes, loader, limit_batches)
-    predicts = errors is not None or decision.part == "scales"
+    options: dict[str, Any] = {
+        "predicts": errors is not None or decision.part == "scales",
+        "sample": sample,
+        "relative_error": sampling,
+    }
     cache = decision.request.cache and StatisticsCache(decision.request.cache, processes)
     if not cache:
-        return read_training_data(*inputs, errors, predicts=predicts, sample=sample)
+        return read_training_data(*inputs, errors, **options)
     if decision.keep_existing or decision.part is not None or is_dev_run(trainer):
         cache.report_unused("fast_dev_run" if is_dev_run(trainer) else "other scales are kept")
-        return read_training_data(*inputs, errors, predicts=predicts, sample=sample)
+        return read_training_data(*inputs, errors, **options)
     data = identify_training_data(*inputs)
-    if cache.fill(accumulator, data):
+    if cache.fill(accumulator, data, sampling):
         return None
-    first_batch = read_training_data(*inputs, sample=sample)
+    first_batch = read_training_data(*inputs, **options)
     cache.save(accumulator, data)
     return first_batch
 
@@ -270,63 +292,6 @@ def _unpack(module: ScaledModule, hooks: BatchHooks, batch: Any) -> Batch:
     """Systems, targets and masks of a batch after the hooks, the TensorMaps on the CPU."""
     unpacked = module._read_batch(hooks(batch))
     return unpacked.with_tensors_on_cpu() if hooks.moves else unpacked
-
-
-def _merge_all(
-    local: list[ScaleAccumulator],
-    n_batches: int,
-    accumulators: list[ScaleAccumulator],
-    processes: FitProcesses,
-) -> int:
-    """Merge the data of all processes into the accumulators, in rank order.
-
-    Args:
-        local: accumulators with the data of this process.
-        n_batches: number of batches of this process.
-        accumulators: empty accumulators with the same settings.
-        processes: processes of the fit.
-
-    Returns:
-        The number of batches of all processes.
-    """
-    structure, values = flatten_state([each.state() for each in local])
-    gathered = processes.gather_objects((structure, values.numel(), n_batches))
-    structures, lengths, numbers = [list(parts) for parts in zip(*gathered, strict=True)]
-    _check_compatible([of_rank[0] for of_rank in structures])
-    values_by_rank = processes.gather_values(values, lengths)
-    for structure, values in zip(structures, values_by_rank, strict=True):
-        for accumulator, state in zip(
-            accumulators, unflatten_state(structure, values), strict=True
-        ):
-            accumulator.merge_state(state)
-    return sum(numbers)
-
-
-def _check_compatible(structures: list[Any]) -> None:
-    """Check that all processes found the same layouts and the same kind of system labels.
-
-    Args:
-        structures: state of each process's accumulator, without its float64 values.
-    """
-    layouts: dict[str, TargetLayout] = {}
-    first_rank: dict[str, int] = {}
-    for rank, structure in enumerate(structures):
-        for name, statistics in structure["statistics"].items():
-            layout = TargetLayout.from_state(name, statistics["layout"])
-            try:
-                layouts[name] = layouts.get(name, layout).union(layout)
-            except ValueError as error:
-                raise ProcessesDisagreeError(
-                    f"the data of rank {rank} differ in layout from those of lower ranks: {error}"
-                ) from error
-        if structure["system_labels"] != "auto":
-            first_rank.setdefault(structure["system_labels"], rank)
-    if len(first_rank) > 1:
-        found = " and ".join(f"'{labels}' on rank {rank}" for labels, rank in first_rank.items())
-        raise ProcessesDisagreeError(
-            f"expected the same kind of system labels on all processes, got {found}; use one kind "
-            "in all data, or set system_labels"
-        )
 
 
 def _limits(trainer: Trainer, loader: TrainingLoader, limit_batches: int | None) -> Limits:

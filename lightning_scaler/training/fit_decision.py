@@ -34,6 +34,8 @@ class FitRequest:
         output_layers: by target name the submodule that absorbs a new scale.
         cache: statistics file to use, and to write; ``None``: none.
         report: whether the data pass keeps a sample of the data for a report.
+        relative_error: standard error of the scales, relative to them, that is enough; ``None``:
+            read all data.
     """
 
     settings: Settings
@@ -49,6 +51,7 @@ class FitRequest:
     output_layers: Mapping[str, str] = field(default_factory=dict)
     cache: str | None = None
     report: bool = False
+    relative_error: float | None = None
 
     @property
     def part(self) -> RefitPart | None:
@@ -80,6 +83,7 @@ class FitRequest:
             "additive module": self.additive_name,
             "intensive_targets": sorted(self.intensive_targets),
             "limit_batches": self.limit_batches,
+            "relative_error": self.relative_error,
             "declared targets": self.declaration and self.declaration.state(),
             "refit": self.refit,
             "against": self.against,

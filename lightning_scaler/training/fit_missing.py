@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from lightning.pytorch import Trainer
 
+from ..scaling import RandomSample
 from ..tensors import digest
 from .data_pass import fit_scales, is_dev_run
 from .data_sample import DataSample
@@ -24,11 +25,13 @@ class FitResult(NamedTuple):
         fitted: names of the targets that were fitted, other than those kept in part.
         changes: what changed in scales that the module already had, in one line.
         sample: sample of the data for a report, if one was requested; empty if none were read.
+        precision: what was read of the data, if a relative error was asked for.
     """
 
     fitted: set[str]
     changes: str | None
     sample: DataSample | None
+    precision: RandomSample | None = None
 
 
 def fit_missing(
@@ -88,14 +91,14 @@ def _fit(
     if decision.part == "scales":
         layers = OutputLayers(module, request.output_layers)
     sample = DataSample() if request.report and not is_dev_run(trainer) else None
-    fitted, batch = fit_scales(trainer, module, decision, processes, record, sample)
+    fitted, batch, precision = fit_scales(trainer, module, decision, processes, record, sample)
     if layers is not None:
         layers.absorb(trainer, fitted, batch)
     if not decision.keep_existing:
         scaler.targets = {}
     scaler.update(fitted)
     if request.refit is False or not before or provisional:
-        return FitResult(set(fitted.targets), None, sample)
+        return FitResult(set(fitted.targets), None, sample, precision)
     changes = describe_changes(before, scaler.targets, request)
     kept = before.keys() - request.output_layers if decision.part else set()
-    return FitResult(fitted.targets.keys() - kept, changes, sample)
+    return FitResult(fitted.targets.keys() - kept, changes, sample, precision)

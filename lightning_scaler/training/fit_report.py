@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from metatensor.torch import TensorMap
 
 from ..reports import print_tables, print_text
-from ..scaling import Scaler, targets_to_loss
+from ..scaling import RandomSample, Scaler, targets_to_loss
 from .scaled_module import ScaledModule, scaler_of
 
 # Scales that were fitted to other data may be far from 1.
@@ -18,13 +18,19 @@ LARGEST_RMS = 10.0
 SMALLEST_RMS = 0.1
 
 
-def print_fit(scaler: Scaler, kept: set[str], changes: str | None = None) -> None:
+def print_fit(
+    scaler: Scaler,
+    kept: set[str],
+    changes: str | None = None,
+    precision: RandomSample | None = None,
+) -> None:
     """Print the tables of scales and baselines after a fit.
 
     Args:
         scaler: scaler of the module.
         kept: names of the targets whose scales were kept.
         changes: what changed in scales that the module already had.
+        precision: what was read of the data, if a relative error was asked for.
     """
     if changes is not None:
         print_text(changes)
@@ -34,6 +40,8 @@ def print_fit(scaler: Scaler, kept: set[str], changes: str | None = None) -> Non
         line += f"; kept from before: {', '.join(sorted(kept))}"
     if fitted:
         print_text(line)
+    if precision is not None:
+        print_text(f"TargetScaler: {precision}")
     print_tables(scaler.table(), scaler.baselines_table())
 
 

@@ -30,12 +30,14 @@ class Limits(NamedTuple):
         largest: number of batches of each process that training could use; a loader without a
             length that has more is an error.
         shard: index of the shard that is read, from 0, and the number of shards.
+        random_order: whether samples are read in random order, to stop before all have been read.
     """
 
     spread: int | None = None
     first: int | None = None
     largest: int | None = None
     shard: tuple[int, int] = (0, 1)
+    random_order: bool = False
 
     def of_process(self, processes: FitProcesses) -> int | None:
         """This process's part of a limit, where each process has batches of its own."""
@@ -60,15 +62,27 @@ def pass_loaders(
         limits: how much to read.
         injected: whether Lightning has put a distributed sampler into all loaders.
 
+    Returns:
+        The loader; its attribute ``shared`` says whether its batches are every n-th one of a list
+        that n processes share, from that of their rank on.
+
     Raises:
-        ValueError: for a shard of a loader whose samples are not known beforehand.
+        ValueError: for a shard, or a random order, of a loader whose samples are not known
+            beforehand; and for a random order of loaders that end one before another.
     """
     loaders = list(combined.flattened)
-    batches = [_batches(loader, processes, limits, injected) for loader in loaders]
+    selected = [_selected_batches(loader, processes, limits, injected) for loader in loaders]
+    batches = [one and _batches_of_process(*one, processes, limits) for one in selected]
     longest = max((len(of_loader) for of_loader in batches if of_loader is not None), default=0)
     flattened: list[Any] = []
     for loader, of_loader in zip(loaders, batches, strict=True):
         if of_loader is None:
+            if limits.random_order:
+                raise ValueError(
+                    "relative_error: expected a loader of a dataset that is read by index, got a "
+                    f"stream ({_name(loader)}), which has no random order; leave out "
+                    "relative_error to read all of it, or set limit_batches to read its beginning"
+                )
             if limits.shard[1] > 1:
                 raise ValueError(
                     f"shards={limits.shard[1]}: expected a loader of a dataset that is read by "
@@ -81,7 +95,15 @@ def pass_loaders(
         else:
             split = split_batches(of_loader, longest) if len(loaders) > 1 else of_loader
             flattened.append(_with_samplers(loader, [i for b in split for i in b], split))
-    return _combine(combined, flattened)
+    twin = _combine(combined, flattened)
+    if limits.random_order and len({len(loader) for loader in flattened}) > 1:
+        raise ValueError(
+            "relative_error: expected loaders of which equal parts can be read, got some with "
+            f"{min(map(len, flattened))} and {max(map(len, flattened))} batches that cannot be "
+            "made smaller; leave out relative_error"
+        )
+    twin.shared = all(one is not None and one[1] for one in selected)
+    return twin
 
 
 def sample_loaders(combined: Any, samples: list[list[Any]]) -> Any:
@@ -202,14 +224,10 @@ def selected_batches(
     return None if found is None else found[0]
 
 
-def _batches(
-    loader: Any, processes: FitProcesses, limits: Limits, injected: bool
-) -> list[Any] | None:
-    """The batches of indices of this process and shard; ``None`` for a stream."""
-    found = _selected_batches(loader, processes, limits, injected)
-    if found is None:
-        return None
-    batches, shared = found
+def _batches_of_process(
+    batches: list[Any], shared: bool, processes: FitProcesses, limits: Limits
+) -> list[Any]:
+    """The batches of indices of this process and shard."""
     own = batches[processes.rank :: processes.world_size] if shared else batches
     return take_shard(own, *limits.shard)
 
@@ -220,7 +238,7 @@ def _selected_batches(
     """The batches of indices, and whether they are those of all processes."""
     if not is_map_style(loader):
         return None
-    batches, shared = batches_of_process(loader, processes, injected)
+    batches, shared = batches_of_process(loader, processes, injected, limits.random_order)
     if limits.first is not None:
         return batches[: limits.first * (processes.world_size if shared else 1)], shared
     limit = limits.spread if shared else limits.of_process(processes)

@@ -49,9 +49,14 @@ def collect_statistics(
 
     Raises:
         ValueError: if there is no such shard, the training loader is a stream and is to be
-            divided, or the data do not suit the settings.
+            divided, a sample of a shard is asked for, or the data do not suit the settings.
     """
     part = DataPart({}, shard, n_shards)
+    if n_shards > 1 and callback.relative_error is not None:
+        raise ValueError(
+            f"shards={n_shards}: expected shards that are read in whole, got relative_error="
+            f"{callback.relative_error}; leave out one of them"
+        )
     if callback.additive is None and hasattr(data, "targets_only"):
         data.targets_only = True
     collecting = _Collecting(callback, part)
@@ -94,7 +99,8 @@ class _Collecting(Callback):
         inputs = (trainer, pl_module, accumulator, processes, loader, self._request.limit_batches)
         data = identify_training_data(*inputs)
         shard = (self._part.shard, self._part.n_shards)
-        read_training_data(*inputs, shard=shard)
+        sampling = self._request.relative_error
+        read_training_data(*inputs, shard=shard, relative_error=sampling)
         if data is not None:
             accumulator.parts = (DataPart(data, *shard),)
         self.accumulator = accumulator

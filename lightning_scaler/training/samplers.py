@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -18,9 +19,15 @@ from .processes import FitProcesses
 
 Batches = list[Any]
 
+# The same samples are drawn in every fit, and by every process.
+SEED_OF_ORDER = 0
+
 
 def batches_of_process(
-    loader: DataLoader[Any], processes: FitProcesses, injected: bool = False
+    loader: DataLoader[Any],
+    processes: FitProcesses,
+    injected: bool = False,
+    random_order: bool = False,
 ) -> tuple[Batches, bool]:
     """The batches of indices of one epoch, as training reads them.
 
@@ -33,18 +40,24 @@ def batches_of_process(
         loader: loader of a map-style dataset, as Lightning has set it up.
         processes: processes of the fit.
         injected: whether Lightning has put a distributed sampler into all loaders.
+        random_order: whether the indices are in random order, so that every batch is a random
+            sample of the dataset; of a batch sampler of the user's, the batches.
 
     Returns:
         Batches of indices, or single indices without automatic batching; and whether they are those
         of all processes together, the same on each, rather than of this process alone.
     """
+    order = in_random_order if random_order else _as_they_are
     batch_sampler = loader.batch_sampler
     if batch_sampler is None:
-        return _indices(loader.sampler, loader.dataset, processes)
+        indices, shared = _indices(loader.sampler, loader.dataset, processes)
+        return order(indices), shared
     inner = getattr(batch_sampler, "sampler", None)
     if type(batch_sampler) is not BatchSampler and not (injected and _is_distributed(inner)):
-        return [list(batch) for batch in copy_sampler(batch_sampler, loader.dataset)], False
+        batches = [list(batch) for batch in copy_sampler(batch_sampler, loader.dataset)]
+        return order(batches), False
     indices, shared = _indices(inner, loader.dataset, processes)
+    indices = order(indices)
     size = getattr(batch_sampler, "batch_size", 1)
     return [indices[start : start + size] for start in range(0, len(indices), size)], shared
 
@@ -79,6 +92,16 @@ def in_order(indices: list[Any]) -> list[Any]:
         return sorted(indices)
     except TypeError:
         return indices
+
+
+def in_random_order(items: Sequence[Any], seed: int = SEED_OF_ORDER) -> list[Any]:
+    """The items in an order that depends on their number and a seed alone."""
+    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed))
+    return [items[i] for i in order.tolist()]
+
+
+def _as_they_are(items: list[Any]) -> list[Any]:
+    return items
 
 
 def take_shard(batches: Batches, shard: int, n_shards: int) -> Batches:

@@ -35,12 +35,19 @@ class StatisticsCache:
         self._processes = processes
         self._writable = False
 
-    def fill(self, accumulator: ScaleAccumulator, data: Mapping[str, str] | None) -> bool:
+    def fill(
+        self,
+        accumulator: ScaleAccumulator,
+        data: Mapping[str, str] | None,
+        relative_error: float | None = None,
+    ) -> bool:
         """Fill an empty accumulator from the file, if it is the right one.
 
         Args:
             accumulator: accumulator with the settings of the fit.
             data: what identifies the training data; ``None`` if nothing does.
+            relative_error: relative error of the scales that is enough; ``None``: a file of a
+                random sample does not serve.
 
         Returns:
             Whether the accumulator is filled, the same on all processes.
@@ -49,7 +56,9 @@ class StatisticsCache:
             OSError: if the file exists and cannot be read.
             ValueError: if it is damaged, or not a statistics file.
         """
-        state = self._processes.broadcast_from_rank_zero(lambda: self._read(accumulator, data))
+        state = self._processes.broadcast_from_rank_zero(
+            lambda: self._read(accumulator, data, relative_error)
+        )
         if state is not None:
             accumulator.merge_state(state)
         return state is not None
@@ -73,7 +82,12 @@ class StatisticsCache:
         """Print why the file is neither read nor written."""
         self._report(f"is not used: {reason}")
 
-    def _read(self, accumulator: ScaleAccumulator, data: Mapping[str, str] | None) -> Any:
+    def _read(
+        self,
+        accumulator: ScaleAccumulator,
+        data: Mapping[str, str] | None,
+        relative_error: float | None,
+    ) -> Any:
         """The state of the statistics in the file, or ``None``; says which."""
         try:
             cached = ScaleAccumulator.load(self._path)
@@ -86,7 +100,9 @@ class StatisticsCache:
         if data is None:
             self.report_unused(STREAM)
             return None
-        reasons = [] if cached is None else _differences(cached, accumulator, DataPart(dict(data)))
+        reasons = []
+        if cached is not None:
+            reasons = _differences(cached, accumulator, DataPart(dict(data)), relative_error)
         if cached is not None and not reasons:
             self._report(f"is used, without a data pass (samples: {data['samples']})")
             return cached.state()
@@ -110,7 +126,10 @@ class StatisticsCache:
 
 
 def _differences(
-    cached: ScaleAccumulator, requested: ScaleAccumulator, part: DataPart
+    cached: ScaleAccumulator,
+    requested: ScaleAccumulator,
+    part: DataPart,
+    relative_error: float | None,
 ) -> list[str]:
     """Why cached statistics are not those of a fit: what the file has, and what the fit needs."""
     if not cached.parts:
@@ -121,4 +140,6 @@ def _differences(
     if len(cached.parts) > 1:
         return [f"it is of {len(cached.parts)} data sets together"]
     differences = cached.settings_differences(requested) + cached.parts[0].differences(part)
+    if cached.sample is not None and not cached.sample.serves(relative_error):
+        differences.append(f"relative_error ({cached.sample.relative_error} and {relative_error})")
     return [f"the file and this fit differ in {'; '.join(differences)}"] if differences else []

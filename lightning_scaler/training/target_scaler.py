@@ -84,6 +84,11 @@ class TargetScaler(Callback):
         system_labels: meaning of ``system`` in the samples of targets: the ``"position"`` in the
             batch, the ``"id"`` in the dataset, or ``"auto"`` to infer it from the data.
         limit_batches: maximum number of batches to read, evenly spaced over the data. Default: all.
+        relative_error: read samples in random order, at least 100 batches, until the standard error
+            of every scale, divided by the scale, is estimated to be below this number, such as
+            0.01. A target, not a bound: heavy tails are underestimated. Atomic types that are not
+            in the sample are unseen types. Default: read all data. See
+            :class:`training.sampled_pass.SampledPass`.
         refit: what to fit again if the module already has scales, from a checkpoint or an earlier
             fit. ``False``: nothing. ``True``: everything, which multiplies what the network has
             learned by new scale / old scale. ``"types"``: scales and contributions are added for
@@ -155,6 +160,7 @@ class TargetScaler(Callback):
         unseen_types: UnseenTypes = "error",
         system_labels: SystemLabels = "auto",
         limit_batches: int | None = None,
+        relative_error: float | None = None,
         refit: bool | RefitPart = False,
         against: Against = "targets",
         output_layers: Mapping[str, str] | None = None,
@@ -166,7 +172,7 @@ class TargetScaler(Callback):
         report: bool = False,
     ) -> None:
         super().__init__()
-        check_arguments(unseen_types, limit_batches, enabled=enabled, report=report)
+        check_arguments(unseen_types, limit_batches, relative_error, enabled=enabled, report=report)
         if report:
             check_matplotlib("reports of a fit")
         self.report = report
@@ -175,9 +181,10 @@ class TargetScaler(Callback):
         self.fixed_scales = parse_fixed_scales(fixed_scales)
         self._baseline_setting = baseline
         self.baseline, self.additive = parse_baseline(baseline, fixed_baseline)
-        check_refit(refit, against, output_layers, self.baseline)
+        check_refit(refit, against, output_layers, self.baseline, relative_error)
         self.unseen_types: UnseenTypes = unseen_types
         self.limit_batches = limit_batches
+        self.relative_error = relative_error
         self.refit, self.against = refit, against
         self.output_layers = None if output_layers is None else dict(output_layers)
         self.cache = None if cache is None else os.fspath(cache)
@@ -347,6 +354,7 @@ class TargetScaler(Callback):
             "unseen_types": self.unseen_types,
             "system_labels": self.system_labels,
             "limit_batches": self.limit_batches,
+            "relative_error": self.relative_error,
             "refit": self.refit,
             "against": self.against,
             "output_layers": self.output_layers,
@@ -389,7 +397,7 @@ class TargetScaler(Callback):
         self._scales_kept, scaler = result is None, scaler_of(module)
         self._to_report = scaler.targets.keys() - (result.fitted if result else set())
         if result is not None and trainer.is_global_zero:
-            print_fit(scaler, self._to_report, result.changes)
+            print_fit(scaler, self._to_report, result.changes, result.precision)
             if result.sample is not None:
                 write_report(trainer, scaler, result.sample, report_folder(trainer))
 
@@ -421,6 +429,7 @@ class TargetScaler(Callback):
             self.output_layers or {},
             self.cache,
             self.report,
+            self.relative_error,
         )
 
 

@@ -16,6 +16,7 @@ from lightning_scaler import ScaleAccumulator
 from lightning_scaler.commands.fit import main
 from lightning_scaler.commands.merge import main as merge
 from lightning_scaler.commands.run_fit import output_file, run_fit
+from lightning_scaler.commands.show import main as show
 from lightning_scaler.scaling import DataPart, find_differences, merge_files
 
 # The configs of another application, laid out in its own way.
@@ -182,6 +183,23 @@ def test_a_target_without_data_leaves_no_file(tmp_path):
     with pytest.raises(ValueError, match="intensive_targets names the target 'dipoles'"):
         run_fit(composed(tmp_path, text))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_sample_is_read_if_the_callback_asks_for_one(tmp_path, monkeypatch, capsys):
+    text = APPLICATION.replace("size: 40", "size: 480").replace(
+        "intensive_targets: [dipole, polarizability]",
+        "intensive_targets: [dipole]\n      targets: [dipole]\n      relative_error: 0.2",
+    )
+    run_fit(composed(tmp_path, text, out=str(tmp_path / "a.st")))
+    words = r"100 of 120 batches were read, in random order; the standard error of the scales is at"
+    assert re.search(rf"Of the data, {words} most .* % of each", capsys.readouterr().out)
+    status, out, _ = call(monkeypatch, capsys, show, tmp_path / "a.st")
+    assert status == 0
+    assert re.search(rf"Statistics of all data \(samples: 480.*\nOf these, {words}", out)
+    assert re.search(r" dipole .* % +1\n", out)
+    with pytest.raises(ValueError, match="shards=2: expected shards that are read in whole"):
+        run_fit(composed(tmp_path, text, out=str(tmp_path / "b.st"), shard=0, shards=2))
 
 
 def test_errors_of_hydra_keep_their_own_message(tmp_path):

@@ -422,6 +422,57 @@ def cached(folder, world_size):
     return {"fits": answers, "exists": path.exists(), "data": data_of_file}
 
 
+# A sample of the data.
+
+
+class LargeData(SmallData):
+    """More than 100 batches; the last process may fail, or all have a part of their own."""
+
+    def __init__(self, kind, world_size):
+        super().__init__(SAMPLED_SIZE)
+        self.kind, self.world_size = kind, world_size
+        if kind == "fails" and rank_of_this_process() == world_size - 1:
+            self.train.__class__ = FaultyDataset
+            self.train.fault = self.fail
+
+    def fail(self, n_reads):
+        if n_reads == 30:
+            raise OSError("structure 30 is truncated")
+
+    def train_dataloader(self):
+        if self.kind != "split":
+            return super().train_dataloader()
+        # Unequal parts: with two processes of 200 and 800 structures.
+        edges = [0, *(SAMPLED_SIZE * (i + 1) ** 2 // (self.world_size + 3) for i in range(9))]
+        edges = [*edges[: self.world_size], SAMPLED_SIZE]
+        rank = rank_of_this_process()
+        return DataLoader(
+            Subset(self.train, range(edges[rank], edges[rank + 1])), 4, collate_fn=collate
+        )
+
+
+SAMPLED_SIZE = 1000
+
+
+def sampled(folder, world_size):
+    """The scales of samples, and what was read for them."""
+    answers = {}
+    for kind in ("shared", "split", "all", "fails"):
+        data = LargeData(kind, world_size)
+        settings = {
+            "targets": ["charges", "dipole"],
+            "intensive_targets": ["dipole"],
+            "relative_error": 1e-4 if kind == "all" else 0.015,
+        }
+        options = {"use_distributed_sampler": kind != "split"}
+        try:
+            net = fitted(folder, world_size, data, options, **settings)
+            answers[kind] = (net.scaler.state(), list(data.train.reads))
+        except (OSError, RuntimeError) as error:
+            answers[kind] = str(error)
+    return answers
+
+
 # Evaluation.
 
 
@@ -642,6 +693,7 @@ def run(folder, world_size):
         "refits": refits(folder, world_size),
         "other module": other_module(folder, world_size),
         "pictures": pictures(folder, world_size),
+        "sampled": sampled(folder, world_size),
     }
     if world_size > 1:
         answers["lost subset"] = lost_subset(folder, world_size)

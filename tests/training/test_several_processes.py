@@ -210,6 +210,54 @@ def test_data_are_identified_alike_by_several_processes_and_by_one(together, tmp
     assert together[0]["cache"]["data"] == part.data
 
 
+def test_a_sample_is_that_of_one_process(alone, together):
+    """The same structures are read, and all processes stop at the same number of batches."""
+    expected, read_alone = alone["sampled"]["shared"]
+    # More than the first 100 batches, so that the errors were compared several times.
+    assert 400 < len(read_alone) < processes.SAMPLED_SIZE
+    states = [answers["sampled"]["shared"][0] for answers in together]
+    read = [index for answers in together for index in answers["sampled"]["shared"][1]]
+    assert sorted(read) == sorted(read_alone)
+    assert_same_numbers(states[0], expected, rtol=1e-12)
+    for name, saved in expected["targets"].items():
+        errors = [state["targets"][name]["relative_errors"] for state in states]
+        torch.testing.assert_close(errors[0], saved["relative_errors"], rtol=1e-9, atol=0.0)
+        assert all(other.equal(errors[0]) for other in errors[1:])
+    for state in states[1:]:
+        assert_same_numbers(state, states[0])
+
+
+def test_a_sample_of_all_data_gives_the_scales_of_one_process(alone, together):
+    expected, read_alone = alone["sampled"]["all"]
+    read = [index for answers in together for index in answers["sampled"]["all"][1]]
+    assert sorted(read) == sorted(read_alone) == list(range(processes.SAMPLED_SIZE))
+    for answers in together:
+        assert_same_numbers(answers["sampled"]["all"][0], expected, rtol=1e-12)
+
+
+def test_processes_with_data_of_their_own_sample_the_same_fraction_of_them(alone, together):
+    exact = alone["sampled"]["all"][0]
+    answers = [one["sampled"]["split"] for one in together]
+    for state, _ in answers[1:]:
+        assert_same_numbers(state, answers[0][0])
+    n_read = [len(read) for _, read in answers]
+    n_all = [max(read) - min(read) for _, read in answers]
+    fractions = [some / of_all for some, of_all in zip(n_read, n_all, strict=True)]
+    assert max(fractions) < 0.95
+    assert max(fractions) - min(fractions) < 0.05
+    assert max(n_read) > 1.5 * min(n_read)
+    for name, saved in answers[0][0]["targets"].items():
+        ratio = saved["per_target"] / exact["targets"][name]["per_target"]
+        assert float((ratio - 1.0).abs().max()) < 0.06  # four times the error
+
+
+def test_a_failure_stops_a_sampled_pass_on_all_processes(alone, together):
+    assert alone["sampled"]["fails"] == "structure 30 is truncated"
+    for answers in together:
+        message = f"failed on rank {len(together) - 1}: OSError: structure 30 is truncated"
+        assert message in answers["sampled"]["fails"]
+
+
 def test_metrics_count_padded_samples_once(alone, together):
     """Lightning repeats samples to give all processes equal numbers of them."""
     for case, expected in alone["evaluation"].items():
