@@ -208,6 +208,12 @@ def _square_sums(
             no_baseline, _ = sum_squares([others.residual], type_index, n_types, _masks([others]))
         epsilon = torch.finfo(stored[key].raw.dtype).eps
         statistics[key] = BlockStatistics(n_values, squares, no_baseline, epsilon)
+        n_rows, n_components, n_properties = block.raw.shape
+        if float(n_values.sum()) < n_rows * n_components * n_properties:
+            rows = n_values.new_full((1,), n_rows)
+            if type_index is not None:
+                rows = torch.bincount(type_index, minlength=n_types).to(n_values)
+            statistics[key].missing = n_components * rows[:, None] - n_values
         if block.has_contribution:
             contribution = [block.raw.double() - block.residual]
             sq_sum, _ = sum_squares(contribution, type_index, n_types, _masks([block]))

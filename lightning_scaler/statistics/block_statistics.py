@@ -2,11 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 
-from ..tensors import InvalidStateError, TensorCheck, check_shapes, state_of
+from ..tensors import (
+    InvalidStateError,
+    TensorCheck,
+    check_shapes,
+    fields_from_state,
+    state_of,
+)
 from .means import Means, merge_means, pool_means, sum_sq_about
 from .property_problems import Problems, merge_problems
 
@@ -34,6 +40,7 @@ class BlockStatistics:
         pooled_means: means of the raw values with a baseline over all types, ``(1, n_properties)``,
             where they do not follow from ``means``.
         rounding_sq_sum: sums of squares of the rounding errors of an additive module.
+        missing: numbers of missing values; ``None``: none is missing.
     """
 
     counts: Annotated[torch.Tensor, TensorCheck("n_types", "n_properties")]
@@ -45,6 +52,15 @@ class BlockStatistics:
     per_atom_fit: Problems = field(default_factory=list)
     pooled_means: Means | None = None
     rounding_sq_sum: Annotated[torch.Tensor | None, TensorCheck("n_types", "n_properties")] = None
+    missing: Annotated[torch.Tensor | None, TensorCheck("n_types", "n_properties")] = None
+
+    @classmethod
+    def from_state(cls, state: Any) -> "BlockStatistics":
+        """The statistics from their fields; files of 0.1.0 have no numbers of missing values."""
+        if isinstance(state, Mapping):
+            state = {"missing": None, **state}
+        found: BlockStatistics = fields_from_state(cls, state)
+        return found
 
     def residual_sq_sum(self, weights: torch.Tensor | None) -> torch.Tensor:
         """Sums of squares after subtracting a baseline, ``(n_types, n_properties)``.
@@ -97,6 +113,7 @@ def merge_blocks(first: BlockStatistics, second: BlockStatistics) -> BlockStatis
         per_atom_fit=merge_problems(first.per_atom_fit, second.per_atom_fit),
         pooled_means=_merge_optional(first.pooled_means, second.pooled_means),
         rounding_sq_sum=_merge_optional(first.rounding_sq_sum, second.rounding_sq_sum),
+        missing=_merge_optional(first.missing, second.missing),
     )
 
 
@@ -138,6 +155,7 @@ def reindex_types(
         no_baseline_sq_sum=reindex(block.no_baseline_sq_sum),
         means=None if block.means is None else Means(*map(reindex, block.means)),
         rounding_sq_sum=None if block.rounding_sq_sum is None else reindex(block.rounding_sq_sum),
+        missing=None if block.missing is None else reindex(block.missing),
     )
 
 

@@ -35,6 +35,8 @@ class TargetStatistics:
         blocks: statistics by key.
         gradients: sums over the gradients of all blocks by parameter; over the values of atom
             pairs, which have no other statistics, under ``""``.
+        structures: number of structures that contain each type, ``(n_types,)`` float64, for a
+            per-structure target with a baseline; ``None``: not known.
     """
 
     def __init__(
@@ -43,11 +45,13 @@ class TargetStatistics:
         types: torch.Tensor,
         blocks: dict[Key, BlockStatistics],
         gradients: Mapping[str, GradientSums] | None = None,
+        structures: torch.Tensor | None = None,
     ) -> None:
         self.layout = layout
         self.types = types
         self.blocks = blocks
         self.gradients = dict(gradients or {})
+        self.structures = structures
 
     @property
     def n_values(self) -> int:
@@ -111,7 +115,11 @@ class TargetStatistics:
                 statistics |= per_structure_statistics(
                     layout, part, rows, atoms, types, extensive=extensive, fractions=fractions
                 )
-        return cls(layout, types, {key: statistics[key] for key in layout.blocks})
+        structures = None
+        if baseline and layout.sample_kind == "structure":
+            structures = (atoms.composition(types) > 0.0).double().sum(0)
+        by_key = {key: statistics[key] for key in layout.blocks}
+        return cls(layout, types, by_key, structures=structures)
 
     def merge(self, other: "TargetStatistics") -> None:
         """Add the data of another, which remains unchanged.
@@ -125,6 +133,7 @@ class TargetStatistics:
         if not torch.equal(types, other.types):
             types = torch.cat([types, other.types]).unique()
         ours, theirs = self._blocks_for(types), other._blocks_for(types)
+        self.structures = self._all_structures(other, types)
         blocks = {}
         for key in self.layout.blocks:
             if key in ours and key in theirs:
@@ -160,6 +169,18 @@ class TargetStatistics:
             for key, block in self.blocks.items()
         }
 
+    def _all_structures(
+        self, other: "TargetStatistics", types: torch.Tensor
+    ) -> torch.Tensor | None:
+        """The numbers of structures of both for a superset of the types, if both know them."""
+        total = torch.zeros(types.numel(), dtype=torch.float64)
+        for one in (self, other):
+            if one.structures is not None:
+                total = total.index_add(0, torch.searchsorted(types, one.types), one.structures)
+            elif one.blocks:
+                return None
+        return total
+
     def _gradients_for(self, types: torch.Tensor) -> dict[str, GradientSums]:
         """The sums over gradients by parameter for a superset of the types."""
         if self.layout.sample_kind != "atom" or torch.equal(types, self.types):
@@ -173,6 +194,7 @@ class TargetStatistics:
             "types": self.types,
             "blocks": to_state(self.blocks),
             "gradients": to_state(self.gradients),
+            "structures": self.structures,
         }
 
     @classmethod
@@ -183,8 +205,9 @@ class TargetStatistics:
             InvalidStateError: for a state that is not that of the statistics of a target.
         """
         with state_of(f"target '{name}'"):
-            # Version 0.1.0 kept no sums of gradients.
-            state = {"gradients": {}, **state} if isinstance(state, dict) else state
+            # Version 0.1.0 kept no sums of gradients, and counted no structures.
+            if isinstance(state, dict):
+                state = {"gradients": {}, "structures": None, **state}
             saved: _SavedStatistics = from_state(_SavedStatistics, state)
             layout = TargetLayout.from_state(name, saved.layout)
             expected = [] if layout.sample_kind == "pair" else list(layout.blocks)
@@ -207,7 +230,8 @@ class TargetStatistics:
                     check_shapes(sums, {"n_sums": 3, "n_types": n_rows})
                     if bool((sums.sums < 0).any()):
                         raise InvalidStateError("expected sums of at least 0")
-        return cls(layout, saved.types, saved.blocks, saved.gradients)
+            check_shapes(saved, {"n_types": saved.types.numel()})
+        return cls(layout, saved.types, saved.blocks, saved.gradients, saved.structures)
 
 
 class _SavedStatistics(NamedTuple):
@@ -215,3 +239,4 @@ class _SavedStatistics(NamedTuple):
     types: Annotated[torch.Tensor, TensorCheck("n_types", dtype=torch.int64)]
     blocks: dict[Key, BlockStatistics]
     gradients: dict[str, GradientSums]
+    structures: Annotated[torch.Tensor | None, TensorCheck("n_types")]
