@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .baselines import ZBL, CompositionBaseline
-    from .batches import PerAtom, PerStructure
+    from .batches import PerAtom, PerStructure, join_predictions
     from .deploy import PhysicalModel, export
     from .folding import fold
     from .metrics import PhysicalUnits, RelativeRootMeanSquaredError
+    from .reports import ScalesOfTarget, errors_table, print_tables, scales_table
     from .scaling import ScaleAccumulator, Scaler
     from .tensors import InvalidStateError
     from .training import ScaledSteps, TargetScaler, TargetScalingMixin
@@ -30,10 +31,15 @@ __all__ = [
     "ScaleAccumulator",
     "ScaledSteps",
     "Scaler",
+    "ScalesOfTarget",
     "TargetScaler",
     "TargetScalingMixin",
+    "errors_table",
     "export",
     "fold",
+    "join_predictions",
+    "print_tables",
+    "scales_table",
 ]
 
 _ROOMS = {
@@ -47,11 +53,16 @@ _ROOMS = {
     "ScaleAccumulator": "scaling",
     "ScaledSteps": "training",
     "Scaler": "scaling",
+    "ScalesOfTarget": "reports",
     "TargetScaler": "training",
     "TargetScalingMixin": "training",
     "ZBL": "baselines",
+    "errors_table": "reports",
     "export": "deploy",
     "fold": "folding",
+    "join_predictions": "batches",
+    "print_tables": "reports",
+    "scales_table": "reports",
 }
 
 

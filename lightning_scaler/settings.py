@@ -154,6 +154,16 @@ def label_types(types: Sequence[int]) -> list[str]:
     return [str(z) for z in types]
 
 
+def name_of_type(z: int) -> str:
+    """An atomic type as tables and messages show it: types that are no elements keep their number.
+
+    Example:
+        >>> name_of_type(8), name_of_type(0)
+        ('O (8)', '0')
+    """
+    return f"{CHEMICAL_SYMBOLS[z]} ({z})" if z in CHEMICAL_SYMBOLS else str(z)
+
+
 def numbers_by_type(where: str, numbers: Numbers) -> dict[int, float]:
     """Numbers per atomic type, with integer keys; users also write strings and symbols.
 
@@ -247,6 +257,62 @@ def parse_loss_weights(settings: Numbers | None) -> dict[str, float] | None:
                 f"loss_weights of the term '{term}': expected a number of at least 0, got {value}"
             )
     return weights
+
+
+def parse_units(units: Numbers | None) -> dict[str, str]:
+    """Check ``units``: a string for each target, or for a gradient under ``energy/positions``.
+
+    Raises:
+        TypeError: for anything else.
+
+    Example:
+        >>> parse_units({"energy": "eV", "energy/positions": "eV/Å"})
+        {'energy': 'eV', 'energy/positions': 'eV/Å'}
+    """
+    if units is not None and not isinstance(units, Mapping):
+        raise TypeError(
+            f"units: expected a mapping by target name, such as {{'energy': 'eV'}}, got {units!r}"
+        )
+    plain = {str(name): unit for name, unit in (units or {}).items()}
+    for name, unit in plain.items():
+        if not isinstance(unit, str) or not unit.strip():
+            raise TypeError(
+                f"units of '{name}': expected a string such as 'eV', got {unit!r}; leave it out if "
+                "the unit is not known"
+            )
+    return plain
+
+
+def join_units(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, str]:
+    """The units of both.
+
+    Raises:
+        ValueError: for a target with two units.
+
+    Example:
+        >>> join_units({"energy": "eV"}, {"charges": "e"})
+        {'energy': 'eV', 'charges': 'e'}
+    """
+    for name in ours.keys() & theirs.keys():
+        if ours[name] != theirs[name]:
+            raise ValueError(
+                f"target '{name}': expected one unit, got {ours[name]!r} and {theirs[name]!r}; "
+                "convert the data to one of them, or correct units (or unit in the declaration)"
+            )
+    return {**ours, **theirs}
+
+
+def way_to_hide(opening: str) -> str:
+    """The end of a warning, with the line that hides it.
+
+    Args:
+        opening: first words of the warning, which Python compares, and no other warning has.
+
+    Example:
+        >>> way_to_hide("rare types")
+        ". To hide this: warnings.filterwarnings('ignore', 'rare types')"
+    """
+    return f". To hide this: warnings.filterwarnings('ignore', '{opening}')"
 
 
 def _by_target(setting: str, settings: Numbers | None) -> Numbers:

@@ -25,7 +25,10 @@ def test_the_first_example_runs(tmp_path, monkeypatch, capsys):
     exec(shorter, names)
     # Hydrogen has no p electrons in this dataset.
     printed = " ".join(capsys.readouterr().out.split())
-    assert re.search("All values are 0.*'populations'.*orbital=1.*, type 1", printed)
+    assert re.search(
+        r"All values of these are 0.*'populations'.*orbital=1.*, type H \(1\)", printed
+    )
+    assert "energy structure eV/atom" in printed
     energy = names["predictions"][0][0]["energy"].block()
     assert energy.values.dtype == torch.float64
     assert energy.values.max() < -25  # eV, with the baseline

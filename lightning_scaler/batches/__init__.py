@@ -20,7 +20,7 @@ from .indexed_target import (
     relabel_by_position,
 )
 from .inference import clone_inference_tensors
-from .joined import shift_systems
+from .joined_predictions import join_predictions
 from .plain_values import check_plain_values, describe_type
 from .system_labels import SystemIndexing
 from .systems import HasTypes, is_system
@@ -48,6 +48,7 @@ __all__ = [
     "index_batch",
     "index_targets",
     "is_system",
+    "join_predictions",
     "move_to_device",
     "move_unpacked",
     "neighbor_vectors",
@@ -55,6 +56,5 @@ __all__ = [
     "relabel_by_position",
     "sample_labels",
     "selected_samples",
-    "shift_systems",
     "unpack",
 ]

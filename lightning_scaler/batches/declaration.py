@@ -86,6 +86,11 @@ class Declaration:
                     stacklevel=4,
                 )
 
+    @property
+    def units(self) -> dict[str, str]:
+        """Units of the values by target name, where they are declared."""
+        return {name: target.unit for name, target in self.targets.items() if target.unit}
+
     def union(self, other: "Declaration | None") -> "Declaration":
         """The targets and addresses of both; where both have one, that of the other."""
         if other is None:

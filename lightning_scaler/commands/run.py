@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -10,11 +10,10 @@ import metatensor.torch as mts
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from metatensor.torch import TensorMap, join
 from omegaconf import DictConfig, OmegaConf
 
-from ..batches import shift_systems
-from ..reports import errors_table, print_tables, print_text
+from ..batches import join_predictions
+from ..reports import errors_table, print_tables, print_text, write_tables
 from ..settings import check_choice
 from ..training import TargetScaler, TargetScalingMixin
 from .parts import build
@@ -23,10 +22,9 @@ Task = Literal["train", "test", "predict"]
 
 
 class TestedData(Protocol):
-    """A ``LightningDataModule`` with names for its test loaders and units for its targets."""
+    """A ``LightningDataModule`` with names for its test loaders."""
 
     test_names: Sequence[str]
-    units: Mapping[str, str]
 
 
 def run(config: DictConfig) -> None:
@@ -71,28 +69,6 @@ def run(config: DictConfig) -> None:
         print_text(f"Results are in {HydraConfig.get().runtime.output_dir}")
 
 
-def join_predictions(batches: Sequence[Mapping[str, TensorMap]]) -> dict[str, TensorMap]:
-    """Join the predictions of one loader, as ``Trainer.predict`` returns them.
-
-    Args:
-        batches: predictions of each batch by target name; ``system`` is the position in the batch.
-
-    Returns:
-        One TensorMap per target on the CPU; ``system`` is the position in the dataset.
-    """
-    relabelled: dict[str, list[TensorMap]] = {}
-    first_system = 0
-    for batch in batches:
-        for name, tensor in batch.items():
-            shifted = shift_systems(tensor.to("cpu"), first_system)
-            relabelled.setdefault(name, []).append(shifted)
-        first_system += _count_systems(batch)
-    return {
-        name: join(tensors, "samples", different_keys="union")
-        for name, tensors in relabelled.items()
-    }
-
-
 def _build_callbacks(config: DictConfig) -> list[Callback]:
     """The callbacks of the configuration, without those set to ``null``."""
     callbacks = []
@@ -124,8 +100,13 @@ def _test(
 ) -> None:
     results = trainer.test(model, data, ckpt_path=ckpt_path, verbose=False, weights_only=True)
     if trainer.is_global_zero:
-        for name, errors in zip(data.test_names, results, strict=True):
-            print_tables(errors_table(f"Test errors: unseen {name}", errors, data.units))
+        units = model.scaler.units if isinstance(model, TargetScalingMixin) else {}
+        tables = [
+            errors_table(f"Test errors: unseen {name}", errors, units)
+            for name, errors in zip(data.test_names, results, strict=True)
+        ]
+        print_tables(*tables)
+        write_tables(Path(HydraConfig.get().runtime.output_dir) / "test_errors.txt", *tables)
 
 
 def _predict(trainer: Trainer, model: LightningModule, data: TestedData, ckpt_path: str) -> None:
@@ -135,9 +116,3 @@ def _predict(trainer: Trainer, model: LightningModule, data: TestedData, ckpt_pa
         folder.mkdir(parents=True, exist_ok=True)
         for target, tensor in join_predictions(predictions).items():
             mts.save(str(folder / f"{target}.mts"), tensor)
-
-
-def _count_systems(batch: Mapping[str, TensorMap]) -> int:
-    samples = [block.samples for tensor in batch.values() for block in tensor.blocks()]
-    last = (int(labels.column("system").max()) for labels in samples if len(labels))
-    return max(last, default=-1) + 1

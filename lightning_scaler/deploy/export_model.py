@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ def export(
     scaler: Scaler,
     path: str | os.PathLike[str],
     *,
-    outputs: Mapping[str, Any],
+    outputs: Mapping[str, Any] | Sequence[str],
     length_unit: str,
     interaction_range: float,
     atomic_types: Iterable[int | str] | None = None,
@@ -66,7 +66,8 @@ def export(
         outputs: for each target to export, its unit (``"kcal/mol"``; ``"1"`` if it has no
             dimension), or a mapping with ``unit`` and ``name``. Without a name, targets that
             metatomic knows (``energy``, ``charge``) keep theirs, others become
-            ``lightning_scaler::dipole``.
+            ``lightning_scaler::dipole``. Units may be left out (``["energy"]``) where the scaler
+            knows those of the data, from ``TargetScaler(units=…)``.
         length_unit: unit of positions and cells, such as ``"angstrom"``.
         interaction_range: distance up to which atoms affect each other, in that unit: the cutoff
             times the number of message-passing layers; ``math.inf`` if there is no limit.
@@ -77,8 +78,9 @@ def export(
     Raises:
         RuntimeError: for a scaler that was never fitted, an additive module without its code, or a
             network that TorchScript does not take.
-        ValueError: for unknown targets, units that are missing, unknown or of the wrong dimension,
-            types without a scale or a baseline, or a range shorter than a cutoff.
+        ValueError: for unknown targets, units that are missing, unknown, of the wrong dimension or
+            other than in the data, types without a scale or a baseline, or a range shorter than a
+            cutoff.
         TypeError: for a LightningModule, or an additive module that cannot be exported.
         OSError: if the file cannot be written.
 
@@ -92,7 +94,7 @@ def export(
     """
     check_fitted(scaler)
     check_network(network)
-    parsed = parse_outputs(outputs, scaler.targets)
+    parsed = parse_outputs(outputs, scaler.targets, scaler.units)
     targets = {output.target: scaler.targets[output.target] for output in parsed.values()}
     types = _atomic_types(atomic_types, targets)
     _check_length_unit(length_unit)

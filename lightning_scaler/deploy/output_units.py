@@ -1,6 +1,7 @@
 """Names and units of the outputs of an exported model."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from metatomic.torch import unit_conversion_factor, unit_dimension_for_quantity
@@ -23,6 +24,7 @@ UNITS = {
     "pressure": "eV/A^3",
     "velocity": "A/fs",
 }
+NOTATION = {"Å": "A", "·": "*", "²": "^2", "³": "^3"}
 MANY_PROPERTIES = ("energy_ensemble", "feature")
 
 
@@ -43,22 +45,28 @@ class Output(NamedTuple):
 
 
 def parse_outputs(
-    outputs: Mapping[str, Any], targets: Mapping[str, TargetScales]
+    outputs: Mapping[str, Any] | Sequence[str],
+    targets: Mapping[str, TargetScales],
+    units: Mapping[str, str],
 ) -> dict[str, Output]:
     """Check the names and units of the targets to export.
 
     Args:
-        outputs: unit of each target by name, or a mapping with ``unit`` and ``name``.
+        outputs: unit of each target by name, or a mapping with ``unit`` and ``name``; or only the
+            names of the targets.
         targets: scales by target name.
+        units: units in the data by target name, where they are known.
 
     Returns:
         The outputs by their name in metatomic.
 
     Raises:
-        ValueError: for unknown targets, missing or unknown units, units of the wrong dimension,
-            names that metatomic refuses, and two targets of one name.
-        TypeError: for anything but a mapping.
+        ValueError: for unknown targets, missing or unknown units, units of the wrong dimension or
+            other than in the data, names that metatomic refuses, and two targets of one name.
+        TypeError: for anything but a mapping or a list of names.
     """
+    if isinstance(outputs, Sequence) and not isinstance(outputs, str):
+        outputs = dict.fromkeys(outputs)
     if not isinstance(outputs, Mapping) or not outputs:
         raise TypeError(
             "outputs: expected the unit of each target to export, such as {'energy': 'eV'}, got "
@@ -71,7 +79,7 @@ def parse_outputs(
                 f"outputs names the target '{target}', which has no scales; "
                 f"{did_you_mean(str(target), targets)}"
             )
-        output = _parse_output(target, setting)
+        output = _parse_output(target, setting, metatomic_unit(units.get(target, "")))
         if output.name in parsed:
             raise ValueError(
                 f"outputs: the targets '{parsed[output.name].target}' and '{target}' have the same "
@@ -83,7 +91,20 @@ def parse_outputs(
     return parsed
 
 
-def _parse_output(target: str, setting: Any) -> Output:
+def metatomic_unit(unit: str) -> str:
+    """A unit as people write it in the notation of metatomic.
+
+    Example:
+        >>> metatomic_unit("eV/Å"), metatomic_unit("e Å"), metatomic_unit("a0³")
+        ('eV/A', 'e*A', 'bohr^3')
+    """
+    for written, meant in NOTATION.items():
+        unit = unit.replace(written, meant)
+    factors = re.sub(r"\s*([*/^])\s*", r"\1", unit.strip())
+    return re.sub(r"\s+", "*", re.sub(r"\ba0\b", "bohr", factors))
+
+
+def _parse_output(target: str, setting: Any, in_data: str) -> Output:
     where = f"outputs, target '{target}'"
     settings = setting if isinstance(setting, Mapping) else {"unit": setting}
     unknown = sorted(set(settings) - {"name", "unit"})
@@ -94,12 +115,12 @@ def _parse_output(target: str, setting: Any) -> Output:
         dimension = unit_dimension_for_quantity(name)
     except ValueError as error:
         raise ValueError(f"{where}: metatomic refuses the name '{name}': {error}") from None
-    unit = settings.get("unit")
+    unit = settings.get("unit") or in_data
     example = UNITS.get(dimension, "eV")
     if not isinstance(unit, str) or not unit.strip():
         raise ValueError(
             f"{where}: expected a unit, such as '{example}' ('1' if it has no dimension), got "
-            f"{unit!r}"
+            f"{settings.get('unit')!r}, and the scaler has none either: TargetScaler(units=...)"
         )
     try:
         unit_conversion_factor(unit, UNITS.get(dimension, unit))
@@ -109,9 +130,22 @@ def _parse_output(target: str, setting: Any) -> Output:
             f"{where}: expected {expected} for the output '{name}', such as '{example}', got "
             f"'{unit}': {str(error).splitlines()[0]}"
         ) from None
+    if in_data and _factor(unit, in_data) not in (None, 1.0):
+        raise ValueError(
+            f"{where}: expected the unit in which the data were, '{in_data}' by units of the "
+            f"TargetScaler, got '{unit}'; leave it out: engines convert it"
+        )
     quantity = name.split("/")[0]
     named = dimension and quantity not in MANY_PROPERTIES
     return Output(target, name, unit, quantity if named else "")
+
+
+def _factor(unit: str, other: str) -> float | None:
+    """How many of the other unit one is; ``None`` if metatomic does not know."""
+    try:
+        return float(unit_conversion_factor(unit, other))
+    except (RuntimeError, ValueError):
+        return None
 
 
 def _default_name(target: str) -> str:

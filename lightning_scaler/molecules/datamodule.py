@@ -31,6 +31,7 @@ class MoleculesDataModule(lightning.LightningDataModule):
         path: The data file.
 
     Attributes:
+        units: Units of the targets, as `TargetScaler(units=...)` takes them.
         targets_only: Whether systems come without neighbor lists, which a pass over the targets
             alone does not need; set it before the first loader is made.
     """
@@ -41,8 +42,6 @@ class MoleculesDataModule(lightning.LightningDataModule):
         "energy/positions": "eV/Å",
         "dipole": "e Å",
         "polarizability": "a0³",
-        "polarizability/o3_lambda_0": "a0³",
-        "polarizability/o3_lambda_2": "a0³",
         "charges": "e",
         "populations": "e",
         "atomic_dipoles": "e Å",

@@ -7,7 +7,7 @@ one is drawn.
 from .axes import check_matplotlib
 from .data_pictures import DrawnTerm, MissingValues, draw_distributions, draw_terms
 from .png import write_png
-from .printing import print_tables, print_text
+from .printing import print_tables, print_text, write_tables
 from .scales_picture import DrawnScales, draw_scales
 from .tables import (
     BaselineOfTarget,
@@ -35,4 +35,5 @@ __all__ = [
     "print_text",
     "scales_table",
     "write_png",
+    "write_tables",
 ]

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +25,7 @@ def print_tables(*tables: Table | None) -> None:
         tables: tables to print; ``None`` is skipped.
 
     Example:
-        >>> from lightning_scaler.reports import errors_table
+        >>> from lightning_scaler import errors_table
         >>> print_tables(errors_table("Test errors", {"test/charges/mae": 0.25}, {"charges": "e"}))
         Test errors
         <BLANKLINE>
@@ -34,6 +35,21 @@ def print_tables(*tables: Table | None) -> None:
         <BLANKLINE>
     """
     print_text("\n".join(format_table(table) for table in tables if table is not None))
+
+
+def write_tables(path: Path, *tables: Table | None) -> None:
+    """Write tables to a text file as :func:`print_tables` prints them, in UTF-8.
+
+    Nothing is written if that is impossible, as on a full disk.
+
+    Args:
+        path: file to write, whose folder is made if there is none; one that exists is replaced.
+        tables: tables to write; ``None`` is skipped.
+    """
+    text = "\n".join(format_table(table) for table in tables if table is not None)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
 
 def print_text(text: str) -> None:

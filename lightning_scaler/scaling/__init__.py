@@ -21,6 +21,7 @@ from .loss_space import (
     predictions_to_physical,
     targets_to_loss,
 )
+from .loss_space_sums import LossSpaceSums, TermSize
 from .loss_targets import LossTargets
 from .physical_values import PhysicalValues, add_baseline, values_in_physical_units
 from .random_sample import RandomSample
@@ -32,12 +33,14 @@ from .target_scales import TargetScales, term_name
 __all__ = [
     "ConversionArgs",
     "DataPart",
+    "LossSpaceSums",
     "LossTargets",
     "PhysicalValues",
     "RandomSample",
     "ScaleAccumulator",
     "Scaler",
     "TargetScales",
+    "TermSize",
     "add_baseline",
     "align_prediction",
     "check_factors",

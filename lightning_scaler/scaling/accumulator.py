@@ -36,8 +36,10 @@ from ..settings import (
     check_choice,
     check_names,
     did_you_mean,
+    join_units,
     list_of_names,
     parse_fixed_scales,
+    parse_units,
 )
 from ..statistics import TargetStatistics
 from ..tensors import (
@@ -54,6 +56,7 @@ from ..tensors import (
 )
 from .accumulator_state import Collected, SavedAccumulator
 from .data_parts import DataPart, merge_parts
+from .data_warnings import warn_of_data
 from .energies_per_atom import warn_of_energies_per_atom
 from .fit import fit_target
 from .fit_checks import check_values, warn_of_fit
@@ -91,6 +94,8 @@ class ScaleAccumulator:
             :meth:`Scaler.set_additive`.
         batch: for declared targets, addresses in the batch of ``types``, and of ``structure`` or
             ``n_atoms``, where they are not recognised.
+        units: units of targets and gradients in the data, for tables: ``{"energy": "eV",
+            "energy/positions": "eV/Å"}``. ``PerStructure(unit=…)`` says the same.
 
     Attributes:
         parts: the data that all batches together are, if that is known: set it after the last
@@ -122,6 +127,7 @@ class ScaleAccumulator:
         system_labels: SystemLabels = "auto",
         additive: torch.nn.Module | FrozenModule | None = None,
         batch: Mapping[str, Any] | None = None,
+        units: Mapping[str, str] | None = None,
     ) -> None:
         check_choice("system_labels", system_labels, SystemLabels)
         if isinstance(baseline, str):
@@ -140,6 +146,9 @@ class ScaleAccumulator:
             raise ValueError("batch: addresses are for declared targets, a mapping; got no mapping")
         self.targets = None if targets is None else list_of_names("targets", targets)
         self.intensive_targets = frozenset(intensive)
+        self.units = parse_units(units)
+        if self.declaration is not None:
+            self.units = join_units(self.declaration.units, self.units)
         self.baseline = baseline
         self.system_labels: SystemLabels = system_labels
         self.additive = freeze(additive)
@@ -171,6 +180,7 @@ class ScaleAccumulator:
             self.system_labels,
             self.additive,
             None if declaration is None else declaration.batch,
+            self.units,
         )
 
     def fit(
@@ -300,6 +310,7 @@ class ScaleAccumulator:
             layouts[name].union(others[name])
         if self.additive is not None:
             self._coverage.check(other._coverage, self.additive.name, others)
+        self.units = join_units(self.units, other.units)
         self.system_labels = decided.pop() if decided else "auto"
         self._coverage.merge(other._coverage)
         self._ignored |= other._ignored
@@ -406,6 +417,7 @@ class ScaleAccumulator:
         earlier = EarlierFit(scaler.targets, part, frozenset(new_scales), of_errors)
         refitted = self._fit(fixed_scales, unseen_types, scaler.settings.enabled, complete, earlier)
         refitted.targets = {**scaler.targets, **refitted.targets}
+        refitted.units = {**scaler.units, **refitted.units}
         if scaler.declaration is not None:
             refitted.declaration = scaler.declaration.union(self.declaration)
         return refitted
@@ -449,10 +461,12 @@ class ScaleAccumulator:
         warn_of_fit(
             scales, below_noise, statistics, None if self.additive is None else self.additive.name
         )
+        warn_of_data(scales, statistics, {} if earlier is None else earlier.kept_types())
         baseline = "none" if self.baseline is None else "composition"
         settings = Settings(self.system_labels, unseen_types, enabled, cast(Any, baseline))
         scaler = Scaler(scales, settings, self.additive)
         scaler.declaration = self.declaration
+        scaler.units = dict(self.units)
         return scaler
 
     def fitted_targets(self) -> dict[str, tuple[TargetStatistics, TargetScales]]:
@@ -512,6 +526,7 @@ class ScaleAccumulator:
             "intensive_targets": sorted(self.intensive_targets),
             "baseline": self.baseline and asdict(self.baseline),
             "additive": self.additive and self.additive.state(),
+            "units": self.units,
         }
         if self.declaration is not None:
             settings["declaration"] = self.declaration.state()
@@ -534,9 +549,14 @@ class ScaleAccumulator:
         """
         content = load_state(path, "ScaleAccumulator")
         # What earlier versions did not have.
-        for part, name in (("settings", "declaration"), ("collected", "sample")):
+        nothing: dict[tuple[str, str], Any] = {
+            ("settings", "declaration"): None,
+            ("settings", "units"): {},
+            ("collected", "sample"): None,
+        }
+        for (part, name), value in nothing.items():
             if isinstance(content, dict) and isinstance(content.get(part), dict):
-                content[part].setdefault(name, None)
+                content[part].setdefault(name, value)
         with state_of(f"file '{os.fspath(path)}'"):
             if isinstance(content, dict):  # files without parts are of an earlier version
                 content = {"parts": [], **content}
@@ -552,6 +572,7 @@ class ScaleAccumulator:
                 settings.baseline,
                 additive=frozen,
                 batch=None if declaration is None else declaration.batch,
+                units=settings.units,
             )
             accumulator._set_state(saved.collected)
             accumulator.parts = saved.parts
@@ -600,6 +621,8 @@ class ScaleAccumulator:
         check_names("a mask", sorted(self._masked), seen)
         check_names("intensive_targets", sorted(self.intensive_targets), fitted)
         check_names("fixed_scales", fixed_scales, fitted)
+        known = seen | {*kept}
+        check_names("units", (n for n in self.units if n.rpartition("/")[0] not in known), known)
         if self.baseline is not None:
             check_names("fixed_baseline", self.baseline.fixed, fitted)
             check_names("baseline", self.baseline.excluded, fitted)

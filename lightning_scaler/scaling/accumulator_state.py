@@ -16,7 +16,8 @@ class AccumulatorSettings(NamedTuple):
     intensive_targets: list[str]
     baseline: CompositionBaseline | None
     additive: FrozenModule | None
-    declaration: Declaration | None = None
+    declaration: Declaration | None
+    units: dict[str, str]
 
 
 class Collected(NamedTuple):

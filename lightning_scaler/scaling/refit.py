@@ -35,6 +35,16 @@ class EarlierFit:
     new_scales: frozenset[str] = frozenset()
     errors: Mapping[str, TargetStatistics] = field(default_factory=dict)
 
+    def kept_types(self) -> dict[str, set[int]]:
+        """The atomic types whose scales and weights are kept, by target name."""
+        return {
+            name: set()
+            if self.part == "baseline"
+            else {*scales.row_of_type(), *scales.baseline_types.tolist()}
+            for name, scales in self.targets.items()
+            if name not in self.new_scales
+        }
+
     def refit(
         self,
         statistics: TargetStatistics,

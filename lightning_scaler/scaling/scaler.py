@@ -62,6 +62,8 @@ class Scaler(torch.nn.Module):
         settings: settings of the fit.
         additive: the additive module, frozen, if there is one.
         declaration: the declared targets, if they are plain tensors.
+        units: units in the data, where they are known: of a target under its name, of a gradient
+            under ``energy/positions``. Tables show them, and :func:`export` uses them.
         provided_module: the additive module given here rather than loaded, frozen.
 
     Example:
@@ -79,6 +81,7 @@ class Scaler(torch.nn.Module):
         self.targets: dict[str, TargetScales] = dict(targets or {})
         self.settings = settings or Settings()
         self.declaration: Declaration | None = None
+        self.units: dict[str, str] = {}
         self._device = torch.device("cpu")
         self.additive = freeze(additive)
         self.provided_module = self.additive if isinstance(additive, torch.nn.Module) else None
@@ -139,12 +142,6 @@ class Scaler(torch.nn.Module):
             for parameter in ("", *scales.layout.gradients)
         ]
 
-    @property
-    def units(self) -> dict[str, str]:
-        """The units of the declared targets, where they are known."""
-        declared = {} if self.declaration is None else self.declaration.targets
-        return {name: target.unit for name, target in declared.items() if target.unit is not None}
-
     def table(self, title: str = "Target scales", caption: str | None = None) -> "Table":
         """The scales as a table of the rich library, in the units of the dataset.
 
@@ -155,7 +152,7 @@ class Scaler(torch.nn.Module):
         from ..reports import scales_table
 
         zeros = summarize_zeros(self.targets)
-        return scales_table(summarize_scales(self.targets), title, caption, zeros)
+        return scales_table(summarize_scales(self.targets, self.units), title, caption, zeros)
 
     def baselines_table(
         self, title: str = "Baselines", caption: str | None = None
@@ -169,7 +166,8 @@ class Scaler(torch.nn.Module):
         from ..reports import baselines_table
 
         module = None if self.additive is None else self.additive.name
-        return baselines_table(summarize_baselines(self.targets, module), title, caption)
+        baselines = summarize_baselines(self.targets, self.units, module)
+        return baselines_table(baselines, title, caption)
 
     def plot(
         self,
@@ -363,9 +361,10 @@ class Scaler(torch.nn.Module):
         self.additive.to(self._device)
 
     def update(self, other: "Scaler") -> None:
-        """Take targets, settings, additive module and declared targets of another scaler."""
+        """Take targets, settings, additive module, declared targets and units of another scaler."""
         self.targets = {**self.targets, **other.targets}
         self.declaration = other.declaration or self.declaration
+        self.units = {**self.units, **other.units}
         self.settings = other.settings
         self.additive = other.additive and other.additive.to(self._device)
 
@@ -479,9 +478,12 @@ class Scaler(torch.nn.Module):
                 found.additive.to(self._device)
         self.targets, self.settings, self.additive = found.targets, found.settings, additive
         self.declaration = found.declaration or self.declaration
+        self.units = found.units or self.units
 
     def _state(self) -> dict[str, Any]:
-        parts = ScalerState(self.targets, self.settings, self.additive, self.declaration)
+        parts = ScalerState(
+            self.targets, self.settings, self.additive, self.declaration, self.units
+        )
         return write_state(parts)
 
     @override

@@ -13,7 +13,7 @@ from .target_scales import TargetScales
 # 2: with additive modules. 3: saved as one tensor.
 STATE_VERSION = 3
 
-_PARTS = {"version", "settings", "targets", "additive", "declaration"}
+_PARTS = {"version", "settings", "targets", "additive", "declaration", "units"}
 
 # The fields of version 2 and, without the last two of a target, version 1. Fields that came later
 # take their defaults.
@@ -33,12 +33,14 @@ class ScalerState(NamedTuple):
         settings: settings of the fit.
         additive: additive module without its code, if there is one.
         declaration: declared targets, if they are plain tensors.
+        units: units of targets and gradients in the data, where they are known.
     """
 
     targets: dict[str, TargetScales]
     settings: Settings
     additive: FrozenModule | None
-    declaration: Declaration | None = None
+    declaration: Declaration | None
+    units: dict[str, str]
 
 
 def write_state(parts: ScalerState) -> dict[str, Any]:
@@ -51,6 +53,8 @@ def write_state(parts: ScalerState) -> dict[str, Any]:
     }
     if parts.declaration is not None:
         state["declaration"] = parts.declaration.state()
+    if parts.units:
+        state["units"] = dict(parts.units)
     return state
 
 
@@ -102,7 +106,10 @@ def read_state(state: Any) -> ScalerState:
     if "declaration" in state:
         with state_of("declaration"):
             declaration = Declaration.from_state(state["declaration"])
-    parts = ScalerState(targets, settings, additive, declaration)
+    with state_of("units"):
+        units = {} if declaration is None else declaration.units
+        units = {**units, **from_state(dict[str, str], state.get("units", {}))}
+    parts = ScalerState(targets, settings, additive, declaration, units)
     _check_consistent(parts)
     return parts
 

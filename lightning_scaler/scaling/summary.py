@@ -7,47 +7,55 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..settings import list_or_count
+from ..settings import list_or_count, name_of_type
 from ..tensors import Key
 from .target_scales import TargetScales
 
 if TYPE_CHECKING:
     from ..reports import BaselineOfTarget, ScalesOfTarget
 
-SAMPLES = {"structure": "system", "atom": "atom", "pair": "pair"}
 
+def summarize_scales(
+    targets: Mapping[str, TargetScales], units: Mapping[str, str]
+) -> list[ScalesOfTarget]:
+    """The scales of every target, by atomic type.
 
-def summarize_scales(targets: Mapping[str, TargetScales]) -> list[ScalesOfTarget]:
-    """The scales of every target, by atomic type."""
+    Args:
+        targets: scales by target name.
+        units: units by target name, where they are known.
+    """
     from ..reports import ScalesOfTarget
 
     return [
         ScalesOfTarget(
             name,
-            SAMPLES[scales.layout.sample_kind] + ("/atom" if scales.extensive else ""),
+            scales.layout.sample_kind,
             scales.rms_before,
             scales.rms_after if scales.weights or scales.additive else None,
             [
                 (
-                    "all" if atomic_type == -1 else str(atomic_type),
+                    "all" if atomic_type == -1 else name_of_type(atomic_type),
                     float(scales.per_target[row]),
                     [values[row].tolist() for values in scales.per_property.values()],
                 )
                 for row, atomic_type in enumerate(scales.types.tolist())
             ],
             [] if scales.relative_errors is None else scales.relative_errors.tolist(),
+            scales.extensive,
+            units.get(name, ""),
         )
         for name, scales in targets.items()
     ]
 
 
 def summarize_baselines(
-    targets: Mapping[str, TargetScales], module: str | None
+    targets: Mapping[str, TargetScales], units: Mapping[str, str], module: str | None
 ) -> list[BaselineOfTarget]:
     """The baseline of every target.
 
     Args:
         targets: scales by target name.
+        units: units by target name, where they are known.
         module: class name of the additive module, if there is one.
     """
     from ..reports import BaselineOfTarget
@@ -58,11 +66,12 @@ def summarize_baselines(
             scales.explained_variance,
             module if scales.additive else None,
             [
-                (str(z), [_known_weights(scales, key, row) for key in scales.weights])
+                (name_of_type(z), [_known_weights(scales, key, row) for key in scales.weights])
                 for row, z in enumerate(scales.baseline_types.tolist())
             ]
             if scales.weights
             else [],
+            units.get(name, ""),
         )
         for name, scales in targets.items()
     ]

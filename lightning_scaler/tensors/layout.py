@@ -9,6 +9,7 @@ import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
 from torch import Tensor
 
+from ..settings import name_of_type
 from .checks import InvalidStateError, state_of
 from .dataclass_state import from_state
 from .tensormaps import check_gradients, describe, describe_labels, dtype_of
@@ -217,7 +218,7 @@ class TargetLayout:
         for key, of_block in chosen.items():
             for row, column in of_block.nonzero().tolist():
                 atomic_type = int(types[row])
-                suffix = "" if atomic_type == -1 else f", type {atomic_type}"
+                suffix = "" if atomic_type == -1 else f", type {name_of_type(atomic_type)}"
                 words.append(self.describe_property(key, column) + suffix)
         return words
 

@@ -246,17 +246,31 @@ def check_same_values(before: Declaration | None, now: Declaration) -> None:
     Addresses may differ.
 
     Raises:
-        ValueError: for another unit, or values per atom instead of totals.
+        ValueError: for values per atom instead of totals.
     """
     for name in now.targets.keys() & (before.targets.keys() if before else set()):
-        for argument in ("unit", "per_atom"):
-            old, new = (getattr(d.targets[name], argument, None) for d in (before, now) if d)
-            if None not in (old, new) and old != new:
-                raise ValueError(
-                    f"target '{name}': the scales that the module already has are for "
-                    f"{argument}={old!r}, and it is declared with {argument}={new!r}; use the same "
-                    "values, or set refit=True to fit again"
-                )
+        old, new = (getattr(d.targets[name], "per_atom", None) for d in (before, now) if d)
+        if None not in (old, new):
+            _check_same(name, "per_atom", old, new)
+
+
+def check_same_units(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Check that the data have the units that restored scales belong to.
+
+    Raises:
+        ValueError: for another unit.
+    """
+    for name in before.keys() & now.keys():
+        _check_same(name, "unit", before[name], now[name])
+
+
+def _check_same(name: str, argument: str, old: Any, new: Any) -> None:
+    if old != new:
+        raise ValueError(
+            f"target '{name}': the scales that the module already has are for {argument}={old!r}, "
+            f"and it is declared with {argument}={new!r}; use the same values, or set refit=True "
+            "to fit again"
+        )
 
 
 def check_fitted(trainer: Trainer, module: LightningModule) -> Scaler:

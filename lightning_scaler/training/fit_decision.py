@@ -36,6 +36,7 @@ class FitRequest:
         report: whether the data pass keeps a sample of the data for a report.
         relative_error: standard error of the scales, relative to them, that is enough; ``None``:
             read all data.
+        units: units in the data by target or gradient, where they are known.
     """
 
     settings: Settings
@@ -52,6 +53,7 @@ class FitRequest:
     cache: str | None = None
     report: bool = False
     relative_error: float | None = None
+    units: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def part(self) -> RefitPart | None:
@@ -90,6 +92,7 @@ class FitRequest:
             "output_layers": dict(self.output_layers),
             "cache": "none" if self.cache is None else "a file",
             "report": self.report,
+            "units": dict(self.units),
         }
 
 
@@ -135,6 +138,7 @@ class FitDecision:
         """
         request = self.request
         fixed = {n: w for n, w in request.fixed_baseline.items() if self.applies_to(n)}
+        units = {n: u for n, u in request.units.items() if self.applies_to(n.partition("/")[0])}
         additive = scaler.additive if self.keep_existing else scaler.provided_module
         if request.additive is not None and not self.keep_existing:
             additive = FrozenModule(request.additive)
@@ -144,6 +148,7 @@ class FitDecision:
             self._baseline(scaler, fixed),
             request.settings.system_labels,
             additive and additive.to(device),
+            units=units,
         )
 
     def errors_accumulator(self, scaler: Scaler) -> ScaleAccumulator:

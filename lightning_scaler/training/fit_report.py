@@ -3,19 +3,19 @@
 import copy
 import warnings
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.utilities import rank_zero_info
-from metatensor.torch import TensorMap
 
-from ..reports import print_tables, print_text
-from ..scaling import RandomSample, Scaler, targets_to_loss
+from ..reports import print_tables, print_text, write_tables
+from ..scaling import LossSpaceSums, RandomSample, Scaler
+from ..settings import way_to_hide
 from .scaled_module import ScaledModule, scaler_of
+from .validation_check import describe_far_terms
 
-# Scales that were fitted to other data may be far from 1.
-LARGEST_RMS = 10.0
-SMALLEST_RMS = 0.1
+# Larger or smaller than expected, of one batch.
+LARGEST_RATIO = 10.0
 
 
 def print_fit(
@@ -23,6 +23,7 @@ def print_fit(
     kept: set[str],
     changes: str | None = None,
     precision: RandomSample | None = None,
+    folder: Path | None = None,
 ) -> None:
     """Print the tables of scales and baselines after a fit.
 
@@ -31,6 +32,7 @@ def print_fit(
         kept: names of the targets whose scales were kept.
         changes: what changed in scales that the module already had.
         precision: what was read of the data, if a relative error was asked for.
+        folder: folder in which a text file keeps the tables, if there is one.
     """
     if changes is not None:
         print_text(changes)
@@ -42,12 +44,15 @@ def print_fit(
         print_text(line)
     if precision is not None:
         print_text(f"TargetScaler: {precision}")
-    print_tables(scaler.table(), scaler.baselines_table())
+    tables = scaler.table(), scaler.baselines_table()
+    print_tables(*tables)
+    if folder is not None:
+        write_tables(folder / "target_scales.txt", *tables)
 
 
 def report_kept_scales(
     module: ScaledModule, batch: Any, kept: Collection[str], read_data: bool
-) -> None:
+) -> set[str]:
     """Say that scales were kept, and how they suit the first batch of training.
 
     Warns of targets whose RMS in loss space is far from 1, unless their scale is fixed.
@@ -57,11 +62,17 @@ def report_kept_scales(
         batch: first batch of training, as ``training_step`` receives it.
         kept: names of the targets whose scales were kept.
         read_data: whether the training data were read for other scales or the baseline.
+
+    Returns:
+        Names of the targets that the warning is about.
     """
     scaler = scaler_of(module)
-    rms: dict[str, float] = {}
+    sums = LossSpaceSums()
     try:
-        rms = rms_in_loss_space(module, batch, kept)
+        # An unpack_batch may take the members out of the batch that the step needs next.
+        systems, targets, masks = module._move_batch(module._read_batch(copy.copy(batch)))
+        sums.add(scaler, systems, targets, masks, kept)
+        rms = {n: size.rms for n, size in sums.sizes(scaler).items() if n in scaler.targets}
         values = ", ".join(f"{name} {value:.3g}" for name, value in rms.items())
         found = f". RMS of the first training batch in loss space: {values}" if values else ""
     except Exception as error:
@@ -75,36 +86,20 @@ def report_kept_scales(
         f"{found}"
     )
     if not scaler.settings.enabled:
-        return
+        return set()
     far = {
-        name: value
-        for name, value in rms.items()
-        if scaler.targets[name].fixed is None
-        and value > 0.0
-        and not SMALLEST_RMS <= value <= LARGEST_RMS
+        term: words
+        for term, words in describe_far_terms(scaler, sums, LARGEST_RATIO).items()
+        if term in scaler.targets and scaler.targets[term].fixed is None
     }
     if far:
-        described = ", ".join(f"{value:.3g} for '{name}'" for name, value in far.items())
         warnings.warn(
             "the target scales that were kept may not suit these data: the RMS of the first "
-            f"training batch in loss space is {described}, where about 1 is expected; if the level "
-            "of theory has changed, fit the baseline again with TargetScaler(refit='baseline'); if "
-            "units have changed, fit new scales with TargetScaler(refit=True)",
+            f"training batch in loss space is {', '.join(far.values())}, where about 1 is "
+            "expected; if the level of theory has changed, fit the baseline again with "
+            "TargetScaler(refit='baseline'); if units have changed, fit new scales with "
+            "TargetScaler(refit=True)"
+            f"{way_to_hide('the target scales that were kept may not suit these data')}",
             stacklevel=2,
         )
-
-
-def rms_in_loss_space(module: ScaledModule, batch: Any, names: Collection[str]) -> dict[str, float]:
-    """The RMS of all values of each of these targets, missing ones left out."""
-    # An unpack_batch may take the members out of the batch that the step needs next.
-    systems, targets, masks = module._read_batch(copy.copy(batch))
-    known = {name: tensor for name, tensor in targets.items() if name in names}
-    in_loss = targets_to_loss(scaler_of(module), systems, known, masks, torch.float64)
-    rms = {name: _rms(tensor) for name, tensor in in_loss.items()}
-    return {name: value for name, value in rms.items() if value is not None}
-
-
-def _rms(tensor: TensorMap) -> float | None:
-    blocks = [block.values.detach().double().cpu() for block in tensor.blocks()]
-    values = torch.cat([v[~v.isnan()] for v in blocks]) if blocks else torch.empty(0)
-    return float(values.square().mean().sqrt()) if values.numel() else None
+    return set(far)

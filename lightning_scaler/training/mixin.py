@@ -169,7 +169,10 @@ class TargetScalingMixin(ScaledModule):
         Returns:
             Targets by name, in float64 if the weights of the module are, otherwise in float32.
         """
-        return targets_to_loss(self.fitted_scaler, systems, targets, masks, self._scaling_dtype())
+        scaler = self.fitted_scaler
+        if self._validation_check is not None:
+            self._validation_check.add(scaler, systems, targets, masks)
+        return targets_to_loss(scaler, systems, targets, masks, self._scaling_dtype())
 
     def predictions_to_loss(
         self, systems: Systems, predictions: Tensors, targets: Tensors

@@ -11,6 +11,7 @@ from ..reports import draw_distributions, draw_terms, print_text, write_png
 from ..scaling import Scaler, scales_to_draw
 from .data_sample import DataSample
 from .metric_scopes import logged_path
+from .run_folder import run_folder
 
 
 def write_report(trainer: Trainer, scaler: Scaler, sample: DataSample, folder: Path) -> None:
@@ -45,17 +46,17 @@ def write_report(trainer: Trainer, scaler: Scaler, sample: DataSample, folder: P
 
 
 def report_folder(trainer: Trainer) -> Path:
-    """The folder for the pictures of a run: that of its first logger, where checkpoints are too.
+    """The folder for the pictures of a run, or that of its first logger, where checkpoints are too.
 
     Args:
         trainer: trainer of the run, on rank 0.
     """
+    folder = run_folder(trainer)
+    if folder is not None:
+        return folder
     logger = next(iter(trainer.loggers), None)
     if logger is None:
         return Path(trainer.default_root_dir)
-    folder = getattr(logger, "log_dir", None)
-    if isinstance(folder, str):
-        return Path(folder)
     root = logger.save_dir or trainer.default_root_dir
     return Path(root, str(logger.name), str(logger.version))
 

@@ -14,6 +14,7 @@ from ..batches import Batch, DeclaredBatch, move_unpacked, unpack
 from ..scaling import Scaler
 from .checkpoints import load_scales, save_scales
 from .fit_decision import restores_later
+from .validation_check import ValidationCheck
 
 # The mixins call methods of LightningModule, but must come before it among the bases.
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class ScaledModule(_Module):
     """
 
     _scaler_attribute: ClassVar[str] = "scaler"
+    # Sees the targets of the first validation.
+    _validation_check: ValidationCheck | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse the wrong order of bases, with which Lightning would not find these methods."""

@@ -31,6 +31,7 @@ from .checks import (
     check_own_loss,
     check_refit,
     check_resumed,
+    check_same_units,
     check_same_values,
     name_of_tuner,
     raise_for_tuner,
@@ -43,10 +44,12 @@ from .loss_settings import LossSettings
 from .own_scaling import warn_of_own_scaling
 from .picture_report import report_folder, write_report
 from .random_states import RandomStates, preserve_rng
+from .run_folder import run_folder
 from .scale_steps import move_place, scale_steps
 from .scaled_module import ScaledModule, scaler_of
 from .scaled_steps import ScaledSteps
 from .training_loader import LoaderRecord
+from .validation_check import ValidationCheck
 from .validation_rms import ValidationRms
 
 
@@ -115,6 +118,9 @@ class TargetScaler(Callback):
         batch: for declared targets, addresses in a batch of the ``types`` of all atoms, and of the
             ``structure`` of each atom or the number of atoms ``n_atoms`` of each structure.
             Default: the usual names, batches of PyTorch Geometric, and lists of ASE ``Atoms``.
+        units: units in the data, shown in tables and used by :func:`export`: of targets under their
+            names, of gradients under ``energy/positions``, as in ``{"energy": "eV",
+            "energy/positions": "eV/Å"}``. ``PerStructure(unit="eV")`` says the same.
         at: for a module without a mixin, the submodule whose output holds the predictions, if its
             steps do not call ``forward``.
         report: after a fit, draw scales, data, missing values and mean squares of the terms of the
@@ -170,6 +176,7 @@ class TargetScaler(Callback):
         batch: Mapping[str, Any] | None = None,
         at: str = "forward",
         report: bool = False,
+        units: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         check_arguments(unseen_types, limit_batches, relative_error, enabled=enabled, report=report)
@@ -190,9 +197,9 @@ class TargetScaler(Callback):
         self.cache = None if cache is None else os.fspath(cache)
         # The accumulator checks these settings and converts them to tuples and sets.
         checked = ScaleAccumulator(
-            targets, intensive_targets, self.baseline, system_labels, batch=batch
+            targets, intensive_targets, self.baseline, system_labels, batch=batch, units=units
         )
-        self.declaration = checked.declaration
+        self.declaration, self.units = checked.declaration, checked.units
         self.at = at
         self.targets, self.intensive_targets = checked.targets, checked.intensive_targets
         self.system_labels: SystemLabels = system_labels
@@ -201,6 +208,7 @@ class TargetScaler(Callback):
         self._scales_kept = False
         # Names of the targets whose scales were kept, until the first batch.
         self._to_report: set[str] = set()
+        self._validation_check = ValidationCheck()
         self._states_at_train_start: RandomStates | None = None
         self._before_dev_run: dict[str, Any] | None = None
         # From the start of a fit until its scales are there.
@@ -228,6 +236,7 @@ class TargetScaler(Callback):
             # The weights may come from a checkpoint.
             scaler.additive = FrozenModule(self.additive)
         self._scales_kept, self._to_report = False, set()
+        self._validation_check = ValidationCheck()
         self._forget_record()
         self._states_at_train_start = None
         self._declare(scaler)
@@ -280,7 +289,8 @@ class TargetScaler(Callback):
         if kept and trainer.is_global_zero:
             with preserve_rng([]):
                 module = cast(ScaledModule, pl_module)
-                report_kept_scales(module, batch, kept, read_data=not self._scales_kept)
+                far = report_kept_scales(module, batch, kept, read_data=not self._scales_kept)
+            self._validation_check.leave_out(far)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -292,6 +302,7 @@ class TargetScaler(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Called when a run fails. Undoes the same, and forgets the loaders."""
+        cast(ScaledModule, pl_module)._validation_check = None
         self._undo_dev_run(pl_module)
         self._forget_record()
 
@@ -304,6 +315,9 @@ class TargetScaler(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when validation begins. Raises an error if there are no scales."""
         self._declare(check_fitted(trainer, pl_module))
+        if self._compares(trainer):
+            self._validation_check.postpone(self._to_report)
+            cast(ScaledModule, pl_module)._validation_check = self._validation_check
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -319,10 +333,20 @@ class TargetScaler(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Called before every validation batch. With ``report``, adds it to the RMS."""
+        """Called before every validation batch. With ``report``, adds it to the RMS.
+
+        Compares the first ones with the scales, where the module does not do so by itself.
+        """
         if self.report:
             module = cast(ScaledModule, pl_module)
             self._validation_rms.update(trainer, module, batch, batch_idx, dataloader_idx)
+        if self._compares(trainer) and isinstance(pl_module, ScaledSteps):
+            try:
+                systems, targets, masks = pl_module._move_batch(pl_module._read_batch(batch))
+                self._validation_check.add(scaler_of(pl_module), systems, targets, masks)
+            except Exception:
+                # A step of theirs may do without what is missing here.
+                self._validation_check.finished = True
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -332,6 +356,21 @@ class TargetScaler(Callback):
             # The same on all processes: their mean only keeps Lightning from a warning.
             found = self._validation_rms.compute(trainer, module)
             pl_module.log_dict(found, sync_dist=True, add_dataloader_idx=False)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called when validation ends. Warns if the data of the first one do not suit the scales.
+
+        So it does after the sanity check.
+        """
+        module = cast(ScaledModule, pl_module)
+        module._validation_check = None
+        if self._compares(trainer):
+            self._validation_check.finish(scaler_of(module), bool(trainer.sanity_checking))
+
+    def _compares(self, trainer: Trainer) -> bool:
+        compares = trainer.is_global_zero and not is_dev_run(trainer)
+        return compares and not self._validation_check.finished
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -364,6 +403,7 @@ class TargetScaler(Callback):
             "at": self.at,
             "batch": (self.declaration and dict(self.declaration.batch)) or None,
             "report": self.report,
+            "units": self.units or None,
         }
         defaults = inspect.signature(TargetScaler).parameters
         changed = (
@@ -377,8 +417,11 @@ class TargetScaler(Callback):
         """Set the declared targets, or none for a list of names; a checkpoint may have others."""
         if self.declaration is not None and scaler.fitted and self.refit is not True:
             check_same_values(scaler.declaration, self.declaration)
+        if self.refit is not True:
+            check_same_units(scaler.units, self.units)
         if self.targets is not None:
             scaler.declaration = self.declaration
+        scaler.units = {**scaler.units, **self.units}
 
     def _fit_if_needed(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._record is None:
@@ -397,7 +440,8 @@ class TargetScaler(Callback):
         self._scales_kept, scaler = result is None, scaler_of(module)
         self._to_report = scaler.targets.keys() - (result.fitted if result else set())
         if result is not None and trainer.is_global_zero:
-            print_fit(scaler, self._to_report, result.changes, result.precision)
+            folder = None if is_dev_run(trainer) else run_folder(trainer)
+            print_fit(scaler, self._to_report, result.changes, result.precision, folder)
             if result.sample is not None:
                 write_report(trainer, scaler, result.sample, report_folder(trainer))
 
@@ -430,6 +474,7 @@ class TargetScaler(Callback):
             self.cache,
             self.report,
             self.relative_error,
+            self.units,
         )
 
 

@@ -71,7 +71,7 @@ def test_equal_compositions_have_weights_of_smallest_norm():
 def test_per_atom_weights_are_the_means_by_type():
     systems = [system(8), system(1, 8, 1)]
     target = atom_target([1.0, 2.0, 6.0, NAN], atom_samples(1, 3))
-    with pytest.warns(UserWarning, match="type 1"):
+    with pytest.warns(UserWarning, match=r"type H \(1\)"):
         scaler = fit(systems, {"t": target}, baseline=FITTED)
     # O: 1 and 6, mean 3.5, residuals 2.5. H: 2 alone, with residual 0; its scale is the RMS over
     # all three values, sqrt(12.5 / 3).

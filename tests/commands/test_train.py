@@ -27,10 +27,13 @@ def test_training_prints_scales_and_test_errors_and_writes_a_checkpoint(trained)
     assert "Target scales, in the units of the data" in result.stdout
     assert "Test errors: unseen conformers" in result.stdout
     assert "Test errors: unseen molecules" in result.stdout
-    assert "eV / atom" in result.stdout
+    assert "warning" not in (result.stdout + result.stderr).lower()
+    assert "eV/atom" in result.stdout
     assert "…" not in result.stdout  # the tables fit into 80 columns
     assert len(read_errors(result.stdout)) == 2 * 9
     assert (folder / "run" / "last.ckpt").is_file()
+    for file in ("target_scales.txt", "test_errors.txt"):
+        assert (folder / "run" / file).read_text(encoding="utf-8") in result.stdout
     assert "val/energy/positions/rmse" in (folder / "run" / "logs" / "metrics.csv").read_text()
 
 

@@ -11,8 +11,8 @@ NAMES = ("energy", "charges", "dipole", "mtt::charges", "energy/pbe", "gaps")
 SCALES = fit([system(8)], {**dict.fromkeys(NAMES, ENERGY), "alpha": ALPHA}).targets
 
 
-def names(outputs):
-    return [(of.name, of.unit) for of in parse_outputs(outputs, SCALES).values()]
+def names(outputs, units=()):
+    return [(of.name, of.unit) for of in parse_outputs(outputs, SCALES, dict(units)).values()]
 
 
 @pytest.mark.parametrize(
@@ -71,10 +71,40 @@ REFUSED = {
 def test_what_is_refused(case):
     outputs, words = REFUSED[case]
     with pytest.raises(ValueError, match=words):
-        parse_outputs(outputs, SCALES)
+        parse_outputs(outputs, SCALES, {})
 
 
-@pytest.mark.parametrize("outputs", [{}, None, "energy", ["energy"]])
-def test_anything_but_a_mapping_is_refused(outputs):
+@pytest.mark.parametrize("outputs", [{}, None, "energy", []])
+def test_anything_but_a_mapping_or_names_is_refused(outputs):
     with pytest.raises(TypeError, match=r"such as \{'energy': 'eV'\}.*targets of the scaler"):
-        parse_outputs(outputs, SCALES)
+        parse_outputs(outputs, SCALES, {})
+
+
+@pytest.mark.parametrize(
+    ("unit", "written"),
+    [
+        ("eV", "eV"),
+        ("kcal / mol", "kcal/mol"),
+        ("e Å", "e*A"),
+        ("e·Å", "e*A"),
+        ("a0³", "bohr^3"),
+        ("eV/Å^3", "eV/A^3"),
+    ],
+)
+def test_units_of_the_scaler_need_not_be_given_again(unit, written):
+    for outputs in (["gaps"], ("gaps",), {"gaps": None}, {"gaps": {"name": "a::gap"}}):
+        assert [unit for _, unit in names(outputs, {"gaps": unit})] == [written]
+
+
+def test_a_unit_other_than_that_of_the_data_is_refused():
+    words = "target 'energy': expected the unit in which the data were, 'eV' .*, got 'Hartree'"
+    with pytest.raises(ValueError, match=words):
+        names({"energy": "Hartree"}, {"energy": "eV"})
+    # Other spellings of the same unit, and units that metatomic does not know, are left alone.
+    assert names({"dipole": "A*e"}, {"dipole": "e Å"}) == [("lightning_scaler::dipole", "A*e")]
+    assert names({"gaps": "eV"}, {"gaps": "of my own"}) == [("lightning_scaler::gaps", "eV")]
+
+
+def test_names_alone_need_units_of_the_scaler():
+    with pytest.raises(ValueError, match=r"got None, and the scaler has none.*Scaler\(units="):
+        names(["energy"])

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from lightning_scaler.commands.config_files import command_configs
 from lightning_scaler.molecules.datamodule import MoleculesDataModule
 from lightning_scaler.molecules.dataset import (
     MOLECULES_FILE,
@@ -209,3 +211,8 @@ def test_shipped_energies_agree_with_the_forces():
             predicted.append((slopes * (b @ rotation - a)).sum().item() / 2)
     assert len(differences) > 700
     assert np.corrcoef(differences, predicted)[0, 1] > 0.9
+
+
+def test_the_command_has_the_units_of_the_datamodule():
+    config = OmegaConf.load(command_configs() / "train.yaml")
+    assert config.callbacks.target_scaler.units == MoleculesDataModule.units

@@ -153,5 +153,5 @@ def test_unknown_contributions_are_dashes(capsys):
     nan = float("nan")
     blocks = [[nan, 0.5], [nan, 4.0, 1.0, 2.0, 3.0], [nan] * 5]
     table = baselines_table([BaselineOfTarget("gap", 0.5, None, [("1", blocks)])])
-    lines = [line.strip() for line in printed(capsys, table).splitlines()[4:7]]
+    lines = [line.strip() for line in printed(capsys, table).splitlines()[5:8]]
     assert [line.split("  ")[-1].strip() for line in lines] == ["–, 0.5", "1 … 4", "–"]

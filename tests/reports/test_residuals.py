@@ -30,7 +30,8 @@ def cells(table, target):
 
 
 def rms_and_residual(scaler, target):
-    _, _, rms, residual, *_ = cells(scaler.table(), target)
+    words = [word for word in cells(scaler.table(), target) if word not in ("per", "atom")]
+    _, _, rms, residual, *_ = words if "structure" in words else [target, "atom", *words[1:]]
     return rms, residual
 
 

@@ -4,7 +4,16 @@ import re
 
 import pytest
 import torch
-from builders import atom_samples, atom_target, cartesian, structure_target, system
+from builders import (
+    atom_samples,
+    atom_target,
+    block,
+    cartesian,
+    fit,
+    single,
+    structure_target,
+    system,
+)
 from rich.console import Console
 
 from lightning_scaler import ZBL, CompositionBaseline, ScaleAccumulator
@@ -26,9 +35,44 @@ def test_scales_table_lists_types_and_rms_before_and_after_the_baseline():
     accumulator.update(systems, {"energy": structure_target([3.0, 15.0]), "charges": charges})
     lines = [line.split() for line in text_of(accumulator.compute().table()).splitlines()]
     words = [[word for word in line if word != "│"] for line in lines]
-    assert ["energy", "system/atom", "4.123", "–", "all", "4.123", "1"] in words
-    assert ["charges", "atom", "2.398", "–", "1", "1.581", "1"] in words
-    assert ["8", "3", "1"] in words
+    assert ["energy", "structure", "per", "atom", "4.123", "–", "all", "4.123"] in words
+    assert ["charges", "atom", "2.398", "–", "H", "(1)", "1.581"] in words
+    assert ["O", "(8)", "3"] in words
+
+
+def test_scales_table_has_units_where_they_are_known():
+    accumulator = ScaleAccumulator(units={"energy": "eV"}, intensive_targets=["gap"])
+    targets = {"energy": structure_target([3.0]), "gap": structure_target([2.0])}
+    accumulator.update([system(8)], targets)
+    lines = [line.split() for line in text_of(accumulator.compute().table()).splitlines()]
+    assert ["energy", "structure", "eV/atom", "3", "–", "all", "3"] in lines
+    assert ["gap", "structure", "2", "–", "all", "2"] in lines
+    assert ["Target", "One", "per", "Unit", "RMS", "residual", "Type", "Scale"] in lines
+
+
+def test_tables_name_elements_and_keep_the_numbers_of_other_types():
+    accumulator = ScaleAccumulator(baseline=CompositionBaseline(), units={"q": "e"})
+    charges = atom_target([1.0, 2.0, 3.0] * 2, atom_samples(3, 3))
+    accumulator.update([system(0, 17, 200)] * 2, {"q": charges})
+    with pytest.warns(UserWarning, match="below their rounding noise"):
+        scaler = accumulator.compute()
+    for table in (scaler.table(), scaler.baselines_table()):
+        lines = [line.split() for line in text_of(table).splitlines()]
+        assert [line for line in lines if line[:2] == ["Cl", "(17)"]]
+        assert [line for line in lines if line[:1] == ["200"]]
+        assert [line for line in lines if line[:1] == ["q"] and "e" in line and "0" in line]
+
+
+def test_scales_of_properties_are_shown_and_explained_where_there_are_several():
+    # One atom with the values 3 and 4: RMS sqrt(12.5) = 3.536, properties 0.849 and 1.13 of it.
+    two = single(block([[3.0, 4.0]], atom_samples(1)))
+    table = fit([system(8)], {"two": two, "q": atom_target([2.0], atom_samples(1))}).table()
+    lines = [line.split() for line in text_of(table).splitlines()]
+    assert ["two", "atom", "3.536", "–", "O", "(8)", "3.536", "0.849,", "1.13"] in lines
+    assert ["q", "atom", "2", "–", "O", "(8)", "2"] in lines
+    assert "Of each property: its RMS divided by this scale" in " ".join(text_of(table).split())
+    single_only = text_of(fit([system(8)], {"q": atom_target([2.0], atom_samples(1))}).table())
+    assert "property" not in single_only
 
 
 def test_scales_table_has_the_errors_of_scales_from_a_sample():
@@ -45,10 +89,10 @@ def test_scales_table_has_the_errors_of_scales_from_a_sample():
     printed = text_of(scales_table([sampled, whole]))
     rows = [line.split() for line in printed.splitlines() if re.match(r" .* \d", line)]
     assert rows == [
-        ["charges", "atom", "1", "–", "1", "0.5", "1.2", "%", "1"],
-        ["6", "2", "0", "%", "1"],
-        ["8", "1", "–", "1"],
-        ["energy", "system", "3", "2", "all", "2", "1"],
+        ["charges", "atom", "1", "–", "1", "0.5", "1.2", "%"],
+        ["6", "2", "0", "%"],
+        ["8", "1", "–"],
+        ["energy", "system", "3", "2", "all", "2"],
     ]
     assert "Error" not in text_of(scales_table([whole]))
 
@@ -75,8 +119,8 @@ def test_baselines_table_hides_types_after_the_twelfth():
     text = text_of(scaler.baselines_table())
     assert "… 18 more types" in text
     words = [line.split() for line in text.splitlines()]
-    assert ["12", "1.2"] in words
-    assert ["13", "1.3"] not in words
+    assert ["Mg", "(12)", "1.2"] in words
+    assert ["Al", "(13)", "1.3"] not in words
 
 
 def test_baselines_table_lists_types_and_explained_variance():
@@ -93,9 +137,9 @@ def test_baselines_table_lists_types_and_explained_variance():
         scaler = accumulator.compute()
     text = text_of(scaler.baselines_table())
     words = [line.split() for line in text.splitlines()]
-    assert ["energy", "100.0", "%", "1", "-15.25"] in words
-    assert ["8", "-2000"] in words
-    assert ["charges", "42.4", "%", "1", "0.3"] in words
+    assert ["energy", "100.0", "%", "H", "(1)", "-15.25"] in words
+    assert ["O", "(8)", "-2000"] in words
+    assert ["charges", "42.4", "%", "H", "(1)", "0.3"] in words
     assert "dipole" not in text
     accumulator = ScaleAccumulator()
     accumulator.update(systems, {"energy": structure_target([-2000.0, -2030.5])})
@@ -166,6 +210,26 @@ def test_errors_table_has_units_and_relative_errors():
     text = text_of(errors_table("Errors", metrics, {"energy": "eV", "energy/positions": "eV/Å"}))
     lines = [line.split() for line in text.splitlines()]
     words = [[word for word in line if word != "│"] for line in lines]
-    assert ["energy", "eV", "/", "atom", "0.0123", "0.0456", "25.0", "%"] in words
+    assert ["energy", "eV/atom", "0.0123", "0.0456", "25.0", "%"] in words
     assert ["energy/positions", "eV/Å", "1.5"] in words
     assert "loss" not in text
+    assert "/positions: the gradient with respect to the positions" in text
+
+
+def test_errors_of_blocks_and_of_renamed_targets_have_the_units_of_their_target():
+    names = ["alpha/o3_lambda_2", "mtt/dipole", "energy/positions", "energy/strain"]
+    metrics = {f"test/{name}/mae": 0.5 for name in names}
+    units = {"alpha": "a0³", "mtt::dipole": "D", "energy": "eV"}
+    lines = [line.split() for line in text_of(errors_table("Errors", metrics, units)).splitlines()]
+    assert ["alpha/o3_lambda_2", "a0³", "0.5"] in lines
+    assert ["mtt/dipole", "D", "0.5"] in lines
+    # That of a gradient does not follow from that of its target.
+    assert ["energy/positions", "0.5"] in lines
+    assert ["energy/strain", "0.5"] in lines
+
+
+def test_errors_per_atom_say_so_also_without_a_unit():
+    metrics = {"test/energy/mae_per_atom": 0.5}
+    for units, shown in (({}, ["per", "atom"]), ({"energy": "eV/atom"}, ["eV/atom"])):
+        lines = [line.split() for line in text_of(errors_table("E", metrics, units)).splitlines()]
+        assert ["energy", *shown, "0.5"] in lines

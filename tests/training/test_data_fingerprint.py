@@ -184,7 +184,7 @@ def test_positions_count_only_with_an_additive_module(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:these data are zero")
 def test_the_embedded_molecules_have_a_fingerprint_of_their_file(tmp_path):
-    callback = TargetScaler(cache=tmp_path / "cache.st")
+    callback = TargetScaler(intensive_targets=["dipole"], cache=tmp_path / "cache.st")
     trainer = quiet_trainer(tmp_path, callbacks=[callback], max_epochs=0, limit_val_batches=0)
     trainer.fit(MoleculesModel(channels=4), MoleculesDataModule())
     (part,) = ScaleAccumulator.load(tmp_path / "cache.st").parts

@@ -200,7 +200,7 @@ def test_the_table_says_what_was_fitted_without_a_progress_bar(tmp_path, capsys)
     out = capsys.readouterr().out
     assert "TargetScaler: fitted to the training data: dipole, energy" in out
     assert "kept" not in out
-    assert "Per property" in out
+    assert "RMS of" in out
     callbacks = [scaler_callback(targets=[*names, "charges"])]
     quiet_trainer(tmp_path, callbacks=callbacks, **options).fit(net, SmallData())
     out = " ".join(capsys.readouterr().out.split())

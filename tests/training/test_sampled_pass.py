@@ -94,7 +94,7 @@ def test_random_samples_are_read_until_every_scale_has_its_error(tmp_path, capsy
     assert [len(of_target) for of_target in errors] == [3, 1]
     assert float(largest) <= 3.0
     assert float(torch.cat(errors).max()) == pytest.approx(float(largest) / 100, rel=0.06)
-    assert " Error " in printed
+    assert " Error" in printed
     # Four scales: five standard errors would be a fault.
     assert 0.0 < largest_difference(net, exact) < 5 * float(largest) / 100
 

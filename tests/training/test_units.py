@@ -1,0 +1,113 @@
+"""Units of the data: given once, kept with the scales, and shown in every table."""
+
+import pytest
+import torch
+from builders import structure_target, system
+from small_training import SmallData, SmallNet, quiet_trainer, scaler_callback
+
+from lightning_scaler import PerStructure, ScaleAccumulator, Scaler, TargetScaler
+from lightning_scaler.training.checks import check_same_units
+
+UNITS = {"energy": "eV", "energy/positions": "eV/Å", "dipole": "e Å"}
+
+
+def fitted(folder, net=None, **settings):
+    net = SmallNet() if net is None else net
+    trainer = quiet_trainer(folder, callbacks=[scaler_callback(**settings)], max_epochs=0)
+    trainer.fit(net, SmallData())
+    return trainer, net
+
+
+def test_tables_after_a_fit_have_the_units(tmp_path, capsys):
+    fitted(tmp_path, units=UNITS)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["energy", "structure", "eV/atom"] in [line[:3] for line in lines]
+    assert ["dipole", "structure", "e", "Å"] in [line[:4] for line in lines]
+    assert ["energy", "eV"] in [line[:2] for line in lines]  # contributions of the baseline
+
+
+def test_units_are_kept_in_checkpoints_and_files(tmp_path):
+    trainer, net = fitted(tmp_path, units=UNITS)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    assert SmallNet.load_from_checkpoint(tmp_path / "last.ckpt").scaler.units == UNITS
+    net.scaler.save(tmp_path / "scaler")
+    assert Scaler.load(tmp_path / "scaler").units == UNITS
+
+
+def test_a_state_without_units_loads(tmp_path):
+    _, net = fitted(tmp_path)
+    assert "units" not in net.scaler.state()
+    scaler = Scaler()
+    scaler.set_extra_state(net.scaler.state())
+    assert scaler.units == {}
+
+
+def test_units_may_be_added_to_restored_scales_and_not_changed(tmp_path):
+    _, net = fitted(tmp_path)
+    _, net = fitted(tmp_path, net, units=UNITS)
+    assert net.scaler.units == UNITS
+    words = "'energy': .* are for unit='eV', and it is declared with unit='meV'.*refit=True"
+    with pytest.raises(ValueError, match=words):
+        fitted(tmp_path, net, units={"energy": "meV"})
+    fitted(tmp_path, net, units={"energy": "meV"}, refit=True)
+    assert net.scaler.units["energy"] == "meV"
+
+
+def test_other_units_of_other_targets_do_not_matter():
+    check_same_units({"energy": "eV", "gap": "eV"}, {"energy": "eV", "charges": "e"})
+
+
+def test_a_misspelled_target_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"units names the target 'enrgy'.*did you mean 'energy'"):
+        fitted(tmp_path, units={"enrgy": "eV"})
+
+
+def test_units_of_targets_that_are_not_fitted_are_allowed():
+    accumulator = ScaleAccumulator(targets=["energy"], units={"energy": "eV", "gap": "eV"})
+    target = structure_target([1.0])
+    accumulator.update([system(8)], {"energy": target, "gap": target})
+    assert set(accumulator.compute().targets) == {"energy"}
+
+
+@pytest.mark.parametrize(
+    ("units", "words"),
+    [
+        ("eV", "units: expected a mapping by target name, such as .* got 'eV'"),
+        ({"energy": None}, "units of 'energy': expected a string such as 'eV', got None; leave"),
+        ({"energy": ""}, "expected a string such as 'eV', got ''"),
+    ],
+)
+def test_units_are_strings_by_target(units, words):
+    with pytest.raises(TypeError, match=words):
+        TargetScaler(units=units)
+
+
+def test_units_of_a_declaration_count_too():
+    targets = {"energy": PerStructure(unit="eV"), "gap": PerStructure(intensive=True)}
+    callback = TargetScaler(targets=targets, units={"gap": "eV"})
+    assert callback.units == {"energy": "eV", "gap": "eV"}
+    with pytest.raises(ValueError, match="'energy': expected one unit, got 'eV' and 'Hartree'"):
+        TargetScaler(targets=targets, units={"energy": "Hartree"})
+
+
+BATCH = {"z": torch.tensor([8, 1]), "n_atoms": torch.tensor([1, 1])}
+
+
+def statistics(path, unit, **parts):
+    accumulator = ScaleAccumulator(targets={"energy": PerStructure(unit=unit)})
+    accumulator.update({**BATCH, "energy": torch.tensor([-3.0, 6.0])})
+    accumulator.save(path)
+
+
+def test_statistics_files_have_the_units(tmp_path):
+    statistics(tmp_path / "a", "eV")
+    loaded = ScaleAccumulator.load(tmp_path / "a")
+    assert loaded.units == loaded.fresh().units == loaded.compute().units == {"energy": "eV"}
+
+
+def test_statistics_in_different_units_are_not_merged():
+    one, two = (ScaleAccumulator(units={"energy": unit}) for unit in ("eV", "kcal/mol"))
+    with pytest.raises(ValueError, match="'energy': expected one unit, got 'eV' and 'kcal/mol'"):
+        one.merge(two)
+    one.merge(ScaleAccumulator(units={"gap": "eV"}))
+    assert one.units == {"energy": "eV", "gap": "eV"}
