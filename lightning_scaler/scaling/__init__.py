@@ -23,7 +23,14 @@ from .loss_space import (
 )
 from .loss_space_sums import LossSpaceSums, TermSize
 from .loss_targets import LossTargets
-from .physical_values import PhysicalValues, add_baseline, values_in_physical_units
+from .physical_values import (
+    PhysicalValues,
+    TargetPart,
+    add_baseline,
+    errors_in_physical_units,
+    parts_of_targets,
+    values_in_physical_units,
+)
 from .random_sample import RandomSample
 from .sampling_errors import estimate_sample, merged
 from .saved_files import load_saved, merge_files
@@ -39,12 +46,14 @@ __all__ = [
     "RandomSample",
     "ScaleAccumulator",
     "Scaler",
+    "TargetPart",
     "TargetScales",
     "TermSize",
     "add_baseline",
     "align_prediction",
     "check_factors",
     "describe_force_targets",
+    "errors_in_physical_units",
     "estimate_sample",
     "find_differences",
     "fixed_settings",
@@ -53,6 +62,7 @@ __all__ = [
     "merge_files",
     "merged",
     "missing_shards",
+    "parts_of_targets",
     "predictions_to_loss",
     "predictions_to_physical",
     "rescale_target",

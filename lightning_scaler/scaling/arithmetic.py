@@ -69,6 +69,13 @@ def _of_block(tensors: list[Tensor], i: int) -> Tensor:
     return tensors[i] if len(tensors) > 1 else tensors[0]
 
 
+def _factor_of_block(args: ConversionArgs, i: int, working: torch.dtype) -> Tensor:
+    factor = _cast(_of_block(args.factors, i), working)
+    if len(args.scale_index) > 0:
+        factor = factor.index_select(0, _of_block(args.scale_index, i))
+    return factor
+
+
 def rescale_target(
     args: ConversionArgs, multiply: bool, double: bool, dtype: torch.dtype | None
 ) -> tuple[list[Tensor], list[Tensor]]:
@@ -94,9 +101,7 @@ def rescale_target(
     factor = args.factors[0]
     for i, block in enumerate(blocks):
         if i == 0 or len(args.factors) > 1:
-            factor = _cast(_of_block(args.factors, i), working)
-            if len(args.scale_index) > 0:
-                factor = factor.index_select(0, _of_block(args.scale_index, i))
+            factor = _factor_of_block(args, i, working)
         n_atoms: Tensor | None = None
         if len(args.n_atoms) > 0:
             n_atoms = _cast(_of_block(args.n_atoms, i), working)
@@ -187,3 +192,57 @@ def physical_values(
                     predicted[j], target[j] = predicted[j][present], target[j][present]
                 n += 1
     return found
+
+
+@scripted_arithmetic
+def physical_error_sums(
+    targets: list[ConversionArgs], predictions: list[TensorMap]
+) -> tuple[list[list[tuple[int, str]]], Tensor]:
+    """Sums over the errors of each block and gradient, times the scales; waits for no GPU.
+
+    Args:
+        targets: targets, NaN where a value is missing, with their scales and nothing else.
+        predictions: the prediction of each target, with the same labels.
+
+    Returns:
+        For each target the block index and the parameter of its parts, ``""`` for values; and for
+        each part the sum of the absolute errors, the sum of their squares and the number of values
+        that are not missing, ``(n_parts, 3)`` float64, detached.
+    """
+    found: list[list[tuple[int, str]]] = []
+    present: list[Tensor] = []
+    errors: list[Tensor] = []
+    with torch.no_grad():
+        for i, args in enumerate(targets):
+            parts: list[tuple[int, str]] = []
+            predicted_blocks = predictions[i].blocks()
+            factor = torch.zeros([0])
+            for j, block in enumerate(args.tensor.blocks()):
+                prediction = predicted_blocks[j]
+                if j == 0 or len(args.factors) > 1:
+                    factor = _factor_of_block(args, j, torch.float64)
+                parameters = [""]
+                parameters.extend(block.gradients_list())
+                for parameter in parameters:
+                    rows = factor
+                    if parameter == "":
+                        values, predicted = block.values, prediction.values
+                    else:
+                        gradient = block.gradient(parameter)
+                        values = gradient.values
+                        predicted = prediction.gradient(parameter).values
+                        if factor.size(0) != 1:
+                            rows = factor.index_select(0, gradient.samples.values[:, 0])
+                    error = (predicted.to(torch.float64) - values) * _expandable(rows, values)
+                    parts.append((j, parameter))
+                    present.append(values.reshape(-1))
+                    errors.append(error.reshape(-1))
+            found.append(parts)
+        sums = torch.zeros([0, 3], dtype=torch.float64)
+        if len(errors) > 0:
+            missing = torch.cat(present).isnan()
+            error = torch.cat(errors).masked_fill_(missing, 0.0)
+            terms = torch.stack([error.abs(), error * error, (~missing).to(error.dtype)])
+            sizes = [part.numel() for part in present]
+            sums = torch.stack([part.sum(1) for part in terms.split_with_sizes(sizes, 1)])
+    return found, sums

@@ -6,9 +6,9 @@ from typing import NamedTuple
 from metatensor.torch import TensorMap
 from torch import Tensor
 
-from ..batches import Atoms, IndexedBatch, IndexedTarget, read_atoms
-from ..tensors import rebuild, values_and_gradients
-from .arithmetic import ConversionArgs, physical_values
+from ..batches import IndexedBatch, IndexedTarget, read_atoms
+from ..tensors import Key, rebuild, values_and_gradients
+from .arithmetic import ConversionArgs, physical_error_sums, physical_values
 from .conversion import Conversion, convert_targets
 from .loss_targets import BY_POSITION, Systems, index_loss_targets
 from .row_factors import factors_of_rows, n_atoms_of_rows
@@ -31,6 +31,30 @@ class PhysicalValues(NamedTuple):
     target: Tensor
 
 
+class TargetPart(NamedTuple):
+    """The values of one block of a target, or one of its gradients.
+
+    Attributes:
+        target: name of the target.
+        key: key of the block.
+        gradient: parameter of the gradient, ``None`` for values.
+    """
+
+    target: str
+    key: Key
+    gradient: str | None = None
+
+
+def parts_of_targets(scaler: Scaler) -> list[TargetPart]:
+    """All parts that the targets of a batch may have, in the order of the targets."""
+    return [
+        TargetPart(name, key, gradient)
+        for name, scales in scaler.targets.items()
+        for gradient in (None, *scales.layout.gradients)
+        for key in scales.layout.blocks
+    ]
+
+
 def values_in_physical_units(
     scaler: Scaler,
     systems: Systems,
@@ -49,13 +73,7 @@ def values_in_physical_units(
         per_atom: divide extensive values by the number of atoms; ``False`` if they are per
             atom already.
     """
-    names = [name for name in scaler.targets if name in predictions]
-    if not names:
-        return {}
-    chosen = {name: targets[name] for name in names}
-    atoms = read_atoms(systems).to(next(iter(chosen.values())).device)
-    indexed = index_loss_targets(scaler, atoms, chosen, targets)
-    args = [_metric_args(scaler, name, indexed[name], atoms, per_atom) for name in names]
+    names, indexed, args = _metric_args(scaler, systems, predictions, targets, per_atom)
     found = physical_values(args, [predictions[name] for name in names])
     values: dict[str, list[PhysicalValues]] = {}
     for name, (blocks, parameters, *values_of_parts) in zip(names, found, strict=True):
@@ -65,6 +83,35 @@ def values_in_physical_units(
         gradients = [None] * len(keys) + parameters
         values[name] = list(map(PhysicalValues, keys_of_parts, gradients, *values_of_parts))
     return values
+
+
+def errors_in_physical_units(
+    scaler: Scaler,
+    systems: Systems,
+    predictions: Mapping[str, TensorMap],
+    targets: Mapping[str, TensorMap],
+) -> tuple[list[TargetPart], Tensor]:
+    """Sums over the errors of all targets in physical units, in which the baseline cancels.
+
+    Args:
+        scaler: fitted scaler.
+        systems: systems of the batch, or their atoms.
+        predictions: predictions in loss space, by target name, in the rows of the targets.
+        targets: targets in loss space, by name, per atom if extensive; NaN where missing.
+
+    Returns:
+        Parts of the targets, and for each of them the sum of the absolute errors, the sum of their
+        squares and the number of values that are not missing, ``(n_parts, 3)`` float64.
+    """
+    names, indexed, args = _metric_args(scaler, systems, predictions, targets)
+    found, sums = physical_error_sums(args, [predictions[name] for name in names])
+    parts = []
+    for name, of_target in zip(names, found, strict=True):
+        keys = list(indexed[name].layout.blocks)
+        parts += [
+            TargetPart(name, keys[block], parameter or None) for block, parameter in of_target
+        ]
+    return parts, sums
 
 
 def add_baseline(
@@ -105,9 +152,25 @@ def add_baseline(
 
 
 def _metric_args(
-    scaler: Scaler, name: str, target: IndexedTarget, atoms: Atoms, per_atom: bool
-) -> ConversionArgs:
-    scales, unseen_types = scaler.targets[name], scaler.settings.unseen_types
-    factors, scale_index = factors_of_rows(scales, "per_target", target, atoms, unseen_types)
-    n_atoms = n_atoms_of_rows(target, atoms) if per_atom and scales.extensive else []
-    return ConversionArgs(target.tensor, factors, scale_index, n_atoms, [], [])
+    scaler: Scaler,
+    systems: Systems,
+    predictions: Mapping[str, TensorMap],
+    targets: Mapping[str, TensorMap],
+    per_atom: bool = False,
+) -> tuple[list[str], dict[str, IndexedTarget], list[ConversionArgs]]:
+    """Names, rows and per-target scales of the targets that have a prediction."""
+    names = [name for name in scaler.targets if name in predictions]
+    if not names:
+        return [], {}, []
+    chosen = {name: targets[name] for name in names}
+    atoms = read_atoms(systems).to(next(iter(chosen.values())).device)
+    indexed = index_loss_targets(scaler, atoms, chosen, targets)
+    args = []
+    for name in names:
+        scales, target = scaler.targets[name], indexed[name]
+        factors, scale_index = factors_of_rows(
+            scales, "per_target", target, atoms, scaler.settings.unseen_types
+        )
+        n_atoms = n_atoms_of_rows(target, atoms) if per_atom and scales.extensive else []
+        args.append(ConversionArgs(target.tensor, factors, scale_index, n_atoms, [], []))
+    return names, indexed, args

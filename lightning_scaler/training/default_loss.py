@@ -41,8 +41,7 @@ class DefaultLoss:
         mean_squares = scaler.mean_squares if balanced else {}
         terms = loss_terms(predictions, targets, mean_squares)
         # A module that holds tensors with a graph cannot be copied.
-        errors = {name: error.detach() for name, error in terms.errors.items()}
-        self.terms = LossTerms(errors, terms.present)
+        self.terms = LossTerms(terms.names, terms.errors.detach(), terms.present)
         # A few batches say little about the terms.
         if balanced and not scaler.settings.provisional:
             self._warn_of_unbalanced_terms(terms, scaler, mean_squares)
@@ -65,7 +64,7 @@ class DefaultLoss:
     def _warn_of_unbalanced_terms(
         self, terms: LossTerms, scaler: Scaler, mean_squares: Mapping[str, float]
     ) -> None:
-        found = dict.fromkeys([*scaler.loss_terms, *terms.errors])
+        found = dict.fromkeys([*scaler.loss_terms, *terms.names])
         weights = scaler.settings.loss_weights
         unbalanced = [t for t in found if not mean_squares.get(t) and t not in weights]
         # A single term has the whole loss.

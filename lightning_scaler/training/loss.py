@@ -1,6 +1,6 @@
 """The default loss: the mean squared error of every term, divided by its mean square."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,13 +20,15 @@ class LossTerms:
     """The terms of the loss in one batch: the values of each target, and each of its gradients.
 
     Attributes:
-        errors: mean squared error of each term by name, ``energy`` or ``energy/positions``, divided
-            by the mean square of the term; 0 if all its values are missing; scalar tensors.
-        present: 1 if the term has values, 0 if all are missing; scalar tensors.
+        names: name of each term, ``energy`` or ``energy/positions``.
+        errors: mean squared error of each term, divided by the mean square of the term; 0 if all
+            its values are missing; ``(n_terms,)``.
+        present: 1 if the term has values, 0 if all are missing; ``(n_terms,)``.
     """
 
-    errors: dict[str, Tensor]
-    present: dict[str, Tensor]
+    names: list[str]
+    errors: Tensor
+    present: Tensor
 
     def weighted_mean(self, weights: Mapping[str, float]) -> Tensor:
         """The mean over the terms that are present, with weights by name, 1 unless given.
@@ -34,15 +36,12 @@ class LossTerms:
         Returns:
             Scalar tensor; 0 if no term is present.
         """
-        if not self.errors:
-            return torch.zeros(())
-        errors, present = list(self.errors.values()), list(self.present.values())
+        errors, present = self.errors, self.present
         if weights:
-            in_order = [weights.get(name, 1.0) for name in self.errors]
-            errors = [w * error for w, error in zip(in_order, errors, strict=True)]
-            present = [w * one for w, one in zip(in_order, present, strict=True)]
-        total = torch.stack(present).sum()
-        return torch.stack(errors).sum() / total.where(total > 0, 1.0)
+            of_terms = _numbers_like(errors, [weights.get(name, 1.0) for name in self.names])
+            errors, present = of_terms * errors, of_terms * present
+        total = present.sum()
+        return errors.sum() / total.where(total > 0, 1.0)
 
 
 def loss_terms(
@@ -66,26 +65,31 @@ def loss_terms(
         mean_squares: mean square :math:`m` of each term by name, 1 unless given and positive.
     """
     names = list(predictions)
-    found, squares, counts = _squared_errors(
+    found, squares, n_values = _squared_errors(
         names, list(predictions.values()), [targets[name] for name in names]
     )
-    errors, present = {}, {}
-    for name, square, count in zip(found, squares, counts, strict=True):
-        error = square / count.clamp(min=1)
-        mean_square = mean_squares.get(name)
-        errors[name] = error / mean_square if mean_square else error
-        present[name] = (count > 0).to(square.dtype)
-    return LossTerms(errors, present)
+    present = (n_values > 0).to(squares.dtype)
+    errors = squares / n_values.clamp(min=1)
+    if mean_squares:
+        errors = errors / _numbers_like(errors, [mean_squares.get(name) or 1.0 for name in found])
+    return LossTerms(found, errors, present)
+
+
+def _numbers_like(tensor: Tensor, numbers: Sequence[float]) -> Tensor:
+    return torch.tensor(numbers, dtype=tensor.dtype).to(tensor.device, non_blocking=True)
 
 
 @scripted_arithmetic
 def _squared_errors(
     names: list[str], predictions: list[TensorMap], targets: list[TensorMap]
-) -> tuple[list[str], list[Tensor], list[Tensor]]:
+) -> tuple[list[str], Tensor, Tensor]:
     """Name, sum of squared errors and number of values of each term."""
     terms: list[str] = []
-    squares: list[Tensor] = []
-    counts: list[Tensor] = []
+    # Term and size of every block and gradient, and their values.
+    term_of_part: list[int] = []
+    sizes: list[int] = []
+    predicted: list[Tensor] = []
+    present: list[Tensor] = []
     for i, target in enumerate(targets):
         predicted_blocks = predictions[i].blocks()
         first = len(terms)
@@ -95,25 +99,37 @@ def _squared_errors(
             parameters.extend(block.gradients_list())
             for parameter in parameters:
                 if parameter == "":
-                    term, predicted, values = names[i], prediction.values, block.values
+                    term, predictions_of_part, values = names[i], prediction.values, block.values
                 else:
                     term = names[i] + "/" + parameter
-                    predicted = prediction.gradient(parameter).values
+                    predictions_of_part = prediction.gradient(parameter).values
                     values = block.gradient(parameter).values
-                # Indexing by a mask would make the host wait for a GPU.
-                missing = torch.isnan(values)
-                difference = predicted.masked_fill(missing, 0.0) - values.masked_fill(missing, 0.0)
-                square, count = difference.square().sum(), (~missing).sum()
                 k = first
                 while k < len(terms) and terms[k] != term:
                     k += 1
-                if k < len(terms):
-                    squares[k], counts[k] = squares[k] + square, counts[k] + count
-                else:
+                if k == len(terms):
                     terms.append(term)
-                    squares.append(square)
-                    counts.append(count)
-    return terms, squares, counts
+                term_of_part.append(k)
+                sizes.append(values.numel())
+                predicted.append(predictions_of_part.reshape(-1))
+                present.append(values.reshape(-1))
+    if len(terms) == 0:
+        return terms, torch.zeros([0]), torch.zeros([0])
+    values = torch.cat(present)
+    # Indexing by a mask would make the host wait for a GPU.
+    missing = values.isnan()
+    difference = torch.cat(predicted).masked_fill(missing, 0.0) - values.masked_fill(missing, 0.0)
+    squares = [part.sum() for part in difference.square().split_with_sizes(sizes)]
+    counts = [part.sum() for part in (~missing).split_with_sizes(sizes)]
+    sums: list[Tensor] = []
+    numbers: list[Tensor] = []
+    for part, k in enumerate(term_of_part):
+        if k < len(sums):
+            sums[k], numbers[k] = sums[k] + squares[part], numbers[k] + counts[part]
+        else:
+            sums.append(squares[part])
+            numbers.append(counts[part])
+    return terms, torch.stack(sums), torch.stack(numbers)
 
 
 def zero_loss(

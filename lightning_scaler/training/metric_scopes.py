@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ..scaling import TargetPart
 from ..tensors import TargetLayout
 
 
@@ -25,6 +26,14 @@ class MetricScope(NamedTuple):
     def logged_name(self, metric: str) -> str:
         """The logged name of a metric, without the stage: ``"energy/rmse_per_atom"``."""
         return f"{self.path}/{metric}" + ("_per_atom" if self.per_atom else "")
+
+    def contains(self, part: TargetPart, layout: TargetLayout) -> bool:
+        """Whether the metric sees a part of a target with this layout."""
+        block = dict(zip(layout.key_names, part.key, strict=False))
+        return (part.target, part.gradient) == (layout.name, self.gradient) and self.block in (
+            None,
+            block,
+        )
 
 
 def metric_scopes(

@@ -1,15 +1,18 @@
 """The metrics that are logged for a target, their names and values, and logged losses."""
 
+import copy
 import math
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from small_training import SmallData, SmallNet, collate, quiet_trainer, scaler_callback
 from torch.utils.data import DataLoader, Subset
 from torchmetrics import (
     MeanAbsoluteError,
     MeanAbsolutePercentageError,
+    MeanSquaredError,
     MetricCollection,
     R2Score,
 )
@@ -222,13 +225,14 @@ def test_metrics_that_return_a_dict_are_logged_under_its_keys(tmp_path):
     logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
     for name in ("val/energy/positions/", "val/charges/", "train/dipole/"):
         mae = logged[f"{name}mae"]
-        assert logged[f"{name}over_epochs/raw"] == mae
+        # Metrics of torchmetrics add the values in another order.
+        assert logged[f"{name}over_epochs/raw"] == pytest.approx(mae, rel=1e-14)
         assert 0 < logged[f"{name}bootstrap/mean"] < 3 * mae
         assert logged[f"{name}bootstrap/std"] > 0
     # Over all epochs, without the sanity check.
     assert len(maes) == len(set(maes)) == 3
-    assert logged["val/charges/over_epochs/min"] == min(maes)
-    assert logged["val/charges/over_epochs/max"] == max(maes)
+    assert logged["val/charges/over_epochs/min"] == pytest.approx(min(maes), rel=1e-14)
+    assert logged["val/charges/over_epochs/max"] == pytest.approx(max(maes), rel=1e-14)
 
 
 def test_keys_of_a_dict_are_found_without_drawing_random_numbers():
@@ -285,3 +289,132 @@ def test_a_target_may_have_the_name_of_a_loss_term(tmp_path):
     assert logged["train/loss/energy"] > 0.0
     assert logged["train/loss/term/energy"] > 0.0
     assert logged["train/term/energy/mae"] > 0.0
+
+
+class ByTorchmetrics(SmallNet):
+    """Metrics of its own beside those that are logged, updated in every step by torchmetrics."""
+
+    metrics_per_block = ("polarizability",)
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+        self.own = torch.nn.ModuleDict()
+        for name, where in {
+            "energy/{}_per_atom": {"target": "energy"},
+            "energy/positions/{}": {"target": "energy", "gradient": "positions"},
+            "charges/{}": {"target": "charges"},
+            "polarizability/{}": {"target": "polarizability"},
+            "polarizability/o3_lambda_2/{}": {
+                "target": "polarizability",
+                "block": {"o3_lambda": 2},
+            },
+        }.items():
+            for metric, of in {
+                "mae": MeanAbsoluteError(),
+                "rmse": MeanSquaredError(squared=False),
+            }.items():
+                self.own[name.format(metric)] = PhysicalUnits(of, **where)
+
+    def log(self, name, value, **options):
+        self.calls.append(name)
+        super().log(name, value, **options)
+
+    def update_metrics(self, stage, systems, predictions, targets, dataloader_idx=0):
+        super().update_metrics(stage, systems, predictions, targets, dataloader_idx)
+        for metric in self.own.values():
+            metric.update(self.scaler, systems, predictions, targets)
+
+
+class EveryEpoch(Callback):
+    """Compares what is logged at the end of every epoch, of training and of validation."""
+
+    def __init__(self):
+        self.epochs = {"train": 0, "val": 0}
+        self.values = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.forget(pl_module)
+
+    def on_validation_epoch_start(self, trainer, pl_module):
+        # Those of the training epoch, which the validation interrupts.
+        self.saved, pl_module.own = pl_module.own, copy.deepcopy(pl_module.own)
+        self.forget(pl_module)
+
+    def on_validation_end(self, trainer, pl_module):
+        if not trainer.sanity_checking:
+            self.compare("val", trainer, pl_module)
+        pl_module.own = self.saved
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.compare("train", trainer, pl_module)
+
+    def forget(self, net):
+        for metric in net.own.values():
+            metric.reset()
+        if not net.trainer.validating:
+            net.calls.clear()
+
+    def compare(self, stage, trainer, net):
+        self.epochs[stage] += 1
+        for name, metric in net.own.items():
+            logged = trainer.callback_metrics[f"{stage}/{name}"]
+            torch.testing.assert_close(logged, metric.compute(), rtol=1e-13, atol=0.0)
+            self.values.append(logged.item())
+
+
+def some_are_missing(items):
+    """The first charge of a batch is missing; every other batch is without the polarizability."""
+    batch = collate(items)
+    batch["charges"].block().values[0] = torch.nan
+    if len(batch["system"][0]) % 2:
+        batch.pop("polarizability")
+    return batch
+
+
+def test_logged_errors_are_those_of_torchmetrics_at_every_end_of_an_epoch(tmp_path):
+    net, compared = ByTorchmetrics(), EveryEpoch()
+    trainer = quiet_trainer(
+        tmp_path, callbacks=[scaler_callback(), compared], max_epochs=2, val_check_interval=2
+    )
+    trainer.fit(net, SmallData(collate_fn=some_are_missing))
+    assert compared.epochs == {"train": 2, "val": 6}
+    assert len(compared.values) == 8 * len(net.own)
+    assert len(set(compared.values)) > 6 * len(net.own)  # they change from epoch to epoch
+    # Six training batches of an epoch, and three validations of three.
+    assert net.calls.count("train/energy/mae_per_atom") == 1
+    assert net.calls.count("train/loss") == 1
+    assert net.calls.count("train/loss/energy/positions") == 1
+    assert net.calls.count("val/energy/mae_per_atom") == 3
+
+
+def test_targets_without_any_value_are_not_logged(tmp_path):
+    def all_charges_missing(items):
+        batch = collate(items)
+        batch["charges"].block().values.fill_(torch.nan)
+        return batch
+
+    net, data = SmallNet(), SmallData()
+    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()])
+    trainer.fit(net, data)
+    data.collate_fn = all_charges_missing
+    logged = trainer.validate(net, data, verbose=False)[0]
+    assert "val/dipole/mae" in logged
+    assert not [name for name in logged if name.startswith("val/charges")]
+
+
+def test_an_interrupted_run_does_not_enter_the_metrics_of_the_next(tmp_path):
+    class Interrupt(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            raise RuntimeError("interrupted")
+
+    nets = [SmallNet(lr=0.0), SmallNet(lr=0.0)]
+    data = SmallData(shuffle=False)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        quiet_trainer(tmp_path, callbacks=[scaler_callback(), Interrupt()]).fit(nets[0], data)
+    logged = []
+    for net in nets:
+        trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()])
+        trainer.fit(net, data)
+        logged.append({name: value.item() for name, value in trainer.callback_metrics.items()})
+    assert logged[0] == logged[1]

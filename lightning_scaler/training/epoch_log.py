@@ -1,0 +1,48 @@
+"""Metrics given to Lightning once per epoch instead of in every step."""
+
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torchmetrics import Metric
+
+
+class EpochLog:
+    """Logs metrics of a module for the end of the epoch; made anew in every step.
+
+    Lightning computes a logged metric at the end of an epoch, however often it was logged before,
+    and then resets it. Logging all of them in every step takes longer than all conversions of it.
+
+    Args:
+        module: module that is being trained or evaluated.
+        attribute: name under which the module holds the metrics.
+
+    Attributes:
+        several_processes: whether there are processes that reduce the metrics together.
+    """
+
+    def __init__(self, module: LightningModule, attribute: str) -> None:
+        self._module, self._attribute = module, attribute
+        trainer = module.trainer
+        self.several_processes = trainer.world_size > 1
+        self._held: dict[str, Any] = trainer._results or {}
+        # As in Lightning, whose results are not public. Under any other name they are not found,
+        # and metrics are logged in every step.
+        self._prefix = f"{module._current_fx_name}."
+        index = getattr(self._held, "dataloader_idx", None)
+        self._suffix = "" if index is None else f".{index}"
+
+    def __call__(self, name: str, metric: Metric, key: str, **options: Any) -> None:
+        """Log a metric, unless Lightning has it and has neither computed nor reset it since.
+
+        Args:
+            name: logged name.
+            metric: metric that has been updated.
+            key: where the module holds it, below the attribute.
+            **options: further arguments of ``log``.
+        """
+        held = self._held.get(f"{self._prefix}{name}{self._suffix}")
+        if held is None or held.value is not metric or held.has_reset or held._computed is not None:
+            attribute = f"{self._attribute}.{key}"
+            self._module.log(
+                name, metric, on_step=False, on_epoch=True, metric_attribute=attribute, **options
+            )
