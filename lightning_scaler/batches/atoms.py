@@ -134,6 +134,11 @@ class Atoms:
         return self.n_atoms.numel()
 
     @cached_property
+    def set_of_types(self) -> frozenset[int]:
+        """The types that occur."""
+        return frozenset(self.unique_types.tolist())
+
+    @cached_property
     def type_index(self) -> Tensor:
         """Index of every atom's type in :attr:`unique_types`, ``(n_all_atoms,)`` int64."""
         if self.host is not None and self.host.types.device != self.types.device:

@@ -12,7 +12,7 @@ from .declaration import Declaration
 from .declared_batch import DeclaredBatch
 from .joined import join_batches
 from .plain_values import BatchTargets, check_masks, find_plain_values
-from .systems import HasTypes, IdentifiedSystems
+from .systems import HasTypes, IdentifiedSystems, ReadSystems
 
 MASK = "_mask"
 
@@ -155,6 +155,8 @@ def _is_batch(part: Any) -> bool:
 
 
 def _check_systems(systems: Any, where: str = "") -> None:
+    if isinstance(systems, ReadSystems) and systems.atoms is not None:
+        return
     if isinstance(systems, Sequence) and all(hasattr(system, "types") for system in systems):
         return
     contents = f" of {_types(systems[:1])}" if isinstance(systems, (list, tuple)) else ""

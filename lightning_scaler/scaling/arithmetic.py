@@ -42,10 +42,10 @@ def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _expandable(rows: Tensor, values: Tensor) -> Tensor:
     """Factors per row, or per row and property, in a shape that expands to the values."""
-    if rows.size(0) != 1:
-        for _ in range(values.dim() - rows.dim()):
-            rows = rows.unsqueeze(1)
-    return rows
+    n_added = values.dim() - rows.dim()
+    if rows.size(0) == 1 or n_added == 0:
+        return rows
+    return rows.reshape([rows.size(0)] + [1] * n_added + list(rows.shape[1:]))
 
 
 def _rescale_values(
@@ -213,10 +213,11 @@ def physical_error_sums(
     present: list[Tensor] = []
     errors: list[Tensor] = []
     with torch.no_grad():
+        sums = torch.zeros([0, 3], dtype=torch.float64)
+        factor = sums
         for i, args in enumerate(targets):
             parts: list[tuple[int, str]] = []
             predicted_blocks = predictions[i].blocks()
-            factor = torch.zeros([0])
             for j, block in enumerate(args.tensor.blocks()):
                 prediction = predicted_blocks[j]
                 if j == 0 or len(args.factors) > 1:
@@ -238,11 +239,10 @@ def physical_error_sums(
                     present.append(values.reshape(-1))
                     errors.append(error.reshape(-1))
             found.append(parts)
-        sums = torch.zeros([0, 3], dtype=torch.float64)
         if len(errors) > 0:
             missing = torch.cat(present).isnan()
             error = torch.cat(errors).masked_fill_(missing, 0.0)
             terms = torch.stack([error.abs(), error * error, (~missing).to(error.dtype)])
-            sizes = [part.numel() for part in present]
+            sizes = [len(part) for part in present]
             sums = torch.stack([part.sum(1) for part in terms.split_with_sizes(sizes, 1)])
     return found, sums

@@ -111,7 +111,7 @@ def convert_targets(
             # Nothing to scale, but the loss has one dtype.
             if conversion.dtype is not None:
                 converted[name] = target.tensor.to(dtype=conversion.dtype)
-        elif target.layout.blocks:
+        elif target.layout.blocks and _changes(scales[name], target, batch.atoms, conversion):
             args[name] = _conversion_args(
                 scales[name], target, batch.atoms, conversion, contributions.get(name)
             )
@@ -126,6 +126,19 @@ def convert_targets(
                 if not are_moderate(scales[name], conversion.scale_kind):
                     check_quotients(scales[name], converted[name], conversion.dtype)
     return converted
+
+
+def _changes(
+    scales: TargetScales, target: IndexedTarget, atoms: Atoms, conversion: Conversion
+) -> bool:
+    """Whether a conversion changes a target, or has to refuse it for a type without scales."""
+    return (
+        conversion.scale_kind != "per_property"
+        or not scales.has_one_scale
+        or (conversion.per_atom and scales.extensive)
+        or conversion.dtype not in (None, dtype_of(target.tensor))
+        or not scales.has_tables_for(atoms.set_of_types)
+    )
 
 
 def _contributions(

@@ -22,7 +22,7 @@ def factors_of_rows(
     device = atoms.types.device
     # One per-target scale serves all blocks, even those without data in the fit.
     keys = list(scales.layout.blocks)[:1] if kind == "per_target" else list(target.layout.blocks)
-    if scales.has_tables_for(atoms.unique_types):
+    if scales.has_tables_for(atoms.set_of_types):
         tables = scales.tables(kind, device)
         factors = [tables[key] for key in keys]
         if target.layout.sample_kind != "atom":

@@ -1,6 +1,6 @@
 """The fitted scales and baseline of one target."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -200,9 +200,14 @@ class TargetScales:
     def _factor_ranges(self) -> dict[ScaleKind, tuple[float, float]]:
         return {}
 
-    def has_tables_for(self, types: Tensor) -> bool:
+    def has_tables_for(self, types: Set[int]) -> bool:
         """Whether all these types have scales of their own in :meth:`tables`."""
-        return self.layout.sample_kind != "atom" or self._row_of_type.keys() >= set(types.tolist())
+        return self.layout.sample_kind != "atom" or self._row_of_type.keys() >= types
+
+    @cached_property
+    def has_one_scale(self) -> bool:
+        """Whether all per-property scales are 1, as those of single-property targets."""
+        return all(bool((scales == 1.0).all()) for scales in self.per_property.values())
 
     def tables(self, kind: ScaleKind, device: torch.device) -> Mapping[Key, Tensor]:
         """One kind of scale of each block in a table indexed by atomic type.

@@ -110,9 +110,9 @@ def _squared_errors(
                 if k == len(terms):
                     terms.append(term)
                 term_of_part.append(k)
-                sizes.append(values.numel())
                 predicted.append(predictions_of_part.reshape(-1))
                 present.append(values.reshape(-1))
+                sizes.append(len(present[-1]))
     if len(terms) == 0:
         return terms, torch.zeros([0]), torch.zeros([0])
     values = torch.cat(present)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 from ..scaling import TargetPart
@@ -61,6 +62,7 @@ def metric_scopes(
     return scopes
 
 
+@cache
 def logged_path(name: str) -> str:
     """The name of a target in logged names: ``"mtt/dipole"`` for ``"mtt::dipole"``.
 

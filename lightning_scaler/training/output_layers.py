@@ -108,7 +108,7 @@ class OutputLayers:
         known = [
             system
             for system in systems
-            if all(scales.has_tables_for(system.types.cpu()) for scales in per_atom)
+            if all(scales.has_tables_for({*system.types.tolist()}) for scales in per_atom)
         ]
         if isinstance(systems, DeclaredBatch):  # which cannot be split
             return systems if len(known) == len(systems) else []

@@ -70,7 +70,7 @@ def tables(ours, kind="full"):
 
 
 def has_tables(ours, *types):
-    return ours.has_tables_for(torch.tensor(types))
+    return ours.has_tables_for({*types})
 
 
 def per_atom(**changes):
