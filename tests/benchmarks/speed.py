@@ -275,16 +275,15 @@ def print_baseline(times: int) -> None:
 
 
 def print_embedded(times: int) -> None:
-    """The fit pass over the embedded molecules, and the conversions of a training step."""
-    from embedded import fit_pass, training_step
+    """The fit pass over the embedded molecules."""
+    from embedded import fit_pass
 
     n_batches, variants = fit_pass()
     taken = {name: ms / n_batches for name, ms in medians(variants, times).items()}
-    step = training_step(times)
     over = taken["fit pass"] - taken["bare iteration"]
     print("\nembedded molecules, ms per batch of 32")
-    for name, ms in {**taken, "fit pass over bare iteration": over, **step}.items():
-        print(f"{name:32s}{ms:10.3f}{100 * ms / step['step']:10.2f} % of a step")
+    for name, ms in {**taken, "fit pass over bare iteration": over}.items():
+        print(f"{name:32s}{ms:10.3f}")
 
 
 def plot(found: dict[str, tuple[list[int], dict[str, list[float]]]], path: Path) -> None:
@@ -312,7 +311,7 @@ def main() -> None:
     parser.add_argument("--curves", type=Path, help="also measure the curves; plot them into this")
     parser.add_argument("--memory", action="store_true", help="also the memory of an update")
     parser.add_argument("--baseline", action="store_true", help="also the baseline's share")
-    parser.add_argument("--embedded", action="store_true", help="also the embedded molecules")
+    parser.add_argument("--embedded", action="store_true", help="also a fit pass over molecules")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with_metatrain = find_spec("metatrain") is not None

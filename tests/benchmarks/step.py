@@ -35,6 +35,7 @@ PARTS = ("targets_to_loss", "predictions_to_loss", "compute_loss", "update_metri
 TRANSFER, STEP, FORWARD, LIGHTNING = "transfer", "training_step", "forward", "results of Lightning"
 WARM_UP = 6
 BATCH = 32
+COUNTED = 4
 
 
 class Bare(LightningModule):
@@ -214,8 +215,10 @@ def main() -> None:
                 run(module(), data, Path(folder), clock := Clock())
                 found[name].append(parts_of(clock.taken))
         for name, module in modules.items() if options.operations else ():
-            run(module(), data, Path(folder), clock := Clock(operations=True))
-            counts[name] = count_operations(clock.operations, times + 1)
+            # The events of a step take tens of megabytes.
+            few = data[: WARM_UP + COUNTED]
+            run(module(), few, Path(folder), clock := Clock(operations=True))
+            counts[name] = count_operations(clock.operations, COUNTED)
     medians = {
         name: {part: statistics.median(r[part] for r in rounds) for part in rounds[0]}
         for name, rounds in found.items()

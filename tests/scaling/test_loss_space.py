@@ -377,3 +377,21 @@ def test_predictions_on_another_device_than_the_targets_are_refused(scaler):
     moved = {"energy": structure_target([1.0, 2.0]).to(device="meta")}
     with pytest.raises(ValueError, match=r"'energy': expected the device of the target, cpu, got"):
         predictions_to_loss(scaler, SYSTEMS, moved, targets)
+
+
+def test_predictions_with_one_scale_are_returned_as_they_are(scaler):
+    """They are divided by nothing, unless values are per atom or of another dtype."""
+    charges = atom_target([2.0, 1.0, 7.0, 2.0], atom_samples(1, 3))
+    targets = {"energy": structure_target([3.0, 12.0]), "charges": charges}
+    in_loss = targets_to_loss(scaler, SYSTEMS, targets, dtype=torch.float64)
+    predicted = {"energy": structure_target([1.0, 6.0]), "charges": charges}
+    found = predictions_to_loss(scaler, SYSTEMS, predicted, in_loss)
+    assert found["charges"] is charges
+    assert found["energy"].block().values.tolist() == [[1.0], [2.0]]
+    in_float32 = {name: tensor.to(torch.float32) for name, tensor in predicted.items()}
+    found = predictions_to_loss(scaler, SYSTEMS, in_float32, in_loss)
+    assert found["charges"].block().values.dtype == torch.float64
+    # A type that the fit has not seen has no scale, not one of 1.
+    other = [system(8), system(1, 1, 6)]
+    with pytest.raises(ValueError, match=r"'charges': no scale for the atomic types \[6\]"):
+        scaler.convert(other, {"charges": charges}, source="model", target="loss")
