@@ -24,7 +24,8 @@ def shrink(source: Path, name: str) -> None:
 
 with tempfile.TemporaryDirectory() as folder:
     data, model = MoleculesDataModule(), MoleculesModel()
-    scaler = TargetScaler(targets=["energy", "charges"], report=True)
+    units = {name: data.units[name] for name in ("energy", "energy/positions", "charges")}
+    scaler = TargetScaler(targets=["energy", "charges"], report=True, units=units)
     options = {"logger": False, "enable_checkpointing": False, "default_root_dir": folder}
     Trainer(
         max_epochs=0, limit_val_batches=0, accelerator="cpu", callbacks=[scaler], **options
@@ -32,11 +33,11 @@ with tempfile.TemporaryDirectory() as folder:
     shrink(Path(folder, "target_distributions.png"), "distributions.png")
 
     model = MoleculesModel()
-    scaler = TargetScaler(intensive_targets=["dipole"])
+    scaler = TargetScaler(intensive_targets=["dipole"], units=data.units)
     Trainer(
         max_epochs=0, limit_val_batches=0, accelerator="cpu", callbacks=[scaler], **options
     ).fit(model, data)
     targets = ["energy", "dipole", "polarizability", "charges", "populations"]
-    figure, _ = model.scaler.plot(targets, units=data.units)
+    figure, _ = model.scaler.plot(targets)
     figure.savefig(Path(folder, "scales.png"), dpi=110)
     shrink(Path(folder, "scales.png"), "scales.png")

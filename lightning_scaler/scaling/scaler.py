@@ -188,7 +188,7 @@ class Scaler(torch.nn.Module):
         Args:
             targets: names of the targets to draw. Default: all.
             ax: axes of matplotlib to draw into, for targets that share axes. Default: a new figure.
-            units: units by target name. Default: those of the declared targets.
+            units: units by target name. Default: those of the scaler.
 
         Returns:
             The figure, and its axes (a list if there are several).
