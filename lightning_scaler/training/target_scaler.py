@@ -90,8 +90,7 @@ class TargetScaler(Callback):
         relative_error: read samples in random order, at least 100 batches, until the standard error
             of every scale, divided by the scale, is estimated to be below this number, such as
             0.01. A target, not a bound: heavy tails are underestimated. Atomic types that are not
-            in the sample are unseen types. Default: read all data. See
-            :class:`training.sampled_pass.SampledPass`.
+            in the sample are unseen types. Default: read all data.
         refit: what to fit again if the module already has scales, from a checkpoint or an earlier
             fit. ``False``: nothing. ``True``: everything, which multiplies what the network has
             learned by new scale / old scale. ``"types"``: scales and contributions are added for
