@@ -134,7 +134,9 @@ class DeclaredBatch(Sequence[Any]):
         Raises:
             TypeError, ValueError: as :meth:`targets`, and for a missing prediction.
         """
-        found = self._in_output(output)
+        # An output may have been written to since it was last searched.
+        found = self._find_in(output)
+        self._last_output = output, found
         if needed is None:
             needed = () if found else self.declaration.targets
         for name, target in self.declaration.targets.items():
@@ -184,7 +186,8 @@ class DeclaredBatch(Sequence[Any]):
 
     def replace_predictions(self, output: Any, tensors: Mapping[str, TensorMap]) -> Any:
         """A copy of an output with other predictions, in the shapes of its own."""
-        return _replace_all(output, self._in_output(output), tensors)
+        last, found = self._last_output
+        return _replace_all(output, found if last is output else self._find_in(output), tensors)
 
     def named_predictions(self, output: Any) -> dict[str, Any]:
         """The members of an output by name, and ``n_atoms``, the atoms of each structure.
@@ -226,15 +229,13 @@ class DeclaredBatch(Sequence[Any]):
         found = {name: find_in_batch(name, t, self.batch, self.atoms) for name, t in targets}
         return {name: tensors for name, tensors in found.items() if tensors}
 
-    def _in_output(self, output: Any) -> dict[str, dict[str, FoundTensor]]:
-        if self._last_output[0] is not output:
-            targets = self.declaration.targets
-            found = {
-                name: find_in_output(name, target, output, self.batch, self.atoms, len(targets))
-                for name, target in targets.items()
-            }
-            self._last_output = output, {name: found[name] for name in found if found[name]}
-        return self._last_output[1]
+    def _find_in(self, output: Any) -> dict[str, dict[str, FoundTensor]]:
+        targets = self.declaration.targets
+        found = {
+            name: find_in_output(name, target, output, self.batch, self.atoms, len(targets))
+            for name, target in targets.items()
+        }
+        return {name: tensors for name, tensors in found.items() if tensors}
 
     def _tensormaps(
         self, found: Mapping[str, Mapping[str, FoundTensor]], atoms: Atoms

@@ -279,6 +279,16 @@ def test_an_output_needs_some_prediction_also_if_the_batch_has_no_targets():
         one.predictions({"E": numbers(2)})
 
 
+def test_an_output_that_was_written_to_is_searched_again():
+    batch = declared(batch_of(), t=PerStructure())
+    output = {"t": numbers(2)}
+    batch.predictions(output)
+    output["t"] = -numbers(2)
+    assert batch.predictions(output)["t"].block().values.flatten().tolist() == [-0.125, -0.25]
+    doubled = structure_target([1.0, 2.0], name="t")
+    assert batch.replace_predictions(output, {"t": doubled})["t"].tolist() == [1.0, 2.0]
+
+
 def test_predictions_keep_the_graph_of_autograd():
     weight = torch.tensor(2.0, requires_grad=True, dtype=torch.float64)
     one = declared(batch_of(), energy=PerStructure(gradients={"positions": "-f"}))
