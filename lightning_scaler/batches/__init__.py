@@ -5,11 +5,13 @@ and back, and determines once per target which system or atom each row belongs t
 ``tensors`` and ``settings``.
 """
 
+from .addresses import describe_address
 from .atomic_types import LARGEST_IN_TABLE, find_types
 from .atoms import Atoms, read_atoms
 from .declaration import Declaration
 from .declared_batch import DeclaredBatch
 from .declared_targets import STRESS, GradientTensor, PerAtom, PerStructure
+from .declared_tensors import signed_path
 from .device import move_to_device, move_unpacked
 from .engine import neighbor_vectors, sample_labels, selected_samples
 from .indexed_target import (
@@ -43,6 +45,7 @@ __all__ = [
     "check_plain_values",
     "check_unpacked",
     "clone_inference_tensors",
+    "describe_address",
     "describe_type",
     "find_types",
     "index_batch",
@@ -56,5 +59,6 @@ __all__ = [
     "relabel_by_position",
     "sample_labels",
     "selected_samples",
+    "signed_path",
     "unpack",
 ]

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from metatensor.torch import TensorMap
 from torch import Tensor
 
-from ..batches import STRESS, DeclaredBatch, PerStructure
+from ..batches import STRESS, DeclaredBatch, PerStructure, describe_address, signed_path
 from ..scaling import Scaler
 
 # Relative difference up to which two gradients are the same.
@@ -85,13 +85,23 @@ def _describe_difference(
     n_atoms: Tensor,
 ) -> str | None:
     """How a predicted gradient differs from the derivative, and what to do about it."""
+    gradient: Any = declared.gradients[parameter]
     if _are_same(given, -derivative):
+        sign, path = signed_path(gradient, of_output=True)
+        if sign < 0:
+            return (
+                f"{where} is minus the derivative of the predicted values: at "
+                f"{describe_address(path)}, forward returns the gradient itself, where minus the "
+                "gradient is declared; return minus the derivative, or, if the data have another "
+                f"sign than forward, declare gradients={{'{parameter}': {{'tensor': '-…', "
+                "'prediction': '+…'}}"
+            )
         tensor = {"positions": "forces", "strain": "virial"}[parameter]
         return (
             f"{where} is minus the derivative of the predicted values; forces and virials are "
             f"minus the gradient, so declare them with a minus: gradients={{'{parameter}': "
-            f"'-{tensor}'}}, or, if only forward returns the gradient itself, with the address "
-            "prediction='+…'"
+            f"'-{tensor}'}}, or, if the data have another sign than forward, declare "
+            f"gradients={{'{parameter}': {{'tensor': '…', 'prediction': '-…'}}}}"
         )
     # Whatever its sign is, which is seen next time.
     given, derivative = given.abs(), derivative.abs()
@@ -110,7 +120,6 @@ def _describe_difference(
             "the number of atoms in forward, or, if the energies are totals, declare them without "
             "per_atom=True"
         )
-    gradient: Any = declared.gradients[parameter]
     if parameter == "strain" and gradient.volume is None:
         volumes = derivative.flatten(1).norm(dim=1) / given.flatten(1).norm(dim=1)
         if volumes.max() > 1.01 * volumes.min() and _are_same(

@@ -122,7 +122,10 @@ def test_derivatives_are_right_without_a_word(make, tmp_path):
 
 @BOTH
 def test_the_other_sign_is_warned_of(make, tmp_path):
+    undeclared = {"energy": PerStructure(gradients={"positions": "forces"})}
     with pytest.warns(UserWarning, match="minus the derivative.*'positions': '-forces'"):
+        fit(tmp_path, make(Network), undeclared)
+    with pytest.warns(UserWarning, match="at 'forces', forward returns the gradient itself"):
         fit(tmp_path, make(OfOppositeSign))
     declared = PerStructure(gradients={"positions": {"tensor": "-forces", "prediction": "+forces"}})
     fit(tmp_path, make(OfOppositeSign), {"energy": declared})
