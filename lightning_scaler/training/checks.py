@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn, get_args
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from ..batches import Declaration
 from ..scaling import Scaler
@@ -270,6 +271,19 @@ def _check_same(name: str, argument: str, old: Any, new: Any) -> None:
             f"target '{name}': the scales that the module already has are for {argument}={old!r}, "
             f"and it is declared with {argument}={new!r}; use the same values, or set refit=True "
             "to fit again"
+        )
+
+
+def warn_of_undeclared(scaler: Scaler, now: Declaration) -> None:
+    """Warn of targets with scales that were declared before and are not any more."""
+    before = scaler.declaration.targets.keys() if scaler.declaration else set()
+    undeclared = sorted((before & scaler.targets.keys()) - now.targets.keys())
+    if undeclared:
+        rank_zero_warn(
+            f"the module has scales of the targets {undeclared}, which targets={{…}} does not "
+            "declare, so that they stay in model space where forward returns them, also in "
+            "predictions, and with checkpoints of this run; declare them too, unless forward no "
+            "longer returns them"
         )
 
 

@@ -1,6 +1,6 @@
 """Whether the settings requested now are those of restored scales."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Any
 
 from ..scaling import Scaler, TargetScales
@@ -13,8 +13,8 @@ Pairs = dict[str, tuple[Any, Any]]
 def check_restored(
     scaler: Scaler,
     requested: Settings,
-    targets: Iterable[str],
-    intensive_targets: Iterable[str],
+    targets: Collection[str],
+    intensive_targets: Collection[str],
     fixed_scales: dict[str, FixedScale],
     fixed_baseline: dict[str, dict[int, float]],
     additive: str | None = None,
@@ -27,7 +27,8 @@ def check_restored(
     Args:
         scaler: restored scaler.
         requested: general settings; ``system_labels="auto"`` matches any.
-        targets: names of the targets to fit.
+        targets: names of the targets to fit; of others, only settings that name them are compared.
+            Empty: all are.
         intensive_targets: names of the targets that are not divided by the number of atoms.
         fixed_scales: per-target scales by target name, as ``settings.parse_fixed_scales`` returns
             them.
@@ -47,9 +48,13 @@ def check_restored(
     check_names("fixed_baseline", fixed_baseline, known)
     check_names("baseline", without_baseline, known)
 
+    named = {*targets, *intensive_targets, *fixed_scales, *fixed_baseline, *without_baseline}
+    compared = [name for name in scaler.targets if not targets or name in named]
+
     def differences(part: RefitPart | None) -> list[str]:
         pairs = _general_settings(scaler, requested, additive, part)
-        for name, scales in scaler.targets.items():
+        for name in compared:
+            scales = scaler.targets[name]
             if scales.layout.sample_kind == "structure":
                 intensive = (not scales.extensive, name in intensive_targets)
                 pairs[f"intensive_targets: {name}"] = intensive

@@ -35,6 +35,7 @@ from .checks import (
     check_same_values,
     name_of_tuner,
     raise_for_tuner,
+    warn_of_undeclared,
 )
 from .data_pass import is_dev_run
 from .fit_decision import FitRequest, restores_later
@@ -416,6 +417,7 @@ class TargetScaler(Callback):
         """Set the declared targets, or none for a list of names; a checkpoint may have others."""
         if self.declaration is not None and scaler.fitted and self.refit is not True:
             check_same_values(scaler.declaration, self.declaration)
+            warn_of_undeclared(scaler, self.declaration)
         if self.refit is not True:
             check_same_units(scaler.units, self.units)
         if self.targets is not None:

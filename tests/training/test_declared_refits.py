@@ -144,6 +144,27 @@ def test_scales_that_are_kept_need_the_units_that_they_have(tmp_path, net, refit
         fit(tmp_path, net, batches(), targets=in_mev, refit=refit)
 
 
+def test_targets_that_are_not_declared_any_more_are_warned_of(tmp_path, net):
+    (batch, *_) = batches()
+    before = predictions(net, batch)["populations"]
+    with pytest.warns(UserWarning, match=r"scales of the targets \['populations'\].*model space"):
+        fit(tmp_path, net, batches(), targets={"energy": DECLARED["energy"]})
+    assert not torch.allclose(predictions(net, batch)["populations"], before)
+    fit(tmp_path, net, batches())
+    torch.testing.assert_close(predictions(net, batch)["populations"], before, rtol=0, atol=0)
+
+
+def test_settings_of_targets_that_are_not_declared_any_more_are_not_compared(tmp_path):
+    net, energy = Mixed().double(), {"energy": DECLARED["energy"]}
+    gaps = [{**batch, "gap": batch["energy"] + 1.0} for batch in batches()]
+    gap = PerStructure(intensive=True)
+    fit(tmp_path, net, gaps, targets={**energy, "gap": gap}, fixed_scales={"gap": 2.0})
+    with pytest.warns(UserWarning, match=r"scales of the targets \['gap'\]"):
+        fit(tmp_path, net, gaps, targets=energy)
+    with pytest.raises(ValueError, match=r"fixed_scales: gap was 2\.0 and is 3\.0"):
+        fit(tmp_path, net, gaps, targets=energy, fixed_scales={"gap": 3.0})
+
+
 def test_batches_are_moved_to_the_device_before_the_module_predicts(tmp_path, net):
     seen = []
     net.register_forward_pre_hook(lambda _, args: seen.append(args[0].get("moved")))
