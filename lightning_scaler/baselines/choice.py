@@ -10,6 +10,8 @@ from .composition import CompositionBaseline
 
 Choice = Literal["composition", "none"]
 
+_HINT = "; give the contributions of atomic types as fixed_baseline={'energy': {'H': -13.6, …}}"
+
 
 class AdditiveModule(Protocol):
     """Any ``torch.nn.Module``; see :class:`FrozenModule` for what it must support.
@@ -72,7 +74,7 @@ def parse_baseline(setting: Any, fixed: Numbers | None = None) -> ChosenBaseline
             )
             raise ValueError(
                 f"{where}: expected one of {list(get_args(Choice))} or a module{way_out}, got "
-                f"{choice!r}"
+                f"{choice!r}{_HINT if isinstance(choice, (Mapping, int, float)) else ''}"
             )
     if len(modules) > 1:
         raise ValueError(

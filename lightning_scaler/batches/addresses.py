@@ -145,6 +145,8 @@ def describe_holder(holder: Any) -> str:
         >>> describe_holder(({"z": 1, "batch": 2}, 0.5))
         'a tuple of a dict with batch, z; a float'
     """
+    if holder is None:
+        return "None"
     kind = type(holder).__name__
     words = f"{'an' if kind[:1] in 'AEIOUaeiou' else 'a'} {kind}"
     if isinstance(holder, (list, tuple)) and not hasattr(holder, "_fields"):

@@ -11,11 +11,15 @@ from .addresses import Path, describe_address, find, tensor_of
 
 def are_ase_atoms(batch: Any) -> bool:
     """Whether a batch is a list of ASE ``Atoms``; ASE itself is not needed."""
+    return isinstance(batch, (list, tuple)) and len(batch) > 0 and all(map(is_ase_atoms, batch))
+
+
+def is_ase_atoms(one: Any) -> bool:
+    """Whether an object is a structure of ASE, or looks like one."""
     return (
-        isinstance(batch, (list, tuple))
-        and len(batch) > 0
-        and all(hasattr(one, "numbers") and hasattr(one, "arrays") for one in batch)
-        and all(isinstance(getattr(one, "info", None), dict) for one in batch)
+        hasattr(one, "numbers")
+        and hasattr(one, "arrays")
+        and isinstance(getattr(one, "info", None), dict)
     )
 
 
@@ -47,9 +51,11 @@ def find_in_atoms(batch: Sequence[Any], path: Path, per_atom: bool) -> Tensor | 
         if value is None:
             value = torch.full(wanted, torch.nan, dtype=known[0].dtype)
         if value.shape != wanted:
+            has_rows = not per_atom and value.shape[:1] == (len(atoms),)
+            advice = "; if it has a row for each atom, declare PerAtom(...)" if has_rows else ""
             raise ValueError(
                 f"{describe_address(path)} of structure {i} of the batch: expected the shape "
-                f"{tuple(wanted)}, got {tuple(value.shape)}"
+                f"{tuple(wanted)}, got {tuple(value.shape)}{advice}"
             )
         parts.append(value)
     return torch.cat(parts) if per_atom else torch.stack(parts)

@@ -28,6 +28,7 @@ class FoundTensor(NamedTuple):
         shape: shape of a row in a block, ``(*components, n_properties)``.
         sign: 1 or -1; times this, and times ``scale``, it is part of a TensorMap.
         scale: a number for each structure, ``(n_structures,)``.
+        is_gradient: whether it is a gradient of the target.
     """
 
     where: str
@@ -37,6 +38,7 @@ class FoundTensor(NamedTuple):
     shape: tuple[int, ...]
     sign: int = 1
     scale: Tensor | None = None
+    is_gradient: bool = False
 
     def in_block(self, atoms: Atoms) -> Tensor:
         """The tensor as it is in a block, in its shape and on the device of the atoms.
@@ -55,10 +57,10 @@ class FoundTensor(NamedTuple):
         tensor = self.tensor.to(atoms.types.device)
         values = in_shape(tensor, n_rows, self.shape, n_atoms)
         if values is None:
-            raise ValueError(
-                f"{self.where}, at {describe_address(self.path)}: "
-                f"{describe_shape(tensor, n_rows, self.shape, self.per_atom)}"
+            described = describe_shape(
+                tensor, atoms.n_atoms, self.shape, self.per_atom, self.is_gradient
             )
+            raise ValueError(f"{self.where}, at {describe_address(self.path)}: {described}")
         values = -values if self.sign < 0 else values
         return values if self.scale is None else values * _per_structure(self.scale, values)
 
@@ -170,7 +172,9 @@ def _find(
         scale = None
         if gradient.volume:
             scale = _volumes(where, cast(Path, gradient.volume), batch, atoms)
-        found[parameter] = FoundTensor(where, path, tensor, per_atom, shape, sign, scale)
+        found[parameter] = FoundTensor(
+            where, path, tensor, per_atom, shape, sign, scale, is_gradient=True
+        )
     return found
 
 

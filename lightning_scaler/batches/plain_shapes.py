@@ -50,22 +50,39 @@ def restore_shape(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(like.shape)
 
 
-def describe_shape(tensor: Tensor, n_rows: int, shape: Sequence[int], per_atom: bool) -> str:
+def describe_shape(
+    tensor: Tensor, n_atoms: Tensor, shape: Sequence[int], per_atom: bool, is_gradient: bool
+) -> str:
     """The shape that is expected of a tensor, the shape that it has, and what to do about it.
 
     Args:
         tensor: tensor of the user's.
-        n_rows: number of rows of the block.
+        n_atoms: number of atoms of each structure.
         shape: shape of a row in the block, ``(*components, n_properties)``.
         per_atom: whether there is a row for each atom, otherwise for each structure.
+        is_gradient: whether it is a gradient of the target, whose rows cannot be declared.
     """
     *components, n_properties = shape
+    counts = n_atoms.numel(), int(n_atoms.sum())
+    n_rows, n_others = counts[::-1] if per_atom else counts
     rows = f"n_{'atoms' if per_atom else 'structures'}={n_rows}"
     sizes = ", ".join([rows, *map(str, components)])
     expected = f"({sizes}, {n_properties})"
     if n_properties == 1:
         expected = f"({sizes}{'' if components else ','}) or {expected}"
     advice = _advice(tensor, n_rows, components, n_properties)
+    rows_of = [[*components, n_properties], components if n_properties == 1 else None]
+    own = list(tensor.shape)
+    if not advice and not is_gradient and own[:1] == [n_others] and own[1:] in rows_of:
+        advice = "; it has a row for each structure: declare PerStructure(...)"
+        if not per_atom:
+            advice = (
+                "; it has a row for each atom: declare PerAtom(...), or sum over the atoms of each "
+                "structure"
+            )
+    padded = [counts[0], int(n_atoms.max())] if counts[0] else []
+    if not advice and per_atom and own[:2] == padded and own[2:] in rows_of:
+        advice = "; leave out the padding: give the rows of all structures one after another"
     return f"expected the shape {expected}, got {tuple(tensor.shape)}{advice}"
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .addresses import Path, describe_address, describe_holder, find, tensor_of
-from .ase_atoms import are_ase_atoms
+from .ase_atoms import are_ase_atoms, is_ase_atoms
 from .atomic_types import unique_types
 from .atoms import Atoms, read_atoms
 
@@ -37,6 +37,11 @@ def find_atoms(batch: Any, addresses: Mapping[str, Path]) -> Atoms:
         TypeError: for a batch without types, or with types that are not integers.
         ValueError: for numbers of atoms that do not add up, or that could mean two things.
     """
+    if not addresses and is_ase_atoms(batch):
+        raise TypeError(
+            "expected a batch, got one structure of ASE; a batch is a list of Atoms: "
+            "ScaleAccumulator.update([atoms]), fit([frames]), DataLoader(frames, collate_fn=list)"
+        )
     systems = None if addresses else _find_systems(batch)
     if systems is not None and are_ase_atoms(systems):
         numbers = [torch.as_tensor(atoms.numbers, dtype=torch.int64) for atoms in systems]
@@ -93,6 +98,12 @@ def _find_types(batch: Any, addresses: Mapping[str, Path]) -> tuple[Path, Tensor
 
 def _refuse_or_warn(where: str, path: Path, types: Tensor) -> None:
     """Types that are recognised by their name alone, and of which some are not positive."""
+    if types.dim() == 2 and bool((types.count_nonzero(1) == 1).all()) and int(types.max()) == 1:
+        raise ValueError(
+            f"{where}: expected an atomic number for each atom, got the shape "
+            f"{tuple(types.shape)} with one number in each row, a one-hot encoding; give atomic "
+            "numbers, or indices of types with batch={'types': …}"
+        )
     if types.dim() == 2 or bool((types < 0).any()):
         raise ValueError(
             f"{where}: expected positive atomic numbers, got {int(types.min())}; batches with "

@@ -30,6 +30,12 @@ def test_a_choice_for_each_target():
         ("mean", ValueError, r"baseline: expected one of \['composition', 'none'\] .* got 'mean'"),
         (None, ValueError, "or one of these for each target by its name, got None"),
         ({"gap": None}, ValueError, "baseline of target 'gap': expected one of .* got None"),
+        (-13.6, ValueError, "got -13.6; give the contributions of atomic types as fixed_baseline="),
+        (
+            {"energy": {"H": -13.6}},
+            ValueError,
+            "baseline of target 'energy': .* got {'H': -13.6}; .* as fixed_baseline=",
+        ),
         (ZBL, TypeError, r"got the class ZBL; write ZBL\(\)"),
         ({"e": ZBL}, TypeError, r"baseline of target 'e': .* got the class ZBL; write ZBL\(\)"),
         ({"e": ZBL(), "u": ZBL()}, ValueError, "expected one additive module, got 2"),

@@ -79,6 +79,18 @@ def test_a_name_with_two_values_is_refused_and_an_address_decides():
 
 def test_values_of_different_shapes_are_refused():
     batch = [atoms("H", info={"mu": np.ones(3)}), atoms("H", info={"mu": np.ones(2)})]
-    message = r"'mu' of structure 1 of the batch: expected the shape \(3,\), got \(2,\)"
+    message = r"'mu' of structure 1 of the batch: expected the shape \(3,\), got \(2,\)$"
     with pytest.raises(ValueError, match=message):
         targets(batch, mu=PerStructure(components="xyz"))
+
+
+def test_values_per_atom_that_are_declared_per_structure_are_named_as_such():
+    batch = [atoms("H", arrays={"q": [0.0]}), atoms("OH", arrays={"q": [0.1, -0.1]})]
+    message = r"expected the shape \(1,\), got \(2,\); if it has a row for each atom, declare"
+    with pytest.raises(ValueError, match=message):
+        targets(batch, q=PerStructure())
+
+
+def test_one_structure_is_not_a_batch():
+    with pytest.raises(TypeError, match="got one structure of ASE; a batch is a list of Atoms"):
+        targets(atoms("OH", energy=-1.0), energy=PerStructure())

@@ -220,9 +220,30 @@ REFUSED = {
     "per atom": (
         PerStructure(),
         {"t": numbers(5)},
-        r"expected the shape \(n_structures=2,\) or \(n_structures=2, 1\), got \(5,\)$",
+        r"expected the shape \(n_structures=2,\) or \(n_structures=2, 1\), got \(5,\); "
+        r"it has a row for each atom: declare PerAtom\(...\), or sum over the atoms of each st",
     ),
-    "per structure": (PerAtom(), {"t": numbers(2)}, r"\(n_atoms=5,\) or .* got \(2,\)$"),
+    "vectors per atom": (
+        PerStructure(components="xyz"),
+        {"t": numbers(5, 3)},
+        r"got \(5, 3\); it has a row for each atom: declare PerAtom",
+    ),
+    "per structure": (
+        PerAtom(),
+        {"t": numbers(2)},
+        r"\(n_atoms=5,\) or .* got \(2,\); it has a row for each structure: declare Per",
+    ),
+    "padding": (PerAtom(), {"t": numbers(2, 3)}, r"got \(2, 3\); leave out the padding: give the"),
+    "padded forces": (
+        PerStructure(gradients={"positions": "-f"}),
+        {"t": numbers(2), "f": numbers(2, 3, 3)},
+        r"got \(2, 3, 3\); leave out the padding",
+    ),
+    "forces of structures": (
+        PerStructure(gradients={"positions": "-f"}),
+        {"t": numbers(2), "f": numbers(2, 3)},
+        r"got \(2, 3\)$",
+    ),
     "integers": (
         PerStructure(),
         {"t": torch.tensor([1, 2])},
@@ -267,6 +288,11 @@ def test_a_missing_prediction_is_an_error_that_lists_the_output():
     with pytest.raises(ValueError, match=message):
         one.predictions({"enrgy": numbers(2)})
     assert one.predictions({"enrgy": numbers(2)}, needed=[]) == {}
+
+
+def test_an_output_that_is_none_is_named_as_such():
+    with pytest.raises(ValueError, match="'t': expected a tensor at 't', got None; return it from"):
+        declared(batch_of(), t=PerStructure()).predictions(None)
 
 
 def test_an_output_needs_some_prediction_also_if_the_batch_has_no_targets():

@@ -126,6 +126,12 @@ REFUSED = {
         ValueError,
         "'batch': .* whose atoms do not follow each other; sort the atoms by structure",
     ),
+    "one-hot types": (
+        {"z": torch.nn.functional.one_hot(TYPES), "batch": OWNERS},
+        {},
+        ValueError,
+        r"'z': expected an atomic number for each atom, got the shape \(4, \d\) .*one-hot encoding",
+    ),
     "padding with 0": (
         {"z": torch.tensor([[8, 1, 1], [6, 0, 0]])},
         {},
