@@ -91,6 +91,21 @@ class Declaration:
         """Units of the values by target name, where they are declared."""
         return {name: target.unit for name, target in self.targets.items() if target.unit}
 
+    @property
+    def gradient_terms(self) -> dict[str, str]:
+        """The term of the loss of each gradient, by the name of its tensor.
+
+        Example:
+            >>> energy = PerStructure(gradients={"positions": "-forces"})
+            >>> Declaration({"energy": energy}).gradient_terms
+            {'forces': 'energy/positions'}
+        """
+        return {
+            str(signed_path(gradient, of_output=False)[1][-1]): f"{name}/{parameter}"
+            for name, target in self.targets.items()
+            for parameter, gradient in gradients_of(target, of_output=False).items()
+        }
+
     def union(self, other: "Declaration | None") -> "Declaration":
         """The targets and addresses of both; where both have one, that of the other."""
         if other is None:

@@ -197,10 +197,17 @@ class ScaleAccumulator:
             unseen_types: as for :meth:`compute`.
 
         Raises:
-            TypeError, ValueError: as :meth:`update` and :meth:`compute`.
+            TypeError, ValueError: as :meth:`update` and :meth:`compute`; without any batch.
         """
+        found = False
         for batch in batches:
+            found = True
             self.update(batch)
+        if not found and not self._collection.layouts:
+            raise ValueError(
+                "fit: expected at least one batch, got none; an iterator, such as a generator, "
+                "gives its batches once, so make a new one"
+            )
         return self.compute(fixed_scales, unseen_types)
 
     def update(

@@ -257,6 +257,7 @@ class Scaler(torch.nn.Module):
             baseline: ``False`` leaves the baseline out, for differences.
 
         Raises:
+            RuntimeError: for plain tensors, if the scaler is not fitted.
             ValueError: for types without a scale or weight, samples that are not in the batch, or
                 a layout other than in the fit.
 
@@ -278,6 +279,12 @@ class Scaler(torch.nn.Module):
         if source not in SCALE_EXPONENTS or target not in SCALE_EXPONENTS:
             check_choice("source", source, Space)
             check_choice("target", target, Space)
+        if not self.fitted and not _are_tensormaps(tensors):
+            raise RuntimeError(
+                "convert: expected a Scaler with scales, got one that is not fitted; take that of "
+                "ScaleAccumulator.fit, of Scaler.load, or of a module after trainer.fit or "
+                "load_from_checkpoint"
+            )
         if self.declaration is not None and not _are_tensormaps(tensors):
             convert = partial(self.convert, source=source, target=target, baseline=baseline)
             return _convert_plain(systems, tensors, self.declaration, convert)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from ..batches import Declaration
 from ..scaling import Scaler
 from ..settings import Numbers, Settings, did_you_mean, parse_loss_weights
 
@@ -22,7 +23,11 @@ class LossSettings:
 
     @classmethod
     def parse(
-        cls, weights: Numbers | None, balance: bool | None, targets: Sequence[str] | None
+        cls,
+        weights: Numbers | None,
+        balance: bool | None,
+        targets: Sequence[str] | None,
+        declaration: Declaration | None = None,
     ) -> "LossSettings":
         """Check the settings as far as possible without data.
 
@@ -30,6 +35,7 @@ class LossSettings:
             weights: weights by term, such as ``{"energy/positions": 4}``.
             balance: whether to balance the terms.
             targets: names of the targets to fit; ``None``: all.
+            declaration: declared targets, which name their gradients.
 
         Raises:
             TypeError: for a ``balance`` that is not a bool.
@@ -40,9 +46,12 @@ class LossSettings:
         parsed = parse_loss_weights(weights)
         for term in parsed or ():
             if targets is not None and not _is_term_of(term, targets):
+                gradient = None if declaration is None else declaration.gradient_terms.get(term)
+                way_out = did_you_mean(term.split("/")[0], targets)
+                if gradient is not None:
+                    way_out = f"as a gradient, '{term}' is the term '{gradient}'"
                 raise ValueError(
-                    f"loss_weights names '{term}', whose target is not in targets=[…]; "
-                    f"{did_you_mean(term.split('/')[0], targets)}"
+                    f"loss_weights names '{term}', whose target is not in targets=[…]; {way_out}"
                 )
         return cls(parsed, balance)
 

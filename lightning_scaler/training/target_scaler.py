@@ -203,7 +203,7 @@ class TargetScaler(Callback):
         self.at = at
         self.targets, self.intensive_targets = checked.targets, checked.intensive_targets
         self.system_labels: SystemLabels = system_labels
-        loss = LossSettings.parse(loss_weights, balance_loss, self.targets)
+        loss = LossSettings.parse(loss_weights, balance_loss, self.targets, self.declaration)
         self.loss_weights, self.balance_loss = loss.weights, loss.balance
         self._scales_kept = False
         # Names of the targets whose scales were kept, until the first batch.

@@ -49,6 +49,9 @@ def test_not_fitted():
     assert scaler.scales == scaler.per_target_scales == scaler.per_property_scales == {}
     energy = data()["energy"]
     assert scaler.convert(SYSTEMS, {"energy": energy})["energy"] is energy
+    plain = {"z": torch.tensor([8]), "n_atoms": torch.tensor([1]), "energy": torch.tensor([-3.0])}
+    with pytest.raises(RuntimeError, match="expected a Scaler with scales, got one that is not"):
+        scaler.convert(plain, plain)
     assert repr(scaler) == "Scaler(not fitted)"
 
 

@@ -17,7 +17,7 @@ from small_training import (
     scaler_callback,
 )
 
-from lightning_scaler import Scaler, TargetScaler
+from lightning_scaler import PerStructure, Scaler, TargetScaler
 
 TERMS = ["charges", "dipole", "energy", "energy/positions", "polarizability"]
 
@@ -137,6 +137,13 @@ def test_a_weight_of_a_target_that_is_not_fitted_is_refused_at_once():
     with pytest.raises(ValueError, match=message):
         TargetScaler(targets=["energy"], loss_weights={"enrgy/positions": 4})
     TargetScaler(targets=["energy"], loss_weights={"energy/positions": 4, "energy": 2})
+
+
+def test_a_weight_of_forces_is_told_their_term():
+    energy = PerStructure(gradients={"positions": "-forces"})
+    with pytest.raises(ValueError, match="as a gradient, 'forces' is the term 'energy/positions'"):
+        TargetScaler(targets={"energy": energy}, loss_weights={"forces": 4})
+    TargetScaler(targets={"energy": energy}, loss_weights={"energy/positions": 4})
 
 
 @pytest.mark.parametrize("value", ["false", 0, 1.0])
