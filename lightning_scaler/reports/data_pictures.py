@@ -98,6 +98,7 @@ def draw_terms(
     n_columns = 1 if missing is None else 2
     labels = width_of_labels(shorten(name) for name in {*mean_squares, *(missing or {})})
     figure = new_figure((2.9 + labels) * n_columns, [height], n_columns)
+    figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr, call-arg]
     _draw_mean_squares(mean_squares, figure.axes[0])
     if missing is not None:
         _draw_missing(missing, figure.axes[1])

@@ -1,6 +1,7 @@
 """A sample of the batches of a data pass, for pictures of the data before and after scaling."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from .processes import FitProcesses
 MAX_SYSTEMS = 1024
 MAX_VALUES = 2**18
 
-# Numbers of all and of missing values of each property, by target and block.
+# Numbers of all and of missing values of each property, by term of the loss and block.
 Counts = dict[str, dict[Key, tuple[Tensor, Tensor]]]
 
 
@@ -31,9 +32,17 @@ class DataSample:
     Args:
         max_systems: number of systems to keep.
         max_values: number of atoms and values to keep; one batch may have more.
+        keep_systems: whether the systems are needed, with their positions and lists of neighbors,
+            for an additive module; otherwise only the types of their atoms are kept.
     """
 
-    def __init__(self, max_systems: int = MAX_SYSTEMS, max_values: int = MAX_VALUES) -> None:
+    def __init__(
+        self,
+        max_systems: int = MAX_SYSTEMS,
+        max_values: int = MAX_VALUES,
+        keep_systems: bool = False,
+    ) -> None:
+        self._keep_systems = keep_systems
         self._limits = max_systems, max_values
         self._distance = 1
         self._n_read = 0
@@ -52,10 +61,14 @@ class DataSample:
         for name, tensor in batch.targets.items():
             if is_tensormap(tensor):
                 n_values += sum(block.values.numel() for block in tensor.blocks())
-                _add(self._counts.setdefault(name, {}), _count(name, batch))
+                for term, counts in _count(name, batch).items():
+                    _add(self._counts.setdefault(term, {}), counts)
         if self._n_read % self._distance == 0:
             atoms = read_atoms(batch.systems)
             n_values += atoms.types.numel()
+            if not self._keep_systems:
+                types_only: Any = replace(atoms, systems=(), host=None, moved=())
+                batch = Batch(types_only, dict(batch.targets), batch.masks)
             self._kept[self._n_read] = batch, atoms.n_systems, n_values
         self._n_read += 1
         while len(self._kept) > 1 and self._is_too_large():
@@ -67,17 +80,17 @@ class DataSample:
         if processes.world_size > 1:
             by_rank, self._counts = processes.gather_objects(self._counts), {}
             for counts in by_rank:
-                for name, of_target in counts.items():
-                    _add(self._counts.setdefault(name, {}), of_target)
+                for term, of_term in counts.items():
+                    _add(self._counts.setdefault(term, {}), of_term)
 
     def missing_values(self, scaler: Scaler) -> dict[str, MissingValues]:
-        """The shares of missing values of each target with scales that the data have."""
+        """The shares of missing values of each term of the loss that the data have."""
         found = {}
-        for name in scaler.targets:
-            of_target = self._counts.get(name, {})
+        for name in scaler.loss_terms:
+            of_term = self._counts.get(name, {})
             n_all, n_missing = (
                 torch.cat([torch.empty(0, dtype=torch.int64), *counts])
-                for counts in (zip(*of_target.values(), strict=True) if of_target else ((), ()))
+                for counts in (zip(*of_term.values(), strict=True) if of_term else ((), ()))
             )
             if int(n_all.sum()):
                 share = float(n_missing.sum() / n_all.sum())
@@ -115,17 +128,24 @@ class DataSample:
         return any(total > limit for total, limit in zip(totals, self._limits, strict=True))
 
 
-def _count(name: str, batch: Batch) -> dict[Key, tuple[Tensor, Tensor]]:
-    """The numbers of all and of missing values of each property of a target, by block."""
+def _count(name: str, batch: Batch) -> Counts:
+    """The numbers of all and of missing values of each property of a target and its gradients.
+
+    A mask is that of the values; missing gradients are NaN.
+    """
     tensor, mask = batch.targets[name], batch.masks.get(name)
     masks = [] if mask is None else mask_values(name, tensor, mask.to(device=tensor.device))
-    counts = {}
+    counts: Counts = {}
     for i, key in enumerate(tensor.keys.values.tolist()):
-        missing = tensor.block_by_id(i).values.isnan()
-        missing = missing | ~masks[i] if masks else missing
-        missing = missing.reshape(-1, missing.shape[-1]).cpu()
-        n_all = torch.full((missing.shape[1],), missing.shape[0], dtype=torch.int64)
-        counts[tuple(key)] = n_all, missing.sum(0)
+        block = tensor.block_by_id(i)
+        missing = block.values.isnan()
+        missing_by_term = {name: missing | ~masks[i] if masks else missing}
+        for parameter in block.gradients_list():
+            missing_by_term[term_name(name, parameter)] = block.gradient(parameter).values.isnan()
+        for term, missing in missing_by_term.items():
+            missing = missing.reshape(-1, missing.shape[-1]).cpu()
+            n_all = torch.full((missing.shape[1],), missing.shape[0], dtype=torch.int64)
+            counts.setdefault(term, {})[tuple(key)] = n_all, missing.sum(0)
     return counts
 
 

@@ -90,7 +90,10 @@ def _fit(
     layers = None
     if decision.part == "scales":
         layers = OutputLayers(module, request.output_layers)
-    sample = DataSample() if request.report and not is_dev_run(trainer) else None
+    sample = None
+    if request.report and not is_dev_run(trainer):
+        has_module = request.additive is not None or scaler.additive is not None
+        sample = DataSample(keep_systems=has_module)
     fitted, batch, precision = fit_scales(trainer, module, decision, processes, record, sample)
     if layers is not None:
         layers.absorb(trainer, fitted, batch)

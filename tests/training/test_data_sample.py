@@ -3,7 +3,7 @@ from itertools import pairwise
 import torch
 from builders import atom_samples, atom_target, mask_of, structure_target, system
 
-from lightning_scaler.batches import Batch
+from lightning_scaler.batches import Batch, read_atoms
 from lightning_scaler.training.data_sample import DataSample
 
 SYSTEMS = [system(8), system(1, 1, 8)]
@@ -42,10 +42,33 @@ def test_missing_and_masked_values_are_counted_for_each_property():
         sample.update(Batch(SYSTEMS, {"charges": charges, "energy": energy}, masks))
 
     class Scaler:
-        targets = ("energy", "charges", "absent")
+        loss_terms = ("energy", "energy/positions", "charges", "absent")
 
     found = sample.missing_values(Scaler())
     assert found["charges"].share == 3 / 8
     assert found["charges"].by_property == [0.5, 0.25]
     assert found["energy"] == (0.5, [0.5])
+    assert "energy/positions" not in found
     assert "absent" not in found
+
+
+def test_missing_values_of_gradients_are_counted_whatever_the_mask_of_the_values_is():
+    forces = [[[0.1, 0.2, 0.3]], [[torch.nan] * 3] * 3]
+    energy = structure_target([1.0, torch.nan], gradient={"positions": forces})
+    sample = DataSample()
+    sample.update(Batch(SYSTEMS, {"energy": energy}, {"energy": mask_of(energy, [[[0], [0]]])}))
+
+    class Scaler:
+        loss_terms = ("energy", "energy/positions")
+
+    found = sample.missing_values(Scaler())
+    assert found == {"energy": (1.0, [1.0]), "energy/positions": (0.75, [0.75])}
+
+
+def test_systems_are_kept_only_for_additive_modules():
+    for keep, expected in ((False, ()), (True, SYSTEMS)):
+        sample = DataSample(keep_systems=keep)
+        sample.update(batch(1))
+        ((kept, _, _),) = sample._kept.values()
+        assert read_atoms(kept.systems).systems == expected
+        assert read_atoms(kept.systems).types.tolist() == [8, 1, 1, 8]
