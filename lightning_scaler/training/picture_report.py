@@ -14,7 +14,7 @@ from .metric_scopes import logged_path
 from .run_folder import run_folder
 
 
-def write_report(trainer: Trainer, scaler: Scaler, sample: DataSample, folder: Path) -> None:
+def write_report(trainer: Trainer, scaler: Scaler, sample: DataSample) -> None:
     """Write the pictures of a fit, and log them and the scales; on rank 0 alone.
 
     A failure is a warning: it must not stop a training whose scales are fitted.
@@ -23,16 +23,15 @@ def write_report(trainer: Trainer, scaler: Scaler, sample: DataSample, folder: P
         trainer: trainer of the run.
         scaler: scaler after the fit.
         sample: sample of the data; empty if they were not read.
-        folder: folder of the run.
     """
-    written = []
+    written: list[Path] = []
     try:
-        step = trainer.global_step
+        step, folder = trainer.global_step, report_folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in _pictures(scaler, sample):
             path = folder / f"target_{name}.png"
             pixels = write_png(figure, path)
-            written.append(path.name)
+            written.append(path)
             _log_picture(trainer, f"target_scaler/{name}", path, pixels, step)
         for logger in trainer.loggers:
             logger.log_metrics(_logged_scales(scaler), step=step)
@@ -42,7 +41,8 @@ def write_report(trainer: Trainer, scaler: Scaler, sample: DataSample, folder: P
             stacklevel=2,
         )
     if written:
-        print_text(f"TargetScaler: pictures of the fit in {folder}: {', '.join(written)}")
+        names = ", ".join(path.name for path in written)
+        print_text(f"TargetScaler: pictures of the fit in {written[0].parent}: {names}")
 
 
 def report_folder(trainer: Trainer) -> Path:

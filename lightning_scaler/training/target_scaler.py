@@ -43,7 +43,7 @@ from .fit_missing import fit_missing
 from .fit_report import print_fit, report_kept_scales
 from .loss_settings import LossSettings
 from .own_scaling import warn_of_own_scaling
-from .picture_report import report_folder, write_report
+from .picture_report import write_report
 from .random_states import RandomStates, preserve_rng
 from .run_folder import run_folder
 from .scale_steps import move_place, scale_steps
@@ -444,7 +444,7 @@ class TargetScaler(Callback):
             folder = None if is_dev_run(trainer) else run_folder(trainer)
             print_fit(scaler, self._to_report, result.changes, result.precision, folder)
             if result.sample is not None:
-                write_report(trainer, scaler, result.sample, report_folder(trainer))
+                write_report(trainer, scaler, result.sample)
 
     def _forget_record(self) -> None:
         if self._record is not None:

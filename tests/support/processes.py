@@ -665,10 +665,10 @@ def pictures(folder, world_size):
     """The pictures and missing values that a process reports, and the RMS of validation targets."""
     reported, write = {}, target_scaler.write_report
 
-    def record(trainer, scaler, sample, into):
+    def record(trainer, scaler, sample):
         missing = sample.missing_values(scaler)
         reported.update({name: found.share for name, found in missing.items()})
-        write(trainer, scaler, sample, into)
+        write(trainer, scaler, sample)
 
     data = SmallData(22, 4)
     for _, numbers in data.train.items[::3]:

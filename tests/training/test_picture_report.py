@@ -284,6 +284,21 @@ def test_several_validation_loaders_have_an_rms_each(tmp_path):
     assert abs(logged["val/rms/dipole/dataloader_idx_1"].item() - 1.0) > 0.01
 
 
+class WithoutServer(Gallery):
+    """A logger that asks a server for the name of the run, in vain."""
+
+    @property
+    def version(self):
+        raise ConnectionError("no server")
+
+
+def test_a_logger_without_a_folder_does_not_stop_the_training(tmp_path):
+    message = "the report of the fit is not complete: ConnectionError: no server"
+    with pytest.warns(UserWarning, match=message):
+        _, trainer = run_with_one_target(tmp_path, WithoutServer(tmp_path))
+    assert trainer.global_step > 0
+
+
 def test_a_report_that_cannot_be_written_does_not_stop_the_training(tmp_path):
     (tmp_path / "file").write_text("in the way of the folder")
     with pytest.warns(UserWarning, match=r"the report of the fit is not complete: \w+Error"):
