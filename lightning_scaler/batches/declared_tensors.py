@@ -172,6 +172,8 @@ def _find(
         scale = None
         if gradient.volume:
             scale = _volumes(where, cast(Path, gradient.volume), batch, atoms)
+            if not of_output:  # a stress without a volume, as of a molecule, is missing
+                scale = scale.where(scale != 0.0, torch.nan)
         found[parameter] = FoundTensor(
             where, path, tensor, per_atom, shape, sign, scale, is_gradient=True
         )

@@ -305,6 +305,22 @@ def test_an_output_needs_some_prediction_also_if_the_batch_has_no_targets():
         one.predictions({"E": numbers(2)})
 
 
+def test_a_stress_of_a_structure_without_a_volume_is_missing():
+    stress = {"strain": {"tensor": "s", "volume": "cell"}}
+    cells = torch.stack([2.0 * torch.eye(3), torch.zeros(3, 3)]).double()
+    batch = declared(
+        batch_of(t=numbers(2), s=torch.ones(2, 3, 3).double(), cell=cells),
+        t=PerStructure(gradients=stress),
+    )
+    target = batch.targets()["t"].block().gradient("strain").values
+    assert target[0].unique().tolist() == [8.0]
+    assert target[1].isnan().all()
+    # NaN in a prediction would make all gradients of the loss NaN.
+    output = {"t": numbers(2), "s": torch.ones(2, 3, 3).double()}
+    prediction = batch.predictions(output)["t"].block().gradient("strain").values
+    assert prediction[1].unique().tolist() == [0.0]
+
+
 def test_an_output_that_was_written_to_is_searched_again():
     batch = declared(batch_of(), t=PerStructure())
     output = {"t": numbers(2)}
