@@ -1,11 +1,14 @@
 """The benchmarks, which are run by hand, still run."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+SCALE = Path(__file__).parent / "benchmarks" / "scale.py"
+STEP = Path(__file__).parent / "benchmarks" / "step.py"
 SPEED = Path(__file__).parent / "benchmarks" / "speed.py"
 BALANCE = Path(__file__).parent / "benchmarks" / "balance.py"
 PLAIN_TENSORS = Path(__file__).parent / "benchmarks" / "plain_tensors.py"
@@ -26,7 +29,25 @@ def test_the_benchmarks_print_a_line_for_every_item(tmp_path):
     output = output_of(SPEED, options, tmp_path)
     for item in items:
         assert any(line.startswith(item) for line in output.splitlines())
-    assert "conversions" in output
+    assert "fit pass over bare iteration" in output
+
+
+@pytest.mark.slow
+def test_the_parts_of_a_step_are_measured_in_a_trainer(tmp_path):
+    output = output_of(STEP, ["--times", "1", "--rounds", "1"], tmp_path)
+    shares = re.findall(r"^(\w+) .* +([\d.]+) %$", output, re.M)
+    found = {name: float(share) for name, share in shares}
+    assert found["step"] == 100.0
+    assert 0.0 < found["update_metrics"] < found["forward"] < 100.0
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_the_imports_for_any_number_of_structures(tmp_path):
+    options = ["--structures", "1000", "--atoms", "20", "--processes", "1"]
+    output = output_of(SCALE, options, tmp_path)
+    (memory,) = re.findall(r"^fit pass, 1 of 1 .* % +([\d ]+)$", output, re.M)
+    megabytes = [int(word) for word in memory.split()]
+    assert megabytes[-1] < 1.2 * megabytes[0]
 
 
 @pytest.mark.slow

@@ -268,7 +268,10 @@ def test_a_type_that_is_too_rare_is_named(tmp_path, capsys):
         data.train.items[index],
     )
     capsys.readouterr()
-    with pytest.warns(UserWarning, match="zero, or below their rounding noise"):
+    with (
+        pytest.warns(UserWarning, match="zero, or below their rounding noise"),
+        pytest.warns(UserWarning, match=r"few samples .*'charges', S \(16\) in 1 atom"),
+    ):
         fitted(tmp_path, data, relative_error=0.2)
     found, printed = line(capsys)
     assert found.startswith("100 of 300 batches")
@@ -276,7 +279,7 @@ def test_a_type_that_is_too_rare_is_named(tmp_path, capsys):
         "too few values in the data: type 16 of 'charges' (unknown); fixed_scales gives these, "
         "and without relative_error all data are read"
     )
-    assert re.search(r" 16 +[\d.]+ +– +1\n", printed)
+    assert re.search(r" S \(16\) +[\d.]+ +–\n", printed)
 
 
 @pytest.mark.slow
