@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from builders import fit, single_value_statistics, structure_target, system
 from launching import call
 
@@ -39,6 +40,7 @@ def test_more_than_50_differences_are_counted(monkeypatch, capsys, tmp_path):
     assert "energy50" not in out
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_one_line_and_status_2(tmp_path):
     single_value_statistics(3.0).save(tmp_path / "a")
     (tmp_path / "b").write_bytes((tmp_path / "a").read_bytes()[:-9])

@@ -81,6 +81,7 @@ def test_statistics_without_data_are_one_line(monkeypatch, capsys, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_warning_of_the_fit_is_one_line(tmp_path):
     single_value_statistics(1.0, baseline=CompositionBaseline()).save(tmp_path / "a")
     command = Path(sys.executable).with_name("lightning-scaler-show")

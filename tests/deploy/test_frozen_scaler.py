@@ -72,6 +72,7 @@ def test_every_kind_of_target_has_the_bits_of_convert(kind, intensive):
         assert_same_bits(frozen(systems, {"t": prediction}, {}, None)["t"], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # about zeros and types without data
 @over(80)
 @given(cases(exponents=(-20, 20), readings=("position",)))

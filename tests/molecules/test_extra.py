@@ -29,6 +29,7 @@ def run_without(package, folder, *command):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "imported", "message"),
     [

@@ -83,6 +83,7 @@ def values(tensor) -> torch.Tensor:
     return torch.cat([block.values.flatten(1) for block in tensor.blocks()], 1)
 
 
+@pytest.mark.slow
 def test_torchscript_returns_the_same_values(network, scripted):
     systems, atoms = make_systems(), Labels(["system", "atom"], torch.tensor([[0, 1], [2, 5]]))
     shares = {name: ModelOutput(sample_kind="atom") for name in TOTALS}

@@ -280,6 +280,7 @@ def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path):
     assert len(unfinished.read_bytes()) == 512
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_leaves_the_old_file_and_no_other(tmp_path):
     path = file_of("Scaler", tmp_path)
     before = path.read_bytes()

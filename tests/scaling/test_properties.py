@@ -29,6 +29,7 @@ SCALED = cases(baselines=("none",), exponents=(-60, 60), readings=BY_POSITION, e
 # With one; a column that is missing throughout has none, so nothing is missing.
 OFFSET = cases(baselines=("composition", "fixed"), readings=BY_POSITION, complete=True)
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:these data are zero"),
     pytest.mark.filterwarnings("ignore:some atomic types have no data for a property"),
@@ -62,7 +63,6 @@ def scales_of(scaler):
 # Round trips.
 
 
-@pytest.mark.slow
 @over(FEW)
 @given(SCALED)
 def test_conversions_and_their_inverses(case):
@@ -74,7 +74,6 @@ def test_conversions_and_their_inverses(case):
         np.testing.assert_allclose(flat(back), flat(targets["t"]), rtol=1e-14)
 
 
-@pytest.mark.slow
 @over(FEW)
 @given(OFFSET)
 def test_conversions_and_their_inverses_with_a_baseline(case):
@@ -107,7 +106,6 @@ def test_one_step_equals_two(case):
 # Batches, orders, merging.
 
 
-@pytest.mark.slow
 @over(FEW)
 @given(cases(complete=True, readings=BY_POSITION), st.randoms(use_true_random=False))
 def test_neither_batches_nor_orders_nor_merging_matter(case, random):
@@ -206,7 +204,6 @@ def bits(tensors):
     return [b.values.numpy().tobytes() for t in tensors.values() for b in t.blocks()]
 
 
-@pytest.mark.slow
 @over(FEW)
 @given(st.one_of(SCALED, OFFSET))
 def test_inputs_stay_as_they_are(case):
@@ -291,7 +288,6 @@ def of_vectors_and_matrices(vectors, matrices, samples):
     }
 
 
-@pytest.mark.slow
 @over(FEW)
 @given(st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from([None, CompositionBaseline()]))
 def test_rotated_data_have_the_same_scales(seed, per_atom, baseline):

@@ -172,6 +172,7 @@ def with_rare_type(n_rare):
     return data
 
 
+@pytest.mark.slow
 def test_a_type_that_is_too_rare_is_named_and_does_not_count():
     """Two sulfur atoms in a fifth of the data: about ten in all, of the 10 000 that 1 % needs."""
     groups, _ = groups_of(with_rare_type(2))
@@ -184,6 +185,7 @@ def test_a_type_that_is_too_rare_is_named_and_does_not_count():
     assert "too few values in the data: type 16 of 'charges'" in str(sample)
 
 
+@pytest.mark.slow
 def test_a_type_in_one_group_has_an_unknown_error():
     groups, _ = groups_of(with_rare_type(1))
     sample = estimate_sample(groups, 500, 2500, relative_error=0.05)
@@ -191,6 +193,7 @@ def test_a_type_in_one_group_has_an_unknown_error():
     assert sample.errors["charges"].isnan().tolist() == [False, False, False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_all_batches", [12_500, 25_000])
 def test_a_rare_type_counts_if_the_data_have_enough_of_it(n_all_batches):
     """Of 20 in 500 batches there are 500 in 12 500 batches, and 1000 in 25 000.
@@ -211,6 +214,7 @@ def test_types_of_few_data_are_not_rare_if_they_are_frequent():
     assert not sample.precise
 
 
+@pytest.mark.slow
 def test_a_rare_property_is_named_with_its_block():
     data = Structures(2000)
     data.scalars[4:, :, 1] = np.nan
@@ -257,6 +261,7 @@ def test_a_file_keeps_the_sample_until_batches_are_added(tmp_path):
     assert loaded.sample is None
 
 
+@pytest.mark.slow
 def test_statistics_of_a_sample_are_not_merged_with_others(tmp_path):
     (other, *_), _ = groups_of(Structures(80, seed=1))
     sampled().save(tmp_path / "sample")

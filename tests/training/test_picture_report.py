@@ -252,6 +252,7 @@ def test_distributions_are_those_of_the_data_before_and_after(tmp_path, monkeypa
     assert square == pytest.approx(net.scaler.mean_squares["energy/positions"])
 
 
+@pytest.mark.slow
 def test_a_module_with_steps_of_its_own_has_a_report_with_its_units(tmp_path, monkeypatch):
     found = drawn(monkeypatch)
     energy = PerStructure(gradients={"positions": "-forces"}, unit="eV")

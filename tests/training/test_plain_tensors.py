@@ -149,6 +149,7 @@ def runs(molecules, tmp_path_factory):
     return (with_maps, *of_maps), (with_tensors, *of_tensors), plain, kept
 
 
+@pytest.mark.slow
 def test_scales_losses_and_metrics_are_those_of_tensormaps_bit_by_bit(runs):
     (with_maps, _, metrics, _), (with_tensors, _, others, _), _, _ = runs
     for kind in ("per_target_scales", "per_property_scales"):

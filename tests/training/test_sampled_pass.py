@@ -219,6 +219,7 @@ def test_a_stream_has_no_random_order(tmp_path):
         assert fitted(tmp_path, loader, **way_out).scaler.fitted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "n_reads"), [({"overfit_batches": 3}, 12), ({"fast_dev_run": 2}, 8)]
 )
