@@ -49,7 +49,7 @@ class ErrorSums(Metric):
         self.found.update(parts)
         if parts != self.parts:
             rows = dict(zip(parts, sums, strict=True))
-            nothing = sums.new_zeros(3)
+            nothing = self.sums.new_zeros(3)  # a batch without targets has no device
             sums = torch.stack([rows.get(part, nothing) for part in self.parts])
         # Not in place: Lightning resets metrics in inference mode.
         self.sums = self.sums + sums

@@ -18,6 +18,7 @@ _SETTINGS = (
     "dist_sync_on_step",
     "process_group",
     "dist_sync_fn",
+    "distributed_available_fn",
     "sync_on_compute",
     "compute_with_cache",
 )

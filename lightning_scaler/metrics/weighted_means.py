@@ -49,7 +49,7 @@ class WeightedMeans(Metric):
         terms = torch.stack([weights * values.detach().double(), weights])
         if names != self.names:
             columns = dict(zip(names, terms.unbind(1), strict=True))
-            nothing = terms.new_zeros(2)
+            nothing = self.totals.new_zeros(2)  # a batch without targets has no device
             terms = torch.stack([columns.get(name, nothing) for name in self.names], 1)
         # Not in place: Lightning resets metrics in inference mode.
         self.totals, self.weights = self.totals + terms[0], self.weights + terms[1]

@@ -27,6 +27,11 @@ class MetricOutput(WrapperMetric):
         self.metric = metric
         self.name = name
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the shared metric, to which Lightning moves what is logged."""
+        return self.metric.device
+
     @override
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Update the shared metric."""

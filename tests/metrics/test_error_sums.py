@@ -63,6 +63,12 @@ def test_missing_values_only_are_no_error_and_nan_predictions_are():
     assert error.compute().isnan()
 
 
+def test_a_batch_without_targets_may_be_on_another_device():
+    sums = ErrorSums([ENERGY]).to("meta")
+    sums.update([], torch.zeros(0, 3))  # computed from no tensor at all
+    assert sums.sums.device.type == "meta"
+
+
 class OwnError(MeanAbsoluteError):
     """Whatever a derived class does is left to it."""
 
@@ -77,6 +83,7 @@ def test_only_plain_errors_are_replaced_by_sums():
         MeanAbsoluteError(num_outputs=3),
         MeanSquaredError(sync_on_compute=False),
         MeanAbsoluteError(dist_sync_fn=lambda *args: args),
+        MeanAbsoluteError(distributed_available_fn=lambda: False),
         persistent,
     ):
         assert not is_summable(metric)

@@ -20,3 +20,9 @@ def test_means_are_updated_by_name_in_any_order():
     means.update(["b"], torch.tensor([7.0]), torch.tensor([2.0]))
     assert means.found == {"b"}
     assert means.compute()["b"] == 7.0
+
+
+def test_a_batch_without_terms_may_be_on_another_device():
+    means = WeightedMeans(["a"]).to("meta")
+    means.update([], torch.zeros(0), torch.zeros(0))  # computed from no tensor at all
+    assert means.totals.device.type == "meta"

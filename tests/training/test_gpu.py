@@ -43,6 +43,24 @@ def test_scales_equal_those_of_the_cpu(tmp_path, strategy):
     assert largest_difference(on_gpu, fitted(tmp_path)) <= 1e-12
 
 
+def test_steps_log_the_metrics_that_they_log_on_the_cpu(tmp_path):
+    def without_targets(items):
+        """The first batch of the validation has no targets."""
+        batch = collate(items)
+        return {"system": batch["system"]} if len(items[0][0]) == 1 else batch
+
+    logged = []
+    for accelerator in ("gpu", "cpu"):
+        net, data = SmallNet(lr=0.0), SmallData(shuffle=False)
+        options = {"callbacks": [scaler_callback()], "max_epochs": 2, "accelerator": accelerator}
+        trainer = quiet_trainer(tmp_path, **options)
+        trainer.fit(net, data)
+        logged.append({name: value.item() for name, value in trainer.callback_metrics.items()})
+        data.collate_fn = without_targets
+        logged[-1] |= trainer.test(net, data, verbose=False)[0]
+    assert logged[0] == pytest.approx(logged[1], rel=1e-5)
+
+
 @pytest.fixture
 def nccl(tmp_path):
     """A process group of one rank, and its store."""

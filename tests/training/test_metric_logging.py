@@ -19,8 +19,9 @@ from torchmetrics import (
 from torchmetrics.wrappers import BootStrapper, MinMaxMetric
 
 from lightning_scaler import PhysicalUnits
+from lightning_scaler.metrics import WeightedMeans
 from lightning_scaler.training.metric_logging import copy_metrics
-from lightning_scaler.training.metric_outputs import output_names
+from lightning_scaler.training.metric_outputs import MetricOutput, output_names
 
 
 def test_metrics_are_copied_in_float64_and_must_be_a_collection():
@@ -242,6 +243,14 @@ def test_keys_of_a_dict_are_found_without_drawing_random_numbers():
     assert not any(metric.update_called for metric in bootstrap.metrics)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert output_names(R2Score()) is None
+
+
+def test_an_entry_is_on_the_device_of_the_metric_that_it_shares():
+    """Lightning moves what is logged to the device that it has already."""
+    means = WeightedMeans(["energy"]).to("meta")
+    entry = MetricOutput(means, "energy")
+    entry.to(entry.device)
+    assert means.totals.device.type == "meta"
 
 
 def test_names_with_colons_are_logged_for_file_names_of_checkpoints(tmp_path):
