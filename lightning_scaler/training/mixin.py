@@ -172,7 +172,10 @@ class TargetScalingMixin(ScaledModule):
         scaler = self.fitted_scaler
         if self._validation_check is not None:
             self._validation_check.add(scaler, systems, targets, masks)
-        return targets_to_loss(scaler, systems, targets, masks, self._scaling_dtype())
+        in_loss = targets_to_loss(scaler, systems, targets, masks, self._scaling_dtype())
+        if self._validation_rms is not None:
+            self._validation_rms.add(scaler, systems, in_loss)
+        return in_loss
 
     def predictions_to_loss(
         self, systems: Systems, predictions: Tensors, targets: Tensors

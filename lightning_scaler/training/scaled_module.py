@@ -18,6 +18,8 @@ from .validation_check import ValidationCheck
 
 # The mixins call methods of LightningModule, but must come before it among the bases.
 if TYPE_CHECKING:
+    from .validation_rms import ValidationRms
+
     _Module = LightningModule
 else:
     _Module = object
@@ -33,8 +35,9 @@ class ScaledModule(_Module):
     """
 
     _scaler_attribute: ClassVar[str] = "scaler"
-    # Sees the targets of the first validation.
+    # See the targets of the first validation, and of every one that is reported.
     _validation_check: ValidationCheck | None = None
+    _validation_rms: "ValidationRms | None" = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse the wrong order of bases, with which Lightning would not find these methods."""

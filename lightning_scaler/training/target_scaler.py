@@ -10,8 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from ..baselines import BaselineSetting, FrozenModule, class_name, parse_baseline
+from ..batches import clone_inference_tensors
 from ..reports import check_matplotlib
-from ..scaling import ScaleAccumulator, Scaler
+from ..scaling import ScaleAccumulator, Scaler, targets_to_loss
 from ..settings import (
     Against,
     Numbers,
@@ -302,7 +303,8 @@ class TargetScaler(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Called when a run fails. Undoes the same, and forgets the loaders."""
-        cast(ScaledModule, pl_module)._validation_check = None
+        module = cast(ScaledModule, pl_module)
+        module._validation_check = module._validation_rms = None
         self._undo_dev_run(pl_module)
         self._forget_record()
 
@@ -318,11 +320,9 @@ class TargetScaler(Callback):
         if self._compares(trainer):
             self._validation_check.postpone(self._to_report)
             cast(ScaledModule, pl_module)._validation_check = self._validation_check
-
-    @override
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Called when a validation epoch begins. Forgets the batches of the last one."""
-        self._validation_rms.reset()
+        if self.report:
+            self._validation_rms.reset()
+            cast(ScaledModule, pl_module)._validation_rms = self._validation_rms
 
     @override
     def on_validation_batch_start(
@@ -333,20 +333,30 @@ class TargetScaler(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Called before every validation batch. With ``report``, adds it to the RMS.
+        """Called before every validation batch.
 
-        Compares the first ones with the scales, where the module does not do so by itself.
+        Shows its targets to what sees them, where the module does not do so by itself.
         """
         if self.report:
-            module = cast(ScaledModule, pl_module)
-            self._validation_rms.update(trainer, module, batch, batch_idx, dataloader_idx)
-        if self._compares(trainer) and isinstance(pl_module, ScaledSteps):
+            self._validation_rms.begin_batch(trainer, batch_idx, dataloader_idx)
+        if isinstance(pl_module, ScaledSteps) and (self.report or self._compares(trainer)):
             try:
-                systems, targets, masks = pl_module._move_batch(pl_module._read_batch(batch))
-                self._validation_check.add(scaler_of(pl_module), systems, targets, masks)
-            except Exception:
+                with torch.inference_mode(False), torch.no_grad():
+                    self._show_targets(trainer, pl_module, clone_inference_tensors(batch))
+            except Exception as error:
                 # A step of theirs may do without what is missing here.
                 self._validation_check.finished = True
+                if self.report:
+                    self._validation_rms.warn(error)
+
+    def _show_targets(self, trainer: Trainer, module: ScaledSteps, batch: Any) -> None:
+        scaler = scaler_of(module)
+        systems, targets, masks = module._move_batch(module._read_batch(batch))
+        if self._compares(trainer):
+            self._validation_check.add(scaler, systems, targets, masks)
+        if self.report:
+            in_loss = targets_to_loss(scaler, systems, targets, masks, torch.float64)
+            self._validation_rms.add(scaler, systems, in_loss)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -364,7 +374,7 @@ class TargetScaler(Callback):
         So it does after the sanity check.
         """
         module = cast(ScaledModule, pl_module)
-        module._validation_check = None
+        module._validation_check = module._validation_rms = None
         if self._compares(trainer):
             self._validation_check.finish(scaler_of(module), bool(trainer.sanity_checking))
 

@@ -1,15 +1,16 @@
 """The RMS of the validation targets in loss space."""
 
-import copy
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from metatensor.torch import TensorMap
 from torch import Tensor
 
-from ..batches import clone_inference_tensors, read_atoms
-from ..scaling import targets_to_loss
+from ..batches import read_atoms
+from ..scaling import Scaler
 from .metric_scopes import logged_path
 from .padding import drop_systems, padded_positions
 from .scaled_module import ScaledModule, scaler_of
@@ -25,37 +26,52 @@ class ValidationRms:
     def __init__(self) -> None:
         # Sum of squares and number of values, by loader and target.
         self._sums: dict[tuple[int, str], Tensor] = {}
+        # Index of the loader, the loader if it may repeat systems, and index of the batch.
+        self._place: tuple[int, Any, int] = 0, None, 0
         self._warned = False
 
     def reset(self) -> None:
         """Forget all batches."""
         self._sums = {}
 
-    def update(
-        self, trainer: Trainer, module: ScaledModule, batch: Any, batch_idx: int, loader_idx: int
-    ) -> None:
-        """Add a validation batch, as the step of the module receives it.
+    def begin_batch(self, trainer: Trainer, batch_idx: int, loader_idx: int) -> None:
+        """Say which batch is added next."""
+        loaders = flat_loaders(trainer._evaluation_loop._combined_loader)
+        repeating = loaders[loader_idx] if trainer.world_size > 1 else None
+        self._place = loader_idx, repeating, batch_idx
 
-        A batch that cannot be converted is left out, with one warning: a module with steps of its
-        own may validate on something else.
+    def add(self, scaler: Scaler, systems: Any, targets: Mapping[str, TensorMap]) -> None:
+        """Add a batch, without its padding.
+
+        Args:
+            scaler: scaler of the module.
+            systems: systems of the batch, or their atoms.
+            targets: targets in loss space, by name.
         """
-        try:
-            with torch.inference_mode(False), torch.no_grad():
-                targets = _targets_in_loss_space(trainer, module, batch, batch_idx, loader_idx)
-                for name, tensor in targets.items():
-                    values = [block.values.flatten() for block in tensor.blocks()]
-                    joined = torch.cat(values) if values else torch.empty(0)
-                    found = torch.stack([joined.square().nansum(), (~joined.isnan()).sum()])
+        loader_idx, loader, batch_idx = self._place
+        known = {name: tensor for name, tensor in targets.items() if name in scaler.targets}
+        with torch.inference_mode(False), torch.no_grad():
+            if loader is not None:
+                n_systems = read_atoms(systems).n_systems
+                padded = padded_positions(loader, batch_idx, n_systems)
+                known = dict(drop_systems(known, known, padded, n_systems)[1])
+            for name, tensor in known.items():
+                if len(tensor.keys):
+                    values = torch.cat([block.values.flatten() for block in tensor.blocks()])
+                    squares = values.to(_summed_dtype(values.device)).square()
+                    found = torch.stack([squares.nansum(), (~squares.isnan()).sum()])
                     key = loader_idx, name
                     self._sums[key] = self._sums[key] + found if key in self._sums else found
-        except Exception as error:
-            if not self._warned:
-                self._warned = True
-                warnings.warn(
-                    "TargetScaler(report=True): the RMS of a validation batch in loss space is not "
-                    f"known: {error}",
-                    stacklevel=2,
-                )
+
+    def warn(self, error: Exception) -> None:
+        """Warn once of a batch that is left out: steps may validate on something else."""
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                "TargetScaler(report=True): the RMS of a validation batch in loss space is not "
+                f"known: {error}",
+                stacklevel=2,
+            )
 
     def compute(self, trainer: Trainer, module: ScaledModule) -> dict[str, float]:
         """The RMS of each target by logged name, ``val/rms/energy``; a collective operation.
@@ -64,8 +80,8 @@ class ValidationRms:
         """
         n_loaders = len(flat_loaders(trainer._evaluation_loop._combined_loader))
         keys = [(i, name) for i in range(n_loaders) for name in scaler_of(module).targets]
-        dtype = torch.float32 if module.device.type == "mps" else torch.float64
-        zero = torch.zeros(2, dtype=dtype, device=module.device)
+        device = module.device
+        zero = torch.zeros(2, dtype=_summed_dtype(device), device=device)
         sums = torch.stack([self._sums.get(key, zero).to(zero) for key in keys])
         total: Any = trainer.strategy.reduce(sums, reduce_op="sum")
         found = {}
@@ -76,18 +92,5 @@ class ValidationRms:
         return found
 
 
-def _targets_in_loss_space(
-    trainer: Trainer, module: ScaledModule, batch: Any, batch_idx: int, loader_idx: int
-) -> dict[str, Any]:
-    """The targets of a batch that have scales, without those of padding, in loss space."""
-    scaler = scaler_of(module)
-    # An unpack_batch may take the members out of the batch that the step needs next.
-    batch = module._read_batch(copy.copy(clone_inference_tensors(batch)))
-    known = {name: tensor for name, tensor in batch.targets.items() if name in scaler.targets}
-    atoms = read_atoms(batch.systems)
-    in_loss = targets_to_loss(scaler, atoms, known, batch.masks, torch.float64)
-    loaders = flat_loaders(trainer._evaluation_loop._combined_loader)
-    padded = []
-    if trainer.world_size > 1:
-        padded = padded_positions(loaders[loader_idx], batch_idx, atoms.n_systems)
-    return dict(drop_systems(in_loss, in_loss, padded, atoms.n_systems)[1])
+def _summed_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -310,16 +310,42 @@ def test_a_report_that_cannot_be_written_does_not_stop_the_training(tmp_path):
 
 @pytest.mark.slow
 def test_validation_on_something_else_is_left_out_with_one_warning(tmp_path):
-    class Other(SmallNet):
-        def validation_step(self, batch, batch_idx, dataloader_idx=0): ...
+    class Other(OtherModule):
+        def validation_step(self, batch, batch_idx):
+            self(self.seen[0])
 
-    class OtherData(SmallData):
-        def val_dataloader(self):
-            return DataLoader([1.0, 2.0, 3.0], batch_size=1)
-
+    callback = TargetScaler(targets=DECLARED, report=True)
+    trainer = quiet_trainer(tmp_path, callbacks=[callback], num_sanity_val_steps=0)
+    others = DataLoader([1.0, 2.0, 3.0], batch_size=1)
     with pytest.warns(UserWarning, match="the RMS of a validation batch in loss space") as caught:
-        run(tmp_path, net=Other(), data=OtherData())
+        trainer.fit(Other().double(), loader_of(batches()), others)
     assert len([w for w in caught if "validation batch" in str(w.message)]) == 1
+
+
+@pytest.mark.slow
+def test_validation_batches_are_read_by_the_step_alone(tmp_path):
+    class Counting(SmallNet):
+        n_read = 0
+
+        def unpack_batch(self, batch):
+            self.n_read += not self.training
+            return super().unpack_batch(batch)
+
+    net, trainer = run(tmp_path, net=Counting(), num_sanity_val_steps=0)
+    before = net.n_read
+    trainer.validate(net, SmallData(), verbose=False)
+    assert net.n_read - before == 3
+    assert net._validation_rms is None
+    assert trainer.callback_metrics["val/rms/dipole"] > 0.0
+
+
+@pytest.mark.slow
+def test_a_step_without_targets_has_no_rms(tmp_path):
+    class Other(SmallNet):
+        def validation_step(self, batch, batch_idx): ...
+
+    _, trainer = run(tmp_path, net=Other())
+    assert not [name for name in trainer.callback_metrics if "/rms/" in name]
 
 
 def test_without_matplotlib_a_report_is_refused_at_once(monkeypatch):
