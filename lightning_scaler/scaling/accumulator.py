@@ -476,13 +476,17 @@ class ScaleAccumulator:
         scaler.units = dict(self.units)
         return scaler
 
+    @property
+    def statistics(self) -> Mapping[str, TargetStatistics]:
+        """The statistics of each target, by name."""
+        return self._collection.statistics
+
     def fitted_targets(self) -> dict[str, tuple[TargetStatistics, TargetScales]]:
         """The statistics of each target, and its scales without any that are fixed.
 
         Neither checks nor warnings of :meth:`compute` are made.
         """
-        statistics = self._collection.statistics
-        return {name: (one, self._fit_target(one)[0]) for name, one in statistics.items()}
+        return {name: (one, self._fit_target(one)[0]) for name, one in self.statistics.items()}
 
     def _fit_target(
         self, statistics: TargetStatistics, fixed: FixedScale | None = None, enabled: bool = True

@@ -17,8 +17,9 @@ class GradientSums:
 
     Attributes:
         sums: sums of squares (of the residuals where an additive module contributes), numbers of
-            values that are not missing, and sums of squares up to which residuals are rounding
-            noise: ``(3, n_types)`` float64, with a single column unless the target is per-atom.
+            values that are not missing, sums of squares up to which residuals are rounding noise,
+            and numbers of missing values: ``(4, n_types)`` float64, with a single column unless the
+            target is per-atom.
     """
 
     sums: Annotated[Tensor, TensorCheck("n_sums", "n_types")]
@@ -27,6 +28,11 @@ class GradientSums:
     def counts(self) -> Tensor:
         """Numbers of values, ``(n_types,)``."""
         return self.sums[1]
+
+    @property
+    def missing(self) -> Tensor:
+        """Numbers of missing values, ``(n_types,)``."""
+        return self.sums[3]
 
     @property
     def sq_sum(self) -> Tensor:
@@ -40,7 +46,7 @@ class GradientSums:
     def reindex(self, old: Tensor, new: Tensor) -> "GradientSums":
         """The sums for a superset of the sorted types."""
         column_of_type = torch.searchsorted(new, old)
-        zeros = self.sums.new_zeros(3, new.numel())
+        zeros = self.sums.new_zeros(4, new.numel())
         return GradientSums(zeros.index_copy_(1, column_of_type, self.sums))
 
 
@@ -91,7 +97,7 @@ def value_sums(name: str, tensor: TensorMap, masks: list[Tensor] | None) -> Grad
     Raises:
         ValueError: for infinite values, and for squares that overflow.
     """
-    sums = torch.zeros(3, 1, dtype=torch.float64)
+    sums = torch.zeros(4, 1, dtype=torch.float64)
     for i, block in enumerate(tensor.blocks()):
         kept = block.values.detach().double()
         if masks is not None:
@@ -106,7 +112,7 @@ def value_sums(name: str, tensor: TensorMap, masks: list[Tensor] | None) -> Grad
 def _sums_of(
     values: Tensor, types: Tensor | None, n_types: int, contribution: Tensor | None, epsilon: float
 ) -> Tensor:
-    """Sums of squares, counts and rounding noise by type, ``(3, n_types)`` float64.
+    """Sums of squares, counts, noise and missing values by type, ``(4, n_types)`` float64.
 
     Args:
         values: ``(n_samples, *components, n_properties)`` float64, NaN where missing.
@@ -119,7 +125,7 @@ def _sums_of(
         flat = values.reshape([-1])
         sq_sum = torch.dot(flat, flat)
         if not bool(sq_sum.isnan()):
-            total = torch.zeros([3, 1], dtype=torch.float64)
+            total = torch.zeros([4, 1], dtype=torch.float64)
             total[0] = sq_sum
             total[1] = flat.numel()
             return total
@@ -131,21 +137,22 @@ def _sums_of(
         values = values - contributed
         noise = (epsilon * contributed).square().reshape(shape)
     squares = values.square().reshape(shape)
-    sums = torch.zeros([3, n_rows], dtype=torch.float64)
+    sums = torch.zeros([4, n_rows], dtype=torch.float64)
     sums[0] = squares.sum(1)
     sums[1] = shape[1]
     if bool(sums[0].isnan().any()):
         missing = squares.isnan()
         squares = squares.masked_fill(missing, 0.0)
         sums[0] = squares.sum(1)
-        sums[1] = (~missing).sum(1)
+        sums[3] = missing.sum(1)
+        sums[1] -= sums[3]
         if noise is not None:
             noise = noise.masked_fill(missing, 0.0)
     if noise is not None:
         sums[2] = noise.sum(1)
     if types is None:
         return sums
-    by_type = torch.zeros([3, n_types], dtype=torch.float64)
+    by_type = torch.zeros([4, n_types], dtype=torch.float64)
     return by_type.index_add_(1, types, sums)
 
 

@@ -227,7 +227,7 @@ class TargetStatistics:
                 with state_of(f"gradient '{parameter}'"):
                     if parameter not in parameters:
                         raise InvalidStateError(f"expected one of {sorted(parameters)}")
-                    check_shapes(sums, {"n_sums": 3, "n_types": n_rows})
+                    check_shapes(sums, {"n_sums": 4, "n_types": n_rows})
                     if bool((sums.sums < 0).any()):
                         raise InvalidStateError("expected sums of at least 0")
             check_shapes(saved, {"n_types": saved.types.numel()})

@@ -74,6 +74,8 @@ def fit_scales(
             )
         inputs = (trainer, module, accumulator, processes, loader, decision)
         first_batch = _fill(*inputs, errors, sample)
+        if sample is not None:
+            sample.statistics = accumulator.statistics
     loader.restart_streams()
     unseen_types = settings.unseen_types
     # Parameters have absorbed new scales for good.
@@ -196,8 +198,6 @@ def read_training_data(
         n_batches = sampled.merge_into(accumulator)
     elif not single:
         n_batches = merge_all([local, *local_errors], n_batches, collected, processes)
-    if sample is not None and not single:
-        sample.gather_counts(processes)
     if errors is not None:
         errors.accumulator = collected[1]
     if not n_batches and shard[1] == 1:

@@ -11,19 +11,16 @@ from ..batches import Batch, read_atoms
 from ..reports import DrawnTerm, MissingValues
 from ..scaling import Scaler, index_by_position, targets_to_loss, term_name
 from ..settings import label_types
-from ..tensors import Key, is_tensormap, mask_values
-from .processes import FitProcesses
+from ..statistics import TargetStatistics
+from ..tensors import is_tensormap
 
 # Enough for a histogram of every target, and a few megabytes.
 MAX_SYSTEMS = 1024
 MAX_VALUES = 2**18
 
-# Numbers of all and of missing values of each property, by term of the loss and block.
-Counts = dict[str, dict[Key, tuple[Tensor, Tensor]]]
-
 
 class DataSample:
-    """Some batches of a data pass, and the numbers of all and of missing values.
+    """Some batches of a data pass, and the statistics of all.
 
     The scales are known only after the pass, so the sample consists of batches as they are read, at
     even distances: of more than can be kept, every other one is dropped, and from then on every
@@ -34,6 +31,9 @@ class DataSample:
         max_values: number of atoms and values to keep; one batch may have more.
         keep_systems: whether the systems are needed, with their positions and lists of neighbors,
             for an additive module; otherwise only the types of their atoms are kept.
+
+    Attributes:
+        statistics: statistics of all data by target name; empty before the pass.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class DataSample:
         self._limits = max_systems, max_values
         self._distance = 1
         self._n_read = 0
+        self.statistics: Mapping[str, TargetStatistics] = {}
         # By index, with the number of its systems, and of its atoms and values.
         self._kept: dict[int, tuple[Batch, int, int]] = {}
-        self._counts: Counts = {}
 
     @property
     def kept(self) -> list[int]:
@@ -56,13 +56,11 @@ class DataSample:
         return list(self._kept)
 
     def update(self, batch: Batch) -> None:
-        """Count the values of a batch, and perhaps keep it."""
+        """Perhaps keep a batch."""
         n_values = 0
-        for name, tensor in batch.targets.items():
+        for tensor in batch.targets.values():
             if is_tensormap(tensor):
                 n_values += sum(block.values.numel() for block in tensor.blocks())
-                for term, counts in _count(name, batch).items():
-                    _add(self._counts.setdefault(term, {}), counts)
         if self._n_read % self._distance == 0:
             atoms = read_atoms(batch.systems)
             n_values += atoms.types.numel()
@@ -75,28 +73,28 @@ class DataSample:
             self._distance *= 2
             self._kept = {i: one for i, one in self._kept.items() if i % self._distance == 0}
 
-    def gather_counts(self, processes: FitProcesses) -> None:
-        """Add the numbers of values of all processes; each keeps its own batches."""
-        if processes.world_size > 1:
-            by_rank, self._counts = processes.gather_objects(self._counts), {}
-            for counts in by_rank:
-                for term, of_term in counts.items():
-                    _add(self._counts.setdefault(term, {}), of_term)
-
     def missing_values(self, scaler: Scaler) -> dict[str, MissingValues]:
         """The shares of missing values of each term of the loss that the data have."""
         found = {}
-        for name in scaler.loss_terms:
-            of_term = self._counts.get(name, {})
-            n_all, n_missing = (
-                torch.cat([torch.empty(0, dtype=torch.int64), *counts])
-                for counts in (zip(*of_term.values(), strict=True) if of_term else ((), ()))
-            )
-            if int(n_all.sum()):
-                share = float(n_missing.sum() / n_all.sum())
-                by_property = (n_missing / n_all.clamp(min=1)).tolist()
-                found[name] = MissingValues(share, by_property)
-        return found
+        for name, one in self.statistics.items():
+            blocks = list(one.blocks.values())
+            numbers = {
+                parameter: ([sums.counts.sum(0, True)], [sums.missing.sum(0, True)])
+                for parameter, sums in one.gradients.items()
+            }
+            if blocks:
+                missing = [
+                    torch.zeros_like(b.counts) if b.missing is None else b.missing for b in blocks
+                ]
+                numbers[""] = [b.counts.sum(0) for b in blocks], [m.sum(0) for m in missing]
+            for parameter, several in numbers.items():
+                n_present, n_missing = map(torch.cat, several)
+                n_all = n_present + n_missing
+                if n_all.any():
+                    share = float(n_missing.sum() / n_all.sum())
+                    by_property = (n_missing / n_all.clamp(min=1)).tolist()
+                    found[term_name(name, parameter)] = MissingValues(share, by_property)
+        return {term: found[term] for term in scaler.loss_terms if term in found}
 
     def terms(self, scaler: Scaler) -> list[DrawnTerm]:
         """The values of each target and gradient in the sample, before and after scaling.
@@ -126,36 +124,6 @@ class DataSample:
         sizes = [one[1:] for one in self._kept.values()]
         totals = (sum(size) for size in zip(*sizes, strict=True))
         return any(total > limit for total, limit in zip(totals, self._limits, strict=True))
-
-
-def _count(name: str, batch: Batch) -> Counts:
-    """The numbers of all and of missing values of each property of a target and its gradients.
-
-    A mask is that of the values; missing gradients are NaN.
-    """
-    tensor, mask = batch.targets[name], batch.masks.get(name)
-    masks = [] if mask is None else mask_values(name, tensor, mask.to(device=tensor.device))
-    counts: Counts = {}
-    for i, key in enumerate(tensor.keys.values.tolist()):
-        block = tensor.block_by_id(i)
-        missing = block.values.isnan()
-        missing_by_term = {name: missing | ~masks[i] if masks else missing}
-        for parameter in block.gradients_list():
-            missing_by_term[term_name(name, parameter)] = block.gradient(parameter).values.isnan()
-        for term, missing in missing_by_term.items():
-            missing = missing.reshape(-1, missing.shape[-1]).cpu()
-            n_all = torch.full((missing.shape[1],), missing.shape[0], dtype=torch.int64)
-            counts.setdefault(term, {})[tuple(key)] = n_all, missing.sum(0)
-    return counts
-
-
-def _add(
-    counts: dict[Key, tuple[Tensor, Tensor]], others: Mapping[Key, tuple[Tensor, Tensor]]
-) -> None:
-    for key, (n_all, n_missing) in others.items():
-        if key in counts:
-            n_all, n_missing = n_all + counts[key][0], n_missing + counts[key][1]
-        counts[key] = n_all, n_missing
 
 
 def _values(scaler: Scaler, batch: Batch) -> Iterator[tuple[str, Tensor, Tensor]]:

@@ -265,13 +265,13 @@ def test_merge_with_another_layout_is_an_error_that_changes_nothing():
     ("sums", "message"),
     [
         (
-            {"positions": torch.ones(3, 5).double()},
-            r"expected the shape .* = \(3, 1\), got \(3, 5\)",
+            {"positions": torch.ones(4, 5).double()},
+            r"expected the shape .* = \(4, 1\), got \(4, 5\)",
         ),
-        ({"positions": torch.ones(3, 1)}, "expected torch.float64, got torch.float32"),
-        ({"positions": torch.full((3, 1), torch.nan).double()}, "expected finite numbers"),
-        ({"positions": -torch.ones(3, 1).double()}, "expected sums of at least 0"),
-        ({"foo": torch.ones(3, 1).double()}, r"gradient 'foo': expected one of \['positions'\]"),
+        ({"positions": torch.ones(4, 1)}, "expected torch.float64, got torch.float32"),
+        ({"positions": torch.full((4, 1), torch.nan).double()}, "expected finite numbers"),
+        ({"positions": -torch.ones(4, 1).double()}, "expected sums of at least 0"),
+        ({"foo": torch.ones(4, 1).double()}, r"gradient 'foo': expected one of \['positions'\]"),
     ],
 )
 def test_sums_over_gradients_are_checked_when_statistics_are_loaded(sums, message):

@@ -3,6 +3,7 @@ from itertools import pairwise
 import torch
 from builders import atom_samples, atom_target, mask_of, structure_target, system
 
+from lightning_scaler import ScaleAccumulator
 from lightning_scaler.batches import Batch, read_atoms
 from lightning_scaler.training.data_sample import DataSample
 
@@ -32,37 +33,32 @@ def test_the_number_of_values_is_bounded_but_one_batch_is_always_kept():
     assert sample.kept == [0]
 
 
+def missing_values(targets, masks, n_batches=1):
+    accumulator, sample = ScaleAccumulator(baseline=None), DataSample()
+    for _ in range(n_batches):
+        accumulator.update(SYSTEMS, targets, masks)
+    assert sample.missing_values(accumulator.compute()) == {}
+    sample.statistics = accumulator.statistics
+    return sample.missing_values(accumulator.compute())
+
+
 def test_missing_and_masked_values_are_counted_for_each_property():
     values = torch.tensor([[1.0, 2.0], [torch.nan, 3.0], [4.0, torch.nan], [torch.nan, 5.0]])
     charges = atom_target(values, atom_samples(1, 3))
     energy = structure_target([1.0, 2.0])
     masks = {"energy": mask_of(energy, [[[True], [False]]])}
-    sample = DataSample()
-    for _ in range(2):
-        sample.update(Batch(SYSTEMS, {"charges": charges, "energy": energy}, masks))
-
-    class Scaler:
-        loss_terms = ("energy", "energy/positions", "charges", "absent")
-
-    found = sample.missing_values(Scaler())
+    found = missing_values({"charges": charges, "energy": energy}, masks, n_batches=2)
     assert found["charges"].share == 3 / 8
     assert found["charges"].by_property == [0.5, 0.25]
     assert found["energy"] == (0.5, [0.5])
     assert "energy/positions" not in found
-    assert "absent" not in found
 
 
 def test_missing_values_of_gradients_are_counted_whatever_the_mask_of_the_values_is():
     forces = [[[0.1, 0.2, 0.3]], [[torch.nan] * 3] * 3]
     energy = structure_target([1.0, torch.nan], gradient={"positions": forces})
-    sample = DataSample()
-    sample.update(Batch(SYSTEMS, {"energy": energy}, {"energy": mask_of(energy, [[[0], [0]]])}))
-
-    class Scaler:
-        loss_terms = ("energy", "energy/positions")
-
-    found = sample.missing_values(Scaler())
-    assert found == {"energy": (1.0, [1.0]), "energy/positions": (0.75, [0.75])}
+    found = missing_values({"energy": energy}, {"energy": mask_of(energy, [[[1], [0]]])})
+    assert found == {"energy": (0.5, [0.5]), "energy/positions": (0.75, [0.75])}
 
 
 def test_systems_are_kept_only_for_additive_modules():

@@ -175,12 +175,14 @@ def test_scales_that_are_kept_are_not_drawn_again(tmp_path):
     assert pictures(tmp_path / "second") == []
 
 
-def test_data_that_are_not_read_are_not_drawn(tmp_path):
-    cache = tmp_path / "cache.st"
+def test_data_that_are_not_read_are_not_drawn(tmp_path, monkeypatch):
+    cache, found = tmp_path / "cache.st", drawn(monkeypatch)
     for number in (1, 2):
         run_with_one_target(tmp_path / str(number), cache=cache)
     assert pictures(tmp_path / "1") == PICTURES
     assert pictures(tmp_path / "2") == ["target_loss_terms.png", "target_scales.png"]
+    (_, missing) = found["draw_terms"]
+    assert missing == {"energy": (0.0, [0.0])}  # known from the cache
 
 
 def drawn(monkeypatch):
