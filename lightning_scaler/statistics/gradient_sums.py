@@ -1,13 +1,13 @@
 """Sums of squares of gradients, and of the values of atom pairs, for the loss alone."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from metatensor.torch import TensorMap
 from torch import Tensor
 
-from ..tensors import TensorCheck, describe, scripted_arithmetic
+from ..tensors import TensorCheck, describe, fields_from_state, scripted_arithmetic
 from .finite_values import check_finite
 
 
@@ -23,6 +23,14 @@ class GradientSums:
     """
 
     sums: Annotated[Tensor, TensorCheck("n_sums", "n_types")]
+
+    @classmethod
+    def from_state(cls, state: Any) -> "GradientSums":
+        """The sums from their fields; earlier files have no numbers of missing values."""
+        found: GradientSums = fields_from_state(cls, state)
+        if found.sums.shape[0] == 3:
+            return cls(torch.cat([found.sums, torch.zeros_like(found.sums[:1])]))
+        return found
 
     @property
     def counts(self) -> Tensor:

@@ -24,7 +24,7 @@ class EpochLog:
         self._module, self._attribute = module, attribute
         trainer = module.trainer
         self.several_processes = trainer.world_size > 1
-        self._held: dict[str, Any] = trainer._results or {}
+        self._held: dict[str, Any] = getattr(trainer, "_results", None) or {}
         # As in Lightning, whose results are not public. Under any other name they are not found,
         # and metrics are logged in every step.
         self._prefix = f"{module._current_fx_name}."

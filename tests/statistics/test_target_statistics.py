@@ -261,6 +261,20 @@ def test_merge_with_another_layout_is_an_error_that_changes_nothing():
     assert first.blocks[KEY].raw_sq_sum.tolist() == [[9]]
 
 
+def test_earlier_sums_over_gradients_have_no_missing_values():
+    energy = structure_target([1.0], gradient={"positions": [[[1.0, 0.0, torch.nan]]]})
+    accumulator = ScaleAccumulator()
+    accumulator.update([system(8)], {"energy": energy})
+    state = accumulator.state()["statistics"]["energy"]
+    gradient = TargetStatistics.from_state("energy", state).gradients["positions"]
+    assert (gradient.counts.tolist(), gradient.missing.tolist()) == ([2.0], [1.0])
+    sums = state["gradients"]["positions"]["sums"]
+    earlier = {**state, "gradients": {"positions": {"sums": sums[:3]}}}
+    gradient = TargetStatistics.from_state("energy", earlier).gradients["positions"]
+    assert torch.equal(gradient.sums[:3], sums[:3])
+    assert gradient.missing.tolist() == [0.0]
+
+
 @pytest.mark.parametrize(
     ("sums", "message"),
     [
