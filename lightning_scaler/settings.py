@@ -1,12 +1,15 @@
 """Settings from Python or YAML, checked and converted to plain Python types."""
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.util import find_spec
 from numbers import Real
 from typing import Any, Literal, TypeAlias, get_args
+
+import torch.distributed
 
 UnseenTypes = Literal["error", "pooled", "identity"]
 SystemLabels = Literal["auto", "position", "id"]
@@ -313,6 +316,19 @@ def way_to_hide(opening: str) -> str:
         ". To hide this: warnings.filterwarnings('ignore', 'rare types')"
     """
     return f". To hide this: warnings.filterwarnings('ignore', '{opening}')"
+
+
+def warn_on_rank_zero(message: str, stacklevel: int = 1) -> None:
+    """Give a warning, unless this is one of several processes and not the first of them.
+
+    Args:
+        message: text of the warning.
+        stacklevel: as for ``warnings.warn``, from the caller on.
+    """
+    processes = torch.distributed
+    is_one_of_several = processes.is_available() and processes.is_initialized()
+    if not is_one_of_several or processes.get_rank() == 0:
+        warnings.warn(message, stacklevel=stacklevel + 1)
 
 
 def _by_target(setting: str, settings: Numbers | None) -> Numbers:

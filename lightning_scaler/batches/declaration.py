@@ -1,11 +1,10 @@
 """All declared targets of a module, and where its batches hold types and structures."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from ..settings import did_you_mean
+from ..settings import did_you_mean, warn_on_rank_zero
 from ..tensors import InvalidStateError
 from .addresses import Path, describe_address, parse_address
 from .declared_targets import STRESS, PerAtom, PerStructure, parse_target
@@ -77,7 +76,7 @@ class Declaration:
                 continue
             path = describe_address(signed_path(gradient, of_output=False)[1])
             if "stress" in path.lower():
-                warnings.warn(
+                warn_on_rank_zero(
                     f"target '{name}': the gradient 'strain' at {path} is declared without a "
                     "volume, and a stress is a gradient divided by it; its errors would be divided "
                     "by the numbers of atoms, and an additive module would subtract a virial; give "

@@ -1,12 +1,12 @@
 """The atoms of a user's own batch: the type of each, and the structure that it belongs to."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..settings import warn_on_rank_zero
 from .addresses import Path, describe_address, describe_holder, find, tensor_of
 from .ase_atoms import are_ase_atoms, is_ase_atoms
 from .atomic_types import unique_types
@@ -110,7 +110,7 @@ def _refuse_or_warn(where: str, path: Path, types: Tensor) -> None:
             "padding are not supported: give the atoms of all structures one after another, with "
             "the structure of each"
         )
-    warnings.warn(
+    warn_on_rank_zero(
         f"{where}: some are 0, so they are indices rather than atomic numbers; scales and "
         "baselines are right for indices too, but chemical symbols in the settings mean atomic "
         "numbers; give atomic numbers, or say that they are types with "

@@ -277,6 +277,14 @@ class ScaleAccumulator:
         self.parts = ()
         self.sample = None
 
+    def follow(self, earlier: "ScaleAccumulator") -> None:
+        """Go on after the batches of another accumulator with the same settings.
+
+        What they decided holds here too: the meaning of labels, and what the first batch lacks.
+        """
+        self.system_labels = earlier.system_labels
+        self._missing_declared = earlier._missing_declared
+
     def merge(self, other: "ScaleAccumulator") -> None:
         """Add everything that another accumulator has seen, which stays as it is.
 

@@ -1,6 +1,5 @@
 """Energies per atom that are declared as totals, and the other way round."""
 
-import warnings
 from collections.abc import Mapping
 
 import torch
@@ -8,6 +7,7 @@ from metatensor.torch import TensorMap
 from torch import Tensor
 
 from ..batches import DeclaredBatch, PerStructure
+from ..settings import warn_on_rank_zero
 
 # How much better one of two fits must be than the other. In batches of 24 of the embedded molecules
 # the ratio is at least 400 for total energies, at least 2 for totals without a reference of the
@@ -49,7 +49,7 @@ def warn_of_energies_per_atom(batch: DeclaredBatch, targets: Mapping[str, Tensor
             continue
         errors = f"(residuals of {of_fractions:.3g} and {of_counts:.3g} in the first batch)"
         if not declared.per_atom and MUCH_BETTER * of_fractions < of_counts:
-            warnings.warn(
+            warn_on_rank_zero(
                 f"target '{name}': totals are expected, and its values are described by the "
                 "fractions of the atomic types much better than by the numbers of atoms, as "
                 f"energies per atom are {errors}; declare PerStructure(per_atom=True), or "
@@ -57,7 +57,7 @@ def warn_of_energies_per_atom(batch: DeclaredBatch, targets: Mapping[str, Tensor
                 stacklevel=4,
             )
         if declared.per_atom and MUCH_BETTER * of_counts < of_fractions:
-            warnings.warn(
+            warn_on_rank_zero(
                 f"target '{name}': with per_atom=True, energies per atom are expected, and its "
                 "values are described by the numbers of atoms much better than by the fractions of "
                 f"the atomic types, as totals are {errors}; declare them without per_atom=True",

@@ -51,7 +51,7 @@ class SampledPass:
         self._shared = shared or processes.world_size == 1
         self._groups = [accumulator.fresh() for _ in range(N_GROUPS)]
         self._merged = self._groups
-        # What the labels of systems mean is decided by all batches together.
+        # What the first batches decide holds for all groups.
         self._group = accumulator
         self._n_read = 0
         self.sample: RandomSample | None = None
@@ -79,7 +79,7 @@ class SampledPass:
         if self._shared:
             position = processes.rank + position * processes.world_size
         group = self._groups[position % N_GROUPS]
-        group.system_labels = self._group.system_labels
+        group.follow(self._group)
         self._group = group
         self._n_read += 1
         return group

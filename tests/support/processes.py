@@ -47,7 +47,7 @@ from torch.utils.data import (
 from torchmetrics import MeanAbsoluteError, MeanAbsolutePercentageError
 from torchmetrics.wrappers import MinMaxMetric
 
-from lightning_scaler import ScaleAccumulator, TargetScaler
+from lightning_scaler import PerStructure, ScaleAccumulator, TargetScaler
 from lightning_scaler.training import target_scaler
 
 WORLD_SIZES = (2, 3)
@@ -654,10 +654,20 @@ def other_module(folder, world_size):
     options = {"callbacks": [callback], "max_epochs": 1, "num_sanity_val_steps": 0}
     trainer = trainer_of(folder, world_size, **options)
     trainer.fit(net, data, data)
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        ScaleAccumulator({"mass": PerStructure()}).update(
+            {
+                "z": torch.tensor([0, 1]),
+                "n_atoms": torch.tensor([1, 1]),
+                "mass": torch.ones(2),
+            }
+        )
     return {
         "class": type(net).__name__,
         "state": net.target_scaler.state(),
         "weights": net.weights.weight.detach(),
+        "warnings": [str(one.message) for one in given],
     }
 
 

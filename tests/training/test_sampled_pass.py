@@ -19,7 +19,7 @@ from small_training import (
 )
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
-from lightning_scaler import ScaleAccumulator, TargetScaler
+from lightning_scaler import PerStructure, ScaleAccumulator, TargetScaler
 from lightning_scaler.training import collect_statistics
 from lightning_scaler.training.processes import FitProcesses
 from lightning_scaler.training.sampled_pass import SampledPass
@@ -371,3 +371,22 @@ def test_the_meaning_of_labels_is_decided_for_all_groups_together():
     assert one.next_group().system_labels == "auto"
     one.next_group().system_labels = "id"
     assert [one.next_group().system_labels for _ in range(30)] == ["id"] * 30
+
+
+def test_what_the_first_batch_shows_is_not_said_again_for_each_group():
+    """Energies per atom are declared as totals, and later batches have other residuals."""
+    one = SampledPass(
+        ScaleAccumulator({"energy": PerStructure()}), 0.1, FitProcesses(), 300, shared=True
+    )
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        for seed in range(30):
+            generator = torch.Generator().manual_seed(seed)
+            counts = torch.randint(1, 9, (24, 2), generator=generator)
+            types = [torch.tensor([1] * h + [8] * o) for h, o in counts.tolist()]
+            noise = torch.randn(24, generator=generator)
+            energies = counts.float() @ torch.tensor([10.0, 70.0]) / counts.sum(1) + noise
+            batch = {"z": torch.cat(types), "n_atoms": counts.sum(1), "energy": energies}
+            one.next_group().update(batch)
+    found = [warning for warning in given if "totals are expected" in str(warning.message)]
+    assert len(found) == 1

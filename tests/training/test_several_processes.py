@@ -317,3 +317,10 @@ def test_a_module_without_a_mixin_trains_as_in_one_process(alone, together):
         assert digest(answer["state"]) == digest(answers[0]["state"])
         assert_same_numbers(answer["state"], expected["state"], rtol=1e-12)
         torch.testing.assert_close(answer["weights"], expected["weights"], rtol=1e-9, atol=1e-9)
+
+
+def test_warnings_of_the_first_batch_come_from_rank_0_alone(alone, together):
+    (warning,) = alone["other module"]["warnings"]
+    assert "some are 0, so they are indices" in warning
+    given = [answers["other module"]["warnings"] for answers in together]
+    assert given == [[warning]] + [[]] * (len(together) - 1)
