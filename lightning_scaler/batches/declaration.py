@@ -1,7 +1,7 @@
 """All declared targets of a module, and where its batches hold types and structures."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from ..settings import did_you_mean, warn_on_rank_zero
@@ -89,6 +89,12 @@ class Declaration:
     def units(self) -> dict[str, str]:
         """Units of the values by target name, where they are declared."""
         return {name: target.unit for name, target in self.targets.items() if target.unit}
+
+    @property
+    def without_units(self) -> "Declaration":
+        """The same declaration without units, which change no number."""
+        targets = {name: replace(target, unit=None) for name, target in self.targets.items()}
+        return replace(self, targets=targets)
 
     @property
     def gradient_terms(self) -> dict[str, str]:

@@ -609,6 +609,7 @@ class ScaleAccumulator:
 
     def _settings(self, with_weights: bool) -> dict[str, Any]:
         additive = self.additive and self.additive.name
+        declaration = self.declaration
         if self.additive is not None and with_weights:
             additive = f"{additive} with weights {digest(self.additive.state())[:8]}"
         return {
@@ -616,7 +617,7 @@ class ScaleAccumulator:
             "intensive_targets": sorted(self.intensive_targets),
             "baseline": self.baseline,
             "additive": additive,
-            "declared targets": self.declaration and self.declaration.state()["targets"],
+            "declared targets": declaration and declaration.without_units.state()["targets"],
         }
 
     def _check_names(

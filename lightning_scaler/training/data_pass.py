@@ -248,7 +248,7 @@ def identify_training_data(
     found["system_labels"] = accumulator.system_labels
     declaration = scaler_of(module).declaration
     if declaration is not None:
-        found["declared targets"] = repr(declaration.state())
+        found["declared targets"] = repr(declaration.without_units.state())
     return found
 
 

@@ -1,9 +1,13 @@
 """Units of the data: given once, kept with the scales, and shown in every table."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from builders import structure_target, system
+from plain_module import DECLARED, OtherModule, collate_structures, structures
 from small_training import SmallData, SmallNet, quiet_trainer, scaler_callback
+from torch.utils.data import DataLoader
 
 from lightning_scaler import PerStructure, ScaleAccumulator, Scaler, TargetScaler
 from lightning_scaler.training.checks import check_same_units
@@ -111,3 +115,28 @@ def test_statistics_in_different_units_are_not_merged():
         one.merge(two)
     one.merge(ScaleAccumulator(units={"gap": "eV"}))
     assert one.units == {"energy": "eV", "gap": "eV"}
+
+
+def test_statistics_with_and_without_declared_units_are_merged():
+    one, two, other = (
+        ScaleAccumulator({"energy": PerStructure(unit=unit)}) for unit in (None, "eV", "kcal/mol")
+    )
+    for accumulator in (one, two, other):
+        accumulator.update({**BATCH, "energy": torch.tensor([-3.0, 6.0])})
+    assert one.settings_differences(two) == []
+    one.merge(two)
+    assert one.compute().units == {"energy": "eV"}
+    with pytest.raises(ValueError, match="'energy': expected one unit, got 'eV' and 'kcal/mol'"):
+        one.merge(other)
+
+
+def test_a_unit_that_is_declared_later_does_not_make_a_cache_useless(tmp_path, capsys):
+    data = DataLoader(structures(40), batch_size=10, collate_fn=collate_structures)
+    for unit in (None, "eV"):
+        targets = {**DECLARED, "energy": replace(DECLARED["energy"], unit=unit)}
+        callback = TargetScaler(targets=targets, cache=tmp_path / "statistics")
+        net = OtherModule().double()
+        options = {"callbacks": [callback], "max_epochs": 0, "limit_val_batches": 0}
+        quiet_trainer(tmp_path, **options).fit(net, data, data)
+    assert "is used, without a data pass" in capsys.readouterr().out
+    assert net.target_scaler.units == {"energy": "eV"}
