@@ -24,7 +24,7 @@ def main() -> None:
             warnings.simplefilter("ignore")  # those of the fit, which lightning-scaler-show prints
             merged.compute()  # the first that sees all data checks that they have all targets
         merged.save(arguments.out)
-        parts = "; ".join(map(str, merged.parts))
+        parts = "; ".join(map(str, merged.parts)) or "data that cannot be identified"
         print(f"{len(arguments.files)} files are merged in {arguments.out}: {parts}")
 
 

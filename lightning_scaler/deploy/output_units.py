@@ -24,7 +24,8 @@ UNITS = {
     "pressure": "eV/A^3",
     "velocity": "A/fs",
 }
-NOTATION = {"Å": "A", "·": "*", "²": "^2", "³": "^3"}
+NOTATION = {"Å": "A", "·": "*", "⁻¹": "^-1", "⁻²": "^-2", "⁻³": "^-3", "²": "^2", "³": "^3"}
+SYMBOLS = {"a0": "bohr", "Ha": "Hartree"}
 MANY_PROPERTIES = ("energy_ensemble", "feature")
 
 
@@ -97,11 +98,14 @@ def metatomic_unit(unit: str) -> str:
     Example:
         >>> metatomic_unit("eV/Å"), metatomic_unit("e Å"), metatomic_unit("a0³")
         ('eV/A', 'e*A', 'bohr^3')
+        >>> metatomic_unit("kJ mol⁻¹"), metatomic_unit("Ha")
+        ('kJ*mol^-1', 'Hartree')
     """
     for written, meant in NOTATION.items():
         unit = unit.replace(written, meant)
-    factors = re.sub(r"\s*([*/^])\s*", r"\1", unit.strip())
-    return re.sub(r"\s+", "*", re.sub(r"\ba0\b", "bohr", factors))
+    for symbol, meant in SYMBOLS.items():
+        unit = re.sub(rf"\b{symbol}\b", meant, unit)
+    return re.sub(r"\s+", "*", re.sub(r"\s*([*/^])\s*", r"\1", unit.strip()))
 
 
 def _parse_output(target: str, setting: Any, in_data: str) -> Output:

@@ -295,3 +295,12 @@ def test_merged_data_sets_are_listed(monkeypatch, capsys, tmp_path):
     status, out, _ = call(monkeypatch, capsys, merge, *files, "--out", tmp_path / "merged")
     assert status == 0
     assert out.endswith("merged: all data (samples: 1); all data (samples: 2)\n")
+
+
+def test_merged_files_that_do_not_say_of_which_data_they_are(monkeypatch, capsys, tmp_path):
+    for name, value in {"a": 1.0, "b": 2.0}.items():
+        single_value_statistics(value).save(tmp_path / name)
+    files = [tmp_path / "a", tmp_path / "b", "--out", tmp_path / "merged"]
+    status, out, _ = call(monkeypatch, capsys, merge, *files)
+    assert status == 0
+    assert out.endswith("merged: data that cannot be identified\n")
