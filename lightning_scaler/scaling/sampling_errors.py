@@ -131,8 +131,8 @@ def _estimates(fitted: FittedTarget | None, like: FittedTarget) -> tuple[Tensor,
 
     Returns:
         The per-target scale, the full scales of the properties of all blocks, and the RMS of each
-        gradient, ``(n_types, n_columns)`` and NaN where there are no values; numbers of values in
-        the same shape.
+        gradient, ``(n_types, n_columns)`` and NaN where there are no values, or no more than
+        contributions of a baseline; numbers of values in the same shape.
     """
     layout, all_types, parameters = like[1].layout, like[1].types, like[0].gradients
     by_property = not layout.single_property
@@ -158,7 +158,19 @@ def _estimates(fitted: FittedTarget | None, like: FittedTarget) -> tuple[Tensor,
             if parameter in statistics.gradients:
                 counts[:, column] = float(statistics.gradients[parameter].counts.sum())
                 values[:, column] = scales.mean_squares.get(parameter, torch.nan) ** 0.5
-    return torch.where(counts > 0.0, values, torch.nan), counts
+    known = counts > 0.0
+    if fitted is not None and _is_interpolated(*fitted):
+        known = torch.zeros_like(known)
+    return torch.where(known, values, torch.nan), counts
+
+
+def _is_interpolated(statistics: TargetStatistics, scales: TargetScales) -> bool:
+    """Whether a baseline has as many contributions as values, so that its residual says nothing."""
+    if scales.layout.sample_kind == "atom" or not scales.weights:
+        return False
+    fitted = {*scales.baseline_types.tolist()} - {*(scales.fixed_weights or {})}
+    n_values = max(float(statistics.blocks[key].counts.max()) for key in scales.weights)
+    return 0 < n_values <= len(fitted)
 
 
 def _is_rare(counts: Tensor, scales: TargetScales, n_needed: float) -> Tensor:

@@ -140,6 +140,26 @@ def test_errors_are_those_of_scales_of_each_type_and_property_and_of_gradients()
     assert sample.precise
 
 
+@pytest.mark.parametrize(
+    ("n_structures", "baseline", "known"),
+    [
+        (20, CompositionBaseline(), True),
+        (3, CompositionBaseline(), False),
+        (3, None, True),
+        (3, CompositionBaseline(fixed={"energy": {1: -10.0, 6: -500.0, 8: -900.0}}), True),
+    ],
+)
+def test_a_baseline_through_all_values_says_nothing(n_structures, baseline, known):
+    """With three types, the residual of three structures is 0, whatever the data are."""
+    data = Structures()
+    groups = [ScaleAccumulator(["energy"], baseline=baseline) for _ in range(N_GROUPS)]
+    for i in range(n_structures):
+        data.add(groups[i % N_GROUPS], np.array([i]))
+    found = estimate_sample(groups, 100, 1000, 0.5)
+    assert bool(found.errors["energy"].isfinite().all()) is known
+    assert known or not found.precise
+
+
 def test_groups_without_batches_do_not_count():
     data = Structures(80)
     groups, _ = groups_of(data)
