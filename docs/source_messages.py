@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "lightning_scaler"
 KINDS = {
     "warn": "warning",
     "rank_zero_warn": "warning",
+    "warn_on_rank_zero": "warning",
     "rank_zero_info": "line",
     "print_text": "line",
     "_report": "line",  # of the statistics cache

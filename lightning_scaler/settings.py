@@ -1,6 +1,7 @@
 """Settings from Python or YAML, checked and converted to plain Python types."""
 
 import math
+import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,8 +9,6 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from numbers import Real
 from typing import Any, Literal, TypeAlias, get_args
-
-import torch.distributed
 
 UnseenTypes = Literal["error", "pooled", "identity"]
 SystemLabels = Literal["auto", "position", "id"]
@@ -325,9 +324,11 @@ def warn_on_rank_zero(message: str, stacklevel: int = 1) -> None:
         message: text of the warning.
         stacklevel: as for ``warnings.warn``, from the caller on.
     """
-    processes = torch.distributed
-    is_one_of_several = processes.is_available() and processes.is_initialized()
-    if not is_one_of_several or processes.get_rank() == 0:
+    # Settings and reports are read without torch, which takes a second to import.
+    torch: Any = sys.modules.get("torch")
+    several = torch is not None and torch.distributed.is_available()
+    several = several and torch.distributed.is_initialized()
+    if not several or torch.distributed.get_rank() == 0:
         warnings.warn(message, stacklevel=stacklevel + 1)
 
 
