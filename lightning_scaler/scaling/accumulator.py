@@ -203,7 +203,7 @@ class ScaleAccumulator:
         for batch in batches:
             found = True
             self.update(batch)
-        if not found and not self._collection.layouts:
+        if not found and self.is_empty:
             raise ValueError(
                 "fit: expected at least one batch, got none; an iterator, such as a generator, "
                 "gives its batches once, so make a new one"
@@ -280,7 +280,7 @@ class ScaleAccumulator:
     def follow(self, earlier: "ScaleAccumulator") -> None:
         """Go on after the batches of another accumulator with the same settings.
 
-        What they decided holds here too: the meaning of labels, and what the first batch lacks.
+        The meaning of labels, and the targets that the first batch lacks, are taken from it.
         """
         self.system_labels = earlier.system_labels
         self._missing_declared = earlier._missing_declared
@@ -314,7 +314,7 @@ class ScaleAccumulator:
                     )
             sample = None
         parts = merge_parts(self.parts, other.parts)
-        unknown = any(a._collection.layouts and not a.parts for a in (self, other))
+        unknown = any(not a.is_empty and not a.parts for a in (self, other))
         if parts and unknown:
             raise ValueError(
                 "expected two accumulators that say which data they hold, got one with parts="

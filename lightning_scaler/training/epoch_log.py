@@ -7,7 +7,7 @@ from torchmetrics import Metric
 
 
 class EpochLog:
-    """Logs metrics of a module for the end of the epoch; made anew in every step.
+    """Logs metrics of a module for the end of the epoch; one object serves one step.
 
     Lightning computes a logged metric at the end of an epoch, however often it was logged before,
     and then resets it. Logging all of them in every step takes longer than all conversions of it.
