@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..settings import check_installed
+from .tables import with_atoms
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,8 +57,8 @@ def with_unit(what: str, unit: str | None) -> str:
     """A label with its unit.
 
     Example:
-        >>> with_unit("scale", "eV / atom"), with_unit("scale", None)
-        ('scale (eV / atom)', 'scale')
+        >>> with_unit("scale", "eV/atom"), with_unit("scale", None)
+        ('scale (eV/atom)', 'scale')
     """
     return f"{what} ({unit})" if unit else what
 
@@ -65,7 +66,7 @@ def with_unit(what: str, unit: str | None) -> str:
 def unit_of(units: Mapping[str, str], name: str, per_atom: bool = False) -> str | None:
     """The unit of a target, or of one of its gradients, per atom if so; ``None`` if unknown."""
     unit = units.get(name)
-    return f"{unit} / atom" if unit and per_atom else unit
+    return with_atoms(unit, per_atom) if unit else None
 
 
 def shorten(label: str, longest: int = MAX_LABEL) -> str:
@@ -120,6 +121,20 @@ def label_rows(axes: "Axes", labels: Sequence[str], height: float | None = None)
     rows = range(0, len(labels), step)
     axes.set_yticks(list(rows), [labels[row] for row in rows])
     axes.set_ylim(len(labels) - 0.4, -0.6)
+
+
+def write_numbers(texts: Sequence[str], axes: "Axes") -> None:
+    """Write a text to the right of each of the rows 0, 1, 2 and so on."""
+    for row, text in enumerate(texts):
+        axes.annotate(
+            text,
+            (1.0, row),
+            (4, 0),
+            axes.get_yaxis_transform(),
+            "offset points",
+            va="center",
+            fontsize=FONT_SIZE,
+        )
 
 
 def width_of_labels(labels: Iterable[str]) -> float:

@@ -16,6 +16,7 @@ from .axes import (
     style,
     width_of_labels,
     with_unit,
+    write_numbers,
 )
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def _draw_mean_squares(mean_squares: Mapping[str, float], axes: "Axes") -> None:
     axes.plot(values, rows, "o", color=COLOURS[0], markersize=5)
     set_log_axis(axes.xaxis, [1.0, *values])
     label_rows(axes, [shorten(name) for name in mean_squares], LINE * len(mean_squares))
-    _write_numbers([f"{value:.3g}" for value in values], axes)
+    write_numbers([f"{value:.3g}" for value in values], axes)
     axes.set_xlabel("mean square in loss space")
     axes.grid(axis="x", color="0.9", linewidth=0.6)
     style(axes, "Terms of the loss")
@@ -161,23 +162,9 @@ def _draw_missing(missing: Mapping[str, MissingValues], axes: "Axes") -> None:
             each = [100.0 * share for share in found.by_property]
             axes.plot(each, [row] * len(each), "|", color="black", markersize=7)
     label_rows(axes, [shorten(name) for name in missing], LINE * len(missing))
-    _write_numbers([f"{share:.3g} %" for share in shares], axes)
+    write_numbers([f"{share:.3g} %" for share in shares], axes)
     axes.set_xlim(0.0, 100.0)
     axes.set_xlabel("missing values (%); lines: of each property")
     axes.grid(axis="x", color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
     style(axes, "Missing values")
-
-
-def _write_numbers(texts: Sequence[str], axes: "Axes") -> None:
-    """Texts to the right of each row."""
-    for row, text in enumerate(texts):
-        axes.annotate(
-            text,
-            (1.0, row),
-            (4, 0),
-            axes.get_yaxis_transform(),
-            "offset points",
-            va="center",
-            fontsize=FONT_SIZE,
-        )

@@ -18,6 +18,7 @@ from .axes import (
     unit_of,
     width_of_labels,
     with_unit,
+    write_numbers,
 )
 
 if TYPE_CHECKING:
@@ -153,16 +154,7 @@ def _draw_numbers(
     set_log_axis(axes.xaxis, [*before, *scales])
     names = [with_unit(shorten(t.name, 24), unit_of(units, t.name, t.extensive)) for t in targets]
     label_rows(axes, names, height)
-    for row, scale in zip(rows, scales, strict=True):
-        axes.annotate(
-            f"{scale:.3g}",
-            (1.0, row),
-            (4, 0),
-            axes.get_yaxis_transform(),
-            "offset points",
-            va="center",
-            fontsize=FONT_SIZE,
-        )
+    write_numbers([f"{scale:.3g}" for scale in scales], axes)
     axes.set_xlabel("RMS of the data, and scale, in the unit of each target")
     axes.grid(axis="x", color="0.9", linewidth=0.6)
     style(axes, "Per structure")

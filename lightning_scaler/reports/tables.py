@@ -122,7 +122,7 @@ def scales_table(
         )
     captions += [caption] if caption is not None else []
     table = _table(f"{title}, in the units of the data", "\n".join(captions))
-    units = [_with_atoms(target.unit, target.extensive) for target in targets]
+    units = [with_atoms(target.unit, target.extensive) for target in targets]
     show_units = any(units)
     for heading in ("Target", "One per", *(["Unit"] if show_units else [])):
         table.add_column(heading, no_wrap=True)
@@ -259,7 +259,7 @@ def errors_table(
         cells = [f"{row[metric]:.4g}" if metric in row else "" for metric in ("mae", "rmse")]
         if "relative_rmse" in row:
             cells.append(f"{100 * row['relative_rmse']:.1f} %")
-        table.add_row(name, _with_atoms(_unit_of(name, logged), name in per_atom), *cells)
+        table.add_row(name, with_atoms(_unit_of(name, logged), name in per_atom), *cells)
     return table
 
 
@@ -269,7 +269,7 @@ def _unit_of(name: str, units: Mapping[str, str]) -> str:
     return units.get(name, units.get(target, "") if part not in GRADIENTS else "")
 
 
-def _with_atoms(unit: str, per_atom: bool) -> str:
+def with_atoms(unit: str, per_atom: bool) -> str:
     """The unit of values that are divided by the number of atoms."""
     if not per_atom or unit.endswith("atom"):
         return unit

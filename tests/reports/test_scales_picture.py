@@ -34,7 +34,7 @@ def test_per_structure_targets_share_axes_with_their_rms_and_scales():
     assert before.get_xdata().tolist() == [3801.0, 8.5]
     assert after.get_xdata().tolist() == [0.0523, 1.25]
     assert [text.get_text() for text in axes.get_yticklabels()] == [
-        "energy (eV / atom)",
+        "energy (eV/atom)",
         "gap (eV)",
     ]
     assert axes.get_xscale() == "log"

@@ -94,7 +94,7 @@ def test_units_are_those_of_the_declaration():
     scaler = accumulator.compute()
     assert scaler.units == {"energy": "eV"}
     _, (numbers, charges) = scaler.plot()
-    assert [text.get_text() for text in numbers.get_yticklabels()] == ["energy (eV / atom)"]
+    assert [text.get_text() for text in numbers.get_yticklabels()] == ["energy (eV/atom)"]
     assert charges.get_ylabel() == "scale"
 
 
