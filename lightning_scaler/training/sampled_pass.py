@@ -47,7 +47,7 @@ class SampledPass:
         self._relative_error = relative_error
         self._processes = processes
         self._own, self._all = n_batches, sum(processes.gather_objects(n_batches))
-        # Where they read data of their own, these may be the same, which belong into one group.
+        # Where they read data of their own, these may be the same, and then belong in one group.
         self._shared = shared or processes.world_size == 1
         self._groups = [accumulator.fresh() for _ in range(N_GROUPS)]
         self._merged = self._groups
