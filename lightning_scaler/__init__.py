@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     from .baselines import ZBL, CompositionBaseline
     from .batches import PerAtom, PerStructure, join_predictions
     from .deploy import PhysicalModel, export
+    from .fitting import ScaleAccumulator
     from .folding import fold
     from .metrics import PhysicalUnits, RelativeRootMeanSquaredError
     from .reports import ScalesOfTarget, errors_table, print_tables, scales_table
-    from .scaling import ScaleAccumulator, Scaler
+    from .scaling import Scaler
     from .tensors import InvalidStateError
     from .training import ScaledSteps, TargetScaler, TargetScalingMixin
 
@@ -50,7 +51,7 @@ _ROOMS = {
     "PhysicalModel": "deploy",
     "PhysicalUnits": "metrics",
     "RelativeRootMeanSquaredError": "metrics",
-    "ScaleAccumulator": "scaling",
+    "ScaleAccumulator": "fitting",
     "ScaledSteps": "training",
     "Scaler": "scaling",
     "ScalesOfTarget": "reports",

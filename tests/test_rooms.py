@@ -21,6 +21,7 @@ ROOMS = [
     "statistics",
     "baselines",
     "scaling",
+    "fitting",
     "metrics",
     "deploy",
     "training",
@@ -29,7 +30,7 @@ ROOMS = [
     "molecules",
     "commands",
 ]
-CORE = ROOMS[ROOMS.index("tensors") : ROOMS.index("scaling") + 1]
+CORE = ROOMS[ROOMS.index("tensors") : ROOMS.index("fitting") + 1]
 
 # Imports inside a function.
 ON_CALL = {("scaling", "interop")}

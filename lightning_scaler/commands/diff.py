@@ -25,8 +25,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with one_line_errors(parser.prog):
         # Importing torch takes seconds, which --help need not wait for.
+        from ..fitting import load_saved
         from ..reports import differences_table, print_tables
-        from ..scaling import Scaler, find_differences, load_saved
+        from ..scaling import Scaler, find_differences
 
         saved = [load_saved(path) for path in arguments.files]
         with warnings.catch_warnings():

@@ -17,7 +17,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with one_line_errors(parser.prog):
         # Importing torch takes seconds, which --help need not wait for.
-        from ..scaling import merge_files
+        from ..fitting import merge_files
 
         merged = merge_files(arguments.files)
         with warnings.catch_warnings():

@@ -11,8 +11,8 @@ from hydra.utils import get_class, instantiate, to_absolute_path
 from lightning.pytorch import seed_everything
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from ..fitting import DataPart
 from ..reports import print_tables, print_text
-from ..scaling import DataPart
 from ..tensors import check_writable
 from ..training import TargetScaler, collect_statistics
 

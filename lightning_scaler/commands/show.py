@@ -27,9 +27,10 @@ def main() -> None:
         # Importing torch takes seconds, which --help need not wait for.
         from omegaconf import OmegaConf
 
+        from ..fitting import load_saved, missing_shards
         from ..interop import settings_for
         from ..reports import print_tables, print_text
-        from ..scaling import Scaler, fixed_settings, load_saved, missing_shards
+        from ..scaling import Scaler, fixed_settings
 
         saved = load_saved(arguments.file)
         if isinstance(saved, Scaler):

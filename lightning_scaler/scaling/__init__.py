@@ -1,20 +1,18 @@
-"""The fit of the scales and the conversions between the three spaces.
+"""The scales of targets and the conversions between the three spaces.
 
-:class:`ScaleAccumulator` collects the statistics of targets and computes a :class:`Scaler`, which
-converts tensors. Imports ``settings`` and the rooms from ``tensors`` to ``baselines``; also
+A :class:`Scaler` converts tensors. Imports ``settings`` and the rooms from ``tensors`` to
+``baselines``; also
 ``reports`` when a table is requested, and ``interop`` when a checkpoint of metatrain is read. Works
 without Lightning.
 """
 
-from .accumulator import ScaleAccumulator
 from .alignment import align_prediction
 from .arithmetic import ConversionArgs, rescale_target
+from .baseline_warnings import describe_unknown, way_out_of_unknown
 from .comparison import find_differences
-from .data_parts import DataPart, missing_shards
 from .drawn_scales import scales_to_draw
 from .factor_range import check_factors
 from .fixed_settings import fixed_settings
-from .force_targets import describe_force_targets
 from .loss_space import (
     index_by_position,
     predictions_to_loss,
@@ -22,7 +20,7 @@ from .loss_space import (
     targets_to_loss,
 )
 from .loss_space_sums import LossSpaceSums, TermSize
-from .loss_targets import LossTargets
+from .loss_targets import LossTargets, is_auxiliary
 from .physical_values import (
     PhysicalValues,
     TargetPart,
@@ -31,20 +29,16 @@ from .physical_values import (
     parts_of_targets,
     values_in_physical_units,
 )
-from .random_sample import RandomSample
-from .sampling_errors import estimate_sample, merged
-from .saved_files import load_saved, merge_files
+from .row_factors import n_atoms_of_rows
 from .scaler import Scaler
-from .target_scales import TargetScales, term_name
+from .target_scales import SAMPLED_DATA, TargetScales, term_name
 
 __all__ = [
+    "SAMPLED_DATA",
     "ConversionArgs",
-    "DataPart",
     "LossSpaceSums",
     "LossTargets",
     "PhysicalValues",
-    "RandomSample",
-    "ScaleAccumulator",
     "Scaler",
     "TargetPart",
     "TargetScales",
@@ -52,16 +46,13 @@ __all__ = [
     "add_baseline",
     "align_prediction",
     "check_factors",
-    "describe_force_targets",
+    "describe_unknown",
     "errors_in_physical_units",
-    "estimate_sample",
     "find_differences",
     "fixed_settings",
     "index_by_position",
-    "load_saved",
-    "merge_files",
-    "merged",
-    "missing_shards",
+    "is_auxiliary",
+    "n_atoms_of_rows",
     "parts_of_targets",
     "predictions_to_loss",
     "predictions_to_physical",
@@ -70,4 +61,5 @@ __all__ = [
     "targets_to_loss",
     "term_name",
     "values_in_physical_units",
+    "way_out_of_unknown",
 ]

@@ -24,9 +24,8 @@ from ..tensors import (
 )
 from .alignment import align_prediction, check_device
 from .conversion import Conversion, convert_targets
-from .loss_targets import BY_POSITION, LossTargets, Systems, index_loss_targets
+from .loss_targets import BY_POSITION, LossTargets, Systems, index_loss_targets, is_auxiliary
 from .scaler import Scaler
-from .target_collection import is_auxiliary
 
 
 def targets_to_loss(

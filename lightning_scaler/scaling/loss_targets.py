@@ -10,6 +10,14 @@ from .scaler import Scaler
 Systems = Sequence[HasTypes] | Atoms
 BY_POSITION = SystemIndexing("position")
 
+# metatrain adds maps such as last-layer features under these names.
+AUXILIARY = "mtt::aux::"
+
+
+def is_auxiliary(name: str) -> bool:
+    """Whether a TensorMap of a batch is not a target unless it is named as one."""
+    return name.startswith(AUXILIARY)
+
 
 class LossTargets(dict[str, TensorMap]):
     """Targets in loss space by name, with the rows and layouts that were found for them.

@@ -22,10 +22,11 @@ from ..tensors import (
     state_of,
 )
 from .loaded_scales import check_loaded_scales, without_nan_weights
-from .random_sample import SAMPLED_DATA
 
 ScaleKind = Literal["per_target", "per_property", "full"]
 
+# What was read, for messages about what was not found in it.
+SAMPLED_DATA = "random sample of the data that was read (relative_error=None reads all data)"
 
 # Attributes that have another name in states, all of which go back to version 0.1.0.
 _SAVED_NAMES = {

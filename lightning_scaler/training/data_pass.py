@@ -11,7 +11,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from tqdm.auto import tqdm
 
 from ..batches import Batch
-from ..scaling import RandomSample, ScaleAccumulator, Scaler, describe_force_targets
+from ..fitting import RandomSample, ScaleAccumulator, describe_force_targets
+from ..scaling import Scaler
 from .batch_hooks import BatchHooks, scaler_in_use
 from .data_fingerprint import identify_data
 from .data_sample import DataSample

@@ -9,7 +9,8 @@ from lightning.pytorch import Trainer
 
 from ..baselines import CompositionBaseline, FrozenModule, class_name
 from ..batches import Declaration
-from ..scaling import ScaleAccumulator, Scaler
+from ..fitting import ScaleAccumulator
+from ..scaling import Scaler
 from ..settings import Against, FixedScale, RefitPart, Settings
 from .restored_settings import check_restored
 

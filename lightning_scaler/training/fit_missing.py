@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from lightning.pytorch import Trainer
 
-from ..scaling import RandomSample
+from ..fitting import RandomSample
 from ..tensors import digest
 from .data_pass import fit_scales, is_dev_run
 from .data_sample import DataSample

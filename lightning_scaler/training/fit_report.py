@@ -8,8 +8,9 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from ..fitting import RandomSample
 from ..reports import print_tables, print_text, write_tables
-from ..scaling import LossSpaceSums, RandomSample, Scaler
+from ..scaling import LossSpaceSums, Scaler
 from ..settings import way_to_hide
 from .scaled_module import ScaledModule, scaler_of
 from .validation_check import describe_far_terms

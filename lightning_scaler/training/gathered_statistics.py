@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..scaling import ScaleAccumulator
+from ..fitting import ScaleAccumulator
 from ..tensors import TargetLayout, flatten_state, unflatten_state
 from .processes import FitProcesses, ProcessesDisagreeError
 

@@ -8,7 +8,8 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from typing_extensions import override
 
-from ..scaling import DataPart, ScaleAccumulator, Scaler
+from ..fitting import DataPart, ScaleAccumulator
+from ..scaling import Scaler
 from .data_pass import identify_training_data, read_training_data
 from .fit_decision import FitDecision
 from .mixin import TargetScalingMixin

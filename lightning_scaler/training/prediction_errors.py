@@ -9,13 +9,8 @@ from lightning.pytorch import Trainer
 from metatensor.torch import remove_gradients, subtract
 
 from ..batches import Batch, read_atoms
-from ..scaling import (
-    ScaleAccumulator,
-    Scaler,
-    align_prediction,
-    index_by_position,
-    predictions_to_physical,
-)
+from ..fitting import ScaleAccumulator
+from ..scaling import Scaler, align_prediction, index_by_position, predictions_to_physical
 from ..settings import SystemLabels
 from .evaluation_mode import evaluation_mode
 from .scaled_module import ScaledModule, scaler_of

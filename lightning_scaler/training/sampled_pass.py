@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TypeVar
 
-from ..scaling import RandomSample, ScaleAccumulator, estimate_sample, merged
+from ..fitting import RandomSample, ScaleAccumulator, estimate_sample, merged
 from .gathered_statistics import merge_all
 from .processes import FitProcesses
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from ..fitting import DataPart, ScaleAccumulator, missing_shards
 from ..reports import print_text
-from ..scaling import DataPart, ScaleAccumulator, missing_shards
 from ..tensors import InvalidStateError, check_writable
 from .processes import FitProcesses
 

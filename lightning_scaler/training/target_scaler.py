@@ -11,8 +11,9 @@ from typing_extensions import override
 
 from ..baselines import BaselineSetting, FrozenModule, class_name, parse_baseline
 from ..batches import clone_inference_tensors
+from ..fitting import ScaleAccumulator
 from ..reports import check_matplotlib
-from ..scaling import ScaleAccumulator, Scaler, targets_to_loss
+from ..scaling import Scaler, targets_to_loss
 from ..settings import (
     Against,
     Numbers,

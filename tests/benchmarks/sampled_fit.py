@@ -24,7 +24,7 @@ import time
 import torch
 
 from lightning_scaler import CompositionBaseline, PerStructure, ScaleAccumulator
-from lightning_scaler.scaling import merged
+from lightning_scaler.fitting import merged
 from lightning_scaler.training.processes import FitProcesses
 from lightning_scaler.training.sampled_pass import SampledPass
 

@@ -17,7 +17,8 @@ from lightning_scaler.commands.fit import main
 from lightning_scaler.commands.merge import main as merge
 from lightning_scaler.commands.run_fit import output_file, run_fit
 from lightning_scaler.commands.show import main as show
-from lightning_scaler.scaling import DataPart, find_differences, merge_files
+from lightning_scaler.fitting import DataPart, merge_files
+from lightning_scaler.scaling import find_differences
 
 # The configs of another application, laid out in its own way.
 APPLICATION = """

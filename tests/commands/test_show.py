@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
 from lightning_scaler.commands.show import main
-from lightning_scaler.scaling import DataPart, find_differences
+from lightning_scaler.fitting import DataPart
+from lightning_scaler.scaling import find_differences
 
 SYSTEMS = [system(8), system(1, 8), system(1, 1, 8)]
 ENERGIES = {"energy": structure_target([-75.0, -76.5, -77.1])}

@@ -12,8 +12,8 @@ from small_training import (
 )
 from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
 
+from lightning_scaler.fitting import merge_files
 from lightning_scaler.molecules.datamodule import MoleculesDataModule
-from lightning_scaler.scaling import merge_files
 from lightning_scaler.training import collect_statistics
 
 

@@ -9,7 +9,7 @@ from small_training import SmallData, SmallNet, assert_same_scales, quiet_traine
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_scaler import ScaleAccumulator, Scaler, TargetScaler
-from lightning_scaler.scaling import DataPart, data_parts
+from lightning_scaler.fitting import DataPart, data_parts
 
 SIZE = 50  # more than the 32 samples that identify the data
 

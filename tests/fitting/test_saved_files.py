@@ -12,7 +12,7 @@ from builders import (
 )
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator, Scaler
-from lightning_scaler.scaling import DataPart, load_saved, merge_files
+from lightning_scaler.fitting import DataPart, load_saved, merge_files
 from lightning_scaler.tensors import InvalidStateError, digest
 
 DATA = {"samples": "3"}

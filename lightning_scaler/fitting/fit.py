@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from ..baselines import CompositionBaseline, CompositionWeights
+from ..scaling import TargetScales
 from ..settings import FixedScale
 from ..statistics import BlockStatistics, TargetStatistics
 from ..tensors import Key, TargetLayout
 from .scale_formula import BlockSums, FittedScales, compute_scales
-from .target_scales import TargetScales
 
 # The residuals of a baseline contain a few roundings of its fit, which is in float64.
 FIT_ROUNDING = 16.0 * torch.finfo(torch.float64).eps

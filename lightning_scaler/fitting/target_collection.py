@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..baselines import CompositionBaseline, Contribution, gradient_contributions
 from ..batches import Atoms, IndexedTarget, find_types
+from ..scaling import n_atoms_of_rows
 from ..statistics import (
     BlockValues,
     GradientSums,
@@ -27,15 +28,6 @@ from ..tensors import (
     match_layouts,
     values_and_gradients,
 )
-from .row_factors import n_atoms_of_rows
-
-# metatrain adds maps such as last-layer features under these names.
-AUXILIARY = "mtt::aux::"
-
-
-def is_auxiliary(name: str) -> bool:
-    """Whether a TensorMap of a batch is not a target unless it is named as one."""
-    return name.startswith(AUXILIARY)
 
 
 class TargetCollection:

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..scaling import TargetScales, describe_unknown, way_out_of_unknown
 from ..settings import list_or_count
 from ..statistics import TargetStatistics
-from .baseline_warnings import describe_unknown, way_out_of_unknown
-from .target_scales import TargetScales
 
 # Rounding, and the difference between a fit to totals and the RMS per atom, stay below this.
 LARGER = 1.01

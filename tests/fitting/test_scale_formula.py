@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lightning_scaler.scaling.scale_formula import BlockSums, compute_scales
+from lightning_scaler.fitting.scale_formula import BlockSums, compute_scales
 
 
 def double(values):

@@ -8,7 +8,7 @@ import torch
 from builders import atom_samples, atom_target, block, mask_of, single, structure_target, system
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
-from lightning_scaler.scaling.data_warnings import is_intensive_by_name
+from lightning_scaler.fitting.data_warnings import is_intensive_by_name
 
 NAN = float("nan")
 

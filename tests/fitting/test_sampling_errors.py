@@ -6,8 +6,8 @@ import torch
 from builders import atom_target, labels as labels_of, spherical, structure_target, system
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator, Scaler
-from lightning_scaler.scaling import estimate_sample, load_saved, merge_files, merged
-from lightning_scaler.scaling.sampling_errors import relative_standard_error
+from lightning_scaler.fitting import estimate_sample, load_saved, merge_files, merged
+from lightning_scaler.fitting.sampling_errors import relative_standard_error
 from lightning_scaler.tensors import InvalidStateError
 
 N_GROUPS = 20

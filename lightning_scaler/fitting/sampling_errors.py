@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from ..scaling import TargetScales
 from ..statistics import TargetStatistics
 from .accumulator import ScaleAccumulator
 from .random_sample import RandomSample, percentage
-from .target_scales import TargetScales
 
 # A scale counts as rare if it has less than this fraction of the values of the most frequent one.
 RARE = 0.01

@@ -20,8 +20,8 @@ from builders import (
 from metatensor.torch import TensorBlock
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
+from lightning_scaler.fitting import describe_force_targets
 from lightning_scaler.molecules.dataset import MOLECULES_FILE, MoleculesDataset, collate
-from lightning_scaler.scaling import describe_force_targets
 
 FITTED = CompositionBaseline()
 SYSTEMS = [system(8), system(1, 8, 1)]

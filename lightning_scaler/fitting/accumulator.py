@@ -26,6 +26,7 @@ from ..batches import (
     index_targets,
     unpack,
 )
+from ..scaling import SAMPLED_DATA, Scaler, TargetScales, is_auxiliary
 from ..settings import (
     FixedScale,
     Numbers,
@@ -60,11 +61,9 @@ from .data_warnings import warn_of_data
 from .energies_per_atom import warn_of_energies_per_atom
 from .fit import fit_target
 from .fit_checks import check_values, warn_of_fit
-from .random_sample import SAMPLED_DATA, RandomSample
+from .random_sample import RandomSample
 from .refit import EarlierFit, check_subtracted
-from .scaler import Scaler
-from .target_collection import TargetCollection, is_auxiliary
-from .target_scales import TargetScales
+from .target_collection import TargetCollection
 
 
 class ScaleAccumulator:

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..scaling import TargetScales
 from ..settings import list_or_count, name_of_type, way_to_hide
 from ..statistics import TargetStatistics
-from .target_scales import TargetScales
 
 FEW_SAMPLES = 10
 ENOUGH_SAMPLES = 100

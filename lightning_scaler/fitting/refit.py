@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from ..baselines import CompositionBaseline, CompositionWeights, correct_weights
+from ..scaling import Scaler, TargetScales
 from ..settings import FixedScale, RefitPart
 from ..statistics import TargetStatistics
 from ..tensors import Key, TargetLayout
 from .fit import fit_target
-from .scaler import Scaler
-from .target_scales import TargetScales
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pytest
 from builders import single_value_statistics
 
 from lightning_scaler import ScaleAccumulator
-from lightning_scaler.scaling import DataPart, missing_shards
+from lightning_scaler.fitting import DataPart, missing_shards
 
 DATA, OTHER = {"samples": "40"}, {"samples": "41"}
 

@@ -8,9 +8,6 @@ from torch import Tensor
 from ..settings import list_or_count
 from ..tensors import TensorCheck
 
-# What was read, for messages about what was not found in it.
-SAMPLED_DATA = "random sample of the data that was read (relative_error=None reads all data)"
-
 
 @dataclass(frozen=True, eq=False)
 class RandomSample:

@@ -3,10 +3,10 @@
 import os
 from collections.abc import Sequence
 
+from ..scaling import Scaler
 from ..tensors import digest, saved_kind
 from .accumulator import ScaleAccumulator
 from .data_parts import merge_parts, missing_shards
-from .scaler import Scaler
 
 StrPath = str | os.PathLike[str]
 
