@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .baselines import ZBL, CompositionBaseline
-    from .batches import PerAtom, PerStructure, join_predictions
+    from .batches import join_predictions
     from .deploy import PhysicalModel, export
     from .fitting import ScaleAccumulator
     from .folding import fold
     from .metrics import PhysicalUnits, RelativeRootMeanSquaredError
+    from .plain_tensors import PerAtom, PerStructure
     from .reports import ScalesOfTarget, errors_table, print_tables, scales_table
     from .scaling import Scaler
     from .tensors import InvalidStateError
@@ -46,8 +47,8 @@ __all__ = [
 _ROOMS = {
     "CompositionBaseline": "baselines",
     "InvalidStateError": "tensors",
-    "PerAtom": "batches",
-    "PerStructure": "batches",
+    "PerAtom": "plain_tensors",
+    "PerStructure": "plain_tensors",
     "PhysicalModel": "deploy",
     "PhysicalUnits": "metrics",
     "RelativeRootMeanSquaredError": "metrics",

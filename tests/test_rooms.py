@@ -18,6 +18,7 @@ ROOMS = [
     "reports",
     "tensors",
     "batches",
+    "plain_tensors",
     "statistics",
     "baselines",
     "scaling",

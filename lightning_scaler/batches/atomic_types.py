@@ -1,9 +1,14 @@
-"""Lists of atomic types: which occur, and the index of each in another list."""
+"""Atomic types: read from systems, those that occur, and the index of each in another list."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..tensors import scripted
+from .systems import HasTypes, is_system
 
 # Largest type in a table indexed by atomic type, which is faster than sorting. (A default argument
 # below, since TorchScript cannot read module variables.)
@@ -56,3 +61,33 @@ def find_types(types: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(types), torch.zeros_like(types, dtype=torch.bool)
     index = torch.searchsorted(among, types).clamp(max=among.numel() - 1)
     return index, among[index] == types
+
+
+def read_types(systems: Sequence[HasTypes]) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Types of all atoms, number of atoms of every system, unique types, and the smallest type."""
+    if set(map(type, systems)) == {torch.ScriptObject} and is_system(systems[0]):
+        return _system_reader()(list(systems))
+    per_system = [torch.as_tensor(system.types) for system in systems]
+    device = per_system[0].device if per_system else torch.device("cpu")
+    types = torch.cat([torch.empty(0, dtype=torch.int64, device=device), *per_system]).long()
+    n_atoms = torch.tensor([len(t) for t in per_system], dtype=torch.int64, device=device)
+    return types, n_atoms, *unique_types(types)
+
+
+@cache
+def _system_reader() -> Callable[[list[Any]], tuple[Tensor, Tensor, Tensor, int]]:
+    # Four times faster than the same loop in Python for 32 systems. The class is registered with
+    # torch once there is a system.
+    def read(
+        systems: list[torch.classes.metatomic.System],  # type: ignore[name-defined]
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        per_system: list[Tensor] = []
+        counts: list[int] = []
+        for system in systems:
+            per_system.append(system.types)
+            counts.append(len(per_system[-1]))
+        types = torch.cat(per_system).to(torch.int64)
+        found, smallest = unique_types(types)
+        return types, torch.tensor(counts, device=types.device), found, smallest
+
+    return scripted(read)

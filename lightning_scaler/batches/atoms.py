@@ -1,17 +1,17 @@
 """The atoms of a batch: their types, and the system that each belongs to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from metatensor.torch import TensorMap
 from torch import Tensor
 
-from ..tensors import scripted, scripted_arithmetic
-from .atomic_types import find_types, index_types, unique_types
-from .systems import HasTypes, IdentifiedSystems, ReadSystems, is_system
+from ..tensors import scripted_arithmetic
+from .atomic_types import find_types, index_types, read_types, unique_types
+from .systems import HasTypes, IdentifiedSystems, OwnBatch, ReadSystems
 
 
 class MovedTensor(NamedTuple):
@@ -59,10 +59,10 @@ class Atoms:
         Raises:
             ValueError: for negative types, and for systems on the meta device.
         """
-        read = getattr(systems, "atoms", None)
-        if isinstance(read, Atoms) and not isinstance(systems, ReadSystems):
-            return read  # of a declared batch
-        atoms = cls._checked(*_read(systems)) if read is None else read
+        if isinstance(systems, OwnBatch):
+            return systems.atoms
+        read = systems.atoms if isinstance(systems, ReadSystems) else None
+        atoms = cls._checked(*read_types(systems)) if read is None else read
         if not isinstance(systems, IdentifiedSystems):
             return replace(atoms, systems=systems)
         ids = torch.tensor(systems.sample_id)
@@ -206,33 +206,3 @@ def _count_types(type_index: Tensor, n_atoms: Tensor, n_types: int) -> Tensor:
     ones = torch.ones([1], dtype=torch.float64, device=n_atoms.device).expand(systems.numel())
     counts.index_add_(0, systems * n_types + type_index, ones)
     return counts.reshape([n_atoms.numel(), n_types])
-
-
-def _read(systems: Sequence[HasTypes]) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Types of all atoms, number of atoms of every system, unique types, and the smallest type."""
-    if set(map(type, systems)) == {torch.ScriptObject} and is_system(systems[0]):
-        return _system_reader()(list(systems))
-    per_system = [torch.as_tensor(system.types) for system in systems]
-    device = per_system[0].device if per_system else torch.device("cpu")
-    types = torch.cat([torch.empty(0, dtype=torch.int64, device=device), *per_system]).long()
-    n_atoms = torch.tensor([len(t) for t in per_system], dtype=torch.int64, device=device)
-    return types, n_atoms, *unique_types(types)
-
-
-@cache
-def _system_reader() -> Callable[[list[Any]], tuple[Tensor, Tensor, Tensor, int]]:
-    # Four times faster than the same loop in Python for 32 systems. The class is registered with
-    # torch once there is a system.
-    def read(
-        systems: list[torch.classes.metatomic.System],  # type: ignore[name-defined]
-    ) -> tuple[Tensor, Tensor, Tensor, int]:
-        per_system: list[Tensor] = []
-        counts: list[int] = []
-        for system in systems:
-            per_system.append(system.types)
-            counts.append(len(per_system[-1]))
-        types = torch.cat(per_system).to(torch.int64)
-        found, smallest = unique_types(types)
-        return types, torch.tensor(counts, device=types.device), found, smallest
-
-    return scripted(read)

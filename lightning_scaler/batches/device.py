@@ -10,9 +10,8 @@ from metatomic.torch import System
 
 from ..tensors import blocks_in_batch_order, is_tensormap, scripted_arithmetic
 from .atoms import Atoms, MovedTensor
-from .declared_batch import DeclaredBatch
 from .inference import clone_inference_tensors
-from .systems import ReadSystems, is_system
+from .systems import OwnBatch, ReadSystems, is_system
 from .unpack import Batch
 
 
@@ -46,8 +45,8 @@ def move_unpacked(batch: Batch, device: torch.device, dtype: torch.dtype) -> Bat
         device: device of the result.
         dtype: dtype of positions, cells and neighbor vectors.
     """
-    if isinstance(batch.systems, DeclaredBatch):
-        # Lightning has moved the user's own batch, except what is not a tensor.
+    if isinstance(batch.systems, OwnBatch):
+        # Lightning has moved the batch, except what is not a tensor.
         targets = {name: tensor.to(device=device) for name, tensor in batch.targets.items()}
         return Batch(batch.systems, targets, batch.masks)
     read = batch.systems.atoms if isinstance(batch.systems, ReadSystems) else None

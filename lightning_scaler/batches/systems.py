@@ -1,5 +1,6 @@
-"""Lists of systems with the atoms that were read from them, or with their ids in the dataset."""
+"""The systems of a batch, with the atoms that were read from them or their ids in the dataset."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from operator import is_
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,6 +25,15 @@ class HasTypes(Protocol):
 def is_system(value: Any) -> bool:
     """Whether ``value`` is a metatomic ``System``."""
     return script_class_name(value) == "System"
+
+
+class OwnBatch(Sequence[Any]):
+    """A batch of the user's own as the sequence of its systems; Lightning moves its tensors."""
+
+    @property
+    @abstractmethod
+    def atoms(self) -> "Atoms":
+        """The atoms of the batch."""
 
 
 class ReadSystems(list[Any]):

@@ -8,10 +8,8 @@ import torch
 from metatensor.torch import TensorMap
 
 from ..tensors import is_tensormap, script_class_name
-from .declaration import Declaration
-from .declared_batch import DeclaredBatch
+from .ignored_values import BatchTargets, check_masks, find_plain_values
 from .joined import join_batches
-from .plain_values import BatchTargets, check_masks, find_plain_values
 from .systems import HasTypes, IdentifiedSystems, ReadSystems
 
 MASK = "_mask"
@@ -38,7 +36,7 @@ class Batch(NamedTuple):
         return Batch(self.systems, targets, masks)
 
 
-def unpack(batch: Any, declaration: Declaration | None = None) -> Batch:
+def unpack(batch: Any) -> Batch:
     """Take a batch apart.
 
     Args:
@@ -47,15 +45,11 @@ def unpack(batch: Any, declaration: Declaration | None = None) -> Batch:
             returns it, perhaps with a ``sample_id`` for every system; a tuple
             ``(systems, targets)`` or ``(systems, targets, extra)``, of which ``extra`` may hold
             masks and a ``sample_id``; or the batches of several loaders, in a mapping or a list,
-            which are joined. With declared targets, a batch of plain tensors.
-        declaration: declared targets, if there are any.
+            which are joined.
 
     Raises:
         TypeError: for anything else, and for a mask that is not a TensorMap.
     """
-    if declaration is not None:
-        declared = DeclaredBatch(batch, declaration)
-        return Batch(declared, declared.targets(), {})
     if isinstance(batch, tuple) and hasattr(batch, "_asdict"):
         batch = batch._asdict()
     parts = _batches_of_loaders(batch)

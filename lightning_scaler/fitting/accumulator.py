@@ -18,14 +18,8 @@ from ..baselines import (
     freeze,
     parse_baseline,
 )
-from ..batches import (
-    Atoms,
-    Declaration,
-    DeclaredBatch,
-    check_plain_values,
-    index_targets,
-    unpack,
-)
+from ..batches import Atoms, check_plain_values, index_targets
+from ..plain_tensors import Declaration, DeclaredBatch, read_batch
 from ..scaling import SAMPLED_DATA, Scaler, TargetScales, is_auxiliary
 from ..settings import (
     FixedScale,
@@ -235,7 +229,7 @@ class ScaleAccumulator:
                 the batch, or a layout that differs from earlier batches.
         """
         if targets is None:
-            systems, targets, masks = unpack(systems, self.declaration)
+            systems, targets, masks = read_batch(systems, self.declaration)
         if isinstance(systems, DeclaredBatch) and self._missing_declared is None:
             self._missing_declared = _missing_in_first_batch(systems, targets)
         chosen = {

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from ..baselines import AdditiveCoverage, CompositionBaseline, FrozenModule
-from ..batches import Declaration
+from ..plain_tensors import Declaration
 from ..settings import SystemLabels
 from .data_parts import DataPart
 from .random_sample import RandomSample

@@ -6,7 +6,7 @@ import torch
 from metatensor.torch import TensorMap
 from torch import Tensor
 
-from ..batches import DeclaredBatch, PerStructure
+from ..plain_tensors import DeclaredBatch, PerStructure
 from ..settings import warn_on_rank_zero
 
 # How much better one of two fits must be than the other. In batches of 24 of the embedded molecules

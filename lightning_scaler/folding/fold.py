@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_utilities.core.apply_func import apply_to_collection
 from metatensor.torch import TensorMap
 
-from ..batches import Declaration, DeclaredBatch
+from ..plain_tensors import Declaration, DeclaredBatch
 from ..training import ScaledSteps, scaled_class, unscaled_copy
 from .check import check_predictions
 from .folded_target import read_targets

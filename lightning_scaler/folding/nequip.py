@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..batches import Declaration
+from ..plain_tensors import Declaration
 from ..settings import atomic_type
 from .folded_target import FoldedTarget
 

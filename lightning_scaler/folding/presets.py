@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from ..batches import Declaration
+from ..plain_tensors import Declaration
 from .folded_target import FoldedTarget
 from .nequip import NequIP
 from .schnetpack import SchNetPack

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 
-from ..batches import Declaration, PerStructure
+from ..plain_tensors import Declaration, PerStructure
 from .folded_target import FoldedTarget
 
 

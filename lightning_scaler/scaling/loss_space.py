@@ -7,13 +7,7 @@ from typing import Any
 import torch
 from metatensor.torch import TensorMap
 
-from ..batches import (
-    IndexedBatch,
-    describe_type,
-    index_batch,
-    read_atoms,
-    relabel_by_position,
-)
+from ..batches import IndexedBatch, describe_type, index_batch, read_atoms, relabel_by_position
 from ..tensors import (
     PREDICTION,
     apply_mask,

@@ -11,7 +11,8 @@ from metatensor.torch import TensorMap
 from typing_extensions import override
 
 from ..baselines import FrozenModule, class_name, freeze
-from ..batches import Declaration, DeclaredBatch, index_batch
+from ..batches import index_batch
+from ..plain_tensors import Declaration, DeclaredBatch
 from ..settings import Settings, check_choice, check_names, list_of_names
 from ..tensors import (
     PREDICTION,

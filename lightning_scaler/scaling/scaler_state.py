@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from ..baselines import FrozenModule
-from ..batches import Declaration
+from ..plain_tensors import Declaration
 from ..settings import Settings, parse_loss_weights
 from ..tensors import InvalidStateError, from_state, state_of, state_to_cpu
 from .target_scales import TargetScales

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import torch
 from lightning.pytorch import Trainer
 
-from ..batches import Declaration
+from ..plain_tensors import Declaration
 from .scaled_module import ScaledModule, is_lightning, scaler_of
 
 TRANSFER_HOOKS = ("transfer_batch_to_device", "on_after_batch_transfer")

@@ -7,7 +7,7 @@ from typing import Any, NoReturn, get_args
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from ..batches import Declaration
+from ..plain_tensors import Declaration
 from ..scaling import Scaler
 from ..settings import Against, RefitPart, UnseenTypes, check_choice
 from .scaled_module import ScaledModule, scaler_of

@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch import Trainer
 
 from ..baselines import CompositionBaseline, FrozenModule, class_name
-from ..batches import Declaration
 from ..fitting import ScaleAccumulator
+from ..plain_tensors import Declaration
 from ..scaling import Scaler
 from ..settings import Against, FixedScale, RefitPart, Settings
 from .restored_settings import check_restored

@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from ..batches import Declaration, DeclaredBatch
+from ..plain_tensors import Declaration, DeclaredBatch
 
 
 def find_batch(

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ..batches import Declaration
+from ..plain_tensors import Declaration
 from ..scaling import Scaler
 from ..settings import Numbers, Settings, did_you_mean, parse_loss_weights
 

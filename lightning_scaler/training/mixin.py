@@ -14,15 +14,14 @@ from typing_extensions import override
 from ..batches import (
     Atoms,
     Batch,
-    DeclaredBatch,
     HasTypes,
     check_unpacked,
     clone_inference_tensors,
     move_to_device,
     move_unpacked,
     read_atoms,
-    unpack,
 )
+from ..plain_tensors import DeclaredBatch, read_batch
 from ..scaling import (
     predictions_to_loss,
     predictions_to_physical,
@@ -114,7 +113,7 @@ class TargetScalingMixin(ScaledModule):
             The systems; the targets by name; and the masks by target name, which an override may
             leave out.
         """
-        return unpack(batch, self.scaler.declaration)
+        return read_batch(batch, self.scaler.declaration)
 
     def compute_loss(self, predictions: Tensors, targets: Tensors) -> torch.Tensor:
         r"""Compute the loss: a weighted mean over targets and their gradients.

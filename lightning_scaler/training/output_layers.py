@@ -7,7 +7,8 @@ from lightning.pytorch import Trainer
 from metatensor.torch import TensorMap
 from torch import Tensor
 
-from ..batches import Batch, DeclaredBatch, HasTypes, read_atoms
+from ..batches import Batch, HasTypes, read_atoms
+from ..plain_tensors import DeclaredBatch
 from ..scaling import Scaler, TargetScales
 from ..settings import check_names, did_you_mean
 from .evaluation_mode import evaluation_mode

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from metatensor.torch import TensorMap
 from torch import Tensor
 
-from ..batches import STRESS, DeclaredBatch, PerStructure, describe_address, signed_path
+from ..plain_tensors import STRESS, DeclaredBatch, PerStructure, describe_address, signed_path
 from ..scaling import Scaler
 
 # Relative difference up to which two gradients are the same.

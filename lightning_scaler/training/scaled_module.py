@@ -10,7 +10,8 @@ from lightning.pytorch import LightningModule
 from metatensor.torch import TensorMap
 from typing_extensions import override
 
-from ..batches import Batch, DeclaredBatch, move_unpacked, unpack
+from ..batches import Batch, move_unpacked
+from ..plain_tensors import DeclaredBatch, read_batch
 from ..scaling import Scaler
 from .checkpoints import load_scales, save_scales
 from .fit_decision import restores_later
@@ -76,7 +77,7 @@ class ScaledModule(_Module):
 
     def _read_batch(self, batch: Any) -> Batch:
         """The systems, targets and masks of a batch."""
-        return unpack(batch, scaler_of(self).declaration)
+        return read_batch(batch, scaler_of(self).declaration)
 
     def _move_batch(self, batch: Batch) -> Batch:
         """The batch on the device of the module."""

@@ -11,7 +11,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from metatensor.torch import TensorMap
 from typing_extensions import override
 
-from ..batches import DeclaredBatch, clone_inference_tensors
+from ..batches import clone_inference_tensors
+from ..plain_tensors import DeclaredBatch
 from ..scaling import Scaler
 from ..settings import did_you_mean
 from .found_predictions import check_found, find_batch

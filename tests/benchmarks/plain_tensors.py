@@ -12,8 +12,9 @@ from statistics import median
 import torch
 
 from lightning_scaler import CompositionBaseline, PerAtom, PerStructure, ScaleAccumulator
-from lightning_scaler.batches import DeclaredBatch, read_atoms
+from lightning_scaler.batches import read_atoms
 from lightning_scaler.molecules.datamodule import MoleculesDataModule
+from lightning_scaler.plain_tensors import DeclaredBatch
 from lightning_scaler.scaling import predictions_to_loss, targets_to_loss
 
 DECLARED = {

@@ -10,7 +10,7 @@ from small_training import quiet_trainer
 from torch.utils.data import DataLoader
 
 from lightning_scaler import PerAtom, PerStructure, TargetScaler, TargetScalingMixin
-from lightning_scaler.batches import GradientTensor
+from lightning_scaler.plain_tensors import GradientTensor
 
 DECLARED = {
     "energy": PerStructure(gradients={"positions": "-forces"}),

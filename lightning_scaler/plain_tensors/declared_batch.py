@@ -10,12 +10,12 @@ import torch
 from metatensor.torch import TensorMap
 from torch import Tensor
 
+from ..batches import Atoms, Batch, OwnBatch, unpack
 from ..tensors import values_and_gradients
 from .addresses import describe_address, find, replace
 from .ase_atoms import are_ase_atoms
-from .atoms import Atoms
 from .declaration import Declaration
-from .declared_tensors import (
+from .found_tensors import (
     FoundTensor,
     Target,
     batch_path,
@@ -25,8 +25,9 @@ from .declared_tensors import (
     labelled_paths,
     output_path,
 )
-from .plain_shapes import restore_shape
-from .plain_tensormaps import (
+from .structures import find_atoms
+from .tensor_shapes import restore_shape
+from .tensormap_building import (
     PlainTarget,
     Rows,
     build_tensormaps,
@@ -35,10 +36,9 @@ from .plain_tensormaps import (
     labels_of,
     rows_of,
 )
-from .structures import find_atoms
 
 
-class DeclaredBatch(Sequence[Any]):
+class DeclaredBatch(OwnBatch):
     """A batch of plain tensors: its atoms, and its targets as TensorMaps.
 
     A sequence of as many systems as the batch has, each with ``types``. Nothing is written to the
@@ -267,6 +267,19 @@ def _plain_target(
         [gradient.to(values.dtype) for gradient in gradients],
         [gradient_components(parameter, device) for parameter in parameters],
     )
+
+
+def read_batch(batch: Any, declaration: Declaration | None) -> Batch:
+    """The systems, targets and masks of a batch.
+
+    Args:
+        batch: batch of plain tensors, or without a declaration, one that :func:`unpack` takes.
+        declaration: declared targets, if there are any.
+    """
+    if declaration is None:
+        return unpack(batch)
+    declared = DeclaredBatch(batch, declaration)
+    return Batch(declared, declared.targets(), {})
 
 
 class _Structure:

@@ -10,10 +10,9 @@ import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
 from torch import Tensor
 
+from ..batches import Atoms, sample_values
 from ..tensors import scripted
-from .atoms import Atoms
 from .declared_targets import MATRIX, VECTOR, DeclaredTarget
-from .engine import sample_values
 
 
 class Rows(NamedTuple):

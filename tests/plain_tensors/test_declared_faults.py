@@ -7,8 +7,8 @@ import torch
 from torch_geometric.data import Batch, Data
 
 from lightning_scaler import PerAtom, PerStructure, ScaleAccumulator
-from lightning_scaler.batches.addresses import find, replace, tensor_of
-from lightning_scaler.batches.structures import find_atoms
+from lightning_scaler.plain_tensors.addresses import find, replace, tensor_of
+from lightning_scaler.plain_tensors.structures import find_atoms
 
 TYPES = torch.tensor([8, 1, 1, 8])
 OWNERS = torch.tensor([0, 0, 0, 1])

@@ -8,7 +8,7 @@ from ..settings import did_you_mean, warn_on_rank_zero
 from ..tensors import InvalidStateError
 from .addresses import Path, describe_address, parse_address
 from .declared_targets import STRESS, PerAtom, PerStructure, parse_target
-from .declared_tensors import gradients_of, signed_path
+from .found_tensors import gradients_of, signed_path
 
 STRUCTURE_ADDRESSES = ("types", "structure", "n_atoms")
 

@@ -7,7 +7,7 @@ import torch
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from lightning_scaler import PerAtom, PerStructure
-from lightning_scaler.batches import Declaration, DeclaredBatch
+from lightning_scaler.plain_tensors import Declaration, DeclaredBatch
 
 
 def atoms(symbols, info=None, arrays=None, **results):

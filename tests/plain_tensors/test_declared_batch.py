@@ -9,7 +9,7 @@ from builders import atom_samples, atom_target, block, cartesian, labels, struct
 from metatensor.torch import TensorMap
 
 from lightning_scaler import PerAtom, PerStructure
-from lightning_scaler.batches import Declaration, DeclaredBatch, GradientTensor
+from lightning_scaler.plain_tensors import Declaration, DeclaredBatch, GradientTensor
 
 COUNTS = [2, 3]
 

@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from lightning_scaler import PerAtom, PerStructure, ScaleAccumulator
-from lightning_scaler.batches import Declaration, GradientTensor
+from lightning_scaler.plain_tensors import Declaration, GradientTensor
 
 IN_PYTHON = {
     "energy": PerStructure(

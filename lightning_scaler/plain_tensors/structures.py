@@ -6,11 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..batches import Atoms, read_atoms, unique_types
 from ..settings import warn_on_rank_zero
 from .addresses import Path, describe_address, describe_holder, find, tensor_of
 from .ase_atoms import are_ase_atoms, is_ase_atoms
-from .atomic_types import unique_types
-from .atoms import Atoms, read_atoms
 
 # Names in PyTorch Geometric, SchNetPack, MACE, NequIP, fairchem, TorchMD-NET and others.
 TYPES = ("atomic_numbers", "z", "_atomic_numbers", "numbers", "Z", "types", "atom_types")

@@ -10,7 +10,7 @@ from builders import system
 from torch_geometric.data import Batch, Data
 
 from lightning_scaler import PerAtom, ScaleAccumulator
-from lightning_scaler.batches.structures import find_atoms
+from lightning_scaler.plain_tensors.structures import find_atoms
 
 TYPES = torch.tensor([8, 1, 1, 6])
 COUNTS = [3, 1]

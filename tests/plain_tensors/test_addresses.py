@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch_geometric.data import Data
 
-from lightning_scaler.batches.addresses import find, names_in, parse_address, replace
+from lightning_scaler.plain_tensors.addresses import find, names_in, parse_address, replace
 
 Pair = namedtuple("Pair", ["inputs", "labels"])
 

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from ..batches import Atoms
 from ..settings import did_you_mean
 from .addresses import Path, describe_address, describe_holder, find, names_in, tensor_of
 from .ase_atoms import are_ase_atoms, find_in_atoms
-from .atoms import Atoms
 from .declared_targets import GradientTensor, PerAtom, PerStructure, split_sign
-from .plain_shapes import describe_shape, in_shape
+from .tensor_shapes import describe_shape, in_shape
 
 Target = PerStructure | PerAtom
 GRADIENT_SHAPES = {"positions": (3,), "strain": (3, 3)}
