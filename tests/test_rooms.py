@@ -25,6 +25,7 @@ ROOMS = [
     "fitting",
     "metrics",
     "deploy",
+    "data_pass",
     "training",
     "folding",
     "interop",

@@ -19,7 +19,7 @@ class DataPart:
 
     Args:
         data: what identifies the data, by name, such as ``{"samples": "839"}``; equal for equal
-            data. See ``training.data_fingerprint`` for that of a training loader.
+            data. See ``data_pass.data_fingerprint`` for that of a training loader.
         shard: index of the shard, from 0.
         n_shards: number of shards into which the data are divided; 1: all data.
         version: version of this package that collected the statistics; default: this one.

@@ -11,21 +11,29 @@ from lightning.pytorch.utilities import rank_zero_warn
 from tqdm.auto import tqdm
 
 from ..batches import Batch
+from ..data_pass import (
+    DataSample,
+    FitProcesses,
+    Limits,
+    LoaderRecord,
+    ProcessesDisagreeError,
+    SampledPass,
+    StatisticsCache,
+    Stream,
+    TrainingLoader,
+    identify_data,
+    length,
+    merge_all,
+    pass_loaders,
+    preserve_rng,
+    training_batches,
+)
 from ..fitting import RandomSample, ScaleAccumulator, describe_force_targets
 from ..scaling import Scaler
 from .batch_hooks import BatchHooks, scaler_in_use
-from .data_fingerprint import identify_data
-from .data_sample import DataSample
 from .fit_decision import FitDecision
-from .gathered_statistics import merge_all
-from .pass_loaders import Limits, Stream, length, pass_loaders, training_batches
 from .prediction_errors import PredictionErrors
-from .processes import FitProcesses, ProcessesDisagreeError
-from .random_states import preserve_rng
-from .sampled_pass import SampledPass
 from .scaled_module import ScaledModule, scaler_of
-from .statistics_cache import StatisticsCache
-from .training_loader import LoaderRecord, TrainingLoader
 
 # A shorter pass shows no progress bar.
 SECONDS_WITHOUT_PROGRESS = 3.0

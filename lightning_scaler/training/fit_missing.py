@@ -4,18 +4,15 @@ from typing import NamedTuple
 
 from lightning.pytorch import Trainer
 
+from ..data_pass import DataSample, FitProcesses, LoaderRecord, fit_processes
 from ..fitting import RandomSample
 from ..tensors import digest
 from .data_pass import fit_scales, is_dev_run
-from .data_sample import DataSample
 from .fit_decision import FitRequest, decide_fit
 from .loss_settings import LossSettings
 from .output_layers import OutputLayers
-from .process_group import fit_processes
-from .processes import FitProcesses
 from .refit_report import describe_changes
 from .scaled_module import ScaledModule, scaler_of
-from .training_loader import LoaderRecord
 
 
 class FitResult(NamedTuple):

@@ -21,6 +21,7 @@ from ..batches import (
     move_unpacked,
     read_atoms,
 )
+from ..data_pass import flat_loaders
 from ..plain_tensors import DeclaredBatch, read_batch
 from ..scaling import (
     predictions_to_loss,
@@ -33,7 +34,6 @@ from .metric_logging import LoggedMetrics
 from .padding import drop_systems, padded_positions
 from .predicted_gradients import check_gradients
 from .scaled_module import ScaledModule, new_scaler, refuse_hidden_steps
-from .training_loader import flat_loaders
 
 Tensors = Mapping[str, TensorMap]
 Systems = Sequence[HasTypes] | Atoms

@@ -8,15 +8,14 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from typing_extensions import override
 
+from ..data_pass import FitProcesses, LoaderRecord, TrainingLoader
 from ..fitting import DataPart, ScaleAccumulator
 from ..scaling import Scaler
 from .data_pass import identify_training_data, read_training_data
 from .fit_decision import FitDecision
 from .mixin import TargetScalingMixin
-from .processes import FitProcesses
 from .scaled_module import scaler_of
 from .target_scaler import TargetScaler
-from .training_loader import LoaderRecord, TrainingLoader
 
 # Lightning's, about what the stand-in for the module does not have.
 IRRELEVANT = (

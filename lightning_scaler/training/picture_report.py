@@ -7,9 +7,9 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from ..data_pass import DataSample
 from ..reports import draw_distributions, draw_terms, print_text, write_png
 from ..scaling import Scaler, scales_to_draw
-from .data_sample import DataSample
 from .metric_scopes import logged_path
 from .run_folder import run_folder
 

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from ..baselines import BaselineSetting, FrozenModule, class_name, parse_baseline
 from ..batches import clone_inference_tensors
+from ..data_pass import LoaderRecord, RandomStates, preserve_rng
 from ..fitting import ScaleAccumulator
 from ..reports import check_matplotlib
 from ..scaling import Scaler, targets_to_loss
@@ -46,12 +47,10 @@ from .fit_report import print_fit, report_kept_scales
 from .loss_settings import LossSettings
 from .own_scaling import warn_of_own_scaling
 from .picture_report import write_report
-from .random_states import RandomStates, preserve_rng
 from .run_folder import run_folder
 from .scale_steps import move_place, scale_steps
 from .scaled_module import ScaledModule, scaler_of
 from .scaled_steps import ScaledSteps
-from .training_loader import LoaderRecord
 from .validation_check import ValidationCheck
 from .validation_rms import ValidationRms
 

@@ -10,11 +10,11 @@ from metatensor.torch import TensorMap
 from torch import Tensor
 
 from ..batches import read_atoms
+from ..data_pass import flat_loaders
 from ..scaling import Scaler
 from .metric_scopes import logged_path
 from .padding import drop_systems, padded_positions
 from .scaled_module import ScaledModule, scaler_of
-from .training_loader import flat_loaders
 
 
 class ValidationRms:

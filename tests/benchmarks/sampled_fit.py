@@ -24,9 +24,9 @@ import time
 import torch
 
 from lightning_scaler import CompositionBaseline, PerStructure, ScaleAccumulator
+from lightning_scaler.data_pass.processes import FitProcesses
+from lightning_scaler.data_pass.sampled_pass import SampledPass
 from lightning_scaler.fitting import merged
-from lightning_scaler.training.processes import FitProcesses
-from lightning_scaler.training.sampled_pass import SampledPass
 
 SIZE, BATCH_SIZE, BLOCK = 40_000, 32, 1000
 N_BATCHES = SIZE // BATCH_SIZE

@@ -44,7 +44,7 @@ from small_training import (
 )
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
-from lightning_scaler.training.processes import FitProcesses
+from lightning_scaler.data_pass.processes import FitProcesses
 
 WORLD_SIZES = (2, 3)
 EPOCHS = 2

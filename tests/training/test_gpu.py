@@ -6,7 +6,7 @@ import torch.distributed
 from lightning.pytorch.strategies import FSDPStrategy
 from small_training import SmallData, SmallNet, collate, quiet_trainer, scaler_callback
 
-from lightning_scaler.training.processes import FitProcesses
+from lightning_scaler.data_pass.processes import FitProcesses
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Subset
 
-from lightning_scaler.training.random_states import preserve_rng
+from lightning_scaler.data_pass.random_states import preserve_rng
 
 
 class ShuffledBatches(BatchSampler):

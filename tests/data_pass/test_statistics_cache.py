@@ -318,7 +318,7 @@ def test_a_file_that_is_there_is_used_from_a_folder_that_cannot_be_written_to(
     first, _ = fitted(tmp_path)
     capsys.readouterr()
     # Root may write to any folder of a test: a file that exists needs no check.
-    from lightning_scaler.training import statistics_cache
+    from lightning_scaler.data_pass import statistics_cache
 
     monkeypatch.setattr(statistics_cache, "check_writable", None)
     second, _ = fitted(tmp_path)

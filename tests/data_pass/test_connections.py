@@ -11,7 +11,7 @@ import pytest
 from torch.distributed import HashStore
 
 # The module itself, because no public function opens a connection without a process group.
-from lightning_scaler.training.connections import ADDRESS, Connections, ProcessEndedError
+from lightning_scaler.data_pass.connections import ADDRESS, Connections, ProcessEndedError
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import torch
 from torch.distributed import HashStore
 
 # The module itself, to shorten its waiting times.
-from lightning_scaler.training import processes
-from lightning_scaler.training.connections import ProcessEndedError
-from lightning_scaler.training.processes import FitProcesses, ProcessesDisagreeError
+from lightning_scaler.data_pass import processes
+from lightning_scaler.data_pass.connections import ProcessEndedError
+from lightning_scaler.data_pass.processes import FitProcesses, ProcessesDisagreeError
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_scaler.training.samplers import take_shard
+from lightning_scaler.data_pass.samplers import take_shard
 
 
 @pytest.mark.parametrize("n_shards", [1, 2, 3, 7, 13])

@@ -20,9 +20,9 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from lightning_scaler.training.pass_loaders import Limits, pass_loaders, training_batches
-from lightning_scaler.training.processes import FitProcesses
-from lightning_scaler.training.samplers import loses_subset
+from lightning_scaler.data_pass.pass_loaders import Limits, pass_loaders, training_batches
+from lightning_scaler.data_pass.processes import FitProcesses
+from lightning_scaler.data_pass.samplers import loses_subset
 
 ONE_PROCESS = FitProcesses()
 

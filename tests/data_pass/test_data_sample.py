@@ -5,7 +5,7 @@ from builders import atom_samples, atom_target, mask_of, structure_target, syste
 
 from lightning_scaler import ScaleAccumulator
 from lightning_scaler.batches import Batch, read_atoms
-from lightning_scaler.training.data_sample import DataSample
+from lightning_scaler.data_pass.data_sample import DataSample
 
 SYSTEMS = [system(8), system(1, 1, 8)]
 
