@@ -1,13 +1,13 @@
 """The command ``lightning-scaler-export``: a trained model as one file for simulation engines."""
 
 import warnings
+from pathlib import Path
 
 import hydra
-from hydra.errors import CompactHydraException, HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from .config_files import command_configs
-from .one_line_errors import in_one_line
+from .errors import build, hydra_errors
 
 
 @hydra.main(version_base="1.3", config_path=str(command_configs()), config_name="export")
@@ -15,16 +15,57 @@ def main(config: DictConfig) -> None:
     """Write the model of a checkpoint; see ``configs/export.yaml``."""
     # Raised by the use of torch in metatensor and e3nn; users cannot do anything about it.
     warnings.filterwarnings("ignore", r"`torch\.jit\.")
-    # Importing Lightning takes seconds, which --help and misspelled overrides need not wait for.
-    from .model_file import write_model
-
-    try:
+    with hydra_errors("lightning-scaler-export"):
         write_model(config)
-    except HydraException:
-        raise
-    except (OSError, TypeError, ValueError) as error:
-        # Hydra prints this one without a traceback.
-        raise CompactHydraException(f"lightning-scaler-export: {in_one_line(error)}") from error
+
+
+def write_model(config: DictConfig) -> None:
+    """Export the network and the scales of a checkpoint, as ``configs/export.yaml`` says.
+
+    Raises:
+        ValueError: without a checkpoint or a file to write, without the additive module of the
+            training, and for what :func:`export` refuses.
+        OSError: if there is no such checkpoint, or the file cannot be written.
+        RuntimeError: for a checkpoint of another model, or without scales.
+    """
+    # Importing torch takes seconds, which --help and misspelled overrides need not wait for.
+    from ..deploy import export
+    from ..reports import print_text
+
+    _check_files(config)
+    path = Path(config.out)
+    module = build(config.module)
+    additive = module.scaler.additive
+    if config.baseline is not None:
+        module.scaler.set_additive(build(config.baseline))
+    elif additive is not None:
+        raise ValueError(
+            f"baseline: expected the additive module {additive.name} of the training, whose code "
+            "is not in the checkpoint, got none; write it as in the training, such as "
+            "baseline='{_target_: lightning_scaler.ZBL}'"
+        )
+    export(
+        module.network,
+        module.scaler,
+        path,
+        outputs=config.outputs,
+        length_unit=config.length_unit,
+        interaction_range=module.network.interaction_range,
+        atomic_types=config.atomic_types,
+    )
+    print_text(f"The model is in {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def _check_files(config: DictConfig) -> None:
+    for name, expected, example in (
+        ("ckpt_path", "the checkpoint of a training", "outputs/.../last.ckpt"),
+        ("out", "the file to write", "model.pt"),
+    ):
+        if OmegaConf.is_missing(config, name):
+            raise ValueError(f"{name}: expected {expected}, got none; add {name}={example}")
+    checkpoint = str(config.ckpt_path)
+    if "://" not in checkpoint and not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"ckpt_path: there is no file '{checkpoint}'")
 
 
 if __name__ == "__main__":

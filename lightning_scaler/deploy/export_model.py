@@ -20,10 +20,9 @@ from metatomic.torch import (
 from ..scaling import Scaler, TargetScales
 from ..settings import atomic_type
 from ..tensors import replacing
-from .checks import check_fitted, check_network, systems_dtype
-from .deployed_model import DeployedModel
-from .frozen_scaler import FrozenScaler
+from .deployed_model import DeployedModel, FrozenScaler
 from .output_units import Output, parse_outputs
+from .physical_model import check_fitted, systems_dtype
 
 DEVICES = ["cuda", "cpu"]  # those with float64
 
@@ -93,7 +92,7 @@ def export(
         RuntimeError: expected a fitted scaler, ...
     """
     check_fitted(scaler)
-    check_network(network)
+    _check_network(network)
     parsed = parse_outputs(outputs, scaler.targets, scaler.units)
     targets = {output.target: scaler.targets[output.target] for output in parsed.values()}
     types = _atomic_types(atomic_types, targets)
@@ -117,6 +116,18 @@ def export(
             AtomisticModel(model, metadata, capabilities).save(temporary)
         except RuntimeError as error:
             raise RuntimeError(_way_out(network, error)) from error
+
+
+def _check_network(network: Any) -> None:
+    """Raise ``TypeError`` for anything but a module, and for a LightningModule."""
+    if hasattr(network, "training_step"):
+        raise TypeError(
+            "expected the network, a torch.nn.Module, got the LightningModule "
+            f"{type(network).__name__}, which TorchScript cannot take; pass the module that it "
+            "wraps, as in export(model.network, model.scaler, ...)"
+        )
+    if not isinstance(network, torch.nn.Module):
+        raise TypeError(f"expected the network, a torch.nn.Module, got {network!r}")
 
 
 def _atomic_types(

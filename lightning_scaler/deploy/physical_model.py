@@ -1,6 +1,7 @@
 """A network in physical units, in Python."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -8,7 +9,6 @@ from metatensor.torch import TensorMap
 from typing_extensions import override
 
 from ..scaling import Scaler
-from .checks import check_fitted, systems_dtype
 
 
 class PhysicalModel(torch.nn.Module):
@@ -65,3 +65,19 @@ class PhysicalModel(torch.nn.Module):
             systems, predictions, source="model", target="physical"
         )
         return physical
+
+
+def check_fitted(scaler: Scaler) -> None:
+    """Raise ``RuntimeError`` for a scaler without scales."""
+    if not scaler.fitted:
+        raise RuntimeError(
+            "expected a fitted scaler, got one without scales; train with TargetScaler, or load a "
+            "checkpoint or file with scales"
+        )
+
+
+def systems_dtype(network: torch.nn.Module) -> torch.dtype:
+    """The dtype in which a network takes systems: float64 if its weights are, else float32."""
+    tensors = chain(network.parameters(), network.buffers())
+    dtypes = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
+    return torch.float64 if next(dtypes, torch.float64) == torch.float64 else torch.float32

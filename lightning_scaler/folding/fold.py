@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,9 +15,35 @@ from metatensor.torch import TensorMap
 from ..plain_tensors import Declaration, DeclaredBatch
 from ..training import ScaledSteps, scaled_class, unscaled_copy
 from .check import check_predictions
-from .folded_target import read_targets
-from .layers import write_layers
-from .presets import Preset, find_preset
+from .folded_target import FoldedTarget, read_targets, write_layers
+from .nequip import NequIP
+from .schnetpack import SchNetPack
+from .torchmdnet import TorchMDNet
+
+
+class Preset(Protocol):
+    """What :func:`lightning_scaler.fold` knows of a project."""
+
+    def recognises(self, source: Any) -> bool:
+        """Whether a module, or the content of a checkpoint, is of this project."""
+
+    def module_class(self, checkpoint: Any) -> Any:
+        """The class of the module in a checkpoint."""
+
+    def batch(self, path: Any) -> Any:
+        """A batch for the module in a checkpoint; ``None`` if there is none."""
+
+    def predict(self, module: Any, batch: Any) -> Any:
+        """The output of a module for a batch, which has the predictions."""
+
+    def write(
+        self, module: Any, targets: Mapping[str, FoldedTarget], declaration: Declaration
+    ) -> None:
+        """Write scales and shifts into the layers of a module, and into its hyperparameters.
+
+        Raises:
+            ValueError: where they have no place.
+        """
 
 
 def fold(
@@ -67,7 +93,7 @@ def fold(
     checkpoint: dict[str, Any] = {}
     if isinstance(source, (str, os.PathLike)):
         checkpoint = torch.load(source, map_location="cpu", weights_only=False)
-        preset = find_preset(checkpoint)
+        preset = _find_preset(checkpoint)
         module = _load(source, checkpoint, preset, module_class)
         if batch is None and preset is not None:
             batch = preset.batch(source)
@@ -77,7 +103,7 @@ def fold(
             f"checkpoint, got {type(source).__name__}"
         )
     else:
-        module, preset = source, find_preset(source)
+        module, preset = source, _find_preset(source)
     if out is not None and not checkpoint:
         raise ValueError(
             "fold: out= needs the path of a checkpoint instead of the module; save one with "
@@ -92,6 +118,12 @@ def fold(
     if out is not None:
         _write(folded, checkpoint, batch, module, preset, Path(out))
     return folded
+
+
+def _find_preset(source: Any) -> Preset | None:
+    """The preset for a module or the content of a checkpoint; ``None`` if there is none."""
+    presets: list[Preset] = [NequIP(), SchNetPack(), TorchMDNet()]
+    return next((preset for preset in presets if preset.recognises(source)), None)
 
 
 def _fold(

@@ -5,11 +5,9 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from ..scaling import Scaler, TargetScales
-from ..settings import ATOMIC_NUMBERS, check_choice, check_names
+from ..settings import CHEMICAL_SYMBOLS, check_choice, check_names
 
 OtherCode = Literal["nequip", "mace", "fairchem", "deepmd"]
-
-SYMBOLS = {z: symbol for symbol, z in ATOMIC_NUMBERS.items()}
 
 
 class EnergyNumbers(NamedTuple):
@@ -57,7 +55,7 @@ def settings_for(code: OtherCode, scaler: Scaler, target: str = "energy") -> str
 
 def _nequip(numbers: EnergyNumbers, target: str) -> str:
     energies, scale = numbers.energies, _needed(numbers, "NequIP", "per_type_energy_scales")
-    symbols = ", ".join(SYMBOLS[z] for z in energies)
+    symbols = ", ".join(CHEMICAL_SYMBOLS[z] for z in energies)
     return "\n".join(
         [
             "# NequIP: E = sum of scale * e_i + shift over the atoms, in the order of type_names",
@@ -111,7 +109,7 @@ def _deepmd(numbers: EnergyNumbers, target: str) -> str:
         [
             "# DeePMD: E = sum of e_i + bias over the atoms, in the order of type_map",
             f"# bias: the composition baseline of '{target}'; there is no scale",
-            f"# type_map: [{', '.join(SYMBOLS[z] for z in energies)}]",
+            f"# type_map: [{', '.join(CHEMICAL_SYMBOLS[z] for z in energies)}]",
             f"dp --pt change-bias model.ckpt.pt -b {' '.join(map(repr, energies.values()))}",
         ]
     )
@@ -152,7 +150,7 @@ def _energies(scaler: Scaler, target: str) -> dict[int, float]:
         raise ValueError(
             f"{where}: the baseline of the types {missing} is unknown; give fixed ones"
         )
-    others = [z for z in types if z not in SYMBOLS]
+    others = [z for z in types if z not in CHEMICAL_SYMBOLS]
     if others:
         raise ValueError(f"{where}: expected atomic numbers as types, got {others}")
     return dict(zip(types, weights[:, 0].tolist(), strict=True))

@@ -11,8 +11,7 @@ from metatomic.torch import System
 from torch.utils.data import Dataset
 from vesin.metatomic import NeighborList
 
-from .edges import neighbor_list_options
-from .targets import TARGETS, tensor_maps
+from .targets import TARGETS, neighbor_list_options, tensor_maps
 
 MOLECULES_FILE = Path(__file__).with_name("molecules.npz")
 

@@ -12,9 +12,15 @@ from metatomic.torch import ModelOutput, NeighborListOptions, System
 from torch import Tensor, nn
 
 from ..batches import neighbor_vectors, selected_samples
-from .edges import neighbor_list_options, radial_functions, spherical_harmonics
-from .interaction import HARMONICS, Edges, Interaction, sum_by_owner
-from .targets import TARGETS, tensor_map
+from .interaction import (
+    HARMONICS,
+    Edges,
+    Interaction,
+    radial_functions,
+    spherical_harmonics,
+    sum_by_owner,
+)
+from .targets import TARGETS, neighbor_list_options, tensor_map
 
 READOUTS = {"energy": "0e", "dipole": "0e + 1o", "polarizability": "0e + 2e", "charges": "0e"}
 READOUTS |= {"populations": "2x0e", "atomic_dipoles": "1o"}  # the scalar of a dipole is a charge

@@ -1,10 +1,11 @@
-"""The layouts of the six targets of the embedded molecules, shared by the data and the model."""
+"""What the data and the model share: the layouts of the six targets, and the neighbor list."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
+from metatomic.torch import NeighborListOptions
 
 from ..batches import sample_labels
 
@@ -54,6 +55,11 @@ TARGETS = {
     ),
 }
 """Layouts of all targets, shared by the data and the model."""
+
+
+def neighbor_list_options(cutoff: float) -> NeighborListOptions:
+    """The neighbor list of datasets and models: every ordered pair within `cutoff`."""
+    return NeighborListOptions(cutoff=cutoff, full_list=True, strict=True)
 
 
 def tensor_maps(

@@ -4,9 +4,8 @@ Imports ``settings``: the caller passes the values. Pictures need matplotlib, wh
 one is drawn.
 """
 
-from .axes import check_matplotlib
+from .axes import check_matplotlib, write_png
 from .data_pictures import DrawnTerm, MissingValues, draw_distributions, draw_terms
-from .png import write_png
 from .printing import print_tables, print_text, write_tables
 from .scales_picture import DrawnScales, draw_scales
 from .tables import (

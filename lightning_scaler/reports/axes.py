@@ -1,11 +1,12 @@
-"""What the pictures have in common: figures, colours, log axes and labels.
+"""What the pictures have in common: figures, colours, log axes and labels; PNG files.
 
 Figures are objects of their own: pyplot, which would choose a window system, is never imported.
 """
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..settings import check_installed
 from .tables import with_atoms
@@ -26,6 +27,7 @@ FONT_SIZE = 8
 LINE, NARROW_LINE = 0.175, 0.135
 # Agg draws at most 65 536 pixels.
 MAX_HEIGHT = 80.0
+DOTS_PER_INCH = 120
 MAX_LABEL = 34
 
 
@@ -158,3 +160,28 @@ def style(axes: "Axes", title: str | None = None, longest: int | None = None) ->
         inches = axes.get_window_extent().width / axes.figure.dpi
         title = shorten(title, longest or int(11 * inches))
         axes.set_title(title, loc="left", fontsize=FONT_SIZE + 1, fontweight="bold")
+
+
+def write_png(figure: "Figure", path: str | os.PathLike[str]) -> Any:
+    """Write a figure to a PNG file.
+
+    Args:
+        figure: any figure.
+        path: file to write.
+
+    Returns:
+        The pixels, a NumPy array ``(height, width, 3)`` of bytes.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    import numpy
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.image import imsave
+
+    figure.set_dpi(DOTS_PER_INCH)
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = numpy.array(canvas.buffer_rgba())[..., :3]
+    imsave(path, pixels, format="png")
+    return pixels

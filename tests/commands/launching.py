@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
 from lightning_scaler.commands.config_files import command_configs
-from lightning_scaler.commands.run import run
+from lightning_scaler.commands.train import run
 
 COMMAND = Path(sys.executable).with_name("lightning-scaler-train")
 SHORT_TRAINING = [
@@ -73,7 +73,7 @@ def read_errors(output):
 
 def call(monkeypatch, capsys, main, *arguments):
     """Run the main function of a command; its exit status, and what it printed."""
-    monkeypatch.setattr(sys, "argv", [main.__module__, *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", [main.__name__, *map(str, arguments)])
     try:
         main()
         status = 0

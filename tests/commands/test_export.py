@@ -10,7 +10,7 @@ from launching import SHORT_TRAINING, composed, launch, run_here
 from metatomic.torch import load_atomistic_model
 
 from lightning_scaler import ZBL
-from lightning_scaler.commands.model_file import write_model
+from lightning_scaler.commands.export import write_model
 from lightning_scaler.molecules.datamodule import MoleculesDataModule
 from lightning_scaler.molecules.model import MoleculesModel
 

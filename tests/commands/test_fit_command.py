@@ -7,17 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from builders import single_value_statistics
 from hydra.errors import CompactHydraException
 from launching import call
 from omegaconf import OmegaConf
 
 from lightning_scaler import ScaleAccumulator
-from lightning_scaler.commands.fit import main
-from lightning_scaler.commands.merge import main as merge
-from lightning_scaler.commands.run_fit import output_file, run_fit
-from lightning_scaler.commands.show import main as show
-from lightning_scaler.fitting import DataPart, merge_files
+from lightning_scaler.commands.file_commands import show
+from lightning_scaler.commands.fit import main, output_file, run_fit
+from lightning_scaler.fitting import merge_files
 from lightning_scaler.scaling import find_differences
 
 # The configs of another application, laid out in its own way.
@@ -213,95 +210,3 @@ def test_the_name_of_a_shard_keeps_the_suffix(tmp_path):
     assert output_file(tmp_path / "a.b.st", 2, 10) == tmp_path / "a.b.2-of-10.st"
     assert output_file(tmp_path / "a", 0, 2) == tmp_path / "a.0-of-2"
     assert output_file(tmp_path / "a.st", None, 1) == tmp_path / "a.st"
-
-
-# Merging
-
-
-def save(path, shard=0, n_shards=1, data="1", **options):
-    accumulator = single_value_statistics(float(shard + 1), **options)
-    accumulator.parts = (DataPart({"samples": data}, shard, n_shards),)
-    accumulator.save(path)
-    return path
-
-
-BAD = {
-    "same shard": (
-        lambda f: [save(f / "a", 0, 2), save(f / "b", 0, 2)],
-        "expected each part of the data once, got {f}/a: shard 0 of 2 (samples: 1), and {f}/b:",
-    ),
-    "missing shard": (
-        lambda f: [save(f / "a", 0, 3), save(f / "b", 1, 3)],
-        "expected all shards of the data, got them without shard 2 of 3; add what is missing",
-    ),
-    "other data": (
-        lambda f: [save(f / "a", 0, 2), save(f / "b", 1, 2, "2")],
-        "which differ in samples (1 and 2)",
-    ),
-    "other settings": (
-        lambda f: [save(f / "a", 0, 2), save(f / "b", 1, 2, targets=["energy"])],
-        "got {f}/a and {f}/b, which differ in targets (None and ['energy'])",
-    ),
-    "no file": (lambda f: [f / "a"], "file '{f}/a': No such file or directory"),
-    "a folder": (lambda f: [f], "file '{f}': Is a directory"),
-    "damaged": (lambda f: [damaged(save(f / "a"))], "file '{f}/a': damaged: its checksum"),
-    "truncated": (lambda f: [truncated(save(f / "a"))], "file '{f}/a': truncated or damaged"),
-}
-
-
-def damaged(path):
-    content = bytearray(path.read_bytes())
-    content[-4] ^= 1
-    path.write_bytes(content)
-    return path
-
-
-def truncated(path):
-    path.write_bytes(path.read_bytes()[:-9])
-    return path
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_files_that_cannot_be_merged_give_one_line_and_no_file(monkeypatch, capsys, tmp_path, case):
-    make, message = BAD[case]
-    files = make(tmp_path)
-    before = sorted(tmp_path.iterdir())
-    status, out, err = call(monkeypatch, capsys, merge, *files, "--out", tmp_path / "merged")
-    assert (status, out) == (2, "")
-    assert err.startswith("lightning-scaler-merge: ")
-    assert message.format(f=tmp_path) in err
-    assert err.count("\n") == 1
-    assert sorted(tmp_path.iterdir()) == before
-
-
-def test_a_file_in_a_read_only_folder_is_one_line(monkeypatch, capsys, tmp_path):
-    files = [save(tmp_path / "a")]
-    status, _, err = call(monkeypatch, capsys, merge, *files, "--out", "/proc/merged")
-    assert status == 2
-    assert re.fullmatch(r"lightning-scaler-merge: file '/proc/.*': No such file.*\n", err)
-
-
-def test_a_requested_target_that_no_shard_has_is_found_by_the_merge(monkeypatch, capsys, tmp_path):
-    save(tmp_path / "a", 0, 2, targets=["energy", "gap"])
-    save(tmp_path / "b", 1, 2, targets=["energy", "gap"])
-    files = [tmp_path / "a", tmp_path / "b", "--out", tmp_path / "merged"]
-    status, _, err = call(monkeypatch, capsys, merge, *files)
-    assert status == 2
-    assert "target 'gap' was requested in targets=[…] but does not occur in the data" in err
-    assert not (tmp_path / "merged").exists()
-
-
-def test_merged_data_sets_are_listed(monkeypatch, capsys, tmp_path):
-    files = [save(tmp_path / "a", data="1"), save(tmp_path / "b", data="2")]
-    status, out, _ = call(monkeypatch, capsys, merge, *files, "--out", tmp_path / "merged")
-    assert status == 0
-    assert out.endswith("merged: all data (samples: 1); all data (samples: 2)\n")
-
-
-def test_merged_files_that_do_not_say_of_which_data_they_are(monkeypatch, capsys, tmp_path):
-    for name, value in {"a": 1.0, "b": 2.0}.items():
-        single_value_statistics(value).save(tmp_path / name)
-    files = [tmp_path / "a", tmp_path / "b", "--out", tmp_path / "merged"]
-    status, out, _ = call(monkeypatch, capsys, merge, *files)
-    assert status == 0
-    assert out.endswith("merged: data that cannot be identified\n")

@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ import yaml
 from omegaconf import OmegaConf
 from pages import PAGES, ROOT, code_blocks, in_short, mappings_in
 
-import lightning_scaler.commands
 from lightning_scaler import TargetScaler
 
 # Those of packages that need an environment of their own (tests/peers trains with them), and those
@@ -71,13 +71,16 @@ def our_commands():
 
 
 COMMANDS = list(our_commands())
+ENTRY_POINTS = {
+    command: (module, function)
+    for command, module, function in re.findall(
+        r'^(lightning-scaler-\w+) = "(.+):(\w+)"$', (ROOT / "pyproject.toml").read_text(), re.M
+    )
+}
 
 
 def test_the_pages_show_every_command():
-    installed = set(
-        re.findall(r"^(lightning-scaler-\w+) = ", (ROOT / "pyproject.toml").read_text(), re.M)
-    )
-    assert {words[0] for words in COMMANDS} == installed
+    assert {words[0] for words in COMMANDS} == ENTRY_POINTS.keys()
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
@@ -91,10 +94,10 @@ def test_commands_have_the_options_that_the_pages_show(words, tmp_path, monkeypa
         # The first value of a list; the composed configuration is shown and nothing is run.
         arguments = [re.sub(r"=(\w+),[\w,]+$", r"=\1", word) for word in arguments]
         arguments = [word for word in arguments if word != "--multirun"] + ["--cfg", "job"]
-    __import__(f"lightning_scaler.commands.{name}")
+    module, function = ENTRY_POINTS[command]
     monkeypatch.setattr(sys, "argv", [command, *arguments])
     try:
-        getattr(lightning_scaler.commands, name).main()
+        getattr(import_module(module), function)()
         status = 0
     except SystemExit as stop:
         status = stop.code or 0

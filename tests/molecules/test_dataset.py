@@ -15,8 +15,7 @@ from lightning_scaler.molecules.dataset import (
     MoleculesDataset,
     collate,
 )
-from lightning_scaler.molecules.edges import neighbor_list_options
-from lightning_scaler.molecules.targets import TARGETS
+from lightning_scaler.molecules.targets import TARGETS, neighbor_list_options
 
 CUTOFF = 2.0
 N_ATOMS = [3, 2, 4, 1, 5]

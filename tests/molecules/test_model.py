@@ -15,9 +15,8 @@ from vesin.metatomic import NeighborList
 from lightning_scaler import TargetScaler
 from lightning_scaler.molecules.datamodule import MoleculesDataModule
 from lightning_scaler.molecules.dataset import MoleculesDataset, collate
-from lightning_scaler.molecules.edges import neighbor_list_options
 from lightning_scaler.molecules.model import MoleculesModel
-from lightning_scaler.molecules.targets import TARGETS
+from lightning_scaler.molecules.targets import TARGETS, neighbor_list_options
 
 COMPATIBILITY = Path(__file__).parents[1] / "compatibility"
 CUTOFF = 3.0

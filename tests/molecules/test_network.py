@@ -18,10 +18,9 @@ from metatomic.torch import (
 )
 from vesin.metatomic import NeighborList
 
-from lightning_scaler.molecules.edges import neighbor_list_options
 from lightning_scaler.molecules.model import MoleculesModel
 from lightning_scaler.molecules.network import MoleculesNetwork
-from lightning_scaler.molecules.targets import TARGETS
+from lightning_scaler.molecules.targets import TARGETS, neighbor_list_options
 
 CUTOFF = 3.0
 ALL = {

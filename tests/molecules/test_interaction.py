@@ -4,10 +4,7 @@ import torch
 from e3nn import o3
 from e3nn.math import soft_one_hot_linspace
 
-from lightning_scaler.molecules.edges import (
-    radial_functions,
-    spherical_harmonics,
-)
+from lightning_scaler.molecules.interaction import radial_functions, spherical_harmonics
 
 
 def test_spherical_harmonics_equal_those_of_e3nn():

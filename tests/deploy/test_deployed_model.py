@@ -20,7 +20,7 @@ from hypothesis import given
 from target_kinds import BATCHES, KINDS, random_numbers
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
-from lightning_scaler.deploy.frozen_scaler import FrozenScaler
+from lightning_scaler.deploy.deployed_model import FrozenScaler
 
 WATER, CARBON_MONOXIDE = system(1, 8, 1), system(6, 8)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)

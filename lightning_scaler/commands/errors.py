@@ -1,0 +1,63 @@
+"""Errors of a command in one line, without a traceback."""
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+FAILED = 2  # as argparse, and as diff, whose 1 says that files differ
+
+
+@contextmanager
+def one_line_errors(command: str) -> Iterator[None]:
+    """Print what is wrong with a file on one line, and exit with status 2.
+
+    Warnings are printed on one line too.
+    """
+    shown = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_args, **_options: f"warning: {message}\n"
+    try:
+        yield
+    except (OSError, TypeError, ValueError) as error:
+        print(f"{command}: {_in_one_line(error)}", file=sys.stderr)
+        sys.exit(FAILED)
+    finally:
+        warnings.formatwarning = shown
+
+
+@contextmanager
+def hydra_errors(command: str) -> Iterator[None]:
+    """Raise what is wrong with a file or a setting as an error that Hydra prints on one line."""
+    from hydra.errors import CompactHydraException, HydraException
+
+    try:
+        yield
+    except HydraException:
+        raise
+    except (OSError, TypeError, ValueError) as error:
+        raise CompactHydraException(f"{command}: {_in_one_line(error)}") from error
+
+
+def build(config: Any, **arguments: Any) -> Any:
+    """Instantiate a part of a configuration; say which package is missing, if one is."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(config, **arguments)
+    except InstantiationException as error:
+        # Hydra's message names the class alone; what to install is in the chained exception.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ModuleNotFoundError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise InstantiationException(str(cause)) from error
+
+
+def _in_one_line(error: Exception) -> str:
+    """The message of an error, that of an ``OSError`` as those about damaged files."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"file '{error.filename}': {error.strerror}"
+    return str(error)
