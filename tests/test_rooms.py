@@ -134,3 +134,9 @@ def test_importing_the_core_loads_neither_lightning_nor_hydra(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_nothing_is_imported_from_a_conftest():
+    """All of them have one name, so that only the first would be found."""
+    for file in Path(__file__).parent.rglob("*.py"):
+        assert not re.search(r"^(from|import) conftest", file.read_text(), re.MULTILINE), file

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 from builders import Springs, fit, structure_target
-from conftest import TARGETS
-from deployable import SmallNetwork, add_neighbors, molecules
+from deployable import TARGETS, SmallNetwork, add_neighbors, molecules
 from metatomic.torch import ModelOutput
 from metatomic_ase import MetatomicCalculator
 

@@ -1,18 +1,29 @@
-"""A small network with the interface of metatomic, and systems with its neighbor lists."""
+"""A small network with the interface of metatomic, what trains it, and systems for it."""
 
 # ruff: noqa: UP006, UP035, UP045 (metatomic compares the annotations of `forward` with its own)
 
 from typing import Dict, List, Optional
 
+import metatensor.torch as mts
 import torch
 from builders import system
+from lightning.pytorch import LightningModule
 from metatensor.torch import Labels, TensorBlock, TensorMap
 from metatomic.torch import ModelOutput, NeighborListOptions, System
 from vesin.metatomic import neighbor_lists_for_model
 
+from lightning_scaler import TargetScalingMixin
+
 CUTOFF = 4.0
 # kcal/mol in eV: 4184 J / (6.02214076e23 · 1.602176634e-19 J)
 EV = 0.0433641042418009
+
+TARGETS = ("energy", "charges", "polarizability")
+OUTPUTS = {"energy": "kcal/mol", "charges": "e", "polarizability": "bohr^3"}
+MOLECULES = [(1, 8, 1), (6, 1, 1, 1, 1), (6, 8), (8, 6, 1, 1), (6, 6, 8, 1, 1, 1, 1, 1, 1)]
+MOLECULES += [(8, 8), (6, 8, 8), (1, 6, 8), (6, 6, 1, 1), (8, 1, 8, 1)]
+# kcal/mol
+COMPOSITION = {1: -313.0, 6: -23720.0, 8: -47150.0}
 
 
 class SmallNetwork(torch.nn.Module):
@@ -130,3 +141,31 @@ def molecules(*types: tuple[int, ...], seed: int = 0) -> list[System]:
         noise = torch.rand(len(of_atoms), 3, generator=generator, dtype=torch.float64)
         systems.append(system(*of_atoms, positions=1.3 * grid.double() + 0.4 * noise))
     return systems
+
+
+class Net(TargetScalingMixin, LightningModule):
+    """Wraps the small network in float32 for training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = SmallNetwork(torch.float32)
+
+    def forward(self, systems) -> dict[str, TensorMap]:
+        return self.network(list(systems), {name: ModelOutput() for name in TARGETS})
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), 0.01)
+
+
+def batches():
+    """Ten batches of three molecules with total energies, charges and polarizabilities."""
+    teacher = SmallNetwork(seed=1)
+    for k in range(10):
+        chosen = [MOLECULES[(3 * k + i) % len(MOLECULES)] for i in range(3)]
+        systems = add_neighbors(molecules(*chosen, seed=k), teacher)
+        with torch.no_grad():
+            targets = teacher(systems, {name: ModelOutput() for name in TARGETS})
+        energy = mts.multiply(targets["energy"], 5.0)
+        totals = [[sum(COMPOSITION[z] for z in of)] for of in chosen]
+        energy.block().values.add_(torch.tensor(totals, dtype=torch.float64))
+        yield {"system": systems, **targets, "energy": energy}
