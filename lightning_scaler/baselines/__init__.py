@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..settings import check_installed
 from .choice import BaselineSetting, parse_baseline
-from .composition import Composition, CompositionBaseline, CompositionWeights
+from .composition import (
+    Composition,
+    CompositionBaseline,
+    CompositionWeights,
+    correct_weights,
+)
 from .composition_rows import (
     BlockWeights,
     baseline_of_rows,
@@ -21,7 +26,6 @@ from .contributions import (
     align_contributions,
     gradient_contributions,
 )
-from .corrected_composition import correct_weights
 from .frozen_module import FrozenModule, class_name, freeze
 
 if TYPE_CHECKING:

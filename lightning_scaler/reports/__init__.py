@@ -6,14 +6,13 @@ one is drawn.
 
 from .axes import check_matplotlib, write_png
 from .data_pictures import DrawnTerm, MissingValues, draw_distributions, draw_terms
+from .error_tables import differences_table, errors_table
 from .printing import print_tables, print_text, write_tables
 from .scales_picture import DrawnScales, draw_scales
 from .tables import (
     BaselineOfTarget,
     ScalesOfTarget,
     baselines_table,
-    differences_table,
-    errors_table,
     scales_table,
 )
 

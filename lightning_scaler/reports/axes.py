@@ -8,8 +8,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..settings import check_installed
-from .tables import with_atoms
+from ..settings import check_installed, with_atoms
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,27 +1,22 @@
-"""Tables of scales, baselines and test errors."""
+"""Tables of scales and baselines."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
+
+from ..settings import with_atoms
+from .printing import add_names, add_numbers, new_table
 
 # Datasets with many types (up to 89) would fill the screen.
 MAX_TYPES = 12
-MAX_DIFFERENCES = 50
 
-RELATIVE_RMSE = (
-    "Relative RMSE: divided by the RMS of the target itself, after subtracting the baseline."
-)
 SCALE = "Residual: what the baseline leaves over. Scale: what the loss divides it by."
 BY_PROPERTY = (
     "Of each property: its RMS divided by this scale; a line for each block, such as a degree of a "
     "spherical tensor."
 )
-FORCES = "/positions: the gradient with respect to the positions, minus the forces."
-GRADIENTS = ("positions", "strain")
-
 ValuesByBlock = Sequence[Sequence[float]]
 
 
@@ -121,19 +116,15 @@ def scales_table(
             "All values of these are 0, so they take the scale of their target: " + "; ".join(zeros)
         )
     captions += [caption] if caption is not None else []
-    table = _table(f"{title}, in the units of the data", "\n".join(captions))
+    table = new_table(f"{title}, in the units of the data", "\n".join(captions))
     units = [with_atoms(target.unit, target.extensive) for target in targets]
     show_units = any(units)
-    for heading in ("Target", "One per", *(["Unit"] if show_units else [])):
-        table.add_column(heading, no_wrap=True)
     with_errors = any(target.errors for target in targets)
-    table.add_column("RMS", justify="right", no_wrap=True)
-    table.add_column("RMS of\nresidual", justify="right", no_wrap=True)
-    table.add_column("Type", no_wrap=True)
-    for heading in ("Scale", *(["Error"] if with_errors else [])):
-        table.add_column(heading, justify="right", no_wrap=True)
-    if several:
-        table.add_column("Of each\nproperty", justify="right", no_wrap=True)
+    add_names(table, "Target", "One per", *(["Unit"] if show_units else []))
+    add_numbers(table, "RMS", "RMS of\nresidual")
+    add_names(table, "Type")
+    add_numbers(table, "Scale", *(["Error"] if with_errors else []))
+    add_numbers(table, *(["Of each\nproperty"] if several else []))
     for target, unit in zip(targets, units, strict=True):
         residual = "–" if target.residual is None else f"{target.residual:.4g}"
         head = [target.name, target.samples, *([unit] if show_units else [])]
@@ -168,12 +159,11 @@ def baselines_table(
     """
     targets = list(targets)
     show_units = any(target.unit for target in targets)
-    table = _table(f"{title}, in the units of the data", caption)
-    for heading in ("Target", *(["Unit"] if show_units else [])):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("Variance\nexplained", justify="right", no_wrap=True)
-    table.add_column("Type", no_wrap=True)
-    table.add_column("Contribution\nof one atom", justify="right", no_wrap=True)
+    table = new_table(f"{title}, in the units of the data", caption)
+    add_names(table, "Target", *(["Unit"] if show_units else []))
+    add_numbers(table, "Variance\nexplained")
+    add_names(table, "Type")
+    add_numbers(table, "Contribution\nof one atom")
     for target in targets:
         lines = [] if target.module is None else [(target.module, "")]
         lines += [(z, _format_blocks(blocks, ".7g")) for z, blocks in target.by_type[:MAX_TYPES]]
@@ -188,110 +178,9 @@ def baselines_table(
     return table if table.row_count else None
 
 
-def differences_table(
-    differences: Sequence[tuple[str, str, tuple[str, str], float | None]],
-    headings: tuple[str, str],
-) -> Table:
-    """What differs between two files.
-
-    Args:
-        differences: for each the target, what differs, both values, and the relative difference of
-            numbers.
-        headings: names of the two files.
-    """
-    hidden = len(differences) - MAX_DIFFERENCES
-    plural = "" if len(differences) == 1 else "s"
-    caption = f"… {hidden} more" if hidden > 0 else None
-    table = _table(f"{len(differences)} difference{plural}", caption)
-    for heading in ("Target", "Value"):
-        table.add_column(heading, no_wrap=True)
-    for heading in (*headings, "Relative"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for target, what, values, relative in differences[:MAX_DIFFERENCES]:
-        table.add_row(target, what, *values, "" if relative is None else f"{relative:.1e}")
-    return table
-
-
-def errors_table(
-    title: str, metrics: Mapping[str, float], units: Mapping[str, str] | None = None
-) -> Table:
-    """MAE and RMSE of every target in physical units, and the relative RMSE where it was logged.
-
-    Args:
-        title: title of the table.
-        metrics: values by name as logged by the mixin: ``test/energy/rmse_per_atom``,
-            ``test/forces/mae``, …, with or without the suffix ``/dataloader_idx_0``, as in
-            ``trainer.callback_metrics`` and in the result of ``trainer.test``.
-        units: units by target, or by target and gradient, such as ``scaler.units``:
-            ``{"energy": "eV", "energy/positions": "eV/Å"}``. Blocks have the unit of their target.
-
-    Example:
-        >>> from lightning_scaler import print_tables
-        >>> errors = {"test/energy/mae_per_atom": 0.0123, "test/energy/rmse_per_atom": 0.02}
-        >>> print_tables(errors_table("Test errors", errors, {"energy": "eV"}))
-        Test errors
-        <BLANKLINE>
-         Target  Unit        MAE  RMSE
-         ─────────────────────────────
-         energy  eV/atom  0.0123  0.02
-        <BLANKLINE>
-    """
-    rows: dict[str, dict[str, float]] = {}
-    per_atom: set[str] = set()
-    for path, value in metrics.items():
-        _, *target, metric = path.split("/dataloader_idx_")[0].split("/")
-        name = "/".join(target)
-        if metric.endswith("_per_atom"):
-            per_atom.add(name)
-        rows.setdefault(name, {})[metric.removesuffix("_per_atom")] = value
-    rows = {name: row for name, row in rows.items() if "rmse" in row or "mae" in row}
-    relative = any("relative_rmse" in row for row in rows.values())
-    captions = [RELATIVE_RMSE] if relative else []
-    captions += [FORCES] if any(name.endswith("/positions") for name in rows) else []
-    table = _table(title, "\n".join(captions) or None)
-    for heading in ("Target", "Unit"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("MAE", "RMSE", *(["Relative RMSE"] if relative else [])):
-        table.add_column(heading, justify="right", no_wrap=True)
-    # Names of targets are logged with a slash for their colons.
-    logged = {name.replace("::", "/"): unit for name, unit in (units or {}).items()}
-    for name, row in rows.items():
-        cells = [f"{row[metric]:.4g}" if metric in row else "" for metric in ("mae", "rmse")]
-        if "relative_rmse" in row:
-            cells.append(f"{100 * row['relative_rmse']:.1f} %")
-        table.add_row(name, with_atoms(_unit_of(name, logged), name in per_atom), *cells)
-    return table
-
-
-def _unit_of(name: str, units: Mapping[str, str]) -> str:
-    """The unit of a target, of a gradient, or of the target that a block belongs to."""
-    target, _, part = name.rpartition("/")
-    return units.get(name, units.get(target, "") if part not in GRADIENTS else "")
-
-
-def with_atoms(unit: str, per_atom: bool) -> str:
-    """The unit of values that are divided by the number of atoms."""
-    if not per_atom or unit.endswith("atom"):
-        return unit
-    return f"{unit}/atom" if unit else "per atom"
-
-
 def _has_several_properties(target: ScalesOfTarget) -> bool:
     """Whether there is more than one block or property, so that relative scales are not all 1."""
     return any(sum(map(len, blocks)) > 1 for _, _, blocks in target.by_type)
-
-
-def _table(title: str, caption: str | None) -> Table:
-    """An empty table with narrow margins: logs have 80 columns."""
-    return Table(
-        title=title,
-        title_justify="left",
-        caption=caption,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
 
 
 def _format_blocks(blocks: ValuesByBlock, number_format: str) -> str:

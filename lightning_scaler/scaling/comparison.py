@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import NamedTuple
 
+from ..settings import name_of_type, with_atoms
 from ..tensors import Key, describe, digest
 from .scaler import Scaler
 from .target_scales import TargetScales
@@ -16,10 +17,12 @@ class Value(NamedTuple):
     Attributes:
         value: a number, or a setting in words.
         size: what an error of the number is compared with, besides the number itself.
+        unit: unit of the number; ``""`` if it has none, or it is not known.
     """
 
     value: float | str
     size: float = 0.0
+    unit: str = ""
 
 
 class Difference(NamedTuple):
@@ -30,17 +33,20 @@ class Difference(NamedTuple):
         what: what differs, in words.
         values: both values in words; ``"–"`` where there is none.
         relative: relative difference of two numbers; ``None`` for anything else.
+        unit: unit of the numbers, if both files have the same one or only one of them says so.
     """
 
     target: str
     what: str
     values: tuple[str, str]
     relative: float | None
+    unit: str = ""
 
 
 def find_differences(one: Scaler, two: Scaler, tolerance: float = 1e-9) -> list[Difference]:
-    """The settings, scales, baseline weights and mean squares that differ.
+    """The settings, units, scales, baseline weights and mean squares that differ.
 
+    Units differ where both are known.
     Numbers are compared by their relative difference, weights of a baseline by the difference
     relative to the weight or to the scale of the target, whichever is larger.
 
@@ -50,12 +56,18 @@ def find_differences(one: Scaler, two: Scaler, tolerance: float = 1e-9) -> list[
         tolerance: largest relative difference that does not count.
     """
     ours, theirs = dict(_values(one)), dict(_values(two))
-    found = []
+    found = [
+        Difference(name, "unit", (one.units[name], two.units[name]), None)
+        for name in one.units
+        if one.units[name] != two.units.get(name, one.units[name])
+    ]
     for key in {**ours, **theirs}:
         a, b = ours.get(key, Value("–")), theirs.get(key, Value("–"))
         relative = _relative_difference(a, b)
         if a.value != b.value if relative is None else relative > tolerance:
-            found.append(Difference(*key, (_text(a), _text(b)), relative))
+            units = {a.unit, b.unit} - {""}
+            unit = units.pop() if len(units) == 1 else ""
+            found.append(Difference(*key, (_text(a), _text(b)), relative, unit))
     return found
 
 
@@ -67,19 +79,19 @@ def _values(scaler: Scaler) -> Iterator[tuple[tuple[str, str], Value]]:
         state = digest(scaler.additive.state())[:8]
         yield ("", "additive module"), Value(f"{scaler.additive.name}, weights {state}")
     for name, scales in scaler.targets.items():
-        for what, value in _values_of_target(scales):
+        for what, value in _values_of_target(scales, scaler.units.get(name, "")):
             yield (name, what), value
 
 
-def _values_of_target(scales: TargetScales) -> Iterator[tuple[str, Value]]:
-    layout = scales.layout
+def _values_of_target(scales: TargetScales, unit: str) -> Iterator[tuple[str, Value]]:
+    layout, unit_of_scale = scales.layout, with_atoms(unit, scales.extensive) if unit else ""
     yield "samples", Value(layout.sample_kind + ("/atom" if scales.extensive else ""))
     yield "composition", Value(scales.composition)
     for key, block in layout.blocks.items():
         sizes = [len(component) for component in block.components]
         yield f"components of block ({layout.describe(key)})", Value(str(sizes))
     for z, row in scales.row_of_type().items():
-        yield f"scale{_of_type(z)}", Value(float(scales.per_target[row]))
+        yield f"scale{_of_type(z)}", Value(float(scales.per_target[row]), unit=unit_of_scale)
     for key, table in scales.per_property.items() if not layout.single_property else ():
         for row, z in enumerate(scales.types.tolist()):
             for column, value in enumerate(table[row].tolist()):
@@ -92,14 +104,14 @@ def _values_of_target(scales: TargetScales) -> Iterator[tuple[str, Value]]:
             for column, value in enumerate(weights[row].tolist()):
                 missing = unknown is not None and bool(unknown[row, column])
                 place = _place(scales, key, column)
-                found = Value("unknown") if missing else Value(value, size)
+                found = Value("unknown") if missing else Value(value, size, unit)
                 yield f"baseline{place}{_of_type(z)}", found
     for term, mean_square in scales.mean_squares.items():
         yield f"mean square of {term or 'the values'}", Value(mean_square)
 
 
 def _of_type(atomic_type: int) -> str:
-    return "" if atomic_type == -1 else f", type {atomic_type}"
+    return "" if atomic_type == -1 else f", type {name_of_type(atomic_type)}"
 
 
 def _place(scales: TargetScales, key: Key, column: int) -> str:

@@ -189,14 +189,15 @@ class Scaler(torch.nn.Module):
         Args:
             targets: names of the targets to draw. Default: all.
             ax: axes of matplotlib to draw into, for targets that share axes. Default: a new figure.
-            units: units by target name. Default: those of the scaler.
+            units: units by target name, gradients included. Default: those of the scaler.
 
         Returns:
             The figure, and its axes (a list if there are several).
 
         Raises:
             ModuleNotFoundError: if matplotlib is not installed.
-            ValueError: for unknown targets, none with scales, or targets that do not share ``ax``.
+            ValueError: for unknown targets, also in ``units``, none with scales, or targets that do
+                not share ``ax``.
 
         Example:
             >>> from lightning_scaler import PerAtom, ScaleAccumulator
@@ -213,6 +214,12 @@ class Scaler(torch.nn.Module):
         check_matplotlib("plots")
         names = [*self.targets] if targets is None else list_of_names("targets", targets)
         check_names("targets", names, self.targets)
+        gradients = (
+            f"{name}/{parameter}"
+            for name, scales in self.targets.items()
+            for parameter in scales.layout.gradients
+        )
+        check_names("units", units or {}, [*self.targets, *gradients])
         drawn = scales_to_draw({name: self.targets[name] for name in names})
         if not drawn:
             raise ValueError(

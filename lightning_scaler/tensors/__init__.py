@@ -3,7 +3,6 @@
 Imports no other room, and ``safetensors`` for files. Nothing here knows what a batch or a scale is.
 """
 
-from .checks import InvalidStateError, NumberCheck, TensorCheck, check_shapes, state_of
 from .dataclass_state import fields_from_state, from_state, to_state
 from .known_layouts import find_known_layouts, match_layouts
 from .labels import (
@@ -22,11 +21,12 @@ from .layout import (
     Key,
     TargetLayout,
 )
+from .masks import apply_mask, mask_values
 from .state import digest, flatten_state, state_to_cpu, unflatten_state
+from .state_checks import InvalidStateError, NumberCheck, TensorCheck, check_shapes, state_of
 from .state_file import check_writable, load_state, replacing, save_state, saved_kind
 from .state_tensor import state_from_tensor, state_to_tensor
 from .tensormaps import (
-    apply_mask,
     block_with_samples,
     describe,
     describe_labels,
@@ -34,13 +34,13 @@ from .tensormaps import (
     gradients_of_blocks,
     is_tensormap,
     map_blocks,
-    mask_values,
     rebuild,
     script_class_name,
+    scripted,
+    scripted_arithmetic,
     scripted_gradients_of_blocks,
     values_and_gradients,
 )
-from .torchscript import scripted, scripted_arithmetic
 
 __all__ = [
     "CPU",

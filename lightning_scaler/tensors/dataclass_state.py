@@ -8,7 +8,7 @@ from functools import cache, partial
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from .checks import InvalidStateError, state_of
+from .state_checks import InvalidStateError, state_of
 
 
 def to_state(value: Any) -> Any:

@@ -6,8 +6,9 @@ from itertools import compress
 import torch
 from metatensor.torch import TensorMap
 
-from .labels import have_layouts
+from .labels import same_labels
 from .layout import TARGET, TargetLayout
+from .tensormaps import scripted
 
 
 def find_known_layouts(
@@ -24,7 +25,7 @@ def find_known_layouts(
             costs as much as comparing it.)
     """
     names = [name for name in tensors if name in known]
-    found = have_layouts(
+    found = _have_layouts(
         [tensors[name] for name in names],
         [known[name].without_rows(device) for name in names],
         [list(known[name].gradients) for name in names],
@@ -53,3 +54,37 @@ def match_layouts(
             if name in known and layouts[name].blocks:
                 known[name].union(layouts[name], what, source)
     return layouts
+
+
+def _has_layout(tensor: TensorMap, like: TensorMap, gradients: list[str]) -> bool:
+    same_samples = tensor.sample_names == like.sample_names  # TorchScript has no != for lists
+    if tensor.device != like.device or not same_samples or tensor.keys != like.keys:
+        return False
+    blocks, others = tensor.blocks(), like.blocks()
+    # All blocks have the same dtype.
+    if len(blocks) > 0 and not blocks[0].values.is_floating_point():
+        return False
+    for i in range(len(blocks)):
+        block, other = blocks[i], others[i]
+        if block.properties != other.properties or not same_labels(
+            block.components, other.components
+        ):
+            return False
+        for parameter in block.gradients_list():
+            if parameter not in gradients:
+                return False
+            if len(block.gradient(parameter).gradients_list()) > 0:
+                return False
+    return True
+
+
+@scripted
+def _have_layouts(
+    tensors: list[TensorMap], likes: list[TensorMap], gradients: list[list[str]]
+) -> list[bool]:
+    """Whether each tensor has the device, keys, sample names, components and properties of another.
+
+    Values that are not real floats, gradients other than those named, and gradients of gradients
+    count as a different layout.
+    """
+    return [_has_layout(tensors[i], likes[i], gradients[i]) for i in range(len(tensors))]

@@ -7,48 +7,16 @@ import torch
 from metatensor.torch import Labels, TensorMap
 from torch import Tensor
 
-from .tensormaps import describe
-from .torchscript import scripted
+from .tensormaps import describe, scripted
 
 
-def _same(labels: list[Labels], others: list[Labels]) -> bool:
+def same_labels(labels: list[Labels], others: list[Labels]) -> bool:
+    """Whether two lists of Labels are equal."""
     same, i = len(labels) == len(others), 0
     while same and i < len(labels):
         same = labels[i] == others[i]
         i += 1
     return same
-
-
-def _has_layout(tensor: TensorMap, like: TensorMap, gradients: list[str]) -> bool:
-    same_samples = tensor.sample_names == like.sample_names  # TorchScript has no != for lists
-    if tensor.device != like.device or not same_samples or tensor.keys != like.keys:
-        return False
-    blocks, others = tensor.blocks(), like.blocks()
-    # All blocks have the same dtype.
-    if len(blocks) > 0 and not blocks[0].values.is_floating_point():
-        return False
-    for i in range(len(blocks)):
-        block, other = blocks[i], others[i]
-        if block.properties != other.properties or not _same(block.components, other.components):
-            return False
-        for parameter in block.gradients_list():
-            if parameter not in gradients:
-                return False
-            if len(block.gradient(parameter).gradients_list()) > 0:
-                return False
-    return True
-
-
-@scripted
-def have_layouts(
-    tensors: list[TensorMap], likes: list[TensorMap], gradients: list[list[str]]
-) -> list[bool]:
-    """Whether each tensor has the device, keys, sample names, components and properties of another.
-
-    Values that are not real floats, gradients other than those named, and gradients of gradients
-    count as a different layout.
-    """
-    return [_has_layout(tensors[i], likes[i], gradients[i]) for i in range(len(tensors))]
 
 
 @scripted
@@ -113,7 +81,7 @@ def _has_labels(tensor: TensorMap, like: TensorMap) -> bool:
         for one, expected in pairs:
             if one.samples != expected.samples or one.properties != expected.properties:
                 return False
-            if not _same(one.components, expected.components):
+            if not same_labels(one.components, expected.components):
                 return False
     return True
 

@@ -7,12 +7,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
-from torch import Tensor
 
 from ..settings import name_of_type
-from .checks import InvalidStateError, state_of
+from .block_layout import BlockLayout, SavedBlock
 from .dataclass_state import from_state
-from .tensormaps import check_gradients, describe, describe_labels, dtype_of
+from .state_checks import InvalidStateError, state_of
+from .tensormaps import check_gradients, describe, dtype_of
 
 Key = tuple[int, ...]
 SampleKind = Literal["structure", "atom", "pair"]
@@ -37,48 +37,6 @@ SAMPLE_NAMES: dict[tuple[str, ...], SampleKind] = {
 # What a TensorMap is to its layout, for messages: "target 'energy'", "prediction of 'energy'".
 TARGET, PREDICTION = "target", "prediction of"
 KINDS = {"structure": "per-structure", "atom": "per-atom", "pair": "atom-pair"}
-
-
-@dataclass(frozen=True)
-class BlockLayout:
-    """Components and properties of one block."""
-
-    components: tuple[Labels, ...]
-    properties: Labels
-
-    @classmethod
-    def of(cls, block: TensorBlock) -> "BlockLayout":
-        """The layout of a block, on the CPU."""
-        return cls(
-            tuple(component.to("cpu") for component in block.components),
-            block.properties.to("cpu"),
-        )
-
-    @property
-    def n_properties(self) -> int:
-        """Number of properties."""
-        return len(self.properties)
-
-    def differences(self, other: "BlockLayout") -> tuple[str, str]:
-        """What differs from another layout, on both sides, in words."""
-        pairs = [
-            (f"{what} {describe_labels(ours)}", f"{what} {describe_labels(theirs)}")
-            for what, ours, theirs in (
-                ("components", self.components, other.components),
-                ("properties", (self.properties,), (other.properties,)),
-            )
-            if list(ours) != list(theirs)
-        ]
-        first, second = zip(*pairs, strict=True)
-        return " and ".join(first), " and ".join(second)
-
-    def agrees_with(self, other: "BlockLayout") -> bool:
-        """Whether components and properties are the same."""
-        return (
-            len(self.components) == len(other.components)
-            and self.properties == other.properties
-            and all(a == b for a, b in zip(self.components, other.components, strict=True))
-        )
 
 
 @dataclass(frozen=True)
@@ -277,14 +235,7 @@ class TargetLayout:
             "kind": self.sample_kind,
             "key_names": list(self.key_names),
             "gradients": list(self.gradients),
-            "blocks": [
-                {
-                    "key": list(key),
-                    "components": [_labels_state(labels) for labels in block.components],
-                    "properties": _labels_state(block.properties),
-                }
-                for key, block in self.blocks.items()
-            ],
+            "blocks": [{"key": list(key), **block.state()} for key, block in self.blocks.items()],
         }
 
     @classmethod
@@ -303,40 +254,13 @@ class TargetLayout:
                     raise InvalidStateError(
                         f"expected different keys named {saved.key_names}, got the key {block.key}"
                     )
-                components = tuple(_labels(labels) for labels in block.components)
-                blocks[key] = BlockLayout(components, _labels(block.properties))
+                blocks[key] = BlockLayout.from_state(block)
         key_names, gradients = tuple(saved.key_names), tuple(saved.gradients)
         return cls(name, saved.kind, key_names, blocks, gradients)
-
-
-def _labels_state(labels: Labels) -> dict[str, Any]:
-    return {"names": list(labels.names), "values": labels.values.clone()}
-
-
-class _SavedLabels(NamedTuple):
-    names: list[str]
-    values: Tensor
-
-
-class _SavedBlock(NamedTuple):
-    key: list[int]
-    components: list[_SavedLabels]
-    properties: _SavedLabels
 
 
 class _SavedLayout(NamedTuple):
     kind: SampleKind
     key_names: list[str]
     gradients: list[str]
-    blocks: list[_SavedBlock]
-
-
-def _labels(saved: _SavedLabels) -> Labels:
-    if saved.values.dtype not in (torch.int32, torch.int64):
-        raise InvalidStateError(f"expected integer labels, got {saved.values.dtype}")
-    if not saved.names:
-        raise InvalidStateError("expected labels with names, got none")
-    try:
-        return Labels(list(saved.names), saved.values)
-    except (RuntimeError, ValueError) as error:
-        raise InvalidStateError(f"labels named {saved.names}: {error}") from error
+    blocks: list[SavedBlock]

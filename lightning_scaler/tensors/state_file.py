@@ -14,9 +14,8 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from .checks import InvalidStateError, state_of
-from .state import digest
-from .state_json import state_from_json, state_to_json
+from .state import digest, state_from_json, state_to_json
+from .state_checks import InvalidStateError, state_of
 
 FORMAT = "lightning_scaler"
 VERSION = 1

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from .checks import InvalidStateError
-from .state_json import state_from_json, state_to_json
+from .state import state_from_json, state_to_json
+from .state_checks import InvalidStateError
 
 MAGIC = b"LSSTATE1"
 N_LENGTH = 8

@@ -1,13 +1,54 @@
-"""TensorMaps read, masked and rebuilt, values and gradients together."""
+"""TensorMaps read and rebuilt, values and gradients together, by TorchScript where that is faster.
 
+Building a TensorBlock from Python takes about 50 µs, reading its values 5 µs and comparing Labels
+30 µs. A TensorMap of five blocks is rebuilt ten times faster in TorchScript than from Python.
+"""
+
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
 from torch import Tensor
+from torch.jit import optimized_execution  # type: ignore[attr-defined]
 
-from .torchscript import scripted
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def scripted(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Compile a function with TorchScript on its first call, so that importing it costs nothing."""
+    script: Callable[Arguments, Result] | None = None
+
+    @functools.wraps(function)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        nonlocal script
+        if script is None:
+            script = torch.jit.script(function)
+        return script(*args, **kwargs)
+
+    return call
+
+
+def scripted_arithmetic(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Compile a function that computes with values, not only with labels.
+
+    The function runs exactly as written: it is neither profiled nor compiled again for every shape,
+    and autograd sees the same operations as in Python. Where saved tensors have hooks it runs in
+    Python (from torch 2.8 on): activation checkpointing ends with an exception from such a hook,
+    which TorchScript would replace by another one.
+    """
+    compiled = scripted(function)
+
+    @functools.wraps(function)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        if _saved_tensors_have_hooks():
+            return function(*args, **kwargs)
+        with optimized_execution(False):
+            return compiled(*args, **kwargs)
+
+    return call
 
 
 def is_tensormap(value: Any) -> bool:
@@ -157,57 +198,9 @@ def check_gradients(name: str, tensor: TensorMap) -> None:
                 )
 
 
-def mask_values(name: str, tensor: TensorMap, mask: TensorMap) -> list[Tensor]:
-    """The mask of every block as booleans, ``False`` for missing values.
-
-    Args:
-        name: name of the target, for messages.
-        tensor: the target.
-        mask: TensorMap with the keys, samples and shapes of the target; ``True`` (or 1) keeps a
-            value.
-
-    Raises:
-        ValueError: if keys, samples or shapes of the mask differ from those of the target, or it
-            has numbers other than 0 and 1.
-    """
-    if mask.keys != tensor.keys:
-        raise ValueError(
-            f"mask of target '{name}': expected the keys of the target, {tensor.keys}, got "
-            f"{mask.keys}"
-        )
-    masks = []
-    for index, (block, mask_block) in enumerate(zip(tensor.blocks(), mask.blocks(), strict=True)):
-        same_samples = mask_block.samples == block.samples
-        if mask_block.values.shape != block.values.shape or not same_samples:
-            raise ValueError(
-                f"mask of target '{name}', block ({describe(tensor.keys, index)}): expected the "
-                f"samples and shape {tuple(block.values.shape)} of the target, got "
-                f"{tuple(mask_block.values.shape)}{'' if same_samples else ' with other samples'}"
-            )
-        kept = mask_block.values
-        if kept.dtype != torch.bool:
-            where = f"mask of target '{name}', block ({describe(tensor.keys, index)})"
-            _check_zeros_and_ones(where, kept)
-        masks.append(kept.to(torch.bool))
-    return masks
-
-
-def _check_zeros_and_ones(where: str, values: Tensor) -> None:
-    others = (values != 0) & (values != 1)
-    if bool(others.any()):
-        raise ValueError(
-            f"{where}: expected True and False (or 1 and 0), got {int(others.sum())} other "
-            f"numbers, such as {float(values[others][0]):.4g}; these are weights, which would be "
-            "lost: use them in a compute_loss of your own, with no mask or a mask of values > 0"
-        )
-
-
-def apply_mask(name: str, tensor: TensorMap, mask: TensorMap) -> TensorMap:
-    """A copy of a target with NaN where the mask is ``False``; gradients stay as they are.
-
-    See :func:`mask_values` for arguments and errors.
-    """
-    masks = mask_values(name, tensor, mask)
-    values, gradients = values_and_gradients(tensor)
-    masked = [torch.where(k, v, torch.nan) for k, v in zip(masks, values, strict=True)]
-    return scripted_rebuild(tensor, masked, gradients)
+def _saved_tensors_have_hooks() -> bool:
+    if torch.compiler.is_compiling():
+        return False  # torch.compile cannot trace the question
+    # There is no public way to ask, and torch before 2.8 has no such function.
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is not None and top(False) is not None

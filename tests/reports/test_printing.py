@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 
@@ -12,10 +13,13 @@ from lightning_scaler.reports import (
     BaselineOfTarget,
     ScalesOfTarget,
     baselines_table,
+    differences_table,
     errors_table,
     print_tables,
     scales_table,
+    write_tables,
 )
+from lightning_scaler.settings import name_of_type
 
 FORCES = errors_table(
     "Test errors",
@@ -61,7 +65,7 @@ def test_title_and_caption_say_where_scales_come_from(capsys):
 
 
 @pytest.mark.parametrize("columns", ["20", "80"])
-def test_numbers_are_not_cut_off_in_narrow_terminals(capsys, monkeypatch, columns):
+def test_tables_have_their_full_width_in_pipes(capsys, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)
     name = "a_target_with_a_long_name/positions"
     values = {f"test/{name}/{metric}": 0.123456 for metric in ("mae", "rmse", "relative_rmse")}
@@ -71,6 +75,75 @@ def test_numbers_are_not_cut_off_in_narrow_terminals(capsys, monkeypatch, column
         if name in line
     ]
     assert line.split() == [name, "0.1235", "0.1235", "12.3", "%"]
+
+
+class Terminal(io.StringIO):
+    """Standard output of a terminal."""
+
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
+
+
+def shown(monkeypatch, columns, *tables):
+    """The lines of tables in a terminal of this width."""
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    monkeypatch.setenv("COLUMNS", str(columns))
+    print_tables(*tables)
+    return terminal.getvalue().splitlines()
+
+
+def tables_of(n_types, n_properties):
+    """The tables of a target with a long name, and of an energy."""
+    types = [name_of_type(z) for z in range(1, n_types + 1)]
+    numbers = [0.001234 * (i + 1) for i in range(n_properties)]
+    long = "a_per_atom_target_with_a_long_name"
+    scales = [
+        ScalesOfTarget("energy", "structure", 3801.2, 0.01, [("all", 0.01, [[1.0]])], unit="eV"),
+        ScalesOfTarget(long, "atom", 1.234, None, [(z, 1.234, [numbers]) for z in types]),
+    ]
+    baselines = [BaselineOfTarget(long, 0.999, "ZBL", [(z, [numbers]) for z in types], "eV")]
+    return scales_table(scales, zeros=["of a property"] * 9), baselines_table(baselines)
+
+
+@pytest.mark.parametrize("n_properties", [1, 60])
+@pytest.mark.parametrize("n_types", [5, 89])
+def test_names_are_folded_in_a_terminal_of_80_columns_and_numbers_are_not(
+    monkeypatch, n_types, n_properties
+):
+    tables = tables_of(n_types, n_properties)
+    wide, narrow = (shown(monkeypatch, columns, *tables) for columns in (200, 80))
+    assert max(map(len, narrow)) <= 80
+    first_name = next(line for line in narrow if line.startswith(" a_per"))
+    assert "a_per_atom_target_with_a_long_name" not in first_name
+    of_types = r"\w+ \(\d+\) .*\d"
+    numbers = [[re.findall(of_types, line) for line in lines] for lines in (wide, narrow)]
+    in_words = [[found[0].split() for found in lines if found] for lines in numbers]
+    assert in_words[0] == in_words[1]
+    assert len(in_words[0]) == 2 * min(n_types, 12)
+
+
+def test_a_terminal_of_200_columns_shows_tables_as_files_do(monkeypatch, tmp_path):
+    tables = tables_of(89, 60)
+    write_tables(tmp_path / "a", *tables)
+    assert (tmp_path / "a").read_text().splitlines() == shown(monkeypatch, 200, *tables)[:-1]
+
+
+def test_long_names_of_files_are_folded_above_their_numbers(monkeypatch):
+    differences = [("energy", "scale", ("0.1234567891", "0.1234567892"), 1e-9, "eV/atom")]
+    files = ("runs/2026-01-01/statistics.safetensors", "runs/2026-02-01/statistics.safetensors")
+    lines = shown(monkeypatch, 80, differences_table(differences, files))
+    assert max(map(len, lines)) <= 80
+    assert " energy  scale  eV/atom  0.1234567891  0.1234567892   1.0e-09" in [
+        re.sub("  +", "  ", line).replace("892  1", "892   1") for line in lines
+    ]
+
+
+def test_tables_of_others_are_not_folded(monkeypatch):
+    table = Table("Target")
+    table.add_row("a_target_with_a_long_name" * 4)
+    assert "a_target_with_a_long_name" * 4 in " ".join(shown(monkeypatch, 20, table))
 
 
 @pytest.mark.parametrize(

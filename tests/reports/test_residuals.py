@@ -1,7 +1,5 @@
 """What the tables of a fit show: the RMS before and after the baseline, the share explained."""
 
-import io
-
 import pytest
 from builders import (
     Springs,
@@ -13,7 +11,7 @@ from builders import (
     structure_target,
     system,
 )
-from rich.console import Console
+from tables import text_of
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
 
@@ -22,9 +20,7 @@ FITTED = CompositionBaseline()
 
 def cells(table, target):
     """The words of the first line of a target."""
-    console = Console(width=160, record=True, file=io.StringIO())
-    console.print(table)
-    lines = [line.split() for line in console.export_text().splitlines()]
+    lines = [line.split() for line in text_of(table).splitlines()]
     (words,) = [line for line in lines if line[:1] == [target]]
     return words
 

@@ -1,4 +1,3 @@
-import io
 import math
 import re
 
@@ -14,16 +13,10 @@ from builders import (
     structure_target,
     system,
 )
-from rich.console import Console
+from tables import text_of
 
 from lightning_scaler import ZBL, CompositionBaseline, ScaleAccumulator
-from lightning_scaler.reports import ScalesOfTarget, errors_table, scales_table
-
-
-def text_of(table):
-    console = Console(width=160, record=True, file=io.StringIO())
-    console.print(table)
-    return console.export_text()
+from lightning_scaler.reports import ScalesOfTarget, scales_table
 
 
 def test_scales_table_lists_types_and_rms_before_and_after_the_baseline():
@@ -197,39 +190,3 @@ def test_explained_variance_near_one_is_not_rounded_to_one():
     # 2 * 0.25 of 2 * 500^2 remain unexplained: 1e-6.
     text = text_of(accumulator.compute().baselines_table())
     assert "99.99990 %" in text
-
-
-def test_errors_table_has_units_and_relative_errors():
-    metrics = {
-        "test/loss/dataloader_idx_1": 0.3,
-        "test/energy/mae_per_atom/dataloader_idx_1": 0.0123,
-        "test/energy/rmse_per_atom/dataloader_idx_1": 0.0456,
-        "test/energy/relative_rmse_per_atom/dataloader_idx_1": 0.25,
-        "test/energy/positions/rmse/dataloader_idx_1": 1.5,
-    }
-    text = text_of(errors_table("Errors", metrics, {"energy": "eV", "energy/positions": "eV/Å"}))
-    lines = [line.split() for line in text.splitlines()]
-    words = [[word for word in line if word != "│"] for line in lines]
-    assert ["energy", "eV/atom", "0.0123", "0.0456", "25.0", "%"] in words
-    assert ["energy/positions", "eV/Å", "1.5"] in words
-    assert "loss" not in text
-    assert "/positions: the gradient with respect to the positions" in text
-
-
-def test_errors_of_blocks_and_of_renamed_targets_have_the_units_of_their_target():
-    names = ["alpha/o3_lambda_2", "mtt/dipole", "energy/positions", "energy/strain"]
-    metrics = {f"test/{name}/mae": 0.5 for name in names}
-    units = {"alpha": "a0³", "mtt::dipole": "D", "energy": "eV"}
-    lines = [line.split() for line in text_of(errors_table("Errors", metrics, units)).splitlines()]
-    assert ["alpha/o3_lambda_2", "a0³", "0.5"] in lines
-    assert ["mtt/dipole", "D", "0.5"] in lines
-    # That of a gradient does not follow from that of its target.
-    assert ["energy/positions", "0.5"] in lines
-    assert ["energy/strain", "0.5"] in lines
-
-
-def test_errors_per_atom_say_so_also_without_a_unit():
-    metrics = {"test/energy/mae_per_atom": 0.5}
-    for units, shown in (({}, ["per", "atom"]), ({"energy": "eV/atom"}, ["eV/atom"])):
-        lines = [line.split() for line in text_of(errors_table("E", metrics, units)).splitlines()]
-        assert ["energy", *shown, "0.5"] in lines

@@ -35,7 +35,7 @@ def test_scales_differ_beyond_the_tolerance():
     factors[0] += 1e-6  # that of type 1
     two = changed(one, "charges", per_target=one.targets["charges"].per_target * factors)
     (difference,) = find_differences(one, two, tolerance=1e-7)
-    assert difference[:3] == ("charges", "scale, type 1", ("0.25", "0.25000025"))
+    assert difference[:3] == ("charges", "scale, type H (1)", ("0.25", "0.25000025"))
     assert difference.relative == pytest.approx(1e-6, rel=1e-5)
     assert find_differences(one, two, tolerance=1e-5) == []
 
@@ -45,24 +45,25 @@ def test_a_target_and_a_type_of_one_alone_are_listed():
     del two.targets["energy"]
     found = find_differences(one, two)
     assert {d.target for d in found} == {"energy"}
-    assert ("energy", "scale", (f"{one.targets['energy'].per_target[0]:.10g}", "–"), None) in found
+    scale = f"{one.targets['energy'].per_target[0]:.10g}"
+    assert ("energy", "scale", (scale, "–"), None, "") in found
     other = fit([system(8)], {"charges": atom_target([0.5], atom_samples(1))})
     whats = [d.what for d in find_differences(fitted(), other) if d.target == "charges"]
-    assert "scale, type 1" in whats
+    assert "scale, type H (1)" in whats
 
 
 def test_scales_of_types_that_are_not_in_the_data_differ():
     one, two = (
         fitted(fixed_scales={"charges": {"H": 0.5, "C": carbon, "O": 0.5}}) for carbon in (1.0, 4.0)
     )
-    assert find_differences(one, two) == [("charges", "scale, type 6", ("1", "4"), 0.75)]
+    assert find_differences(one, two) == [("charges", "scale, type C (6)", ("1", "4"), 0.75, "")]
 
 
 @pytest.mark.filterwarnings("ignore:these data are zero")  # one charge of hydrogen is its mean
 def test_settings_differ():
     found = find_differences(fitted(), fitted(baseline=CompositionBaseline()))
-    assert ("", "baseline", ("none", "composition"), None) in found
-    assert any(d.what == "baseline, type 8" and d.values[0] == "–" for d in found)
+    assert ("", "baseline", ("none", "composition"), None, "") in found
+    assert any(d.what == "baseline, type O (8)" and d.values[0] == "–" for d in found)
 
 
 @pytest.mark.filterwarnings("ignore:these data are zero")
@@ -77,3 +78,21 @@ def test_rounding_of_a_weight_that_is_zero_is_compared_with_the_scale():
     assert find_differences(first, changed(one, "charges", weights={key: tiny})) == []
     tiny[0] = 1e-3
     assert find_differences(first, changed(one, "charges", weights={key: tiny})) != []
+
+
+def test_scales_and_weights_have_the_units_of_their_target():
+    """A scale of totals is per atom, a weight is that of one atom."""
+    options = {"baseline": CompositionBaseline(fixed={"charges": {1: 0.0, 8: 0.0}})}
+    one, two = (fitted(units={"energy": "eV", "charges": "e"}, **options) for _ in range(2))
+    double = one.targets["energy"].per_target * 2
+    (key,) = one.targets["energy"].weights
+    weights = {key: one.targets["energy"].weights[key] + 1.0}
+    two = changed(two, "energy", per_target=double, weights=weights)
+    units = {d.what: d.unit for d in find_differences(one, two)}
+    assert units == {"scale": "eV/atom", "baseline, type H (1)": "eV", "baseline, type O (8)": "eV"}
+
+
+def test_units_that_are_known_differ():
+    one = fitted(units={"energy": "eV", "charges": "e"})
+    two = fitted(units={"energy": "meV"})
+    assert find_differences(one, two) == [("energy", "unit", ("eV", "meV"), None, "")]

@@ -15,7 +15,7 @@ from builders import (
     system,
 )
 
-import lightning_scaler.settings
+import lightning_scaler.settings.checks
 from lightning_scaler import PerAtom, PerStructure, ScaleAccumulator, Scaler
 
 SYSTEMS = [system(8), system(1, 1, 8)]
@@ -115,11 +115,14 @@ def test_what_cannot_be_drawn_is_an_error():
         fitted().plot(["enrgy"])
     with pytest.raises(TypeError, match="targets: expected a list of names, got the string"):
         fitted().plot("energy")
+    message = r"units names the target 'charge', .*'charges'\? known: \['charges', 'energy'\]"
+    with pytest.raises(ValueError, match=message):
+        fitted().plot(units={"charge": "e"})
 
 
 def test_without_matplotlib_one_line_names_the_extra(monkeypatch):
     scaler = fitted()
-    monkeypatch.setattr(lightning_scaler.settings, "find_spec", lambda name: None)
+    monkeypatch.setattr(lightning_scaler.settings.checks, "find_spec", lambda name: None)
     with pytest.raises(
         ModuleNotFoundError,
         match=r"^No module named 'matplotlib'; plots need the extra 'plot': pip install "

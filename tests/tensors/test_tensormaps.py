@@ -1,12 +1,9 @@
-"""TensorMaps read, masked and rebuilt."""
+"""TensorMaps read and rebuilt, and functions compiled by TorchScript."""
 
 import pytest
 import torch
 from builders import (
-    atom_samples,
-    forces,
     labels,
-    mask_of,
     spherical,
     structure_target,
     system,
@@ -14,7 +11,6 @@ from builders import (
 from metatensor.torch import TensorMap
 
 from lightning_scaler.tensors import (
-    apply_mask,
     block_with_samples,
     describe,
     dtype_of,
@@ -24,11 +20,11 @@ from lightning_scaler.tensors import (
     map_blocks,
     rebuild,
     script_class_name,
+    scripted,
+    scripted_arithmetic,
     scripted_gradients_of_blocks,
     values_and_gradients,
 )
-
-NAN = float("nan")
 
 
 def test_is_tensormap():
@@ -106,45 +102,19 @@ def test_map_blocks_passes_index_keys_and_block():
     assert mapped.block({"o3_lambda": 0}).values.item() == 2.0
 
 
-def test_masked_values_are_nan_in_a_copy():
-    target = structure_target(
-        [[1.0, 2.0], [NAN, 4.0], [5.0, 6.0]], dtype=torch.float32, systems=[4, 0, 2]
-    )
-    before = target.block().values.clone()
-    masked = apply_mask("t", target, mask_of(target, [[[1, 0], [1, 1], [0, 1]]]))
-    values = masked.block().values
-    assert values.dtype == torch.float32
-    assert masked.block().samples == target.block().samples
-    expected = torch.tensor([[1.0, NAN], [NAN, 4.0], [NAN, 6.0]])
-    torch.testing.assert_close(values, expected, equal_nan=True, rtol=0, atol=0)
-    torch.testing.assert_close(target.block().values, before, equal_nan=True, rtol=0, atol=0)
+def test_scripted_functions_are_compiled_by_the_first_call():
+    def twice(number: int) -> int:
+        return 2 * number
+
+    compiled = scripted(twice)
+    assert compiled.__name__ == "twice"
+    assert compiled(3) == 6
 
 
-def test_masks_leave_the_gradients():
-    target = structure_target([1.0, 2.0], gradient={"strain": torch.ones(2, 3, 3) * 7})
-    masked = apply_mask("energy", target, mask_of(target, [[False, True]]))
-    assert masked.block().values[0].isnan()
-    assert masked.block().gradient("strain").values.unique().tolist() == [7.0]
+def test_autograd_follows_scripted_arithmetic():
+    def square(values: torch.Tensor) -> torch.Tensor:
+        return values * values if torch.jit.is_scripting() else values
 
-
-def test_masks_of_several_blocks_and_components():
-    target = spherical(
-        {0: torch.full((2, 1, 1), 3.0), 1: torch.arange(6.0).reshape(2, 3, 1)}, atom_samples(2)
-    )
-    keep = [[[True], [False]], [[1, 1, 0], [0, 1, 1]]]
-    masked = apply_mask("t", target, mask_of(target, keep))
-    assert torch.equal(masked.block(0).values.isnan().flatten(), torch.tensor([False, True]))
-    nans = masked.block(1).values.isnan().reshape(2, 3)
-    assert nans.tolist() == [[False, False, True], [True, False, False]]
-
-
-def test_masks_with_other_labels_or_shapes_are_refused():
-    target = forces(torch.zeros(3, 3), 1, 2)
-    with pytest.raises(ValueError, match="mask of target 'forces': expected the keys"):
-        apply_mask("forces", target, spherical({0: torch.zeros(3, 1, 1)}, atom_samples(3)))
-    other_rows = mask_of(forces(torch.zeros(3, 3), 2, 1), [torch.ones(3, 3)])
-    with pytest.raises(ValueError, match=r"block \(_=0\): .* got \(3, 3, 1\) with other samples"):
-        apply_mask("forces", target, other_rows)
-    other_shape = mask_of(structure_target([1.0]), [[True]])
-    with pytest.raises(ValueError, match=r"shape \(3, 3, 1\) of the target, got \(1, 1\)"):
-        apply_mask("forces", target, other_shape)
+    values = torch.tensor([3.0, 4.0], requires_grad=True)
+    scripted_arithmetic(square)(values).sum().backward()
+    assert values.grad.tolist() == [6.0, 8.0]

@@ -13,7 +13,7 @@ from small_training import SmallData, SmallNet, collate, quiet_trainer, scaler_c
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
-import lightning_scaler.settings
+import lightning_scaler.settings.checks
 from lightning_scaler import PerStructure, TargetScaler
 from lightning_scaler.training import picture_report
 
@@ -351,7 +351,7 @@ def test_a_step_without_targets_has_no_rms(tmp_path):
 
 
 def test_without_matplotlib_a_report_is_refused_at_once(monkeypatch):
-    monkeypatch.setattr(lightning_scaler.settings, "find_spec", lambda name: None)
+    monkeypatch.setattr(lightning_scaler.settings.checks, "find_spec", lambda name: None)
     TargetScaler()
     with pytest.raises(
         ModuleNotFoundError, match=r"reports of a fit need the extra 'plot': pip install"
