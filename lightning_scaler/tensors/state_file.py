@@ -88,15 +88,7 @@ def check_writable(path: StrPath) -> None:
     Raises:
         OSError: naming the file, if its folder is missing or read-only, or it is a folder.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    try:
-        temporary = _temporary(Path(os.path.realpath(path)))
-        temporary.touch(exist_ok=False)
-        temporary.unlink()
-    except OSError as error:
-        raise type(error)(error.errno, os.strerror(error.errno or 0), str(path)) from error
+    _new_file_beside(Path(os.path.realpath(path)), os.fspath(path)).unlink()
 
 
 @contextmanager
@@ -114,13 +106,7 @@ def replacing(path: StrPath) -> Iterator[Path]:
         OSError: at once, if no file can be written there.
     """
     path = Path(os.path.realpath(path))
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    temporary = _temporary(path)
-    try:
-        temporary.touch(exist_ok=False)
-    except OSError as error:
-        raise type(error)(error.errno, error.strerror, str(path)) from None
+    temporary = _new_file_beside(path, str(path))
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -131,9 +117,16 @@ def replacing(path: StrPath) -> Iterator[Path]:
         raise
 
 
-def _temporary(path: Path) -> Path:
-    # In the same folder, because only there a file can be renamed in one step.
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+def _new_file_beside(path: Path, name: str) -> Path:
+    """An empty temporary file in the same folder; errors call the file ``name``."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.touch(exist_ok=False)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, name) from None
+    return temporary
 
 
 def _metadata(content: bytes, expected: str = "lightning_scaler") -> dict[str, Any]:

@@ -9,18 +9,17 @@ import torch
 from builders import (
     atom_samples,
     atom_target,
-    block,
     cartesian,
     fit,
     forces,
     labels,
+    rank_two,
     scale,
     spherical,
     structure_target,
     system,
     water_family,
 )
-from metatensor.torch import TensorMap
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
 
@@ -131,15 +130,12 @@ def test_pseudoscalars_have_no_baseline():
     assert scale(scaler, "t") == [[2.0]]
 
 
-def rank_two(values, samples):
-    axes = [labels(f"o3_mu_{i}", [-1, 0, 1]) for i in (1, 2)]
-    names = ["o3_lambda_1", "o3_lambda_2", "o3_sigma_1", "o3_sigma_2"]
-    return TensorMap(labels(names, [[1, 1, 1, 1]]), [block(values, samples, axes)])
-
-
 def test_trace_of_a_rank_two_block_per_atom():
     values = np.random.default_rng(2).normal(size=(4, 3, 3, 2)) + 5
-    systems, target = [system(8), system(1, 8, 1)], rank_two(values, atom_samples(1, 3))
+    systems, target = (
+        [system(8), system(1, 8, 1)],
+        rank_two({(1, 1, 1, 1): values}, atom_samples(1, 3)),
+    )
     scaler = fit(systems, {"t": target}, baseline=FITTED)
     left = values.copy()
     for rows in ([1, 3], [0, 2]):  # H, O
@@ -154,7 +150,7 @@ def test_trace_of_a_rank_two_block_per_atom():
 
 def test_trace_of_a_rank_two_block_per_structure():
     values = np.random.default_rng(3).normal(size=(5, 3, 3, 1)) + 5
-    target = rank_two(values, labels("system", range(5)))
+    target = rank_two({(1, 1, 1, 1): values}, labels("system", range(5)))
     scaler = fit(SYSTEMS, {"t": target}, baseline=FITTED, intensive_targets=["t"])
     diagonal = values[:, range(3), range(3), 0]
     expected = np.linalg.lstsq(np.repeat(FRACTIONS, 3, axis=0), diagonal.ravel(), rcond=None)[0]
@@ -171,7 +167,7 @@ def test_trace_baseline_is_equivariant():
     turned = rotation @ values @ rotation.T
     systems, left = [system(8), system(1, 8, 1)], []
     for numbers in (values, turned):
-        target = rank_two(numbers[..., None], atom_samples(1, 3))
+        target = rank_two({(1, 1, 1, 1): numbers[..., None]}, atom_samples(1, 3))
         scaler = fit(systems, {"t": target}, baseline=FITTED)
         left.append(scaler.convert(systems, {"t": target})["t"].block().values[..., 0].numpy())
     np.testing.assert_allclose(left[1], rotation @ left[0] @ rotation.T, rtol=1e-11, atol=1e-12)

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 from builders import Springs, fit, scale, single, structure_target, system
-from metatensor.torch import TensorBlock, multiply
-from small_training import SmallData, SmallNet, quiet_trainer, scaler_callback
+from metatensor.torch import TensorBlock
+from small_training import SmallData, ZeroNet, quiet_trainer, scaler_callback
 
 from lightning_scaler import Scaler
 
@@ -106,16 +106,11 @@ def test_code_that_is_given_again_in_training_mode_gives_its_evaluation_numbers(
     assert_in_evaluation_mode(again)
 
 
-class Zero(SmallNet):
-    def forward(self, systems):
-        return {name: multiply(tensor, 0.0) for name, tensor in super().forward(systems).items()}
-
-
 def test_a_trainer_fits_and_predicts_with_the_module_in_evaluation_mode(tmp_path):
     """What is added to predictions of zero, and the scales, are those of the springs alone."""
     energies, scales = [], []
     for module in (Springs(names=("energy",)), Dropping()):
-        net, data = Zero(), SmallData()
+        net, data = ZeroNet(), SmallData()
         trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback(baseline=module)])
         trainer.fit(net, data)
         predictions = trainer.predict(net, data)

@@ -7,14 +7,13 @@ import pytest
 import torch
 from ase.data import covalent_radii
 from builders import system
+from deployable import register_neighbors
 from metatensor.torch import Labels
 from metatomic.torch import (
     ModelOutput,
     NeighborListOptions,
     System,
-    register_autograd_neighbors,
 )
-from vesin.metatomic import NeighborList
 
 from lightning_scaler import ZBL
 from lightning_scaler.baselines.zbl import COVALENT_RADII
@@ -147,13 +146,8 @@ def test_repr_shows_target_and_unit():
 
 def with_neighbors(model, *systems_: System) -> list[System]:
     """The systems with the requested neighbor list."""
-    for each in systems_:
-        plain = System(each.types, each.positions.detach(), each.cell.detach(), each.pbc)
-        (options,) = model.requested_neighbor_lists()
-        neighbors = NeighborList(options, length_unit="angstrom").compute(plain)
-        register_autograd_neighbors(each, neighbors)
-        each.add_neighbor_list(options, neighbors)
-    return list(systems_)
+    (options,) = model.requested_neighbor_lists()
+    return [register_neighbors(each, options) for each in systems_]
 
 
 def clusters() -> list[System]:

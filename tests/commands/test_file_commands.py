@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from builders import fit, single_value_statistics, structure_target, system
+from damaged_files import damaged, truncated
 from hydra.utils import instantiate
 from launching import call
 from omegaconf import OmegaConf
@@ -26,18 +27,6 @@ def statistics(path, *part):
     accumulator.parts = (DataPart({"samples": "3"}, *part),)
     accumulator.save(path)
     return accumulator
-
-
-def damaged(path):
-    content = bytearray(path.read_bytes())
-    content[-4] ^= 1
-    path.write_bytes(content)
-    return path
-
-
-def truncated(path):
-    path.write_bytes(path.read_bytes()[:-9])
-    return path
 
 
 def test_statistics_are_shown_with_their_data(monkeypatch, capsys, tmp_path):

@@ -14,6 +14,7 @@ from lightning.pytorch.tuner import Tuner
 from metatensor.torch import TensorBlock, TensorMap
 from metatomic.torch import System
 from small_training import (
+    ShuffledBatches,
     SmallData,
     SmallDataset,
     SmallNet,
@@ -24,7 +25,7 @@ from small_training import (
     quiet_trainer,
     scaler_callback,
 )
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+from torch.utils.data import DataLoader, RandomSampler
 
 from lightning_scaler import TargetScaler
 
@@ -161,19 +162,6 @@ def test_fixed_scales_equal_to_fitted_ones_give_the_same_losses(tmp_path):
     assert fewer_reads[4:] == all_reads[22:]  # one batch to see the layouts
 
 
-class ShuffledBatches(BatchSampler):
-    """A batch sampler that draws from a generator of its own."""
-
-    def __init__(self, sampler, generator):
-        super().__init__(sampler, 4, drop_last=False)
-        self.generator = generator
-
-    def __iter__(self):
-        batches = list(super().__iter__())
-        order = torch.randperm(len(batches), generator=self.generator).tolist()
-        return iter([batches[i] for i in order])
-
-
 class Drawn(SmallData):
     """Six draws of 22 samples, some twice, in batches of four."""
 
@@ -185,7 +173,7 @@ class Drawn(SmallData):
         options = {"replacement": True, "num_samples": 6, "generator": self.generator}
         sampler = RandomSampler(self.train, **options)
         if self.shuffled_batches:
-            batches = ShuffledBatches(sampler, self.generator)
+            batches = ShuffledBatches(sampler, 4, self.generator)
             return DataLoader(self.train, batch_sampler=batches, collate_fn=collate)
         return DataLoader(self.train, 4, sampler=sampler, collate_fn=collate)
 

@@ -6,23 +6,10 @@ import random
 import numpy as np
 import pytest
 import torch
+from small_training import ShuffledBatches
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Subset
 
 from lightning_scaler.data_pass.random_states import preserve_rng
-
-
-class ShuffledBatches(BatchSampler):
-    """A batch sampler that draws from a generator of its own."""
-
-    def __init__(self, sampler, generator):
-        super().__init__(sampler, 2, drop_last=False)
-        self.generator = generator
-
-    def __iter__(self):
-        batches = list(super().__iter__())
-        order = torch.randperm(len(batches), generator=self.generator).tolist()
-        return iter([batches[i] for i in order])
-
 
 NUMBERS = list(range(40))
 
@@ -38,7 +25,7 @@ def loader_with(generator, owner):
         return DataLoader(NUMBERS, batch_size=None, sampler=random)
     if owner == "sampler of a batch sampler":
         return DataLoader(NUMBERS, batch_sampler=BatchSampler(random, 2, drop_last=False))
-    batches = ShuffledBatches(RandomSampler(NUMBERS), generator)
+    batches = ShuffledBatches(RandomSampler(NUMBERS), 2, generator)
     return DataLoader(NUMBERS, batch_sampler=batches)
 
 

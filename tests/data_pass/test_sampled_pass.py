@@ -12,12 +12,13 @@ from small_training import (
     SmallData,
     SmallDataset,
     SmallNet,
+    Stream,
     assert_same_scales,
     collate,
     quiet_trainer,
     scaler_callback,
 )
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from lightning_scaler import PerStructure, ScaleAccumulator, TargetScaler
 from lightning_scaler.data_pass.processes import FitProcesses
@@ -198,14 +199,6 @@ def test_loaders_of_which_no_equal_parts_can_be_read_are_an_error(tmp_path):
     message = "relative_error: expected loaders of which equal parts .* 50 and 300 batches"
     with pytest.raises(ValueError, match=message):
         fitted(tmp_path, CombinedLoader(loaders, "max_size_cycle"), relative_error=0.2)
-
-
-class Stream(IterableDataset):
-    def __init__(self, items):
-        self.items = items
-
-    def __iter__(self):
-        return iter(self.items)
 
 
 def test_a_stream_has_no_random_order(tmp_path):

@@ -5,8 +5,15 @@ import re
 import pytest
 import torch
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from small_training import SmallData, SmallNet, assert_same_scales, quiet_trainer, scaler_callback
-from torch.utils.data import DataLoader, IterableDataset
+from small_training import (
+    SmallData,
+    SmallNet,
+    Stream,
+    assert_same_scales,
+    quiet_trainer,
+    scaler_callback,
+)
+from torch.utils.data import DataLoader
 
 from lightning_scaler import ScaleAccumulator, Scaler, TargetScaler
 from lightning_scaler.fitting import DataPart, data_parts
@@ -197,14 +204,6 @@ def test_several_loaders_are_identified_together(tmp_path, capsys):
     assert "values of 32 samples" in line(capsys)
     fitted(tmp_path, Several(SIZE))
     assert line(capsys) == f"is used, without a data pass (samples: {SIZE} + 9)"
-
-
-class Stream(IterableDataset):
-    def __init__(self, items):
-        self.items = items
-
-    def __iter__(self):
-        return iter(self.items)
 
 
 class Streamed(SmallData):

@@ -22,19 +22,12 @@ from builders import (
     system,
     water_family,
 )
+from by_hand import near, rms
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator, Scaler
 
 NAN = float("nan")
 FITTED = CompositionBaseline()
-
-
-def rms(*numbers):
-    return math.sqrt(math.fsum(x * x for x in numbers) / len(numbers))
-
-
-def near(*numbers):
-    return pytest.approx(list(numbers), rel=1e-13)
 
 
 def test_scale_of_energies_is_the_rms_per_atom():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from builders import labels
+from by_hand import rms
 from cases import EXAMPLES, RANK_TWO, UNSEEN, Case, Entry, cases, has_baseline, over
 from hypothesis import given, strategies as st
 
@@ -18,10 +19,6 @@ from lightning_scaler import Scaler
 
 EPSILON = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def rms(numbers: list[float]) -> float:
-    return math.sqrt(math.fsum(y * y for y in numbers) / len(numbers))
 
 
 def is_invariant(case: Case, entry: Entry) -> bool:
@@ -102,7 +99,7 @@ def residuals(case: Case) -> tuple[dict[tuple, list[float]], bool]:
             left[group].append((entry.value - offsets.get(entry, 0.0)) / n_atoms)
             stored[group].append(entry.value / n_atoms)
     noise = max(EPSILON[case.dtype], 16 * 2.0**-52)
-    vanishing = [group for group in left if rms(left[group]) <= noise * rms(stored[group])]
+    vanishing = [group for group in left if rms(*left[group]) <= noise * rms(*stored[group])]
     left.update({group: [0.0] * len(left[group]) for group in vanishing})
     padding = [group for group in stored if not any(stored[group])]
     only_zeros = padding == list(stored)

@@ -21,6 +21,7 @@ from builders import (
     structure_target,
     system,
 )
+from by_hand import near, rms
 from metatensor.torch import TensorMap
 
 from lightning_scaler import CompositionBaseline, PerStructure, ScaleAccumulator, Scaler
@@ -31,14 +32,6 @@ FITTED = CompositionBaseline()
 pytestmark = pytest.mark.filterwarnings("ignore:these data are zero")
 
 SPACES = ("physical", "loss", "model")
-
-
-def near(*numbers):
-    return pytest.approx(list(numbers), rel=1e-12)
-
-
-def rms(*numbers):
-    return math.sqrt(math.fsum(x * x for x in numbers) / len(numbers))
 
 
 def refit(scaler, systems, targets, part="types", masks=None, errors=None, **options):

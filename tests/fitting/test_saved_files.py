@@ -10,6 +10,7 @@ from builders import (
     structure_target,
     system,
 )
+from damaged_files import damaged
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator, Scaler
 from lightning_scaler.fitting import DataPart, load_saved, merge_files
@@ -110,9 +111,7 @@ def test_another_layout_is_refused_with_the_target_and_both_files(tmp_path):
 
 def test_a_damaged_file_among_several_is_named(tmp_path):
     paths = save_shards(tmp_path)
-    content = bytearray(paths[1].read_bytes())
-    content[-4] ^= 1
-    paths[1].write_bytes(content)
+    damaged(paths[1])
     with pytest.raises(InvalidStateError, match=r"1.st': damaged: its checksum"):
         merge_files(paths)
 

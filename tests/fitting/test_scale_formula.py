@@ -1,15 +1,16 @@
 """Per-target and per-property scales from sums of squares."""
 
 import math
+from functools import partial
 
+import by_hand
 import pytest
 import torch
+from by_hand import double
 
 from lightning_scaler.fitting.scale_formula import BlockSums, compute_scales
 
-
-def double(values):
-    return torch.tensor(values, dtype=torch.float64)
+near = partial(by_hand.near, rel=1e-15)
 
 
 def sums(sq_sum, counts, noise=None):
@@ -26,10 +27,6 @@ TWO_BLOCKS = [sums([[4, 36], [9, 0]], [[1, 4], [1, 0]]), sums([[10], [16]], [[5]
 PER_TARGET = [math.sqrt(5), math.sqrt(12.5)]
 # Over both types: 75 / 12.
 POOLED = math.sqrt(75 / 12)
-
-
-def near(*numbers):
-    return pytest.approx(list(numbers), rel=1e-15)
 
 
 def test_per_target_scale_pools_blocks_and_properties_of_a_type():

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import system
+from deployable import register_neighbors
 from lightning.pytorch import Trainer
 from metatensor.torch import TensorMap
 from metatomic.torch import System
-from vesin.metatomic import NeighborList
 
 from lightning_scaler import TargetScaler
 from lightning_scaler.molecules.datamodule import MoleculesDataModule
@@ -46,15 +47,7 @@ def model() -> Iterator[MoleculesModel]:
 
 
 def make_system(types: list[int], positions: torch.Tensor) -> System:
-    system = System(
-        types=torch.tensor(types, dtype=torch.int32),
-        positions=positions,
-        cell=torch.zeros(3, 3, dtype=positions.dtype),
-        pbc=torch.zeros(3, dtype=torch.bool),
-    )
-    options = neighbor_list_options(CUTOFF)
-    system.add_neighbor_list(options, NeighborList(options, length_unit="angstrom").compute(system))
-    return system
+    return register_neighbors(system(*types, positions=positions), neighbor_list_options(CUTOFF))
 
 
 def make_systems(rotation: torch.Tensor | None = None) -> list[System]:
@@ -137,8 +130,8 @@ def test_outputs_of_a_system_do_not_depend_on_its_batch(model):
     batch = tables(model(systems))
     owner = torch.tensor([len(s) for s in systems])
     owner = torch.arange(len(systems)).repeat_interleave(owner)
-    for i, system in enumerate(systems):
-        for name, value in tables(model([system])).items():
+    for i, one in enumerate(systems):
+        for name, value in tables(model([one])).items():
             rows = [i] if len(batch[name]) == len(systems) else (owner == i)
             torch.testing.assert_close(value, batch[name][rows], rtol=0, atol=1e-10)
 
@@ -153,9 +146,9 @@ def test_systems_are_not_modified(model):
     systems = make_systems()
     before = [system.positions.clone() for system in systems]
     model(systems)
-    for system, positions in zip(systems, before, strict=True):
-        assert not system.positions.requires_grad
-        assert torch.equal(system.positions, positions)
+    for one, positions in zip(systems, before, strict=True):
+        assert not one.positions.requires_grad
+        assert torch.equal(one.positions, positions)
 
 
 def test_every_parameter_has_a_gradient(model):

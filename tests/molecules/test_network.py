@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import e3nn.util.jit
 import pytest
 import torch
+from deployable import register_neighbors
 from metatensor.torch import Labels
 from metatomic.torch import (
     AtomisticModel,
@@ -14,9 +15,7 @@ from metatomic.torch import (
     ModelMetadata,
     ModelOutput,
     System,
-    register_autograd_neighbors,
 )
-from vesin.metatomic import NeighborList
 
 from lightning_scaler.molecules.model import MoleculesModel
 from lightning_scaler.molecules.network import MoleculesNetwork
@@ -56,13 +55,7 @@ def make_system(types, positions, cell=None) -> System:
     cell = torch.zeros(3, 3, dtype=positions.dtype) if cell is None else cell
     pbc = torch.full((3,), bool(cell.any()))
     system = System(torch.tensor(types, dtype=torch.int32), positions, cell, pbc)
-    options = neighbor_list_options(CUTOFF)
-    # As simulation engines do.
-    plain = System(system.types, positions.detach(), cell.detach(), pbc)
-    neighbors = NeighborList(options, length_unit="angstrom").compute(plain)
-    register_autograd_neighbors(system, neighbors)
-    system.add_neighbor_list(options, neighbors)
-    return system
+    return register_neighbors(system, neighbor_list_options(CUTOFF))
 
 
 TYPES = ([8, 1, 6, 7], [6, 9], [1, 7, 6, 8, 1, 1])

@@ -14,6 +14,7 @@ import safetensors
 import safetensors.torch
 import torch
 from builders import Springs, atom_samples, atom_target, fit, structure_target, system
+from damaged_files import damaged
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator, Scaler
 from lightning_scaler.tensors import InvalidStateError, digest
@@ -228,10 +229,7 @@ def test_a_truncated_file_is_an_error_that_names_it(kind, share, tmp_path):
 
 @both_kinds
 def test_a_flipped_bit_in_a_number_is_an_error(kind, tmp_path):
-    path = file_of(kind, tmp_path)
-    content = bytearray(path.read_bytes())
-    content[-4] ^= 1
-    path.write_bytes(content)
+    path = damaged(file_of(kind, tmp_path))
     with pytest.raises(InvalidStateError, match="damaged: its checksum does not match"):
         SAVED[kind][1](path)
 

@@ -1,7 +1,6 @@
 """The Scaler as a module: what it shows, how it is cast, copied, saved and restored."""
 
 import copy
-import math
 import pickle
 from collections import OrderedDict
 
@@ -14,6 +13,7 @@ from builders import (
     structure_target,
     system,
 )
+from by_hand import rms
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator, Scaler
 
@@ -73,10 +73,6 @@ def test_displayed_scales():
                 assert (block.values > 0).all()
 
 
-def rms(numbers):
-    return math.sqrt(math.fsum(x * x for x in numbers) / len(numbers))
-
-
 def entries(name):
     """Numbers of the data, per atom where extensive, by block, property and type."""
     types = [s.types.tolist() for s in SYSTEMS]
@@ -107,10 +103,10 @@ def test_scales_are_the_rms_of_the_data(name):
     for row, (full, per_target, per_property) in enumerate(blocks):
         for i, z in enumerate(full.samples.column("atomic_type").tolist()):
             of_type = [x for group, numbers in by_group.items() if group[2] == z for x in numbers]
-            sigma = rms(of_type) if of_type else 1.0
+            sigma = rms(*of_type) if of_type else 1.0
             for column in range(full.values.shape[1]):
                 numbers = by_group.get((row, column, z))
-                wanted = rms(numbers) if numbers else 1.0
+                wanted = rms(*numbers) if numbers else 1.0
                 assert full.values[i, column].item() == pytest.approx(wanted, rel=1e-13)
                 assert per_target.values[i, column].item() == pytest.approx(sigma, rel=1e-13)
                 relative = per_property.values[i, column].item()

@@ -9,17 +9,18 @@ from builders import (
     atom_samples,
     atom_target,
     atomic_basis,
-    block,
     cartesian,
     fit,
     labels,
     mask_of,
     pair_target,
+    rank_two,
     scale,
     spherical,
     structure_target,
     system,
 )
+from by_hand import near
 from metatensor.torch import TensorBlock, TensorMap
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
@@ -28,10 +29,6 @@ NAN = float("nan")
 FITTED = CompositionBaseline()
 SYSTEMS = [system(8), system(1, 8, 1)]
 PER_TARGET, PER_PROPERTY = "per_target_scales", "per_property_scales"
-
-
-def near(*numbers):
-    return pytest.approx(list(numbers), rel=1e-13)
 
 
 def values(scaler, systems, tensor, source="physical", space="loss", block=0):
@@ -90,16 +87,6 @@ def test_pseudovectors_beside_vectors():
     assert scaler.targets["t"].weights == {}
     model = values(scaler, SYSTEMS, target, "physical", "model", block=2)
     assert model.flatten().tolist() == near(2 / math.sqrt(20), 6 / math.sqrt(20))
-
-
-def rank_two(blocks, samples):
-    """Spherical blocks of rank 2 by ``(λ1, λ2, σ1, σ2)``."""
-    names = ["o3_lambda_1", "o3_lambda_2", "o3_sigma_1", "o3_sigma_2"]
-    made = []
-    for (first, second, *_), numbers in blocks.items():
-        axes = [labels(f"o3_mu_{i}", range(-of, of + 1)) for i, of in ((1, first), (2, second))]
-        made.append(block(numbers, samples, axes))
-    return TensorMap(labels(names, list(blocks)), made)
 
 
 def test_trace_of_rank_two_blocks():

@@ -5,14 +5,11 @@ from fractions import Fraction
 
 import pytest
 import torch
+from by_hand import double
 
 from lightning_scaler.statistics.grouped_sums import compute_means, sum_squares
 
 NAN = float("nan")
-
-
-def double(values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def test_squares_by_type_and_property_without_missing_values():

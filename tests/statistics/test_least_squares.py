@@ -6,6 +6,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from by_hand import double
 
 from lightning_scaler.statistics.least_squares import (
     MAX_PENDING_ROWS,
@@ -16,10 +17,6 @@ from lightning_scaler.statistics.least_squares import (
 )
 
 NAN = float("nan")
-
-
-def double(values):
-    return torch.as_tensor(values, dtype=torch.float64)
 
 
 def problem_of(types, matrix, values):

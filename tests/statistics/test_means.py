@@ -2,12 +2,9 @@
 
 import pytest
 import torch
+from by_hand import double
 
 from lightning_scaler.statistics.means import Means, merge_means, pool_means, sum_sq_about
-
-
-def double(values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def means(counts, mean, correction, sum_sq_dev):

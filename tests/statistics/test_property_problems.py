@@ -2,14 +2,11 @@
 
 import pytest
 import torch
+from by_hand import double
 
 from lightning_scaler.statistics.property_problems import make_problems, merge_problems
 
 NAN = float("nan")
-
-
-def double(values):
-    return torch.as_tensor(values, dtype=torch.float64)
 
 
 def test_properties_without_missing_values_share_a_problem():

@@ -9,6 +9,7 @@ from metatensor.torch import Labels, TensorBlock, TensorMap
 from metatomic.torch import System
 
 from lightning_scaler import ScaleAccumulator, Scaler
+from lightning_scaler.tensors import TargetLayout
 
 PAIR_NAMES = ["system", "first_atom", "second_atom", "cell_shift_a", "cell_shift_b", "cell_shift_c"]
 
@@ -171,6 +172,17 @@ def spherical(
     return TensorMap(labels(["o3_lambda", "o3_sigma"], keys), blocks)
 
 
+def rank_two(values: Mapping[tuple[int, int, int, int], Any], samples: Labels) -> TensorMap:
+    """A spherical target of rank 2: values by ``(λ1, λ2, σ1, σ2)``, with these samples."""
+    blocks = []
+    for (first, second, *_), numbers in values.items():
+        degrees = {"o3_mu_1": first, "o3_mu_2": second}
+        axes = [labels(name, range(-of, of + 1)) for name, of in degrees.items()]
+        blocks.append(block(numbers, samples, axes))
+    names = ["o3_lambda_1", "o3_lambda_2", "o3_sigma_1", "o3_sigma_2"]
+    return TensorMap(labels(names, list(values)), blocks)
+
+
 def atomic_basis(
     values: Mapping[tuple[int, int], Any],
     samples: Mapping[int, Any],
@@ -197,6 +209,11 @@ def atomic_basis(
     ]
     keys = [[o3_lambda, 1, atomic_type] for o3_lambda, atomic_type in values]
     return TensorMap(labels(["o3_lambda", "o3_sigma", "atom_type"], keys), blocks)
+
+
+def layout_of(tensor: TensorMap, name: str = "t") -> TargetLayout:
+    """The layout of a target."""
+    return TargetLayout.of(name, tensor)
 
 
 def pair_target(values: Any, rows: Any, name: str = "hopping") -> TensorMap:

@@ -9,8 +9,13 @@ import torch
 from builders import system
 from lightning.pytorch import LightningModule
 from metatensor.torch import Labels, TensorBlock, TensorMap
-from metatomic.torch import ModelOutput, NeighborListOptions, System
-from vesin.metatomic import neighbor_lists_for_model
+from metatomic.torch import (
+    ModelOutput,
+    NeighborListOptions,
+    System,
+    register_autograd_neighbors,
+)
+from vesin.metatomic import NeighborList, neighbor_lists_for_model
 
 from lightning_scaler import TargetScalingMixin
 
@@ -130,6 +135,15 @@ def add_neighbors(systems: list[System], network: torch.nn.Module) -> list[Syste
         for one in systems:
             calculator.add_neighbor_list(one)
     return systems
+
+
+def register_neighbors(system: System, options: NeighborListOptions) -> System:
+    """Add a neighbor list as engines do: autograd follows its vectors to positions and cell."""
+    plain = System(system.types, system.positions.detach(), system.cell.detach(), system.pbc)
+    neighbors = NeighborList(options, length_unit="angstrom").compute(plain)
+    register_autograd_neighbors(system, neighbors)
+    system.add_neighbor_list(options, neighbors)
+    return system
 
 
 def molecules(*types: tuple[int, ...], seed: int = 0) -> list[System]:

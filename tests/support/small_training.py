@@ -1,15 +1,15 @@
 """A small dataset and a small network for runs of a real Trainer, and what these fit."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from builders import atom_samples, cartesian, labels
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from metatensor.torch import TensorBlock, TensorMap
+from metatensor.torch import TensorBlock, TensorMap, multiply
 from metatomic.torch import System
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lightning_scaler import Scaler, TargetScaler, TargetScalingMixin
 from lightning_scaler.training.loss import loss_terms
@@ -146,6 +146,29 @@ class SmallData(LightningDataModule):
         return self.val_dataloader()
 
 
+class Stream(IterableDataset[Any]):
+    """Items that can be read in their order alone."""
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self.items = items
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items)
+
+
+class ShuffledBatches(BatchSampler):
+    """A batch sampler that draws from a generator of its own."""
+
+    def __init__(self, sampler: Any, size: int, generator: torch.Generator) -> None:
+        super().__init__(sampler, size, drop_last=False)
+        self.generator = generator
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = list(super().__iter__())
+        order = torch.randperm(len(batches), generator=self.generator).tolist()
+        return iter([batches[i] for i in order])
+
+
 class PlainNet(LightningModule):
     """Energies by autograd, and the other targets, from a few weights per atomic type."""
 
@@ -202,6 +225,13 @@ class SmallNet(TargetScalingMixin, PlainNet):
         loss = super().training_step(batch, batch_idx)
         self.losses.append(loss.item())
         return loss
+
+
+class ZeroNet(SmallNet):
+    """Predicts zeros."""
+
+    def forward(self, systems: Sequence[System]) -> Targets:
+        return {name: multiply(tensor, 0.0) for name, tensor in super().forward(systems).items()}
 
 
 def quiet_trainer(folder: Path, **options: Any) -> Trainer:

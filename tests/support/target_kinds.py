@@ -11,6 +11,7 @@ from builders import (
     block,
     cartesian,
     labels,
+    rank_two,
     single,
     spherical,
     structure_target,
@@ -57,17 +58,12 @@ def atoms_of_type(systems: list[System], atomic_type: int) -> list[list[int]]:
 
 def rank_2(samples: Labels, numbers: Callable[..., torch.Tensor]) -> TensorMap:
     """Blocks with two angular momenta, in which parities and numbers of properties differ."""
-    names = ["o3_lambda_1", "o3_lambda_2", "o3_sigma_1", "o3_sigma_2"]
-    keys = [[0, 0, 1, 1], [1, 1, 1, 1], [1, 2, 1, -1]]
-    blocks = []
-    for n_properties, (first, second, _, _) in enumerate(keys, start=1):
-        values = numbers(len(samples), 2 * first + 1, 2 * second + 1, n_properties)
-        components = [
-            labels("o3_mu_1", range(-first, first + 1)),
-            labels("o3_mu_2", range(-second, second + 1)),
-        ]
-        blocks.append(block(values, samples, components))
-    return TensorMap(labels(names, keys), blocks)
+    keys = [(0, 0, 1, 1), (1, 1, 1, 1), (1, 2, 1, -1)]
+    values = {
+        key: numbers(len(samples), 2 * key[0] + 1, 2 * key[1] + 1, n_properties)
+        for n_properties, key in enumerate(keys, start=1)
+    }
+    return rank_two(values, samples)
 
 
 def energy_with_gradients(systems: list[System], numbers: Callable[..., torch.Tensor]) -> TensorMap:

@@ -2,13 +2,16 @@
 
 import pytest
 import torch
-from builders import atom_samples, labels, spherical, structure_target, with_nested_gradient
+from builders import (
+    atom_samples,
+    labels,
+    layout_of,
+    spherical,
+    structure_target,
+    with_nested_gradient,
+)
 
-from lightning_scaler.tensors import CPU, TargetLayout, match_layouts
-
-
-def layout_of(tensor, name="t"):
-    return TargetLayout.of(name, tensor)
+from lightning_scaler.tensors import CPU, match_layouts
 
 
 def test_a_layout_holds_for_tensors_with_its_blocks():

@@ -11,6 +11,7 @@ from builders import (
     block,
     cartesian,
     labels,
+    layout_of,
     pair_target,
     single,
     spherical,
@@ -22,10 +23,6 @@ from metatensor.torch import TensorMap
 from lightning_scaler.tensors import TargetLayout
 
 ONE = labels("system", [0])
-
-
-def layout_of(tensor, name="t"):
-    return TargetLayout.of(name, tensor)
 
 
 def test_sample_kinds():

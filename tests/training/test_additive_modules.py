@@ -4,10 +4,10 @@ import pytest
 import torch
 from builders import Springs
 from lightning.pytorch import Callback
-from metatensor.torch import multiply
 from small_training import (
     SmallData,
     SmallNet,
+    ZeroNet,
     baseline_weights,
     quiet_trainer,
     scaler_callback,
@@ -22,11 +22,6 @@ class NetWithSprings(SmallNet):
     def __init__(self, lr=0.05):
         super().__init__(lr=lr)
         self.scaler = Scaler(additive=Springs())
-
-
-class ZeroNet(SmallNet):
-    def forward(self, systems):
-        return {name: multiply(tensor, 0.0) for name, tensor in super().forward(systems).items()}
 
 
 @pytest.fixture

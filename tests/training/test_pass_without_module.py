@@ -5,12 +5,13 @@ from lightning.pytorch import seed_everything
 from small_training import (
     SmallData,
     SmallNet,
+    Stream,
     assert_same_scales,
     collate,
     quiet_trainer,
     scaler_callback,
 )
-from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from lightning_scaler.fitting import merge_files
 from lightning_scaler.molecules.datamodule import MoleculesDataModule
@@ -108,13 +109,7 @@ def test_shards_of_drawn_samples_need_the_same_draw(tmp_path, seeds):
 
 class Streamed(SmallData):
     def train_dataloader(self):
-        items = self.train.items
-
-        class Stream(IterableDataset):
-            def __iter__(self):
-                return iter(items)
-
-        return DataLoader(Stream(), 4, collate_fn=collate)
+        return DataLoader(Stream(self.train.items), 4, collate_fn=collate)
 
 
 def test_a_stream_cannot_be_divided_and_says_what_to_do(tmp_path):
