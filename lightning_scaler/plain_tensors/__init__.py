@@ -8,7 +8,7 @@ from .addresses import describe_address
 from .declaration import Declaration
 from .declared_batch import DeclaredBatch, read_batch
 from .declared_targets import STRESS, GradientTensor, PerAtom, PerStructure
-from .found_tensors import signed_path
+from .places import signed_path
 
 __all__ = [
     "STRESS",

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, cast
 
 from ..settings import did_you_mean, warn_on_rank_zero
 from ..tensors import InvalidStateError
 from .addresses import Path, describe_address, parse_address
-from .declared_targets import STRESS, PerAtom, PerStructure, parse_target
-from .found_tensors import gradients_of, signed_path
+from .declared_targets import STRESS, GradientTensor, PerStructure, parse_target
+from .places import Place, Target, places_in_batch, places_in_output
 
 STRUCTURE_ADDRESSES = ("types", "structure", "n_atoms")
 
@@ -24,7 +25,7 @@ class Declaration:
             structure) and ``n_atoms`` (the latter alone).
     """
 
-    targets: Mapping[str, PerStructure | PerAtom]
+    targets: Mapping[str, Target]
     batch: Mapping[str, Path] = field(default_factory=dict)
 
     @classmethod
@@ -45,7 +46,6 @@ class Declaration:
         if not targets:
             raise ValueError("targets: expected at least one declared target, got an empty mapping")
         parsed = {str(name): parse_target(str(name), target) for name, target in targets.items()}
-        _check_addresses(parsed)
         if batch is not None and not isinstance(batch, Mapping):
             raise TypeError(f"batch: expected a mapping such as {{'types': 'z'}}, got {batch!r}")
         for name in batch or {}:
@@ -57,7 +57,19 @@ class Declaration:
             name: parse_address(f"batch, '{name}'", address)
             for name, address in (batch or {}).items()
         }
-        return cls(parsed, addresses)
+        declaration = cls(parsed, addresses)
+        _check_addresses(declaration)
+        return declaration
+
+    @cached_property
+    def in_batch(self) -> dict[str, list[Place]]:
+        """For each target, the places of its values and gradients in a batch."""
+        return places_in_batch(self.targets)
+
+    @cached_property
+    def in_output(self) -> dict[str, list[Place]]:
+        """For each target, the places of its values and gradients in the output of a network."""
+        return places_in_output(self.targets)
 
     @property
     def intensive_targets(self) -> list[str]:
@@ -70,16 +82,18 @@ class Declaration:
 
     def warn_of_stresses_without_volume(self) -> None:
         """Warn of gradients with respect to strain that are named like a stress."""
-        for name, target in self.targets.items():
-            gradient = gradients_of(target, of_output=False).get("strain")
-            if gradient is None or gradient.volume is not None:
+        strains = (p for of in self.in_batch.values() for p in of if p.parameter == "strain")
+        for place in strains:
+            gradient = cast(PerStructure, self.targets[place.target]).gradients["strain"]
+            if cast(GradientTensor, gradient).volume is not None:
                 continue
-            path = describe_address(signed_path(gradient, of_output=False)[1])
+            path = describe_address(place.paths[0])
             if "stress" in path.lower():
                 warn_on_rank_zero(
-                    f"target '{name}': the gradient 'strain' at {path} is declared without a "
-                    "volume, and a stress is a gradient divided by it; its errors would be divided "
-                    "by the numbers of atoms, and an additive module would subtract a virial; give "
+                    f"target '{place.target}': the gradient 'strain' at {path} is declared without "
+                    "a volume, and a stress is a gradient divided by it; its errors would be "
+                    "divided by the numbers of atoms, and an additive module would subtract a "
+                    "virial; give "
                     f"the address of the volumes or cells, {STRESS}, or, for a virial under this "
                     "name, 'volume': False",
                     stacklevel=4,
@@ -106,9 +120,9 @@ class Declaration:
             {'forces': 'energy/positions'}
         """
         return {
-            str(signed_path(gradient, of_output=False)[1][-1]): f"{name}/{parameter}"
-            for name, target in self.targets.items()
-            for parameter, gradient in gradients_of(target, of_output=False).items()
+            str(place.paths[0][-1]): f"{name}/{place.parameter}"
+            for name, (_, *gradients) in self.in_batch.items()
+            for place in gradients
         }
 
     def union(self, other: "Declaration | None") -> "Declaration":
@@ -143,18 +157,16 @@ class Declaration:
             raise InvalidStateError(str(error)) from error
 
 
-def _check_addresses(targets: Mapping[str, PerStructure | PerAtom]) -> None:
+def _check_addresses(declaration: Declaration) -> None:
     """Refuse two targets at one address of the output, whose tensor would be converted twice.
 
     In the batch, two targets may share a tensor: forces for two heads of a network.
     """
     known: dict[Path, str] = {}
-    for name, target in targets.items():
-        address = (name,) if target.tensor is None else cast(Path, target.tensor)
-        prediction = address if target.prediction is None else cast(Path, target.prediction)
-        described = {f"'{name}'": prediction}
-        for parameter, gradient in gradients_of(target, of_output=True).items():
-            described[f"the gradient '{parameter}' of '{name}'"] = signed_path(gradient, True)[1]
+    for name, (values, *gradients) in declaration.in_output.items():
+        described = {f"'{name}'": values.paths[0]}
+        for gradient in gradients:
+            described[f"the gradient '{gradient.parameter}' of '{name}'"] = gradient.paths[0]
         for what, path in described.items():
             for other, owner in known.items():
                 shorter = min(len(path), len(other))

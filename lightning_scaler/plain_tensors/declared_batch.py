@@ -1,9 +1,9 @@
 """A user's own batch of plain tensors, with its declared targets."""
 
-import functools
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any, overload
 
 import torch
@@ -17,23 +17,19 @@ from .ase_atoms import are_ase_atoms
 from .declaration import Declaration
 from .found_tensors import (
     FoundTensor,
-    Target,
-    batch_path,
     describe_missing,
-    find_in_batch,
-    find_in_output,
-    labelled_paths,
-    output_path,
+    find_at,
+    find_tensors,
+    in_blocks,
+    shared_dtype,
 )
+from .places import Place
 from .structures import find_atoms
 from .tensor_shapes import restore_shape
 from .tensormap_building import (
-    PlainTarget,
     Rows,
+    blocks_of,
     build_tensormaps,
-    gradient_components,
-    kind_of_components,
-    labels_of,
     rows_of,
 )
 
@@ -66,7 +62,7 @@ class DeclaredBatch(OwnBatch):
         self.batch = batch
         self.declaration = declaration
         self._rows_by_device: dict[torch.device, Rows] = {}
-        self._last_output: tuple[Any, dict[str, dict[str, FoundTensor]]] = (None, {})
+        self._last_output: tuple[Any, dict[str, list[FoundTensor]]] = (None, {})
 
     @cached_property
     def atoms(self) -> Atoms:
@@ -93,17 +89,15 @@ class DeclaredBatch(OwnBatch):
             TypeError, ValueError: for a tensor of another dtype or shape, or a target without its
                 gradient.
         """
-        found = self._in_batch
-        for tensors in found.values():
-            for one in tensors.values():
-                if one.tensor.dtype in (torch.bfloat16, torch.float16):
-                    raise TypeError(
-                        f"{one.where}, at {describe_address(one.path)}: expected float32 or "
-                        f"float64, got {str(one.tensor.dtype).removeprefix('torch.')}, to which "
-                        "Trainer(precision='bf16-true') and '16-true' round all tensors of a "
-                        "batch, before any hook; train with precision='bf16-mixed' or '16-mixed'"
-                    )
-        return self._tensormaps(found, self.atoms)
+        for one in chain.from_iterable(self._in_batch.values()):
+            if one.tensor.dtype in (torch.bfloat16, torch.float16):
+                raise TypeError(
+                    f"{one.where}: expected float32 or float64, got "
+                    f"{str(one.tensor.dtype).removeprefix('torch.')}, to which "
+                    "Trainer(precision='bf16-true') and '16-true' round all tensors of a "
+                    "batch, before any hook; train with precision='bf16-mixed' or '16-mixed'"
+                )
+        return self._tensormaps(self._in_batch, self.atoms)
 
     @property
     def may_lack_targets(self) -> bool:
@@ -112,13 +106,12 @@ class DeclaredBatch(OwnBatch):
 
     def describe_missing_targets(self) -> dict[str, str]:
         """For each declared target that the batch does not have, what was expected, by name."""
-        words = {}
-        for name, target in self.declaration.targets.items():
-            path = batch_path(name, target)
-            if name not in self._in_batch:
-                way_out = "give its address as tensor="
-                words[name] = describe_missing(f"target '{name}'", path, self.batch, way_out)
-        return words
+        way_out = "give its address as tensor="
+        return {
+            name: describe_missing(values.where, values.paths[-1], self.batch, way_out)
+            for name, (values, *_) in self.declaration.in_batch.items()
+            if name not in self._in_batch
+        }
 
     def predictions(
         self, output: Any, needed: Collection[str] | None = None
@@ -139,28 +132,27 @@ class DeclaredBatch(OwnBatch):
         self._last_output = output, found
         if needed is None:
             needed = () if found else self.declaration.targets
-        for name, target in self.declaration.targets.items():
+        for name, (values, *_) in self._places_in(output).items():
             if name in needed and name not in found:
-                path = output_path(name, target, output, len(self.declaration.targets))
                 way_out = "return it from forward, or give its address as prediction="
-                raise ValueError(describe_missing(f"prediction of '{name}'", path, output, way_out))
+                raise ValueError(describe_missing(values.where, values.paths[-1], output, way_out))
         # ASE and numpy have their targets on the CPU, whatever the device of the network is.
-        tensors = (one.tensor for of_target in found.values() for one in of_target.values())
-        device = next((tensor.device for tensor in tensors), self.atoms.types.device)
+        device = next((one[0].tensor.device for one in found.values()), self.atoms.types.device)
         return self._tensormaps(found, self.atoms.to(device))
 
     def names_in_batch(self) -> set[str]:
         """The names of the declared targets that the batch holds."""
-        targets = self.declaration.targets.items()
-        return {n for n, t in targets if find(self.batch, batch_path(n, t)) is not None}
+        places = self.declaration.in_batch.items()
+        return {
+            name for name, (values, *_) in places if find(self.batch, values.paths[0]) is not None
+        }
 
     def names_in_output(self, output: Any) -> set[str]:
         """The names of the declared targets of which an output holds a prediction."""
-        targets = self.declaration.targets
         return {
             name
-            for name, target in targets.items()
-            if find(output, output_path(name, target, output, len(targets))) is not None
+            for name, (values, *_) in self._places_in(output).items()
+            if any(find(output, path) is not None for path in values.paths)
         }
 
     def replace_targets(self, tensors: Mapping[str, TensorMap]) -> Any:
@@ -175,7 +167,7 @@ class DeclaredBatch(OwnBatch):
                 "converted targets cannot be written into ASE Atoms; convert a dict of tensors"
             )
         found = self._in_batch
-        paths = Counter(one.path for tensors_of in found.values() for one in tensors_of.values())
+        paths = Counter(one.path for one in chain.from_iterable(found.values()))
         shared = [describe_address(path) for path, times in paths.items() if times > 1]
         if shared:
             raise ValueError(
@@ -200,11 +192,8 @@ class DeclaredBatch(OwnBatch):
         else:
             named = {
                 label: member
-                for name, target in self.declaration.targets.items()
-                for label, path in labelled_paths(
-                    name, target, output, len(self.declaration.targets)
-                )
-                if (member := find(output, path)) is not None
+                for label, place in self._labelled_places(output)
+                if (member := find_at(place, output)[1]) is not None
             }
         return {"n_atoms": self.atoms.n_atoms, **named}
 
@@ -224,49 +213,46 @@ class DeclaredBatch(OwnBatch):
         return self._rows_by_device[device]
 
     @cached_property
-    def _in_batch(self) -> dict[str, dict[str, FoundTensor]]:
-        targets = self.declaration.targets.items()
-        found = {name: find_in_batch(name, t, self.batch, self.atoms) for name, t in targets}
-        return {name: tensors for name, tensors in found.items() if tensors}
-
-    def _find_in(self, output: Any) -> dict[str, dict[str, FoundTensor]]:
-        targets = self.declaration.targets
+    def _in_batch(self) -> dict[str, list[FoundTensor]]:
         found = {
-            name: find_in_output(name, target, output, self.batch, self.atoms, len(targets))
-            for name, target in targets.items()
+            name: find_tensors(places, self.batch, self.batch, self.atoms, of_output=False)
+            for name, places in self.declaration.in_batch.items()
         }
         return {name: tensors for name, tensors in found.items() if tensors}
 
+    def _find_in(self, output: Any) -> dict[str, list[FoundTensor]]:
+        found = {
+            name: find_tensors(places, output, self.batch, self.atoms, of_output=True)
+            for name, places in self._places_in(output).items()
+        }
+        return {name: tensors for name, tensors in found.items() if tensors}
+
+    def _places_in(self, output: Any) -> Mapping[str, list[Place]]:
+        """The places in an output; a tensor by itself is the prediction of the only target."""
+        places = self.declaration.in_output
+        if isinstance(output, torch.Tensor) and len(places) == 1:
+            ((name, (values, *gradients)),) = places.items()
+            if self.declaration.targets[name].prediction is None:
+                return {name: [values._replace(paths=((),)), *gradients]}
+        return places
+
+    def _labelled_places(self, output: Any) -> Iterator[tuple[str, Place]]:
+        """A name for the prediction of each target and for each of its gradients."""
+        for name, (values, *gradients) in self._places_in(output).items():
+            yield name, values
+            paths = {one.parameter: one.paths[0] for one in self.declaration.in_batch[name]}
+            for one in gradients:
+                words = [part for part in paths[one.parameter] if isinstance(part, str)]
+                yield words[-1] if words else f"{name}/{one.parameter}", one
+
     def _tensormaps(
-        self, found: Mapping[str, Mapping[str, FoundTensor]], atoms: Atoms
+        self, found: Mapping[str, list[FoundTensor]], atoms: Atoms
     ) -> dict[str, TensorMap]:
         """A TensorMap for each target, on the device of the atoms."""
-        targets = [
-            _plain_target(name, self.declaration.targets[name], tensors, atoms)
-            for name, tensors in found.items()
-        ]
-        return dict(zip(found, build_tensormaps(targets, self._rows(atoms)), strict=True))
-
-
-def _plain_target(
-    name: str, target: Target, tensors: Mapping[str, FoundTensor], atoms: Atoms
-) -> PlainTarget:
-    device = atoms.types.device
-    labels = labels_of(name, kind_of_components(target), target.properties or 1, device)
-    values, *gradients = [one.in_block(atoms) for one in tensors.values()]
-    for gradient in gradients:
-        if gradient.dtype != values.dtype:
-            shared = torch.promote_types(values.dtype, gradient.dtype)
-            values = values.to(shared)
-    parameters = [*tensors][1:]
-    return PlainTarget(
-        *labels,
-        tensors[""].per_atom,
-        values,
-        parameters,
-        [gradient.to(values.dtype) for gradient in gradients],
-        [gradient_components(parameter, device) for parameter in parameters],
-    )
+        places = [one.place for one in chain.from_iterable(found.values())]
+        tensors = [tensor for of_target in found.values() for tensor in in_blocks(of_target, atoms)]
+        blocks = blocks_of(places, atoms.types.device)
+        return dict(zip(found, build_tensormaps(tensors, blocks, self._rows(atoms)), strict=True))
 
 
 def read_batch(batch: Any, declaration: Declaration | None) -> Batch:
@@ -294,15 +280,13 @@ class _Structure:
 
 def _replace_all(
     holder: Any,
-    found: Mapping[str, Mapping[str, FoundTensor]],
+    found: Mapping[str, list[FoundTensor]],
     tensors: Mapping[str, TensorMap],
 ) -> Any:
     for name in found.keys() & tensors.keys():
         values, gradients = values_and_gradients(tensors[name])
-        # Energies in float64 beside forces in float32 share a dtype in a TensorMap.
-        dtypes = (one.tensor.dtype for one in found[name].values())
-        shared = functools.reduce(torch.promote_types, dtypes)
-        for one, new in zip(found[name].values(), [*values, *gradients], strict=True):
+        shared = shared_dtype([one.tensor for one in found[name]])
+        for one, new in zip(found[name], [*values, *gradients], strict=True):
             new = restore_shape(one.original(new), one.tensor)
             if new.dtype == shared:
                 new = new.to(one.tensor.dtype)

@@ -4,6 +4,7 @@ All targets of a batch are built in one call of TorchScript: from Python it take
 long, half of what the conversions of a training step take.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from ..batches import Atoms, sample_values
 from ..tensors import scripted
-from .declared_targets import MATRIX, VECTOR, DeclaredTarget
+from .declared_targets import MATRIX, VECTOR
+from .places import GRADIENT_SHAPES, Place
 
 
 class Rows(NamedTuple):
@@ -31,28 +33,24 @@ class Rows(NamedTuple):
     strain: Labels
 
 
-class PlainTarget(NamedTuple):
-    """The values and gradients of a target, with the labels of a TensorMap of one block.
+class Blocks(NamedTuple):
+    """What of the blocks of some targets is the same in every batch, one after another.
+
+    The block of each target comes before its gradients; every TensorMap has one block.
 
     Attributes:
-        keys: keys of the TensorMap, a single one.
-        components: components of the values.
-        properties: properties of the target.
-        per_atom: whether it has a row for each atom, otherwise for each structure.
-        values: values, ``(n_rows, *components, n_properties)``.
-        parameters: parameter of each gradient.
-        gradients: gradients, ``(n_rows, *gradient_components, *components, n_properties)``.
-        gradient_components: components of each gradient that come before those of the values.
+        keys: keys of the TensorMap.
+        parameters: ``""`` for a block, the parameter for a gradient.
+        per_atom: whether there is a row for each atom, otherwise for each structure.
+        components: components.
+        properties: properties.
     """
 
-    keys: Labels
-    components: list[Labels]
-    properties: Labels
-    per_atom: bool
-    values: Tensor
+    keys: list[Labels]
     parameters: list[str]
-    gradients: list[Tensor]
-    gradient_components: list[list[Labels]]
+    per_atom: list[bool]
+    components: list[list[Labels]]
+    properties: list[Labels]
 
 
 def rows_of(atoms: Atoms) -> Rows:
@@ -81,81 +79,74 @@ def _rows_of(n_atoms: Tensor, owner: Tensor, first_atom: Tensor) -> list[Labels]
 
 
 @scripted
-def build_tensormaps(targets: list[PlainTarget], rows: Rows) -> list[TensorMap]:
+def build_tensormaps(tensors: list[Tensor], blocks: Blocks, rows: Rows) -> list[TensorMap]:
     """A TensorMap for each target.
 
     Args:
-        targets: targets, all on the device of the rows.
+        tensors: a tensor for each block, in its shape and on the device of the rows.
+        blocks: labels of the blocks.
         rows: samples of the batch.
     """
-    built: list[TensorMap] = []
-    for target in targets:
-        samples = rows.atoms if target.per_atom else rows.structures
-        block = TensorBlock(target.values, samples, target.components, target.properties)
-        for i, parameter in enumerate(target.parameters):
-            gradient = TensorBlock(
-                target.gradients[i],
-                rows.positions if parameter == "positions" else rows.strain,
-                target.gradient_components[i] + target.components,
-                target.properties,
-            )
-            block.add_gradient(parameter, gradient)
-        built.append(TensorMap(target.keys, [block]))
-    return built
+    made: list[TensorBlock] = []
+    for i, parameter in enumerate(blocks.parameters):
+        samples = rows.structures
+        if parameter == "positions":
+            samples = rows.positions
+        elif parameter == "strain":
+            samples = rows.strain
+        elif blocks.per_atom[i]:
+            samples = rows.atoms
+        block = TensorBlock(tensors[i], samples, blocks.components[i], blocks.properties[i])
+        if parameter == "":
+            made.append(block)
+        else:
+            made[-1].add_gradient(parameter, block)
+    return [TensorMap(blocks.keys[i], [block]) for i, block in enumerate(made)]
 
 
 # Not functools.cache, of which torch.compile warns.
-_LABELS: dict[tuple[str, str, int, torch.device], tuple[Labels, list[Labels], Labels]] = {}
-_GRADIENT_COMPONENTS: dict[tuple[str, torch.device], list[Labels]] = {}
+_BLOCKS: dict[tuple[tuple[Place, ...], torch.device], Blocks] = {}
 
 
-def labels_of(
-    name: str, components: str, n_properties: int, device: torch.device
-) -> tuple[Labels, list[Labels], Labels]:
-    """Keys, components and properties of a target.
+def blocks_of(places: Sequence[Place], device: torch.device) -> Blocks:
+    """The labels of the blocks of some targets.
 
     Args:
-        name: name of the target, and of its properties.
-        components: ``""``, ``"xyz"``, ``"matrix"`` or the degree of a spherical tensor.
-        n_properties: number of properties.
+        places: for each target, the place of its values and then those of its gradients.
         device: device of the labels.
     """
-    known = _LABELS.get((name, components, n_properties, device))
-    if known is not None:
-        return known
-    keys, found = Labels.single(), cartesian_components(components)
-    if components.isdecimal():
-        degree = int(components)
-        keys = Labels(["o3_lambda", "o3_sigma"], torch.tensor([[degree, 1]]))
-        found = [Labels(["o3_mu"], torch.arange(-degree, degree + 1)[:, None])]
-    # Names of labels are ASCII identifiers, which names of targets need not be.
-    property_name = "".join(c if c.isascii() and c.isalnum() else "_" for c in name)
-    if not property_name.isidentifier():
-        property_name = f"_{property_name}"
-    properties = Labels.range(property_name, n_properties)
-    on_device = keys.to(device), [labels.to(device) for labels in found], properties.to(device)
-    _LABELS[name, components, n_properties, device] = on_device
-    return on_device
-
-
-def kind_of_components(target: DeclaredTarget) -> str:
-    """The components of a target in one word, for :func:`labels_of`."""
-    if isinstance(target.components, (str, type(None))):
-        return target.components or ""
-    return str(target.components["spherical"])
-
-
-def gradient_components(parameter: str, device: torch.device) -> list[Labels]:
-    """The components of a gradient with respect to positions or strain."""
-    known = _GRADIENT_COMPONENTS.get((parameter, device))
+    key = (*places,), device
+    known = _BLOCKS.get(key)
     if known is None:
-        kind = VECTOR if parameter == "positions" else MATRIX
-        known = [labels.to(device) for labels in cartesian_components(kind)]
-        _GRADIENT_COMPONENTS[parameter, device] = known
+        known = _BLOCKS[key] = Blocks(
+            [_keys_of(place).to(device) for place in places if not place.parameter],
+            [place.parameter for place in places],
+            [place.per_atom for place in places],
+            [[labels.to(device) for labels in _components_of(place)] for place in places],
+            [_properties_of(place).to(device) for place in places],
+        )
     return known
 
 
-def cartesian_components(kind: str) -> list[Labels]:
-    """The components of vectors and matrices, none for others."""
-    names = {VECTOR: ["xyz"], MATRIX: ["xyz_1", "xyz_2"]}.get(kind, [])
-    return [Labels.range(name, 3) for name in names]
+def _keys_of(place: Place) -> Labels:
+    if not place.components.isdecimal():
+        return Labels.single()
+    return Labels(["o3_lambda", "o3_sigma"], torch.tensor([[int(place.components), 1]]))
+
+
+def _components_of(place: Place) -> list[Labels]:
+    gradient = {(): "", (3,): VECTOR, (3, 3): MATRIX}[GRADIENT_SHAPES.get(place.parameter, ())]
+    names = []
+    for kind in (gradient, place.components):
+        names += {VECTOR: ["xyz"], MATRIX: ["xyz_1", "xyz_2"]}.get(kind, [])
+    components = [Labels.range(name, 3) for name in names]
+    if place.components.isdecimal():
+        degree = int(place.components)
+        components.append(Labels(["o3_mu"], torch.arange(-degree, degree + 1)[:, None]))
+    return components
+
+
+def _properties_of(place: Place) -> Labels:
+    # Names of labels are ASCII identifiers, which names of targets need not be.
+    name = "".join(c if c.isascii() and c.isalnum() else "_" for c in place.target)
+    return Labels.range(name if name.isidentifier() else f"_{name}", place.shape[-1])
