@@ -17,7 +17,7 @@ from .indexed_target import (
     relabel_by_position,
 )
 from .inference import clone_inference_tensors
-from .joined import join_predictions
+from .joined import join_batches, join_predictions
 from .system_labels import SystemIndexing
 from .systems import HasTypes, OwnBatch, is_system
 from .unpack import Batch, check_unpacked, unpack
@@ -39,6 +39,7 @@ __all__ = [
     "index_batch",
     "index_targets",
     "is_system",
+    "join_batches",
     "join_predictions",
     "move_to_device",
     "move_unpacked",

@@ -1,13 +1,12 @@
 """Names and units of the outputs of an exported model."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from metatomic.torch import unit_conversion_factor, unit_dimension_for_quantity
 
 from ..scaling import TargetScales
-from ..settings import did_you_mean
+from ..settings import did_you_mean, plain_unit
 
 DOMAIN = "lightning_scaler"
 
@@ -24,8 +23,6 @@ UNITS = {
     "pressure": "eV/A^3",
     "velocity": "A/fs",
 }
-NOTATION = {"Å": "A", "·": "*", "⁻¹": "^-1", "⁻²": "^-2", "⁻³": "^-3", "²": "^2", "³": "^3"}
-SYMBOLS = {"a0": "bohr", "Ha": "Hartree"}
 MANY_PROPERTIES = ("energy_ensemble", "feature")
 
 
@@ -80,7 +77,7 @@ def parse_outputs(
                 f"outputs names the target '{target}', which has no scales; "
                 f"{did_you_mean(str(target), targets)}"
             )
-        output = _parse_output(target, setting, metatomic_unit(units.get(target, "")))
+        output = _parse_output(target, setting, plain_unit(units.get(target, "")))
         if output.name in parsed:
             raise ValueError(
                 f"outputs: the targets '{parsed[output.name].target}' and '{target}' have the same "
@@ -90,22 +87,6 @@ def parse_outputs(
             _check_layout(output, targets[target])
         parsed[output.name] = output
     return parsed
-
-
-def metatomic_unit(unit: str) -> str:
-    """A unit as people write it in the notation of metatomic.
-
-    Example:
-        >>> metatomic_unit("eV/Å"), metatomic_unit("e Å"), metatomic_unit("a0³")
-        ('eV/A', 'e*A', 'bohr^3')
-        >>> metatomic_unit("kJ mol⁻¹"), metatomic_unit("Ha")
-        ('kJ*mol^-1', 'Hartree')
-    """
-    for written, meant in NOTATION.items():
-        unit = unit.replace(written, meant)
-    for symbol, meant in SYMBOLS.items():
-        unit = re.sub(rf"\b{symbol}\b", meant, unit)
-    return re.sub(r"\s+", "*", re.sub(r"\s*([*/^])\s*", r"\1", unit.strip()))
 
 
 def _parse_output(target: str, setting: Any, in_data: str) -> Output:

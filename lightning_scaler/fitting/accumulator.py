@@ -636,6 +636,15 @@ class ScaleAccumulator:
         check_names("fixed_scales", fixed_scales, fitted)
         known = seen | {*kept}
         check_names("units", (n for n in self.units if n.rpartition("/")[0] not in known), known)
+        for name in self.units.keys() - known:
+            target, _, parameter = name.rpartition("/")
+            layout = self._collection.layouts.get(target)
+            if layout is not None and parameter not in layout.gradients:
+                gradients = [f"{target}/{gradient}" for gradient in layout.gradients]
+                raise ValueError(
+                    f"units names '{name}', a gradient that the data do not have; "
+                    f"{did_you_mean(name, gradients)}"
+                )
         if self.baseline is not None:
             check_names("fixed_baseline", self.baseline.fixed, fitted)
             check_names("baseline", self.baseline.excluded, fitted)

@@ -6,8 +6,9 @@ copies. Imports ``batches``, ``tensors`` and ``settings``.
 
 from .addresses import describe_address
 from .declaration import Declaration
-from .declared_batch import DeclaredBatch, read_batch
+from .declared_batch import DeclaredBatch
 from .declared_targets import STRESS, GradientTensor, PerAtom, PerStructure
+from .joined_batches import declared_batch, read_batch
 from .places import signed_path
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "GradientTensor",
     "PerAtom",
     "PerStructure",
+    "declared_batch",
     "describe_address",
     "read_batch",
     "signed_path",

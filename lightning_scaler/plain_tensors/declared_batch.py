@@ -1,16 +1,16 @@
 """A user's own batch of plain tensors, with its declared targets."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
-from typing import Any, overload
+from typing import Any, TypeAlias, overload
 
 import torch
 from metatensor.torch import TensorMap
 from torch import Tensor
 
-from ..batches import Atoms, Batch, OwnBatch, unpack
+from ..batches import Atoms, OwnBatch
 from ..tensors import values_and_gradients
 from .addresses import describe_address, find, replace
 from .ase_atoms import are_ase_atoms
@@ -32,6 +32,9 @@ from .tensormap_building import (
     build_tensormaps,
     rows_of,
 )
+
+Conversion: TypeAlias = Callable[[Sequence[Any], dict[str, TensorMap]], Mapping[str, TensorMap]]
+"""From the systems of a batch and TensorMaps to other TensorMaps."""
 
 
 class DeclaredBatch(OwnBatch):
@@ -155,6 +158,14 @@ class DeclaredBatch(OwnBatch):
             if any(find(output, path) is not None for path in values.paths)
         }
 
+    def convert_targets(self, function: Conversion) -> Any:
+        """A copy of the batch with other targets, which a function gives for its own."""
+        return self.replace_targets(function(self, self.targets()))
+
+    def convert_predictions(self, output: Any, function: Conversion) -> Any:
+        """A copy of an output with other predictions, which a function gives for its own."""
+        return self.replace_predictions(output, function(self, self.predictions(output)))
+
     def replace_targets(self, tensors: Mapping[str, TensorMap]) -> Any:
         """A copy of the batch with other targets, in the shapes of its own.
 
@@ -253,19 +264,6 @@ class DeclaredBatch(OwnBatch):
         tensors = [tensor for of_target in found.values() for tensor in in_blocks(of_target, atoms)]
         blocks = blocks_of(places, atoms.types.device)
         return dict(zip(found, build_tensormaps(tensors, blocks, self._rows(atoms)), strict=True))
-
-
-def read_batch(batch: Any, declaration: Declaration | None) -> Batch:
-    """The systems, targets and masks of a batch.
-
-    Args:
-        batch: batch of plain tensors, or without a declaration, one that :func:`unpack` takes.
-        declaration: declared targets, if there are any.
-    """
-    if declaration is None:
-        return unpack(batch)
-    declared = DeclaredBatch(batch, declaration)
-    return Batch(declared, declared.targets(), {})
 
 
 class _Structure:

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from ..baselines import FrozenModule, class_name, freeze
 from ..batches import index_batch
-from ..plain_tensors import Declaration, DeclaredBatch
+from ..plain_tensors import Declaration, DeclaredBatch, declared_batch
 from ..settings import Settings, check_choice, check_names, list_of_names
 from ..tensors import (
     PREDICTION,
@@ -544,10 +544,10 @@ def _convert_plain(
     """Convert the plain tensors of declared targets, in a copy of what holds them."""
     batch = systems
     if not isinstance(batch, DeclaredBatch):
-        batch = DeclaredBatch(systems, declaration)
+        batch = declared_batch(systems, declaration)
     if tensors is systems:
-        return batch.replace_targets(convert(batch, batch.targets()))
-    return batch.replace_predictions(tensors, convert(batch, batch.predictions(tensors)))
+        return batch.convert_targets(convert)
+    return batch.convert_predictions(tensors, convert)
 
 
 def _are_tensormaps(tensors: Any) -> bool:

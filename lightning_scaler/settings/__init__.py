@@ -27,13 +27,11 @@ from .settings import (
     Settings,
     SystemLabels,
     UnseenTypes,
-    join_units,
     parse_fixed_baseline,
     parse_fixed_scales,
     parse_loss_weights,
-    parse_units,
-    with_atoms,
 )
+from .units import join_units, parse_units, plain_unit, same_unit, with_atoms
 
 __all__ = [
     "CHEMICAL_SYMBOLS",
@@ -58,6 +56,8 @@ __all__ = [
     "parse_fixed_scales",
     "parse_loss_weights",
     "parse_units",
+    "plain_unit",
+    "same_unit",
     "warn_on_rank_zero",
     "way_to_hide",
     "with_atoms",

@@ -102,61 +102,6 @@ def parse_loss_weights(settings: Numbers | None) -> dict[str, float] | None:
     return weights
 
 
-def parse_units(units: Numbers | None) -> dict[str, str]:
-    """Check ``units``: a string for each target, or for a gradient under ``energy/positions``.
-
-    Raises:
-        TypeError: for anything else.
-
-    Example:
-        >>> parse_units({"energy": "eV", "energy/positions": "eV/Å"})
-        {'energy': 'eV', 'energy/positions': 'eV/Å'}
-    """
-    if units is not None and not isinstance(units, Mapping):
-        raise TypeError(
-            f"units: expected a mapping by target name, such as {{'energy': 'eV'}}, got {units!r}"
-        )
-    plain = {str(name): unit for name, unit in (units or {}).items()}
-    for name, unit in plain.items():
-        if not isinstance(unit, str) or not unit.strip():
-            raise TypeError(
-                f"units of '{name}': expected a string such as 'eV', got {unit!r}; leave it out if "
-                "the unit is not known"
-            )
-    return plain
-
-
-def join_units(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, str]:
-    """The units of both.
-
-    Raises:
-        ValueError: for a target with two units.
-
-    Example:
-        >>> join_units({"energy": "eV"}, {"charges": "e"})
-        {'energy': 'eV', 'charges': 'e'}
-    """
-    for name in ours.keys() & theirs.keys():
-        if ours[name] != theirs[name]:
-            raise ValueError(
-                f"target '{name}': expected one unit, got {ours[name]!r} and {theirs[name]!r}; "
-                "convert the data to one of them, or correct units (or unit in the declaration)"
-            )
-    return {**ours, **theirs}
-
-
-def with_atoms(unit: str, per_atom: bool) -> str:
-    """The unit of values, which are divided by the number of atoms if ``per_atom``.
-
-    Example:
-        >>> with_atoms("eV", True), with_atoms("", True), with_atoms("e", False)
-        ('eV/atom', 'per atom', 'e')
-    """
-    if not per_atom or unit.endswith("atom"):
-        return unit
-    return f"{unit}/atom" if unit else "per atom"
-
-
 def _by_target(setting: str, settings: Numbers | None) -> Numbers:
     if settings is not None and not isinstance(settings, Mapping):
         raise ValueError(

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from ..plain_tensors import Declaration
 from ..scaling import Scaler
-from ..settings import Against, RefitPart, UnseenTypes, check_choice
+from ..settings import Against, RefitPart, UnseenTypes, check_choice, same_unit
 from .scaled_module import ScaledModule, scaler_of
 from .scaled_steps import ScaledSteps
 
@@ -262,7 +262,8 @@ def check_same_units(before: Mapping[str, str], now: Mapping[str, str]) -> None:
         ValueError: for another unit.
     """
     for name in before.keys() & now.keys():
-        _check_same(name, "unit", before[name], now[name])
+        if not same_unit(before[name], now[name]):
+            _check_same(name, "unit", before[name], now[name])
 
 
 def _check_same(name: str, argument: str, old: Any, new: Any) -> None:

@@ -66,6 +66,29 @@ def test_a_misspelled_target_is_named(tmp_path):
         fitted(tmp_path, units={"enrgy": "eV"})
 
 
+def test_a_misspelled_gradient_is_named():
+    accumulator = ScaleAccumulator(units={"energy/position": "eV/Å"})
+    gradient = {"positions": [[[1.0, 0, 0]]]}
+    accumulator.update([system(8)], {"energy": structure_target([1.0], gradient=gradient)})
+    words = r"units names 'energy/position', a gradient that .* did you mean 'energy/positions'\?"
+    with pytest.raises(ValueError, match=words):
+        accumulator.compute()
+
+
+def test_units_of_gradients_need_gradients():
+    accumulator = ScaleAccumulator(units={"energy/positions": "eV/Å"})
+    accumulator.update([system(8)], {"energy": structure_target([1.0])})
+    words = r"units names 'energy/positions', a gradient .* do not have; known: \[\]"
+    with pytest.raises(ValueError, match=words):
+        accumulator.compute()
+
+
+def test_a_unit_may_be_written_in_several_ways():
+    targets = {"energy": PerStructure(unit="kJ mol⁻¹")}
+    assert TargetScaler(targets=targets, units={"energy": "kJ*mol^-1"}).units
+    check_same_units({"energy/positions": "eV/Å"}, {"energy/positions": "eV / A"})
+
+
 def test_units_of_targets_that_are_not_fitted_are_allowed():
     accumulator = ScaleAccumulator(targets=["energy"], units={"energy": "eV", "gap": "eV"})
     target = structure_target([1.0])
