@@ -3,21 +3,17 @@
 Imports ``scaling`` and the rooms above it.
 """
 
-from .baseline_dependence import depends_on_baseline, parts_of, set_double_precision
-from .error_sums import ErrorSums
-from .physical_units import PhysicalUnits, leave_inference_mode, select_values
+from .metric_parts import depends_on_baseline, leave_inference_mode, parts_of, set_double_precision
+from .physical_units import PhysicalUnits, select_values
 from .relative_rmse import RelativeRootMeanSquaredError
-from .summed_error import SummedError, is_summable
-from .weighted_mean import WeightedMean
-from .weighted_means import WeightedMeans
+from .shared_sums import MeanOfSums, SharedSums, SummedError, is_summable
 
 __all__ = [
-    "ErrorSums",
+    "MeanOfSums",
     "PhysicalUnits",
     "RelativeRootMeanSquaredError",
+    "SharedSums",
     "SummedError",
-    "WeightedMean",
-    "WeightedMeans",
     "depends_on_baseline",
     "is_summable",
     "leave_inference_mode",

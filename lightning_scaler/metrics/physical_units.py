@@ -1,6 +1,6 @@
 """Torchmetrics in the units of the dataset."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from ..scaling import (
     index_by_position,
     values_in_physical_units,
 )
-from .baseline_dependence import depends_on_baseline, parts_of, set_double_precision
+from .metric_parts import depends_on_baseline, leave_inference_mode, set_double_precision
 
 
 class PhysicalUnits(WrapperMetric):
@@ -146,18 +146,9 @@ class PhysicalUnits(WrapperMetric):
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         if self.target not in targets:
             return None
-        leave_inference_mode([self.metric])
+        leave_inference_mode(self.metric)
         values = _aligned_values(self.target, scaler, systems, predictions, targets, self.baseline)
         return select_values(values, self.gradient, self.block)
-
-
-def leave_inference_mode(metrics: Iterable[Metric | MetricCollection]) -> None:
-    """Make metrics writable outside of inference mode, under which Lightning resets them."""
-    for metric in metrics:
-        for part in parts_of(metric):
-            for name, state in part.metric_state.items():
-                if isinstance(state, torch.Tensor) and state.is_inference():
-                    setattr(part, name, state.clone())
 
 
 def select_values(

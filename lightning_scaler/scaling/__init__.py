@@ -14,13 +14,15 @@ from .drawn_scales import scales_to_draw
 from .factor_range import check_factors
 from .fixed_settings import fixed_settings
 from .loss_space import (
+    LossPredictions,
+    LossTargets,
     index_by_position,
+    is_auxiliary,
     predictions_to_loss,
     predictions_to_physical,
     targets_to_loss,
 )
 from .loss_space_sums import LossSpaceSums, TermSize
-from .loss_targets import LossTargets, is_auxiliary
 from .physical_values import (
     PhysicalValues,
     TargetPart,
@@ -36,6 +38,7 @@ from .target_scales import SAMPLED_DATA, TargetScales, term_name
 __all__ = [
     "SAMPLED_DATA",
     "ConversionArgs",
+    "LossPredictions",
     "LossSpaceSums",
     "LossTargets",
     "PhysicalValues",

@@ -20,7 +20,7 @@ from ..baselines import (
 )
 from ..batches import Atoms, IndexedBatch, IndexedTarget
 from ..settings import Settings
-from ..tensors import Key, dtype_of
+from ..tensors import Key, dtype_of, have_dtype
 from .arithmetic import ConversionArgs, rescale
 from .baseline_warnings import (
     warn_of_ignored_types,
@@ -102,19 +102,24 @@ def convert_targets(
     contributions: Mapping[str, Sequence[Contribution | None]] = {}
     if additive is not None and conversion.applies_baseline:
         contributions = _contributions(scales, additive, batch)
-    converted: dict[str, TensorMap] = {}
-    args: dict[str, ConversionArgs] = {}
-    for name, target in batch.targets.items():
-        converted[name] = target.tensor
-        _check_blocks(scales[name], target)
-        if target.layout.sample_kind == "pair":
-            # Nothing to scale, but the loss has one dtype.
-            if conversion.dtype is not None:
-                converted[name] = target.tensor.to(dtype=conversion.dtype)
-        elif target.layout.blocks and _changes(scales[name], target, batch.atoms, conversion):
-            args[name] = _conversion_args(
-                scales[name], target, batch.atoms, conversion, contributions.get(name)
-            )
+    converted = {name: target.tensor for name, target in batch.targets.items()}
+    changed = [
+        name
+        for name, target in batch.targets.items()
+        if _has_known_blocks(scales[name], target)
+        and _changes(scales[name], batch.atoms, conversion)
+    ]
+    if conversion.dtype is not None:
+        others = [name for name in converted if name not in changed]
+        right = have_dtype([converted[name] for name in others], conversion.dtype)
+        for name in others if not all(right) else ():
+            converted[name] = converted[name].to(dtype=conversion.dtype)
+    args = {
+        name: _conversion_args(
+            scales[name], batch.targets[name], batch.atoms, conversion, contributions.get(name)
+        )
+        for name in changed
+    }
     adds_baseline = conversion.applies_baseline and conversion.target == "physical"
     if adds_baseline and not conversion.of_targets:
         warn_of_unknown_predictions({name: scales[name] for name in args}, batch.atoms)
@@ -128,15 +133,29 @@ def convert_targets(
     return converted
 
 
-def _changes(
-    scales: TargetScales, target: IndexedTarget, atoms: Atoms, conversion: Conversion
-) -> bool:
-    """Whether a conversion changes a target, or has to refuse it for a type without scales."""
+def _has_known_blocks(scales: TargetScales, target: IndexedTarget) -> bool:
+    """Whether a target has blocks to scale; those of atom pairs are never scaled.
+
+    Raises:
+        ValueError: naming the first block that was not in the data of the fit.
+    """
+    known, layout = scales.layout, target.layout
+    unknown = [] if layout is known else [key for key in layout.blocks if key not in known.blocks]
+    if unknown:
+        raise ValueError(
+            f"target '{known.name}': no scale for the block ({known.describe(unknown[0])}), which "
+            "was not in the data of the fit; known: "
+            f"{[known.describe(key) for key in known.blocks]}"
+        )
+    return bool(layout.blocks) and layout.sample_kind != "pair"
+
+
+def _changes(scales: TargetScales, atoms: Atoms, conversion: Conversion) -> bool:
+    """Whether a conversion changes values, or has to refuse them for a type without scales."""
     return (
         conversion.scale_kind != "per_property"
         or not scales.has_one_scale
         or (conversion.per_atom and scales.extensive)
-        or conversion.dtype not in (None, dtype_of(target.tensor))
         or not scales.has_tables_for(atoms.set_of_types)
     )
 
@@ -234,13 +253,16 @@ def _composition_baseline(
         scales.layout, key, scales.baseline_types, weights, unknown, scales.composition
     )
     rows = target.rows[index] if target.rows else None
+    settings = conversion.settings
+    all_known = atoms.set_of_types <= scales.set_of_baseline_types
     # Missing values of a target need no weight; predictions need all of them.
     values = None
-    if conversion.source == "physical" or conversion.of_targets:
+    of_targets = conversion.source == "physical" or conversion.of_targets
+    if of_targets and (not all_known or unknown is not None):
+        # Reading them takes as long as the baseline.
         values = target.tensor.block_by_id(index).values
-    settings = conversion.settings
     ignored = settings.unseen_types == "identity" and "ignored type" in scales.warnings_given
-    if not settings.provisional and not ignored:
+    if not all_known and not settings.provisional and not ignored:
         unseen = find_unseen_types(block, atoms, rows, values)
         if unseen and settings.unseen_types != "identity":
             refuse_unseen_types(block, unseen, scales.data_of_fit)
@@ -252,19 +274,3 @@ def _composition_baseline(
     if bool((baseline.isnan() & ~values.isnan()).any()):
         warn_of_lost_values(scales)
     return baseline
-
-
-def _check_blocks(scales: TargetScales, target: IndexedTarget) -> None:
-    """Refuse blocks that were not in the data of the fit.
-
-    Raises:
-        ValueError: naming the first such block.
-    """
-    known = scales.layout
-    unknown = [key for key in target.layout.blocks if key not in known.blocks]
-    if unknown:
-        raise ValueError(
-            f"target '{known.name}': no scale for the block ({known.describe(unknown[0])}), which "
-            "was not in the data of the fit; known: "
-            f"{[known.describe(key) for key in known.blocks]}"
-        )

@@ -1,25 +1,114 @@
 """The targets and predictions of a batch in loss space."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
 from typing import Any
 
 import torch
 from metatensor.torch import TensorMap
 
-from ..batches import IndexedBatch, describe_type, index_batch, read_atoms, relabel_by_position
+from ..batches import (
+    Atoms,
+    HasTypes,
+    IndexedBatch,
+    IndexedTarget,
+    SystemIndexing,
+    describe_type,
+    index_batch,
+    read_atoms,
+    relabel_by_position,
+)
 from ..tensors import (
     PREDICTION,
     apply_mask,
     dtype_of,
+    have_dtype,
     have_labels,
-    have_one_dtype,
     is_tensormap,
 )
 from .alignment import align_prediction, check_device
 from .conversion import Conversion, convert_targets
-from .loss_targets import BY_POSITION, LossTargets, Systems, index_loss_targets, is_auxiliary
 from .scaler import Scaler
+
+Systems = Sequence[HasTypes] | Atoms
+BY_POSITION = SystemIndexing("position")
+
+# metatrain adds maps such as last-layer features under these names.
+AUXILIARY = "mtt::aux::"
+
+
+def is_auxiliary(name: str) -> bool:
+    """Whether a TensorMap of a batch is not a target unless it is named as one."""
+    return name.startswith(AUXILIARY)
+
+
+class LossTargets(dict[str, TensorMap]):
+    """Targets in loss space by name, with the rows and layouts that were found for them.
+
+    Predictions and metrics of the same batch need these again. They are not kept for a TensorMap
+    that replaces one of these, nor in a plain dict made from this one, and are then found again.
+
+    Args:
+        tensors: targets in loss space, and TensorMaps without scales, by name.
+        indexed: the targets with rows and layouts.
+        dtype: dtype of the targets; ``None`` if it is not known.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, TensorMap],
+        indexed: Mapping[str, IndexedTarget],
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(tensors)
+        self._indexed = dict(indexed)
+        self._dtype = dtype
+
+    def indexed(self, name: str) -> IndexedTarget | None:
+        """The target with its rows and layout, unless it has been replaced."""
+        known = self._indexed.get(name)
+        return known if known is not None and known.tensor is self.get(name) else None
+
+    def dtype(self, names: Iterable[str]) -> torch.dtype | None:
+        """The dtype of some targets; ``None`` if it is not known, or one has been replaced."""
+        return self._dtype if all(map(self.indexed, names)) else None
+
+
+class LossPredictions(dict[str, TensorMap]):
+    """Predictions in loss space by target name.
+
+    Args:
+        tensors: predictions in the rows of their targets.
+        complete: whether every value that was predicted is among them.
+    """
+
+    def __init__(self, tensors: Mapping[str, TensorMap], complete: bool = False) -> None:
+        super().__init__(tensors)
+        self.complete = complete
+
+
+def index_loss_targets(
+    scaler: Scaler,
+    systems: Systems,
+    chosen: Mapping[str, TensorMap],
+    targets: Mapping[str, TensorMap],
+) -> dict[str, IndexedTarget]:
+    """Rows and layouts of targets in loss space, found before or now.
+
+    Args:
+        scaler: fitted scaler.
+        systems: systems of the batch, or their atoms.
+        chosen: some of the targets, by name, all of which have scales.
+        targets: result of :func:`targets_to_loss`, or any targets in loss space.
+    """
+    indexed = {}
+    if isinstance(targets, LossTargets):
+        known = {name: targets.indexed(name) for name in chosen}
+        indexed = {name: target for name, target in known.items() if target is not None}
+    others = {name: tensor for name, tensor in chosen.items() if name not in indexed}
+    if others:
+        indexed |= index_batch(systems, others, scaler.layouts).targets
+    return indexed
 
 
 def targets_to_loss(
@@ -51,7 +140,7 @@ def targets_to_loss(
         conversion = Conversion("physical", "loss", scaler.settings, per_atom=True, dtype=dtype)
         in_loss = convert_targets(scaler.targets, scaler.additive, batch, conversion)
     indexed = {name: t._replace(tensor=in_loss[name]) for name, t in batch.targets.items()}
-    return LossTargets({**targets, **in_loss}, indexed)
+    return LossTargets({**targets, **in_loss}, indexed, dtype)
 
 
 def index_by_position(
@@ -88,7 +177,7 @@ def predictions_to_loss(
     systems: Systems,
     predictions: Mapping[str, TensorMap],
     targets: Mapping[str, TensorMap],
-) -> dict[str, TensorMap]:
+) -> LossPredictions:
     """Predictions in loss space, in the rows and the dtype of the targets of the batch.
 
     Args:
@@ -104,29 +193,40 @@ def predictions_to_loss(
     """
     chosen = _predictions_of_targets(scaler, predictions, targets)
     if not chosen:
-        return {}
-    wanted = [targets[name] for name in chosen]
-    same = set(compress(chosen, have_labels(list(chosen.values()), wanted)))
-    first = next((target for target in wanted if len(target.keys)), None)
-    dtype = dtype_of(first) if first is not None and have_one_dtype(wanted) else None
+        return LossPredictions({})
+    wanted = {name: targets[name] for name in chosen}
+    same = set(compress(chosen, have_labels(list(chosen.values()), list(wanted.values()))))
+    dtype = targets.dtype(chosen) if isinstance(targets, LossTargets) else None
+    dtype = dtype or _common_dtype([*wanted.values()])
     atoms = read_atoms(systems).to(next(iter(chosen.values())).device)
     # Predictions with the labels of their targets have their rows and layouts too.
-    found = index_loss_targets(scaler, atoms, {name: targets[name] for name in same}, targets)
+    found = index_loss_targets(scaler, atoms, {name: wanted[name] for name in same}, targets)
     indexed = {name: t._replace(tensor=chosen[name]) for name, t in found.items()}
     others = {name: tensor for name, tensor in chosen.items() if name not in same}
     if others:
         for name, tensor in others.items():
-            check_device(name, tensor, targets[name])
+            check_device(name, tensor, wanted[name])
         indexed |= index_batch(atoms, others, scaler.layouts, what=PREDICTION).targets
     batch = IndexedBatch(atoms, BY_POSITION, indexed)
     conversion = Conversion("model", "loss", scaler.settings, per_atom=True, dtype=dtype)
     in_loss = convert_targets(scaler.targets, scaler.additive, batch, conversion)
-    return {
+    aligned = {
         name: in_loss[name]
         if dtype and name in same
-        else align_prediction(name, in_loss[name], targets[name])
+        else align_prediction(name, in_loss[name], wanted[name])
         for name in chosen
     }
+    complete = not any(name not in same and is_tensormap(t) for name, t in predictions.items())
+    return LossPredictions(aligned, complete)
+
+
+def _common_dtype(tensors: list[TensorMap]) -> torch.dtype | None:
+    """The dtype of all tensors that have blocks; ``None`` if there are several, or none."""
+    first = next((tensor for tensor in tensors if len(tensor.keys)), None)
+    if first is None:
+        return None
+    dtype = dtype_of(first)
+    return dtype if all(have_dtype(tensors, dtype)) else None
 
 
 def predictions_to_physical(

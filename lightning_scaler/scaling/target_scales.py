@@ -245,6 +245,11 @@ class TargetScales:
         return {z: row for z, row in (fixed_only | own).items() if 0 <= z <= LARGEST_IN_TABLE}
 
     @cached_property
+    def set_of_baseline_types(self) -> frozenset[int]:
+        """The types of the baseline weights."""
+        return frozenset(self.baseline_types.tolist())
+
+    @cached_property
     def unknown_types(self) -> list[int]:
         """The types whose baseline weight is unknown for some property, sorted."""
         rows = torch.zeros(self.baseline_types.numel(), dtype=torch.bool)

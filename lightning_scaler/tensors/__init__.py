@@ -9,8 +9,8 @@ from .labels import (
     blocks_in_batch_order,
     find_gradient_rows,
     find_rows,
+    have_dtype,
     have_labels,
-    have_one_dtype,
     take_rows,
 )
 from .layout import (
@@ -68,8 +68,8 @@ __all__ = [
     "flatten_state",
     "from_state",
     "gradients_of_blocks",
+    "have_dtype",
     "have_labels",
-    "have_one_dtype",
     "is_tensormap",
     "load_state",
     "map_blocks",

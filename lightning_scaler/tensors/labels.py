@@ -96,16 +96,9 @@ def have_labels(tensors: list[TensorMap], likes: list[TensorMap]) -> list[bool]:
 
 
 @scripted
-def have_one_dtype(tensors: list[TensorMap]) -> bool:
-    """Whether the values of all tensors have the same dtype; those without blocks have none."""
-    first: torch.dtype | None = None
-    for tensor in tensors:
-        for block in tensor.blocks()[:1]:
-            same_dtype = first is None or first == block.values.dtype
-            if not same_dtype:
-                return False
-            first = block.values.dtype
-    return True
+def have_dtype(tensors: list[TensorMap], dtype: torch.dtype) -> list[bool]:
+    """Whether the values of each tensor have a dtype; those without blocks have any."""
+    return [all([b.values.dtype == dtype for b in tensor.blocks()[:1]]) for tensor in tensors]
 
 
 def find_rows(

@@ -1,9 +1,40 @@
-"""Metrics given to Lightning once per epoch instead of in every step."""
+"""Metrics that belong to one run, and are given to Lightning once per epoch, not in every step."""
 
+import weakref
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from torchmetrics import Metric
+
+from ..metrics import SharedSums
+
+
+class RunMetrics(torch.nn.ModuleDict):
+    """Metrics by key, and what was found about them for a stage and a loader.
+
+    Args:
+        attribute: name of the attribute under which the module holds this one.
+    """
+
+    def __init__(self, attribute: str) -> None:
+        super().__init__()
+        self._attribute = attribute
+        self._run: weakref.ref[Any] | None = None
+        # Found again in every step, it took a third of the time of its metrics.
+        self._found: dict[tuple[str, int], Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_run": None, "_found": {}}
+
+    def forget_other_runs(self, module: LightningModule) -> None:
+        """Reset the sums of a run that was interrupted before Lightning could do so."""
+        strategy = module.trainer.strategy
+        if self._run is None or self._run() is not strategy:
+            self._run = weakref.ref(strategy)
+            for metric in self.values():
+                if isinstance(metric, SharedSums):
+                    metric.reset()
 
 
 class EpochLog:

@@ -1,22 +1,98 @@
 """The default loss: the mean squared error of every term, divided by its mean square."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from metatensor.torch import TensorMap
 from torch import Tensor
 
-from ..tensors import (
-    TargetLayout,
-    is_tensormap,
-    scripted_arithmetic,
-    scripted_gradients_of_blocks,
-)
+from ..scaling import Scaler
+from ..tensors import TargetLayout, is_tensormap, scripted_arithmetic
 
 
-@dataclass(frozen=True)
-class LossTerms:
+class DefaultLoss:
+    """The weighted mean over the terms of the loss, with the settings stored in the scaler.
+
+    Warns once of each term whose mean square is unknown or zero, and once of unused weights.
+
+    Attributes:
+        terms: terms of the last batch, detached; ``None`` if another loss was used for it.
+    """
+
+    def __init__(self) -> None:
+        self.terms: LossTerms | None = None
+        self._unbalanced: set[str] = set()
+        self._unused_weights = False
+
+    def __call__(
+        self, predictions: Mapping[str, TensorMap], targets: Mapping[str, TensorMap], scaler: Scaler
+    ) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            predictions: predictions in loss space by target name, in the rows of the targets.
+            targets: targets in loss space by name, NaN where a value is missing.
+            scaler: fitted scaler, with its settings ``loss_weights`` and ``balance_loss``.
+
+        Returns:
+            Scalar tensor.
+        """
+        balanced = scaler.settings.balance_loss
+        mean_squares = scaler.mean_squares if balanced else {}
+        terms = loss_terms(predictions, targets, mean_squares)
+        # A module that holds tensors with a graph cannot be copied.
+        self.terms = terms._replace(errors=terms.errors.detach())
+        # A few batches say little about the terms.
+        if balanced and not scaler.settings.provisional:
+            self._warn_of_unbalanced_terms(terms, scaler, mean_squares)
+        return terms.weighted_mean(scaler.settings.loss_weights)
+
+    def warn_of_unused_weights(self, owner: str, weights: Mapping[str, float]) -> None:
+        """Warn once of weights that another loss does not use.
+
+        Args:
+            owner: class whose ``compute_loss`` replaces this one.
+            weights: weights by term.
+        """
+        if weights and not self._unused_weights:
+            self._unused_weights = True
+            rank_zero_warn(
+                f"loss_weights={weights} has no effect, because {owner}.compute_loss replaces the "
+                "default loss; leave it out, or call super().compute_loss(predictions, targets)"
+            )
+
+    def _warn_of_unbalanced_terms(
+        self, terms: "LossTerms", scaler: Scaler, mean_squares: Mapping[str, float]
+    ) -> None:
+        found = dict.fromkeys([*scaler.loss_terms, *terms.names])
+        weights = scaler.settings.loss_weights
+        unbalanced = [t for t in found if not mean_squares.get(t) and t not in weights]
+        # A single term has the whole loss.
+        if len(found) > 1 and not self._unbalanced.issuperset(unbalanced):
+            self._unbalanced.update(unbalanced)
+            _warn_of_unknown_mean_squares(unbalanced, mean_squares)
+
+
+def _warn_of_unknown_mean_squares(terms: Iterable[str], mean_squares: Mapping[str, float]) -> None:
+    unknown = [term for term in terms if term not in mean_squares]
+    zero = [term for term in terms if mean_squares.get(term) == 0]
+    if unknown:
+        rank_zero_warn(
+            f"the mean squares of the loss terms {unknown} are unknown, and 1 is used; scales of "
+            "an earlier version or of metatrain: fit again with TargetScaler(refit=True); scales "
+            "fixed without a data pass, or terms that the training data do not have: set their "
+            "weights in loss_weights"
+        )
+    if zero:
+        rank_zero_warn(
+            f"the loss terms {zero} are zero throughout the data of the fit, and 1 is used for "
+            "their mean squares; remove them from the data, or set their weights in loss_weights"
+        )
+
+
+class LossTerms(NamedTuple):
     """The terms of the loss in one batch: the values of each target, and each of its gradients.
 
     Attributes:
@@ -56,8 +132,7 @@ def loss_terms(
         t = \frac{1}{m N} \sum_{i=1}^N (\hat y_i - y_i)^2
 
     All blocks of a target are one term, and so are all blocks of a gradient. NaN values of a target
-    are missing values; they are left out before the difference is taken, so that they do not enter
-    the gradient of the loss.
+    are missing values, which enter neither the loss nor its gradient.
 
     Args:
         predictions: predictions by target name, with the samples of the targets in their order.
@@ -85,51 +160,37 @@ def _squared_errors(
 ) -> tuple[list[str], Tensor, Tensor]:
     """Name, sum of squared errors and number of values of each term."""
     terms: list[str] = []
-    # Term and size of every block and gradient, and their values.
-    term_of_part: list[int] = []
     sizes: list[int] = []
     predicted: list[Tensor] = []
-    present: list[Tensor] = []
+    given: list[Tensor] = []
     for i, target in enumerate(targets):
-        predicted_blocks = predictions[i].blocks()
-        first = len(terms)
-        for j, block in enumerate(target.blocks()):
-            prediction = predicted_blocks[j]
-            parameters = [""]
-            parameters.extend(block.gradients_list())
-            for parameter in parameters:
+        blocks, predicted_blocks = target.blocks(), predictions[i].blocks()
+        parameters = [""] if len(blocks) > 0 else [""][:0]
+        for block in blocks:
+            for parameter in block.gradients_list():
+                if parameter not in parameters:
+                    parameters.append(parameter)
+        for parameter in parameters:
+            size = 0
+            for j, block in enumerate(blocks):
                 if parameter == "":
-                    term, predictions_of_part, values = names[i], prediction.values, block.values
-                else:
-                    term = names[i] + "/" + parameter
-                    predictions_of_part = prediction.gradient(parameter).values
-                    values = block.gradient(parameter).values
-                k = first
-                while k < len(terms) and terms[k] != term:
-                    k += 1
-                if k == len(terms):
-                    terms.append(term)
-                term_of_part.append(k)
-                predicted.append(predictions_of_part.reshape(-1))
-                present.append(values.reshape(-1))
-                sizes.append(len(present[-1]))
+                    given.append(block.values.reshape(-1))
+                    predicted.append(predicted_blocks[j].values.reshape(-1))
+                    size += len(given[-1])
+                elif parameter in block.gradients_list():
+                    given.append(block.gradient(parameter).values.reshape(-1))
+                    predicted.append(predicted_blocks[j].gradient(parameter).values.reshape(-1))
+                    size += len(given[-1])
+            terms.append(names[i] if parameter == "" else names[i] + "/" + parameter)
+            sizes.append(size)
     if len(terms) == 0:
         return terms, torch.zeros([0]), torch.zeros([0])
-    values = torch.cat(present)
+    values = torch.cat(given)
     # Indexing by a mask would make the host wait for a GPU.
     missing = values.isnan()
-    difference = torch.cat(predicted).masked_fill(missing, 0.0) - values.masked_fill(missing, 0.0)
-    squares = [part.sum() for part in difference.square().split_with_sizes(sizes)]
-    counts = [part.sum() for part in (~missing).split_with_sizes(sizes)]
-    sums: list[Tensor] = []
-    numbers: list[Tensor] = []
-    for part, k in enumerate(term_of_part):
-        if k < len(sums):
-            sums[k], numbers[k] = sums[k] + squares[part], numbers[k] + counts[part]
-        else:
-            sums.append(squares[part])
-            numbers.append(counts[part])
-    return terms, torch.stack(sums), torch.stack(numbers)
+    squares = (torch.cat(predicted) - values).masked_fill(missing, 0.0).square()
+    sums = torch.stack([part.sum() for part in squares.split_with_sizes(sizes)])
+    return terms, sums, torch.stack([part.sum() for part in (~missing).split_with_sizes(sizes)])
 
 
 def zero_loss(
@@ -146,23 +207,20 @@ def zero_loss(
             left out: to differentiate them would cost as much as to train on them.
     """
     tensors = {name: tensor for name, tensor in predictions.items() if is_tensormap(tensor)}
-    unused = []
-    for name, tensor in tensors.items():
-        layout = (layouts or {}).get(name)
-        parameters = set() if layout is None else set(scripted_gradients_of_blocks(tensor)[1])
-        unused.append([] if layout is None else sorted(parameters.difference(layout.gradients)))
-    return _zero(list(tensors.values()), unused)
+    known = {name: list(layout.gradients) for name, layout in (layouts or {}).items()}
+    return _zero(list(tensors.values()), [known.get(name) for name in tensors])
 
 
 @scripted_arithmetic
-def _zero(tensors: list[TensorMap], unused_gradients: list[list[str]]) -> Tensor:
-    parts: list[Tensor] = [torch.zeros([0])]
+def _zero(tensors: list[TensorMap], gradients: list[list[str] | None]) -> Tensor:
+    parts: list[Tensor] = []
     for i, tensor in enumerate(tensors):
+        used = gradients[i]
         for block in tensor.blocks():
-            parts.append(block.values.reshape([-1]))
+            parts.append(block.values.reshape(-1))
             for parameter in block.gradients_list():
-                if parameter not in unused_gradients[i]:
-                    parts.append(block.gradient(parameter).values.reshape([-1]))
-    if len(parts) == 1:
-        return parts[0].sum()
-    return (0.0 * torch.cat(parts[1:]).nan_to_num()).sum()
+                if used is None or parameter in used:
+                    parts.append(block.gradient(parameter).values.reshape(-1))
+    if len(parts) == 0:
+        return torch.zeros([])
+    return (0.0 * torch.cat(parts).nan_to_num()).sum()

@@ -1,72 +1,56 @@
 """The metrics that the mixin logs for each target."""
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-import torch
 from lightning.pytorch import LightningModule
 from metatensor.torch import TensorMap
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import Metric
 
 from ..batches import Atoms
 from ..metrics import (
-    ErrorSums,
-    PhysicalUnits,
+    SharedSums,
     SummedError,
-    WeightedMean,
-    WeightedMeans,
     depends_on_baseline,
     is_summable,
     leave_inference_mode,
-    parts_of,
     select_values,
-    set_double_precision,
 )
 from ..scaling import (
     PhysicalValues,
     Scaler,
+    TargetPart,
+    TargetScales,
     add_baseline,
     errors_in_physical_units,
     parts_of_targets,
-    term_name,
     values_in_physical_units,
 )
-from .epoch_log import EpochLog
-from .loss import LossTerms
-from .metric_outputs import MetricOutput, split_outputs, updated_metrics
+from .epoch_log import EpochLog, RunMetrics
+from .metric_outputs import copy_metrics, split_outputs, updated_metrics
 from .metric_scopes import MetricScope, metric_scopes
 
 
-def copy_metrics(metrics: MetricCollection) -> torch.nn.ModuleDict:
-    """Independent float64 copies of metrics, for one scope.
+class _TargetMetrics(NamedTuple):
+    """The metrics of all targets of a stage and a loader, valid for some scales.
 
-    Copies do not share states, because Lightning logs and resets each metric by itself.
-
-    Raises:
-        TypeError: for anything but a ``MetricCollection``, and for :class:`PhysicalUnits` in it.
+    Attributes:
+        scales: scales of every target.
+        per_block: targets with metrics for every block.
+        in_sanity_check: whether they were made in a sanity check.
+        sums: sums that all MAE and RMSE share.
+        scopes: target, scope, key and metrics by name.
     """
-    if not isinstance(metrics, MetricCollection):
-        raise TypeError(
-            "configure_metrics: expected a torchmetrics MetricCollection (its names are logged), "
-            f"got {type(metrics).__name__}; write MetricCollection({{'mae': MeanAbsoluteError()}})"
-        )
-    for name, metric in metrics.items():
-        if any(isinstance(part, PhysicalUnits) for part in parts_of(metric)):
-            raise TypeError(
-                "configure_metrics: expected metrics of two tensors, got PhysicalUnits as "
-                f"'{name}'; metrics see predictions and targets in physical units already, so give "
-                "the metric inside it"
-            )
-    copies = {name: metric.clone() for name, metric in metrics.items()}
-    for metric in copies.values():
-        set_double_precision(metric)
-    # The originals may belong to a module in evaluation mode.
-    return torch.nn.ModuleDict(copies).train()
+
+    scales: list[TargetScales]
+    per_block: Sequence[str]
+    in_sanity_check: bool
+    sums: SharedSums
+    scopes: list[tuple[str, MetricScope, str, Mapping[str, Metric]]]
 
 
-class LoggedMetrics(torch.nn.ModuleDict):
+class LoggedMetrics(RunMetrics):
     """The metrics of a module by stage, loader and scope, each created when it is first needed.
 
     Args:
@@ -74,13 +58,8 @@ class LoggedMetrics(torch.nn.ModuleDict):
     """
 
     def __init__(self, attribute: str) -> None:
-        super().__init__()
-        self._attribute = attribute
+        super().__init__(attribute)
         self._of_sanity_check: set[str] = set()
-        self._run: weakref.ref[Any] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_run": None}
 
     def log_targets(
         self,
@@ -107,14 +86,9 @@ class LoggedMetrics(torch.nn.ModuleDict):
             targets: targets in loss space.
             per_block: names of the targets with additional metrics for every block.
         """
-        self._forget_other_runs(module)
+        self.forget_other_runs(module)
         scaler: Scaler = cast(Any, module).scaler
-        sums = self._error_sums(module, stage, dataloader_idx)
-        scopes = [
-            (name, scope, *self._metrics_of(module, stage, dataloader_idx, name, scope, sums))
-            for name, scales in scaler.targets.items()
-            for scope in metric_scopes(scales.layout, scales.extensive, per_block)
-        ]
+        *_, sums, scopes = self._metrics_of_targets(module, stage, dataloader_idx, per_block)
         if any(isinstance(m, SummedError) for *_, metrics in scopes for m in metrics.values()):
             sums.update(*errors_in_physical_units(scaler, atoms, predictions, targets))
 
@@ -139,116 +113,49 @@ class LoggedMetrics(torch.nn.ModuleDict):
                     logged_name = f"{stage}/{scope.logged_name(metric_name)}"
                     log(logged_name, metric, f"{key}.{metric_name}")
 
-    def _forget_other_runs(self, module: LightningModule) -> None:
-        """Reset the sums of a run that was interrupted before Lightning could do so."""
-        strategy = module.trainer.strategy
-        if self._run is None or self._run() is not strategy:
-            self._run = weakref.ref(strategy)
-            for metric in self.values():
-                if isinstance(metric, (ErrorSums, WeightedMean, WeightedMeans)):
-                    metric.reset()
-
-    def _error_sums(self, module: LightningModule, stage: str, dataloader_idx: int) -> ErrorSums:
-        """The sums that all MAE and RMSE of a stage and a loader share."""
+    def _metrics_of_targets(
+        self, module: LightningModule, stage: str, dataloader_idx: int, per_block: Sequence[str]
+    ) -> _TargetMetrics:
+        """The metrics of a stage and a loader, the same ones while the scales are the same."""
+        scaler: Scaler = cast(Any, module).scaler
+        # Metrics that remember values over epochs must not remember those of the sanity check.
+        now = [*scaler.targets.values()], [*per_block], bool(module.trainer.sanity_checking)
+        known: _TargetMetrics | None = self._found.get((stage, dataloader_idx))
+        if known is not None and known[:3] == now:
+            return known
         # No scope has such a key, which ends with its path.
         key = f"{stage}/{dataloader_idx}"
-        parts = parts_of_targets(cast(Any, module).scaler)
-        if key not in self or cast(ErrorSums, self[key]).parts != parts:
+        parts = parts_of_targets(scaler)
+        if key not in self or cast(SharedSums, self[key]).names != parts:
             for old in [old for old in self if old.startswith(f"{key}/")]:
                 del self[old]
-            self[key] = ErrorSums(parts).to(module.device)
-        return cast(ErrorSums, self[key])
+            self[key] = SharedSums(parts, 3).to(module.device)
+        sums = cast(SharedSums, self[key])
+        scopes: list[tuple[str, MetricScope, str, Mapping[str, Metric]]] = []
+        for name, scales in scaler.targets.items():
+            for scope in metric_scopes(scales.layout, scales.extensive, per_block):
+                of_scope = f"{key}/{scope.path}".replace(".", "_")
+                if of_scope not in self or (of_scope in self._of_sanity_check and not now[2]):
+                    seen = [part for part in parts if scope.contains(part, scales.layout)]
+                    self._add_scope(module, of_scope, sums, seen)
+                    (self._of_sanity_check.add if now[2] else self._of_sanity_check.discard)(
+                        of_scope
+                    )
+                metrics = dict(cast(Mapping[str, Metric], self[of_scope]).items())
+                scopes.append((name, scope, of_scope, metrics))
+        found = _TargetMetrics(*now, sums, scopes)
+        self._found[stage, dataloader_idx] = found
+        return found
 
-    def _metrics_of(
-        self,
-        module: LightningModule,
-        stage: str,
-        dataloader_idx: int,
-        target: str,
-        scope: MetricScope,
-        sums: ErrorSums,
-    ) -> tuple[str, Mapping[str, Metric]]:
-        """The metrics of one scope of a target by name, and their key."""
-        key = f"{stage}/{dataloader_idx}/{scope.path}".replace(".", "_")
-        # Metrics that remember values over epochs must not remember those of the sanity check.
-        in_sanity_check = bool(module.trainer.sanity_checking)
-        if key not in self or (key in self._of_sanity_check and not in_sanity_check):
-            copies = split_outputs(copy_metrics(cast(Any, module).configure_metrics()))
-            layout = cast(Any, module).scaler.targets[target].layout
-            parts = [part for part in sums.parts if scope.contains(part, layout)]
-            for name, metric in copies.items():
-                if is_summable(cast(Metric, metric)):
-                    copies[name] = SummedError(sums, parts, cast(Metric, metric))
-            self[key] = copies.to(module.device)
-            (self._of_sanity_check.add if in_sanity_check else self._of_sanity_check.discard)(key)
-        return key, cast(Mapping[str, Metric], self[key])
-
-    def log_loss(
-        self,
-        module: LightningModule,
-        stage: str,
-        dataloader_idx: int,
-        loss: torch.Tensor,
-        n_systems: int,
+    def _add_scope(
+        self, module: LightningModule, key: str, sums: SharedSums, parts: Sequence[TargetPart]
     ) -> None:
-        """Log the mean loss over batches, weighted by their number of systems.
-
-        Args:
-            module: module that logs the loss.
-            stage: ``"train"``, ``"val"`` or ``"test"``.
-            dataloader_idx: index of the loader.
-            loss: scalar loss of the batch.
-            n_systems: number of systems in the batch, without padding.
-        """
-        self._forget_other_runs(module)
-        # Lightning's own mean rounds the number of systems per process to an integer.
-        key = f"{stage}_loss/{dataloader_idx}"
-        if key not in self:
-            self[key] = WeightedMean().to(module.device)
-        metric = cast(WeightedMean, self[key])
-        metric.update(loss, n_systems)
-        EpochLog(module, self._attribute)(f"{stage}/loss", metric, key, prog_bar=True)
-
-    def log_loss_terms(
-        self,
-        module: LightningModule,
-        stage: str,
-        dataloader_idx: int,
-        terms: LossTerms,
-        n_systems: int,
-    ) -> None:
-        """Log the mean of each term of the loss over those batches that have it.
-
-        Args:
-            module: module that logs the terms, with its scaler.
-            stage: ``"train"``, ``"val"`` or ``"test"``.
-            dataloader_idx: index of the loader.
-            terms: terms of the batch.
-            n_systems: number of systems in the batch, without padding.
-        """
-        scaler: Scaler = cast(Any, module).scaler
-        paths = {
-            term_name(name, scope.gradient or ""): scope.path
-            for name, scales in scaler.targets.items()
-            for scope in metric_scopes(scales.layout, scales.extensive, ())
-        }
-        # No target has such keys: theirs begin with the stage alone.
-        keys = {
-            term: f"{stage}_loss/{dataloader_idx}/{path}".replace(".", "_")
-            for term, path in paths.items()
-        }
-        shared = f"{stage}_loss_terms/{dataloader_idx}"
-        if shared not in self or cast(WeightedMeans, self[shared]).names != list(paths):
-            self[shared] = WeightedMeans(list(paths)).to(module.device)
-            for term, key in keys.items():
-                self[key] = MetricOutput(cast(Metric, self[shared]), term)
-        means = cast(WeightedMeans, self[shared])
-        means.update(terms.names, terms.errors, n_systems * terms.present)
-        log = EpochLog(module, self._attribute)
-        for term, path in paths.items():
-            # As with other metrics: processes reduce them together.
-            if term in means.found or log.several_processes:
-                log(f"{stage}/loss/{path}", cast(Metric, self[keys[term]]), keys[term])
+        """Copy the configured metrics; the MAE and RMSE of the parts are computed from the sums."""
+        copies = split_outputs(copy_metrics(cast(Any, module).configure_metrics()))
+        for name, metric in copies.items():
+            if is_summable(cast(Metric, metric)):
+                copies[name] = SummedError(sums, parts, cast(Metric, metric))
+        self[key] = copies.to(module.device)
 
 
 def _update(
@@ -262,7 +169,7 @@ def _update(
     if selected is None:
         return False
     for metric in updated_metrics(metrics):
-        leave_inference_mode([metric])
+        leave_inference_mode(metric)
         if depends_on_baseline(metric):
             with_baseline = values_with_baseline()
             metric.update(*select_values(with_baseline, scope.gradient, scope.block) or ())

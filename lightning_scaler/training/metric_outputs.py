@@ -1,15 +1,15 @@
-"""Metrics that return a dict, logged one entry at a time."""
+"""Copies of the metrics that a user configures, of which each logs one number."""
 
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.wrappers.abstract import WrapperMetric
 from typing_extensions import override
 
-from ..metrics import parts_of
+from ..metrics import PhysicalUnits, parts_of, set_double_precision
 
 
 class MetricOutput(WrapperMetric):
@@ -46,6 +46,34 @@ class MetricOutput(WrapperMetric):
     def reset(self) -> None:
         """Reset the shared metric."""
         self.metric.reset()
+
+
+def copy_metrics(metrics: MetricCollection) -> torch.nn.ModuleDict:
+    """Independent float64 copies of metrics, for one scope.
+
+    Copies do not share states, because Lightning logs and resets each metric by itself.
+
+    Raises:
+        TypeError: for anything but a ``MetricCollection``, and for :class:`PhysicalUnits` in it.
+    """
+    if not isinstance(metrics, MetricCollection):
+        raise TypeError(
+            "configure_metrics: expected a torchmetrics MetricCollection (its names are logged), "
+            f"got {type(metrics).__name__}; write MetricCollection({{'mae': MeanAbsoluteError()}})"
+        )
+    for name, metric in metrics.items():
+        if any(isinstance(part, PhysicalUnits) for part in parts_of(metric)):
+            raise TypeError(
+                "configure_metrics: expected metrics of two tensors, got PhysicalUnits as "
+                f"'{name}'; metrics see predictions and targets in physical units already, so give "
+                "the metric inside it"
+            )
+    # A prefix may end with a dot, which torch has in no name of a module.
+    copies = {name.replace(".", "_"): metric.clone() for name, metric in metrics.items()}
+    for metric in copies.values():
+        set_double_precision(metric)
+    # The originals may belong to a module in evaluation mode.
+    return torch.nn.ModuleDict(copies).train()
 
 
 def split_outputs(metrics: torch.nn.ModuleDict) -> torch.nn.ModuleDict:

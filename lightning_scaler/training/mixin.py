@@ -24,12 +24,15 @@ from ..batches import (
 from ..data_pass import flat_loaders
 from ..plain_tensors import DeclaredBatch, read_batch
 from ..scaling import (
+    LossPredictions,
+    Scaler,
     predictions_to_loss,
     predictions_to_physical,
     targets_to_loss,
 )
-from .default_loss import DefaultLoss
-from .loss import zero_loss
+from .epoch_log import RunMetrics
+from .logged_loss import LoggedLoss
+from .loss import DefaultLoss, zero_loss
 from .metric_logging import LoggedMetrics
 from .padding import drop_systems, padded_positions
 from .predicted_gradients import check_gradients
@@ -87,6 +90,7 @@ class TargetScalingMixin(ScaledModule):
             warnings.filterwarnings("ignore", message)
         self.scaler = new_scaler(self)
         self._scaling_metrics = LoggedMetrics("_scaling_metrics")
+        self._scaling_logged_loss = LoggedLoss("_scaling_logged_loss")
         self._scaling_batch_idx = 0
         self._scaling_loss = DefaultLoss()
         self._scaling_gradients_checked = False
@@ -318,15 +322,26 @@ class TargetScalingMixin(ScaledModule):
         counted = drop_systems(predictions, targets, dropped, atoms.n_systems)
         self._scaling_loss.terms = None
         loss = self.compute_loss(*counted)
-        if stage == "train":
+        if stage == "train" and not self._depends_on_all(predictions):
             loss = loss + zero_loss(outputs, self.scaler.layouts).to(loss.dtype)
         if self._has_trainer():
             # An evaluation batch without targets has no loss, not one of zero.
             n_with_loss = n_counted if predictions or stage == "train" else 0
-            self._scaling_metrics.log_loss(self, stage, dataloader_idx, loss, n_with_loss)
-            self._log_loss_terms(stage, dataloader_idx, n_counted)
+            terms = self._scaling_loss.terms
+            if terms is None:
+                weights = self.scaler.settings.loss_weights
+                self._scaling_loss.warn_of_unused_weights(type(self).__name__, weights)
+            self._scaling_logged_loss.log(
+                self, stage, dataloader_idx, loss, n_with_loss, terms, n_counted
+            )
         self.update_metrics(stage, atoms, predictions, targets, dataloader_idx)
         return loss
+
+    def _depends_on_all(self, predictions: Tensors) -> bool:
+        """Whether the loss of a batch is the default one, of everything that was predicted."""
+        default = type(self).compute_loss is TargetScalingMixin.compute_loss
+        complete = isinstance(predictions, LossPredictions) and predictions.complete
+        return default and complete and self._scaling_loss.terms is not None
 
     def _predict_declared(self, batch: DeclaredBatch) -> dict[str, Any]:
         """The members of the output by name, in physical units, and the numbers of atoms."""
@@ -338,15 +353,6 @@ class TargetScalingMixin(ScaledModule):
             named, torch.Tensor, lambda tensor: tensor.detach().cpu()
         )
         return detached
-
-    def _log_loss_terms(self, stage: str, dataloader_idx: int, n_systems: int) -> None:
-        """Log each term, unless another ``compute_loss`` replaces the default one."""
-        terms = self._scaling_loss.terms
-        if terms is not None:
-            self._scaling_metrics.log_loss_terms(self, stage, dataloader_idx, terms, n_systems)
-        else:
-            weights = self.scaler.settings.loss_weights
-            self._scaling_loss.warn_of_unused_weights(type(self).__name__, weights)
 
     @override
     def _read_batch(self, batch: Any) -> Batch:
@@ -374,7 +380,7 @@ class TargetScalingMixin(ScaledModule):
     def _scaling_dtype(self) -> torch.dtype:
         """The dtype of systems and loss: float64 if the module's weights are, else float32."""
         # Not `self.parameters()`, which iterates over all metrics before the first layer.
-        others = (m for n, m in self.named_children() if n not in ("scaler", "_scaling_metrics"))
+        others = (m for m in self.children() if not isinstance(m, (Scaler, RunMetrics)))
         layers = chain([self._parameters.values()], (module.parameters() for module in others))
         parameters = (p for p in chain.from_iterable(layers) if p is not None)
         dtypes = (p.dtype for p in parameters if p.is_floating_point())

@@ -44,7 +44,8 @@ class Bare(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.example = MoleculesModel()
-        del self.example._modules["_scaling_metrics"], self.example._modules["scaler"]
+        for name in ("scaler", "_scaling_metrics", "_scaling_logged_loss"):
+            self.example._modules.pop(name, None)
 
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int

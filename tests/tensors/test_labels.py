@@ -16,7 +16,7 @@ from builders import (
 )
 from metatensor.torch import TensorMap
 
-from lightning_scaler.tensors import blocks_in_batch_order, have_labels, have_one_dtype
+from lightning_scaler.tensors import blocks_in_batch_order, have_dtype, have_labels
 
 POSITIONS = {"positions": [[[1, 2, 3]], []]}
 
@@ -25,13 +25,12 @@ def energy(gradient=POSITIONS, systems=(5, 3)):
     return structure_target([1.0, 2.0], systems, gradient=gradient)
 
 
-def test_have_one_dtype_passes_over_targets_without_blocks():
+def test_have_dtype_passes_over_targets_without_blocks():
     in_float32 = structure_target([1.0], dtype=torch.float32)
     empty = TensorMap(labels("_", []), [])
-    assert have_one_dtype([])
-    assert have_one_dtype([empty, in_float32, empty])
-    assert have_one_dtype([energy(), energy({})])
-    assert not have_one_dtype([energy(), in_float32, energy()])
+    assert have_dtype([], torch.float32) == []
+    assert have_dtype([empty, in_float32, energy()], torch.float32) == [True, True, False]
+    assert have_dtype([energy({})], torch.float64) == [True]
 
 
 def test_blocks_in_batch_order_have_a_row_for_every_system_or_atom():

@@ -19,9 +19,8 @@ from torchmetrics import (
 from torchmetrics.wrappers import BootStrapper, MinMaxMetric
 
 from lightning_scaler import PhysicalUnits
-from lightning_scaler.metrics import WeightedMeans
-from lightning_scaler.training.metric_logging import copy_metrics
-from lightning_scaler.training.metric_outputs import MetricOutput, output_names
+from lightning_scaler.metrics import MeanOfSums, SharedSums
+from lightning_scaler.training.metric_outputs import MetricOutput, copy_metrics, output_names
 
 
 def test_metrics_are_copied_in_float64_and_must_be_a_collection():
@@ -247,10 +246,20 @@ def test_keys_of_a_dict_are_found_without_drawing_random_numbers():
 
 def test_an_entry_is_on_the_device_of_the_metric_that_it_shares():
     """Lightning moves what is logged to the device that it has already."""
-    means = WeightedMeans(["energy"]).to("meta")
-    entry = MetricOutput(means, "energy")
-    entry.to(entry.device)
-    assert means.totals.device.type == "meta"
+    shared = SharedSums(["energy"], 2).to("meta")
+    for entry in (MetricOutput(shared, "energy"), MeanOfSums(shared, ["energy"])):
+        entry.to(entry.device)
+        assert shared.sums.device.type == "meta"
+
+
+def test_a_prefix_may_end_with_a_dot(tmp_path):
+    class Net(SmallNet):
+        def configure_metrics(self):
+            return MetricCollection({"mae": MeanAbsoluteError()}, prefix="p.")
+
+    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()])
+    trainer.fit(Net(), SmallData())
+    assert "val/energy/p_mae_per_atom" in trainer.logged_metrics
 
 
 def test_names_with_colons_are_logged_for_file_names_of_checkpoints(tmp_path):

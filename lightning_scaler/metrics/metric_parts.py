@@ -1,4 +1,4 @@
-"""Metrics whose value depends on the baseline, and metrics in double precision."""
+"""Metrics with all metrics inside them: their dependence on the baseline, and their states."""
 
 from collections.abc import Iterator
 
@@ -38,6 +38,14 @@ def set_double_precision(metric: Metric | MetricCollection) -> None:
     """Make all states float64, those inside wrappers too, which torchmetrics leaves as they are."""
     for part in parts_of(metric):
         part.set_dtype(torch.float64)
+
+
+def leave_inference_mode(metric: Metric | MetricCollection) -> None:
+    """Make a metric writable outside of inference mode, under which Lightning resets it."""
+    for part in parts_of(metric):
+        for name, state in part.metric_state.items():
+            if isinstance(state, torch.Tensor) and state.is_inference():
+                setattr(part, name, state.clone())
 
 
 def _is_known_to_depend(metric: Metric) -> bool:

@@ -1,4 +1,4 @@
-"""MAE and RMSE from shared sums, against torchmetrics with the values themselves."""
+"""Means and errors from shared sums, these against torchmetrics with the values themselves."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, R2Score
 
-from lightning_scaler.metrics import ErrorSums, SummedError, is_summable
+from lightning_scaler.metrics import MeanOfSums, SharedSums, SummedError, is_summable
 from lightning_scaler.scaling import TargetPart
 
 ENERGY, GRADIENT = TargetPart("energy", (0,)), TargetPart("energy", (0,), "positions")
@@ -24,7 +24,7 @@ def sums_of(errors):
 def test_errors_from_sums_are_those_of_the_values(metric, parts):
     """Batches have some of the parts only, in any order; several blocks are one error."""
     generator = torch.Generator().manual_seed(0)
-    sums, metric = ErrorSums(PARTS), copy.deepcopy(metric).set_dtype(torch.float64)
+    sums, metric = SharedSums(PARTS, 3), copy.deepcopy(metric).set_dtype(torch.float64)
     error = SummedError(sums, parts, metric)
     for in_batch in (PARTS, PARTS[::-1], [GRADIENT, BLOCKS[1]], [ENERGY, BLOCKS[0]]):
         found = []
@@ -39,7 +39,7 @@ def test_errors_from_sums_are_those_of_the_values(metric, parts):
 
 
 def test_errors_that_share_sums_are_reset_together():
-    sums = ErrorSums(PARTS)
+    sums = SharedSums(PARTS, 3)
     errors = [SummedError(sums, [part], MeanAbsoluteError()) for part in PARTS[:2]]
     assert not any(error.update_called for error in errors)
     sums.update([ENERGY], torch.tensor([[6.0, 20.0, 2.0]]))
@@ -54,7 +54,7 @@ def test_errors_that_share_sums_are_reset_together():
 
 
 def test_missing_values_only_are_no_error_and_nan_predictions_are():
-    sums = ErrorSums([ENERGY])
+    sums = SharedSums([ENERGY], 3)
     error = SummedError(sums, [ENERGY], MeanSquaredError(squared=False))
     sums.update([ENERGY], torch.zeros(1, 3))
     assert error.update_called
@@ -64,9 +64,32 @@ def test_missing_values_only_are_no_error_and_nan_predictions_are():
 
 
 def test_a_batch_without_targets_may_be_on_another_device():
-    sums = ErrorSums([ENERGY]).to("meta")
+    sums = SharedSums([ENERGY], 3).to("meta")
     sums.update([], torch.zeros(0, 3))  # computed from no tensor at all
     assert sums.sums.device.type == "meta"
+
+
+def add(sums, **weighted):
+    """Add values with weights under their names."""
+    rows = [[value * weight, weight] for value, weight in weighted.values()]
+    sums.update(list(weighted), torch.tensor(rows, dtype=torch.float64))
+
+
+def test_means_have_weights_and_are_updated_by_name_in_any_order():
+    sums = SharedSums(["a", "b", "c"], 2)
+    means = {name: MeanOfSums(sums, [name]) for name in sums.names}
+    add(sums, a=(1.0, 1), b=(2.0, 0), c=(3.0, 2))
+    add(sums, c=(6.0, 1), a=(5.0, 3), other=(9.0, 1))
+    assert means["a"].compute() == 4.0  # (1 + 3 * 5) / 4
+    assert means["c"].compute() == 4.0  # (2 * 3 + 6) / 3
+    assert means["b"].compute().isnan()
+    add(sums, b=(torch.nan, 1))
+    assert means["b"].compute().isnan()
+    means["a"].reset()
+    assert not sums.found
+    add(sums, b=(7.0, 2))
+    assert [name for name, mean in means.items() if mean.update_called] == ["b"]
+    assert means["b"].compute() == 7.0
 
 
 class OwnError(MeanAbsoluteError):

@@ -1,0 +1,96 @@
+"""The loss and its terms, as the mixin logs them."""
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from lightning.pytorch import LightningModule
+
+from ..metrics import MeanOfSums, SharedSums
+from ..scaling import Scaler, TargetScales, term_name
+from .epoch_log import EpochLog, RunMetrics
+from .loss import LossTerms
+from .metric_scopes import metric_scopes
+
+# The name of the loss among its terms, which are named after targets.
+LOSS = ""
+
+
+class _LossMetrics(NamedTuple):
+    """The means of the loss and its terms of a stage and a loader, valid for some scales.
+
+    Attributes:
+        scales: scales of every target.
+        sums: sums that all of them share.
+        means: logged name, key and mean.
+    """
+
+    scales: list[TargetScales]
+    sums: SharedSums
+    means: list[tuple[str, str, MeanOfSums]]
+
+
+class LoggedLoss(RunMetrics):
+    """The means of the loss and its terms by stage and loader, which share their sums."""
+
+    def log(
+        self,
+        module: LightningModule,
+        stage: str,
+        dataloader_idx: int,
+        loss: torch.Tensor,
+        n_systems: int,
+        terms: LossTerms | None,
+        n_with_terms: int,
+    ) -> None:
+        """Log the mean loss over batches, and the mean of each term over the batches that have it.
+
+        Args:
+            module: module that logs the loss, with its scaler.
+            stage: ``"train"``, ``"val"`` or ``"test"``.
+            dataloader_idx: index of the loader.
+            loss: scalar loss of the batch.
+            n_systems: number of systems in the batch, without padding: the weight of the loss.
+            terms: terms of the loss, if it has any.
+            n_with_terms: the same number, as the weight of those terms that are present.
+        """
+        self.forget_other_runs(module)
+        metrics = self._metrics(module, stage, dataloader_idx)
+        names, values = [LOSS], loss.detach().double().reshape(1)
+        weights = torch.full_like(values, n_systems)
+        if terms is not None:
+            names += terms.names
+            values = torch.cat([values, terms.errors.double()])
+            weights = torch.cat([weights, n_with_terms * terms.present.double()])
+        # Lightning's own mean rounds the number of systems per process to an integer.
+        metrics.sums.update(names, torch.stack([weights * values, weights], 1))
+        log = EpochLog(module, self._attribute)
+        for name, key, mean in metrics.means:
+            # As with other metrics: processes reduce them together.
+            together = log.several_processes and (name == f"{stage}/loss" or terms is not None)
+            if mean.update_called or together:
+                log(name, mean, key, prog_bar=name == f"{stage}/loss")
+
+    def _metrics(self, module: LightningModule, stage: str, dataloader_idx: int) -> _LossMetrics:
+        """The means of the loss and its terms, the same ones while the scales are the same."""
+        scaler: Scaler = cast(Any, module).scaler
+        now = [*scaler.targets.values()]
+        known: _LossMetrics | None = self._found.get((stage, dataloader_idx))
+        if known is not None and known.scales == now:
+            return known
+        paths = {LOSS: f"{stage}/loss"}
+        for name, scales in scaler.targets.items():
+            for scope in metric_scopes(scales.layout, scales.extensive, ()):
+                paths[term_name(name, scope.gradient or "")] = f"{stage}/loss/{scope.path}"
+        # No target has such keys: theirs begin with the stage alone.
+        key = f"{stage}_loss_sums/{dataloader_idx}"
+        if key not in self or cast(SharedSums, self[key]).names != list(paths):
+            self[key] = SharedSums(list(paths), 2).to(module.device)
+        sums, means = cast(SharedSums, self[key]), []
+        for term, path in paths.items():
+            of_term = f"{stage}_loss/{dataloader_idx}{path.removeprefix(f'{stage}/loss')}"
+            of_term = of_term.replace(".", "_")
+            self[of_term] = MeanOfSums(sums, [term])
+            means.append((path, of_term, cast(MeanOfSums, self[of_term])))
+        found = _LossMetrics(now, sums, means)
+        self._found[stage, dataloader_idx] = found
+        return found
