@@ -1,9 +1,8 @@
 """The scales of targets and the conversions between the three spaces.
 
 A :class:`Scaler` converts tensors. Imports ``settings`` and the rooms from ``tensors`` to
-``baselines``; also
-``reports`` when a table is requested, and ``interop`` when a checkpoint of metatrain is read. Works
-without Lightning.
+``baselines``; also ``reports`` when a table is requested, and ``interop`` when a checkpoint of
+metatrain is read. Works without Lightning.
 """
 
 from .alignment import align_prediction
@@ -11,7 +10,7 @@ from .arithmetic import ConversionArgs, rescale_target
 from .baseline_warnings import describe_unknown, way_out_of_unknown
 from .comparison import find_differences
 from .drawn_scales import scales_to_draw
-from .factor_range import check_factors
+from .factors import check_factors, n_atoms_of_rows
 from .fixed_settings import fixed_settings
 from .loss_space import (
     LossPredictions,
@@ -31,7 +30,6 @@ from .physical_values import (
     parts_of_targets,
     values_in_physical_units,
 )
-from .row_factors import n_atoms_of_rows
 from .scaler import Scaler
 from .target_scales import SAMPLED_DATA, TargetScales, term_name
 

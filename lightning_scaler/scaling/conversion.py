@@ -27,8 +27,7 @@ from .baseline_warnings import (
     warn_of_lost_values,
     warn_of_unknown_predictions,
 )
-from .factor_range import are_moderate, check_factors, check_quotients
-from .row_factors import factors_of_rows, n_atoms_of_rows
+from .factors import are_moderate, check_factors, check_quotients, factors_of_rows, n_atoms_of_rows
 from .target_scales import ScaleKind, TargetScales
 
 # Distance of each space from loss space: exponents of the per-target and the per-property scale.
@@ -215,7 +214,8 @@ def _conversion_args(
                 added = contribution.values
                 baseline = added if baseline is None else baseline + added
             baselines.append(baseline)
-        gradient_baselines = gradient_contributions(tensor, contributions)
+        if contributions is not None:
+            gradient_baselines = gradient_contributions(tensor, contributions)
     if not are_moderate(scales, conversion.scale_kind):
         dtype = _factor_dtype(tensor, conversion, in_float64=bool(baselines))
         check_factors(scales, conversion.scale_kind, dtype, factors, scale_index)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
+from operator import is_
 from typing import Any
 
 import torch
@@ -82,9 +83,16 @@ class LossPredictions(dict[str, TensorMap]):
         complete: whether every value that was predicted is among them.
     """
 
-    def __init__(self, tensors: Mapping[str, TensorMap], complete: bool = False) -> None:
+    def __init__(self, tensors: Mapping[str, TensorMap], complete: bool) -> None:
         super().__init__(tensors)
-        self.complete = complete
+        self._all = dict(tensors) if complete else None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every value that was predicted is here, none removed or replaced since."""
+        known = self._all or {}
+        same = [*self] == [*known] and all(map(is_, self.values(), known.values()))
+        return self._all is not None and same
 
 
 def index_loss_targets(
@@ -193,7 +201,7 @@ def predictions_to_loss(
     """
     chosen = _predictions_of_targets(scaler, predictions, targets)
     if not chosen:
-        return LossPredictions({})
+        return LossPredictions({}, complete=False)
     wanted = {name: targets[name] for name in chosen}
     same = set(compress(chosen, have_labels(list(chosen.values()), list(wanted.values()))))
     dtype = targets.dtype(chosen) if isinstance(targets, LossTargets) else None

@@ -10,8 +10,8 @@ from ..batches import IndexedBatch, IndexedTarget, read_atoms
 from ..tensors import Key, rebuild, values_and_gradients
 from .arithmetic import ConversionArgs, physical_error_sums, physical_values
 from .conversion import Conversion, convert_targets
+from .factors import factors_of_rows, n_atoms_of_rows
 from .loss_space import BY_POSITION, Systems, index_loss_targets
-from .row_factors import factors_of_rows, n_atoms_of_rows
 from .scaler import Scaler
 
 

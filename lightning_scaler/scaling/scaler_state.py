@@ -9,6 +9,7 @@ from ..plain_tensors import Declaration
 from ..settings import Settings, parse_loss_weights
 from ..tensors import InvalidStateError, from_state, state_of, state_to_cpu
 from .target_scales import TargetScales
+from .target_scales_state import read_target_scales, write_target_scales
 
 # 2: with additive modules. 3: saved as one tensor.
 STATE_VERSION = 3
@@ -48,7 +49,7 @@ def write_state(parts: ScalerState) -> dict[str, Any]:
     state = {
         "version": STATE_VERSION,
         "settings": asdict(parts.settings),
-        "targets": {name: scales.state() for name, scales in parts.targets.items()},
+        "targets": {name: write_target_scales(scales) for name, scales in parts.targets.items()},
         "additive": parts.additive and parts.additive.state(),
     }
     if parts.declaration is not None:
@@ -97,7 +98,7 @@ def read_state(state: Any) -> ScalerState:
         if not complete:
             with state_of(f"target '{name}'"):
                 _check_fields(saved, _OLD_FIELDS[: len(_OLD_FIELDS) - 2 * (version == 1)])
-        targets[name] = TargetScales.from_state(name, saved, complete)
+        targets[name] = read_target_scales(name, saved, complete)
     additive = None
     if state.get("additive") is not None:
         with state_of("additive"):

@@ -13,30 +13,16 @@ from ..baselines import Composition
 from ..batches import LARGEST_IN_TABLE, find_types
 from ..settings import FixedScale, UnseenTypes
 from ..tensors import (
-    InvalidStateError,
     Key,
     NumberCheck,
     TargetLayout,
     TensorCheck,
-    fields_from_state,
-    state_of,
 )
-from .loaded_scales import check_loaded_scales, without_nan_weights
 
 ScaleKind = Literal["per_target", "per_property", "full"]
 
 # What was read, for messages about what was not found in it.
 SAMPLED_DATA = "random sample of the data that was read (relative_error=None reads all data)"
-
-# Attributes that have another name in states, all of which go back to version 0.1.0.
-_SAVED_NAMES = {
-    "fixed_only_types": "given_types",
-    "baseline_types": "composition_types",
-    "explained_variance": "explained",
-}
-
-# Attributes with a tensor for each block.
-_BY_KEY = {"per_property", "weights", "unknown", "zeros"}
 
 
 def _no_types() -> Tensor:
@@ -269,40 +255,6 @@ class TargetScales:
 
     def __getstate__(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    def state(self) -> dict[str, Any]:
-        """Plain Python objects and tensors (``torch.load(weights_only=True)``)."""
-        plain = self.__getstate__()
-        plain["layout"] = self.layout.state()
-        for name in _BY_KEY:
-            plain[name] = [(list(key), tensor) for key, tensor in plain[name].items()]
-        for name, saved in _SAVED_NAMES.items():
-            plain[saved] = plain.pop(name)
-        return plain
-
-    @classmethod
-    def from_state(cls, name: str, state: Any, complete: bool = True) -> "TargetScales":
-        """The inverse of :meth:`state`.
-
-        Args:
-            name: name of the target.
-            state: result of :meth:`state`.
-            complete: ``False`` for states of earlier versions, which may not have all fields.
-
-        Raises:
-            InvalidStateError: for a missing or unknown field, or a value that does not fit.
-        """
-        with state_of(f"target '{name}'"):
-            if not isinstance(state, Mapping):
-                raise InvalidStateError(f"expected a dict, got a {type(state).__name__}")
-            attributes = {saved: attribute for attribute, saved in _SAVED_NAMES.items()}
-            plain = {attributes.get(saved, saved): value for saved, value in state.items()}
-            plain.setdefault("relative_errors", None)  # earlier versions read all data
-            if "layout" in plain:
-                plain["layout"] = TargetLayout.from_state(name, plain["layout"])
-            scales: TargetScales = fields_from_state(cls, plain, complete)
-            check_loaded_scales(scales)
-        return without_nan_weights(scales)
 
 
 def term_name(target: str, parameter: str) -> str:

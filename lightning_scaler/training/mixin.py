@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -21,22 +20,19 @@ from ..batches import (
     move_unpacked,
     read_atoms,
 )
-from ..data_pass import flat_loaders
 from ..plain_tensors import DeclaredBatch, read_batch
 from ..scaling import (
     LossPredictions,
-    Scaler,
     predictions_to_loss,
     predictions_to_physical,
     targets_to_loss,
 )
-from .epoch_log import RunMetrics
 from .logged_loss import LoggedLoss
 from .loss import DefaultLoss, zero_loss
 from .metric_logging import LoggedMetrics
-from .padding import drop_systems, padded_positions
+from .padding import drop_systems, padding_of_evaluation
 from .predicted_gradients import check_gradients
-from .scaled_module import ScaledModule, new_scaler, refuse_hidden_steps
+from .scaled_module import ScaledModule, loss_dtype, new_scaler, refuse_hidden_steps
 
 Tensors = Mapping[str, TensorMap]
 Systems = Sequence[HasTypes] | Atoms
@@ -175,7 +171,7 @@ class TargetScalingMixin(ScaledModule):
         scaler = self.fitted_scaler
         if self._validation_check is not None:
             self._validation_check.add(scaler, systems, targets, masks)
-        in_loss = targets_to_loss(scaler, systems, targets, masks, self._scaling_dtype())
+        in_loss = targets_to_loss(scaler, systems, targets, masks, loss_dtype(self))
         if self._validation_rms is not None:
             self._validation_rms.add(scaler, systems, in_loss)
         return in_loss
@@ -226,7 +222,7 @@ class TargetScalingMixin(ScaledModule):
         if not self._has_trainer():
             return
         atoms = read_atoms(systems)
-        padded = self._padded_positions(stage, atoms.n_systems, dataloader_idx)
+        padded = self._padding(stage, atoms, dataloader_idx)
         predictions, targets = drop_systems(predictions, targets, padded, atoms.n_systems)
         self._scaling_metrics.log_targets(
             self, stage, dataloader_idx, atoms, predictions, targets, self.metrics_per_block
@@ -241,7 +237,7 @@ class TargetScalingMixin(ScaledModule):
         """Called for every batch. Moves TensorMaps and systems too, not only tensors."""
         with torch.inference_mode(False):
             batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
-            return move_to_device(batch, device, self._scaling_dtype())
+            return move_to_device(batch, device, loss_dtype(self))
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
@@ -315,7 +311,7 @@ class TargetScalingMixin(ScaledModule):
         else:
             outputs = self(systems)
         predictions = self.predictions_to_loss(atoms, outputs, targets)
-        padded = self._padded_positions(stage, atoms.n_systems, dataloader_idx)
+        padded = self._padding(stage, atoms, dataloader_idx)
         n_counted = atoms.n_systems - len(padded)
         # A batch of padding alone has a weight of 0, but the same terms as on other processes.
         dropped = padded if n_counted else []
@@ -360,29 +356,20 @@ class TargetScalingMixin(ScaledModule):
 
     @override
     def _move_batch(self, batch: Batch) -> Batch:
-        return move_unpacked(batch, self.device, self._scaling_dtype())
+        return move_unpacked(batch, self.device, loss_dtype(self))
 
     def _unpacked(self, batch: Any) -> Batch:
         """The batch taken apart, on the device of the module."""
         return self._move_batch(self._read_batch(batch))
 
-    def _padded_positions(self, stage: str, n_systems: int, dataloader_idx: int) -> list[int]:
-        if stage == "train" or not self._has_trainer() or self.trainer.world_size == 1:
+    def _padding(self, stage: str, atoms: Atoms, dataloader_idx: int) -> list[int]:
+        """Positions of the systems of an evaluation batch that are counted on another rank."""
+        if stage == "train" or not self._has_trainer():
             return []
-        # Trainer.val_dataloaders may be those of an earlier fit.
-        loaders = flat_loaders(self.trainer._evaluation_loop._combined_loader)
-        return padded_positions(loaders[dataloader_idx], self._scaling_batch_idx, n_systems)
+        return padding_of_evaluation(
+            self.trainer, dataloader_idx, self._scaling_batch_idx, atoms.n_systems
+        )
 
     def _has_trainer(self) -> bool:
         """Whether a Trainer runs the steps; ``self.trainer`` raises an error if there is none."""
         return self._fabric is None and self._trainer is not None
-
-    def _scaling_dtype(self) -> torch.dtype:
-        """The dtype of systems and loss: float64 if the module's weights are, else float32."""
-        # Not `self.parameters()`, which iterates over all metrics before the first layer.
-        others = (m for m in self.children() if not isinstance(m, (Scaler, RunMetrics)))
-        layers = chain([self._parameters.values()], (module.parameters() for module in others))
-        parameters = (p for p in chain.from_iterable(layers) if p is not None)
-        dtypes = (p.dtype for p in parameters if p.is_floating_point())
-        dtype = next(dtypes, self.dtype)
-        return torch.float64 if dtype == torch.float64 else torch.float32

@@ -5,9 +5,11 @@ from typing import Any
 
 import metatensor.torch as mts
 import torch
+from lightning.pytorch import Trainer
 from metatensor.torch import Labels, TensorMap
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
+from ..data_pass import flat_loaders
 from ..scaling import LossTargets
 
 
@@ -44,6 +46,24 @@ def padded_positions(loader: Any, batch_idx: int, n_systems: int) -> list[int]:
     if unbatched:
         return list(range(n_systems)) if padded else []
     return padded if len(samples) == n_systems else []
+
+
+def padding_of_evaluation(
+    trainer: Trainer, dataloader_idx: int, batch_idx: int, n_systems: int
+) -> list[int]:
+    """The :func:`padded_positions` in a batch of validation or test.
+
+    Args:
+        trainer: trainer that evaluates.
+        dataloader_idx: index of the loader.
+        batch_idx: index of the batch.
+        n_systems: number of systems in the batch.
+    """
+    if trainer.world_size == 1:
+        return []
+    # Trainer.val_dataloaders may be those of an earlier fit.
+    loaders = flat_loaders(trainer._evaluation_loop._combined_loader)
+    return padded_positions(loaders[dataloader_idx], batch_idx, n_systems)
 
 
 def drop_systems(

@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from ..batches import Batch, move_unpacked
 from ..plain_tensors import DeclaredBatch, read_batch
 from ..scaling import Scaler
 from .checkpoints import load_scales, save_scales
+from .epoch_log import RunMetrics
 from .fit_decision import restores_later
 from .validation_check import ValidationCheck
 
@@ -139,6 +141,17 @@ def _keep_signature(cls: Any) -> None:
 
     __init__.__signature__ = inspect.signature(behind.__init__)  # type: ignore[attr-defined]
     cls.__init__ = __init__
+
+
+def loss_dtype(module: LightningModule) -> torch.dtype:
+    """The dtype of systems and loss: float64 if the module's weights are, else float32."""
+    # Not `module.parameters()`, which iterates over all metrics before the first layer.
+    others = (m for m in module.children() if not isinstance(m, (Scaler, RunMetrics)))
+    layers = chain([module._parameters.values()], (other.parameters() for other in others))
+    parameters = (p for p in chain.from_iterable(layers) if p is not None)
+    dtypes = (p.dtype for p in parameters if p.is_floating_point())
+    dtype = next(dtypes, module.dtype)
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def new_scaler(module: Any) -> Scaler:

@@ -15,10 +15,9 @@ from ..batches import clone_inference_tensors
 from ..plain_tensors import DeclaredBatch
 from ..scaling import Scaler
 from ..settings import did_you_mean
-from .found_predictions import check_found, find_batch
 from .predicted_gradients import check_gradients
 from .scaled_module import ScaledModule, is_lightning
-from .step_state import StepState
+from .step_state import StepState, check_found, find_batch
 
 STAGES = {
     "training_step": "train",

@@ -5,9 +5,17 @@ import pytest
 import torch
 from builders import atom_samples, atom_target, block, labels, single, spherical, structure_target
 from metatensor.torch import TensorBlock, TensorMap
-from small_training import mean_squared_error
+from small_training import (
+    SmallData,
+    SmallNet,
+    mean_squared_error,
+    quiet_trainer,
+    scaler_callback,
+)
 
+from lightning_scaler.scaling import LossPredictions
 from lightning_scaler.tensors import TargetLayout
+from lightning_scaler.training import mixin
 from lightning_scaler.training.loss import zero_loss
 
 NAN, INF = float("nan"), float("inf")
@@ -225,3 +233,48 @@ def test_the_zero_loss_depends_on_gradients_of_blocks():
     # Data without this gradient: to differentiate it would only cost time.
     without = {"e": TargetLayout.of("e", structure_target([0.0]))}
     assert not zero_loss(predictions, without).requires_grad
+
+
+class FewerTargets(SmallNet):
+    """A batch may have fewer targets than the network predicts."""
+
+    def unpack_batch(self, batch):
+        systems, targets, masks = super().unpack_batch(batch)
+        return systems, {n: t for n, t in targets.items() if n != "charges"}, masks
+
+
+class FewerPredictions(SmallNet):
+    """The loss may be without a prediction."""
+
+    def predictions_to_loss(self, systems, predictions, targets):
+        found = super().predictions_to_loss(systems, predictions, targets)
+        del found["dipole"]
+        return found
+
+
+class OwnLoss(SmallNet):
+    def compute_loss(self, predictions, targets):
+        return super().compute_loss(predictions, targets)
+
+
+@pytest.mark.parametrize(
+    ("net", "added"),
+    [(SmallNet, False), (FewerTargets, True), (FewerPredictions, True), (OwnLoss, True)],
+)
+def test_a_loss_of_zero_is_added_unless_all_predictions_are_in_the_default_loss(
+    tmp_path, monkeypatch, net, added
+):
+    seen = []
+    monkeypatch.setattr(mixin, "zero_loss", lambda *args: seen.append(args) or zero_loss(*args))
+    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()])
+    trainer.fit(net(), SmallData())
+    assert bool(seen) == added
+
+
+def test_predictions_are_complete_until_one_is_replaced():
+    one = {"e": structure_target([1.0])}
+    predictions = LossPredictions(one, complete=True)
+    assert predictions.complete
+    assert not LossPredictions(one, complete=False).complete
+    predictions["e"] = structure_target([1.0])
+    assert not predictions.complete

@@ -22,6 +22,7 @@ from small_training import quiet_trainer
 from torch.utils.data import DataLoader
 
 from lightning_scaler import Scaler, TargetScaler, TargetScalingMixin
+from lightning_scaler.scaling.target_scales_state import read_target_scales, write_target_scales
 
 NAN = float("nan")
 SYSTEMS = [system(1, 1), system(8), system(8, 1, 1), system(1, 1), system(8, 8), system(1, 8, 1)]
@@ -336,7 +337,7 @@ def test_restored_scales_know_which_weights_are_unknown(tmp_path):
     torch.testing.assert_close(
         values_of(again, "e"), values_of(predictions, "e"), rtol=0, atol=0, equal_nan=True
     )
-    state = net.scaler.targets["e"].state()
+    state = write_target_scales(net.scaler.targets["e"])
     assert all(weights.isfinite().all() for _, weights in state["weights"])
 
 
@@ -361,16 +362,15 @@ def test_labels_that_only_validation_has_are_missing_there_and_named(tmp_path):
 def test_a_state_of_the_first_version_with_unknown_weights(tmp_path):
     net, _, _, _ = run(tmp_path, lambda s: {"e": SINGLE(s), "q": charges(s)})
     fitted = net.scaler
-    old = {name: scales.state() for name, scales in fitted.targets.items()}
+    old = {name: write_target_scales(scales) for name, scales in fitted.targets.items()}
     for state in old.values():
         for name in ("unknown", "composition", "zeros"):
             del state[name]
     key, weights = old["e"]["weights"][0]
     old["e"]["weights"] = [(key, torch.where(fitted.targets["e"].unknown[(0,)], NAN, weights))]
-    from lightning_scaler.scaling import TargetScales
 
     restored = Scaler(
-        {n: TargetScales.from_state(n, state, complete=False) for n, state in old.items()},
+        {n: read_target_scales(n, state, complete=False) for n, state in old.items()},
         fitted.settings,
     )
     zero = {"e": structure_target([0.0, 0.0])}

@@ -1,20 +1,62 @@
-"""Reads the scales of a target from a state of this version or an earlier one, and checks them."""
-
-from __future__ import annotations
+"""The state of the scales of a target: what is saved, and what is read and checked."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
-from ..tensors import InvalidStateError, check_shapes
+from ..tensors import InvalidStateError, TargetLayout, check_shapes, fields_from_state, state_of
+from .target_scales import TargetScales
 
-if TYPE_CHECKING:
-    from .target_scales import TargetScales
+# Attributes that have another name in states, all of which go back to version 0.1.0.
+_SAVED_NAMES = {
+    "fixed_only_types": "given_types",
+    "baseline_types": "composition_types",
+    "explained_variance": "explained",
+}
+
+# Attributes with a tensor for each block.
+_BY_KEY = {"per_property", "weights", "unknown", "zeros"}
 
 
-def check_loaded_scales(scales: TargetScales) -> None:
+def write_target_scales(scales: TargetScales) -> dict[str, Any]:
+    """Plain Python objects and tensors (``torch.load(weights_only=True)``)."""
+    plain = scales.__getstate__()
+    plain["layout"] = scales.layout.state()
+    for name in _BY_KEY:
+        plain[name] = [(list(key), tensor) for key, tensor in plain[name].items()]
+    for name, saved in _SAVED_NAMES.items():
+        plain[saved] = plain.pop(name)
+    return plain
+
+
+def read_target_scales(name: str, state: Any, complete: bool = True) -> TargetScales:
+    """The inverse of :func:`write_target_scales`, for states of earlier versions too.
+
+    Args:
+        name: name of the target.
+        state: result of :func:`write_target_scales`.
+        complete: ``False`` for states of earlier versions, which may not have all fields.
+
+    Raises:
+        InvalidStateError: for a missing or unknown field, or a value that does not fit.
+    """
+    with state_of(f"target '{name}'"):
+        if not isinstance(state, Mapping):
+            raise InvalidStateError(f"expected a dict, got a {type(state).__name__}")
+        attributes = {saved: attribute for attribute, saved in _SAVED_NAMES.items()}
+        plain = {attributes.get(saved, saved): value for saved, value in state.items()}
+        plain.setdefault("relative_errors", None)  # earlier versions read all data
+        if "layout" in plain:
+            plain["layout"] = TargetLayout.from_state(name, plain["layout"])
+        scales: TargetScales = fields_from_state(TargetScales, plain, complete)
+        _check_loaded(scales)
+    return _without_nan_weights(scales)
+
+
+def _check_loaded(scales: TargetScales) -> None:
     """Check that the fields of loaded scales agree with each other and with the layout.
 
     Raises:
@@ -81,7 +123,7 @@ def check_loaded_scales(scales: TargetScales) -> None:
             )
 
 
-def without_nan_weights(scales: TargetScales) -> TargetScales:
+def _without_nan_weights(scales: TargetScales) -> TargetScales:
     """The same scales, with 0 for weights without data, which are marked as unknown.
 
     Version 0.1.0 marked them with NaN instead.
