@@ -1,36 +1,28 @@
-"""Reading the training data once inside a Trainer, shared by all processes.
+"""Reading the training data once inside a Trainer, by all its processes together.
 
-Imports ``scaling`` and the rooms above it; knows nothing of the callback and the mixins.
+Loaders and samplers as training has them, random states that are put back, what the processes agree
+on, and the file that saves a pass. Knows neither the module nor the callback: it is given a
+function that takes a batch apart. Imports ``fitting`` and the rooms above it.
 """
 
-from .data_fingerprint import identify_data
 from .data_sample import DataSample
-from .gathered_statistics import merge_all
-from .pass_loaders import Limits, Stream, length, pass_loaders, training_batches
+from .prediction_errors import PredictionErrors
 from .process_group import fit_processes
-from .processes import FitProcesses, ProcessesDisagreeError
+from .processes import FitProcesses
 from .random_states import RandomStates, preserve_rng
-from .sampled_pass import SampledPass
 from .statistics_cache import StatisticsCache
-from .training_loader import LoaderRecord, TrainingLoader, flat_loaders
+from .training_data import TrainingData
+from .training_loader import LoaderRecord, flat_loaders
 
 __all__ = [
     "DataSample",
     "FitProcesses",
-    "Limits",
     "LoaderRecord",
-    "ProcessesDisagreeError",
+    "PredictionErrors",
     "RandomStates",
-    "SampledPass",
     "StatisticsCache",
-    "Stream",
-    "TrainingLoader",
+    "TrainingData",
     "fit_processes",
     "flat_loaders",
-    "identify_data",
-    "length",
-    "merge_all",
-    "pass_loaders",
     "preserve_rng",
-    "training_batches",
 ]

@@ -9,37 +9,35 @@ from .processes import FitProcesses, ProcessesDisagreeError
 
 
 def merge_all(
-    local: Sequence[ScaleAccumulator],
-    n_batches: int,
-    accumulators: Sequence[ScaleAccumulator],
-    processes: FitProcesses,
-) -> int:
-    """Merge the data of all processes into the accumulators, in rank order.
+    accumulators: Sequence[ScaleAccumulator], n_batches: int, processes: FitProcesses
+) -> tuple[list[ScaleAccumulator], int]:
+    """Merge what all processes have collected, in rank order.
 
     Args:
-        local: accumulators with the data of this process.
+        accumulators: accumulators with the data of this process.
         n_batches: number of batches of this process.
-        accumulators: empty accumulators with the same settings.
         processes: processes of the fit.
 
     Returns:
-        The number of batches of all processes.
+        Accumulators with the data of all processes, the same on each of them, and the number of
+        all batches.
 
     Raises:
         RuntimeError: on every process, if the layouts of a target or the kinds of labels differ.
     """
-    structure, values = flatten_state([each.state() for each in local])
+    if processes.world_size == 1:
+        return list(accumulators), n_batches
+    structure, values = flatten_state([each.state() for each in accumulators])
     gathered = processes.gather_objects((structure, values.numel(), n_batches))
     structures, lengths, numbers = [list(parts) for parts in zip(*gathered, strict=True)]
     for of_accumulator in zip(*structures, strict=True):
         _check_compatible(of_accumulator)
     values_by_rank = processes.gather_values(values, lengths)
+    merged = [each.fresh() for each in accumulators]
     for structure, values in zip(structures, values_by_rank, strict=True):
-        for accumulator, state in zip(
-            accumulators, unflatten_state(structure, values), strict=True
-        ):
-            accumulator.merge_state(state)
-    return sum(numbers)
+        for one, state in zip(merged, unflatten_state(structure, values), strict=True):
+            one.merge_state(state)
+    return merged, sum(numbers)
 
 
 def _check_compatible(structures: Sequence[Any]) -> None:

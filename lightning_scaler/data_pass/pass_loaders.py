@@ -1,24 +1,17 @@
 """Loaders that read one epoch of the training data for the fit, in the form it has in training."""
 
 import copy
-import time
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
-
-from torch.utils.data import DataLoader, IterableDataset
 
 from .processes import FitProcesses
 from .samplers import (
     batches_of_process,
-    copy_sampler,
     select_evenly,
     split_batches,
     take_shard,
 )
-
-# A loader without a length that takes longer may have no end.
-SECONDS_WITHOUT_WARNING = 300.0
+from .streams import Stream, is_map_style, loader_name, with_samplers
 
 
 class Limits(NamedTuple):
@@ -77,24 +70,25 @@ def pass_loaders(
     flattened: list[Any] = []
     for loader, of_loader in zip(loaders, batches, strict=True):
         if of_loader is None:
+            name = loader_name(loader)
             if limits.random_order:
                 raise ValueError(
                     "relative_error: expected a loader of a dataset that is read by index, got a "
-                    f"stream ({_name(loader)}), which has no random order; leave out "
+                    f"stream ({name}), which has no random order; leave out "
                     "relative_error to read all of it, or set limit_batches to read its beginning"
                 )
             if limits.shard[1] > 1:
                 raise ValueError(
                     f"shards={limits.shard[1]}: expected a loader of a dataset that is read by "
-                    f"index, got a stream ({_name(loader)}), which cannot be divided; let the data "
+                    f"index, got a stream ({name}), which cannot be divided; let the data "
                     "of each job be its own part, without shards, and merge the files"
                 )
             flattened.append(Stream(loader, limits.of_process(processes), limits.largest))
         elif loader.batch_sampler is None:
-            flattened.append(_with_samplers(loader, of_loader, None))
+            flattened.append(with_samplers(loader, of_loader, None))
         else:
             split = split_batches(of_loader, longest) if len(loaders) > 1 else of_loader
-            flattened.append(_with_samplers(loader, [i for b in split for i in b], split))
+            flattened.append(with_samplers(loader, [i for b in split for i in b], split))
     twin = _combine(combined, flattened)
     if limits.random_order and len({len(loader) for loader in flattened}) > 1:
         raise ValueError(
@@ -116,7 +110,7 @@ def sample_loaders(combined: Any, samples: list[list[Any]]) -> Any:
     return _combine(
         combined,
         [
-            _with_samplers(
+            with_samplers(
                 loader, chosen, None if loader.batch_sampler is None else [[i] for i in chosen]
             )
             for loader, chosen in zip(combined.flattened, samples, strict=True)
@@ -140,77 +134,6 @@ def length(loaders: Any) -> int | None:
         return max(len(loader) for loader in loaders.flattened)
     except TypeError:
         return None
-
-
-def is_map_style(loader: Any) -> bool:
-    """Whether a loader reads a dataset by index, so that its samples are known beforehand."""
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        return False
-    sampler = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
-    return _has_length(sampler)
-
-
-class Stream:
-    """A loader whose batches are read as they come, up to its length if it has one.
-
-    Args:
-        loader: any iterable.
-        limit: number of batches to read; ``None``: all.
-        largest: number of batches that training could use of a loader without a length.
-
-    Attributes:
-        ended: whether it had batches and has been read to its end.
-    """
-
-    def __init__(self, loader: Any, limit: int | None, largest: int | None) -> None:
-        self.loader = loader
-        self.limit = limit
-        self.largest = largest
-        self.ended = False
-
-    def __iter__(self) -> Iterator[Any]:
-        own_length = len(self.loader) if _has_length(self.loader) else None
-        last = min((n for n in (self.limit, own_length) if n is not None), default=None)
-        if last == 0:
-            return
-        number, warn_after = 0, time.monotonic() + SECONDS_WITHOUT_WARNING
-        for number, batch in enumerate(_without_shared_sampler(self.loader), 1):
-            if last is None and self.largest is not None and number > self.largest:
-                raise RuntimeError(
-                    f"the training loader ({_name(self.loader)}) has no length and continues after "
-                    f"{self.largest} batches, more than training could use (max_steps, "
-                    "limit_train_batches); set TargetScaler(limit_batches=...) to the number of "
-                    "batches that the scales are fitted to"
-                )
-            yield batch
-            # Not one batch more than the limit is drawn.
-            if number == last:
-                self.ended = number == own_length
-                return
-            if last is None and time.monotonic() > warn_after:
-                warn_after = float("inf")
-                warnings.warn(
-                    f"the training loader ({_name(self.loader)}) has no length, and {number} "
-                    "batches have been read to fit the target scales; if it has no end, set "
-                    "TargetScaler(limit_batches=...)",
-                    stacklevel=2,
-                )
-        self.ended = number > 0
-
-    def check_readable_again(self) -> None:
-        """Check that batches are left for training.
-
-        Raises:
-            ValueError: if the loader has been read to its end and does not start again.
-        """
-        nothing = object()
-        if self.ended and next(iter(self.loader), nothing) is nothing:
-            raise ValueError(
-                f"the training loader ({_name(self.loader)}) can be read only once: after the fit "
-                "of the target scales, nothing is left to train on; let it start again at every "
-                "iter(loader), or fit the scales to its first batches, which training then does "
-                "not see, with TargetScaler(limit_batches=...)"
-            )
 
 
 def selected_batches(
@@ -253,40 +176,7 @@ def _combine(combined: Any, loaders: list[Any]) -> Any:
     return twin
 
 
-def _with_samplers(loader: DataLoader[Any], sampler: Any, batch_sampler: Any) -> DataLoader[Any]:
-    """The same loader with other samplers, and workers that end with the pass."""
-    twin = copy.copy(loader)
-    # A DataLoader refuses other samplers once it has been made.
-    vars(twin).update(
-        sampler=sampler, batch_sampler=batch_sampler, persistent_workers=False, _iterator=None
-    )
-    return twin
-
-
-def _without_shared_sampler(loader: Any) -> Any:
-    """A loader whose sampler has no length, if it has one, does not advance that of training."""
-    if not isinstance(loader, DataLoader):
-        return loader
-    if isinstance(loader.dataset, IterableDataset):
-        return _with_samplers(loader, loader.sampler, loader.batch_sampler)
-    samplers = (loader.sampler, loader.batch_sampler)
-    return _with_samplers(loader, *(copy_sampler(one, loader.dataset) for one in samplers))
-
-
-def _has_length(loader: Any) -> bool:
-    try:
-        len(loader)
-    except (TypeError, AttributeError, NotImplementedError):
-        return False
-    return True
-
-
 def _without_ended(batch: Any) -> Any:
     if not isinstance(batch, Mapping):
         return batch
     return {name: part for name, part in batch.items() if part is not None}
-
-
-def _name(loader: Any) -> str:
-    dataset = getattr(loader, "dataset", None)
-    return type(loader).__name__ + (f" of {type(dataset).__name__}" if dataset is not None else "")

@@ -84,16 +84,12 @@ class SampledPass:
         self._n_read += 1
         return group
 
-    def merge_into(self, accumulator: ScaleAccumulator) -> int:
-        """Add what all processes have read to an empty accumulator.
-
-        Returns:
-            The number of batches.
-        """
+    def result(self) -> tuple[ScaleAccumulator, int]:
+        """What all processes have read up to the end of the pass, and the number of batches."""
         assert self.sample is not None
-        accumulator.merge(merged(self._merged))
+        accumulator = merged(self._merged)
         accumulator.sample = self.sample
-        return self.sample.n_batches
+        return accumulator, self.sample.n_batches
 
     def _next_check(self, n_batches: int, error: float) -> int:
         """The number of batches after which the error should be small enough."""
@@ -111,9 +107,6 @@ class SampledPass:
 
     def _estimate(self, complete: bool) -> tuple[int, RandomSample]:
         """The number of batches that all processes have read, and their errors."""
-        n_batches = self._n_read
-        if self._processes.world_size > 1:
-            self._merged = [group.fresh() for group in self._groups]
-            n_batches = merge_all(self._groups, n_batches, self._merged, self._processes)
+        self._merged, n_batches = merge_all(self._groups, self._n_read, self._processes)
         n_all = n_batches if complete else self._all
         return n_batches, estimate_sample(self._merged, n_batches, n_all, self._relative_error)

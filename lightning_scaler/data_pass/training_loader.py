@@ -9,10 +9,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
-from .pass_loaders import is_map_style
 from .processes import FitProcesses
 from .random_states import RandomStates
 from .samplers import loses_subset
+from .streams import is_map_style
 
 
 class LoaderRecord:

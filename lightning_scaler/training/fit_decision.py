@@ -177,6 +177,11 @@ class FitDecision:
         return CompositionBaseline(fixed, excluded, tuple(counted))
 
 
+def is_dev_run(trainer: Trainer) -> bool:
+    """Whether the Trainer only tries a few batches, with ``fast_dev_run``."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
 def restores_later(trainer: Trainer) -> bool:
     """Whether a checkpoint is restored, in whole or in part, after ``on_fit_start``.
 

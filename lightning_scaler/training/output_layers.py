@@ -11,7 +11,7 @@ from ..batches import Batch, HasTypes, read_atoms
 from ..plain_tensors import DeclaredBatch
 from ..scaling import Scaler, TargetScales
 from ..settings import check_names, did_you_mean
-from .evaluation_mode import evaluation_mode
+from .module_in_pass import evaluation_mode
 from .refit_report import scale_ratios
 from .scaled_module import ScaledModule, scaler_of
 

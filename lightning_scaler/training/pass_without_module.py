@@ -8,12 +8,12 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from typing_extensions import override
 
-from ..data_pass import FitProcesses, LoaderRecord, TrainingLoader
+from ..data_pass import FitProcesses, LoaderRecord, TrainingData
 from ..fitting import DataPart, ScaleAccumulator
 from ..scaling import Scaler
-from .data_pass import identify_training_data, read_training_data
 from .fit_decision import FitDecision
 from .mixin import TargetScalingMixin
+from .module_in_pass import ModuleInPass
 from .scaled_module import scaler_of
 from .target_scaler import TargetScaler
 
@@ -91,19 +91,19 @@ class _Collecting(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when fit begins. Reads the data."""
         assert isinstance(pl_module, TargetScalingMixin)
-        scaler_of(pl_module).declaration = self._request.declaration
-        decision = FitDecision(self._request, keep_existing=False, targets=self._request.targets)
+        request, declaration = self._request, self._request.declaration
+        scaler_of(pl_module).declaration = declaration
+        decision = FitDecision(request, keep_existing=False, targets=request.targets)
         accumulator = decision.accumulator(Scaler(), torch.device("cpu"))
-        processes = FitProcesses()
-        loader = TrainingLoader(trainer, processes, LoaderRecord(trainer))
-        inputs = (trainer, pl_module, accumulator, processes, loader, self._request.limit_batches)
-        data = identify_training_data(*inputs)
+        in_pass, processes = ModuleInPass(trainer, pl_module), FitProcesses()
+        record = LoaderRecord(trainer)
+        data = TrainingData(trainer, in_pass.unpack, processes, record, request.limit_batches)
         shard = (self._part.shard, self._part.n_shards)
-        sampling = self._request.relative_error
-        read_training_data(*inputs, shard=shard, relative_error=sampling)
-        if data is not None:
-            accumulator.parts = (DataPart(data, *shard),)
-        self.accumulator = accumulator
+        with in_pass.scaler_in_use():
+            found = data.identify(accumulator, declaration)
+            self.accumulator, _ = data.read(accumulator, shard, request.relative_error)
+        if found is not None:
+            self.accumulator.parts = (DataPart(found, *shard),)
 
 
 class _NoModule(TargetScalingMixin, LightningModule):

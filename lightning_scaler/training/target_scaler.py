@@ -40,9 +40,8 @@ from .checks import (
     raise_for_tuner,
     warn_of_undeclared,
 )
-from .data_pass import is_dev_run
-from .fit_decision import FitRequest, restores_later
-from .fit_missing import fit_missing
+from .fit import fit_missing
+from .fit_decision import FitRequest, is_dev_run, restores_later
 from .fit_report import print_fit, report_kept_scales
 from .loss_settings import LossSettings
 from .own_scaling import warn_of_own_scaling

@@ -23,7 +23,7 @@ from small_training import (
 )
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator, Scaler, TargetScaler
-from lightning_scaler.training import data_pass
+from lightning_scaler.data_pass import training_data
 
 
 def test_the_data_pass_reads_every_sample_once_and_equals_an_accumulator(tmp_path):
@@ -203,7 +203,7 @@ def test_limit_train_batches_does_not_limit_the_data_pass(tmp_path):
 def test_a_long_pass_shows_progress_unless_the_progress_bar_is_off(
     tmp_path, monkeypatch, capsys, shown
 ):
-    monkeypatch.setattr(data_pass, "SECONDS_WITHOUT_PROGRESS", 0.0)
+    monkeypatch.setattr(training_data, "SECONDS_WITHOUT_PROGRESS", 0.0)
     options = {"enable_progress_bar": shown, "limit_train_batches": 1, "limit_val_batches": 0}
     trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()], **options)
     trainer.fit(SmallNet(), SmallData())

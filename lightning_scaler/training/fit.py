@@ -1,0 +1,220 @@
+"""The fit of the scales that a module does not have, agreed on by all processes."""
+
+import warnings
+from dataclasses import replace
+from typing import NamedTuple
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from ..batches import Batch
+from ..data_pass import (
+    DataSample,
+    FitProcesses,
+    LoaderRecord,
+    PredictionErrors,
+    StatisticsCache,
+    TrainingData,
+    fit_processes,
+)
+from ..fitting import RandomSample, ScaleAccumulator, describe_force_targets
+from ..scaling import Scaler
+from ..tensors import digest
+from .fit_decision import FitDecision, FitRequest, decide_fit, is_dev_run
+from .loss_settings import LossSettings
+from .module_in_pass import ModuleInPass
+from .output_layers import OutputLayers
+from .refit_report import describe_changes
+from .scaled_module import ScaledModule, scaler_of
+
+
+class FitResult(NamedTuple):
+    """What a fit did.
+
+    Attributes:
+        fitted: names of the targets that were fitted, other than those kept in part.
+        changes: what changed in scales that the module already had, in one line.
+        sample: sample of the data for a report, if one was requested; empty if none were read.
+        precision: what was read of the data, if a relative error was asked for.
+    """
+
+    fitted: set[str]
+    changes: str | None
+    sample: DataSample | None
+    precision: RandomSample | None = None
+
+
+def fit_missing(
+    trainer: Trainer,
+    module: ScaledModule,
+    request: FitRequest,
+    loss_settings: LossSettings,
+    record: LoaderRecord,
+) -> FitResult | None:
+    """Fit the scales that a module does not have, the same on all processes.
+
+    Args:
+        trainer: trainer that is starting a fit.
+        module: module whose scaler gets the scales.
+        request: settings of the callback.
+        loss_settings: settings of the loss, which are stored in the scaler.
+        record: record of the training loaders.
+
+    Returns:
+        What the fit did; ``None`` if all scales were kept.
+
+    Raises:
+        RuntimeError: on every process, if one fails or they disagree.
+    """
+    scaler = scaler_of(module)
+    with fit_processes(trainer) as processes:
+        stored = None if request.refit is True or not scaler.fitted else scaler.settings
+        result = _fit(trainer, module, request, processes, record)
+        loss_settings.apply(scaler, stored)
+        if processes.world_size > 1:
+            processes.check_equal(
+                {"hash of the scales": digest(scaler.state())},
+                "give all processes the same checkpoint or Scaler, and the same versions of the "
+                "packages",
+            )
+    return result
+
+
+def _fit(
+    trainer: Trainer,
+    module: ScaledModule,
+    request: FitRequest,
+    processes: FitProcesses,
+    record: LoaderRecord,
+) -> FitResult | None:
+    scaler = scaler_of(module)
+    decision = decide_fit(request, scaler, is_dev_run(trainer))
+    to_fit = decision.targets if decision.targets is not None else "all targets"
+    processes.check_equal(
+        {"targets to fit": to_fit if decision.fit_needed else "nothing", **request.by_setting()},
+        "give all processes the same settings, and the same checkpoint or Scaler",
+    )
+    if not decision.fit_needed:
+        return None
+    before, provisional = dict(scaler.targets), scaler.settings.provisional
+    layers = None
+    if decision.part == "scales":
+        layers = OutputLayers(module, request.output_layers)
+    sample = None
+    if request.report and not is_dev_run(trainer):
+        has_module = request.additive is not None or scaler.additive is not None
+        sample = DataSample(keep_systems=has_module)
+    fitted, batch, precision = _fit_to_data(trainer, module, decision, processes, record, sample)
+    if layers is not None:
+        layers.absorb(trainer, fitted, batch)
+    if not decision.keep_existing:
+        scaler.targets = {}
+    scaler.update(fitted)
+    if request.refit is False or not before or provisional:
+        return FitResult(set(fitted.targets), None, sample, precision)
+    changes = describe_changes(before, scaler.targets, request)
+    kept = before.keys() - request.output_layers if decision.part else set()
+    return FitResult(fitted.targets.keys() - kept, changes, sample, precision)
+
+
+def _fit_to_data(
+    trainer: Trainer,
+    module: ScaledModule,
+    decision: FitDecision,
+    processes: FitProcesses,
+    record: LoaderRecord,
+    sample: DataSample | None,
+) -> tuple[Scaler, Batch | None, RandomSample | None]:
+    """Read the training data and fit the scales that were decided on.
+
+    Returns:
+        A scaler with the targets of the decision, and of a part that is kept, the same on all
+        processes; the first batch of this process, if it has one; and what was read, if a
+        relative error was asked for.
+    """
+    request, part, scaler = decision.request, decision.part, scaler_of(module)
+    fixed_scales, first_batch, errors = decision.fixed_scales(), None, None
+    accumulator = decision.accumulator(scaler, module.device)
+    predicts_errors = part == "baseline" and request.against == "predictions"
+    in_pass = ModuleInPass(trainer, module, predicts=predicts_errors or part == "scales")
+    data = TrainingData(trainer, in_pass.unpack, processes, record, request.limit_batches)
+    with in_pass.scaler_in_use():
+        if fixed_scales and decision.targets is not None and part is None:
+            # One batch shows the layouts, and no more is needed if all scales and baselines are
+            # fixed.
+            accumulator, first_batch = data.read_layouts(accumulator)
+        no_pass = part is None and accumulator.all_fixed(fixed_scales)
+        cache = None if request.cache is None else StatisticsCache(request.cache, processes)
+        if no_pass and cache is not None:
+            cache.report_unused("all scales are fixed")
+        elif not no_pass:
+            accumulator = accumulator.fresh()
+            if predicts_errors:
+                empty = decision.errors_accumulator(scaler)
+                errors = PredictionErrors(scaler, in_pass.predict, empty)
+            if cache is not None and (decision.keep_existing or is_dev_run(trainer)):
+                reason = "fast_dev_run" if is_dev_run(trainer) else "other scales are kept"
+                cache.report_unused(reason)
+                cache = None
+            found = None
+            if cache is not None:
+                found = data.identify(accumulator, scaler.declaration)
+            if cache is None or not cache.fill(accumulator, found, request.relative_error):
+                accumulator, first_batch = data.read(
+                    accumulator,
+                    relative_error=request.relative_error,
+                    errors=errors,
+                    sample=sample,
+                )
+                if cache is not None:
+                    cache.save(accumulator, found)
+            if sample is not None:
+                sample.statistics = accumulator.statistics
+    data.restart()
+    collected = None if errors is None else errors.accumulator
+    fitted = _compute(trainer, accumulator, decision, scaler, collected)
+    if no_pass:  # one batch says nothing about the mean squares
+        fitted.targets = {n: replace(s, mean_squares={}) for n, s in fitted.targets.items()}
+    return fitted, first_batch, accumulator.sample
+
+
+def _compute(
+    trainer: Trainer,
+    accumulator: ScaleAccumulator,
+    decision: FitDecision,
+    scaler: Scaler,
+    errors: ScaleAccumulator | None,
+) -> Scaler:
+    """The scales from the statistics; ``scaler`` has those before."""
+    request, dev_run = decision.request, is_dev_run(trainer)
+    fixed_scales, unseen_types = decision.fixed_scales(), request.settings.unseen_types
+    # Parameters have absorbed new scales for good.
+    provisional = dev_run and decision.part != "scales"
+    if provisional:
+        unseen_types = "pooled"
+        rank_zero_warn(
+            "fast_dev_run: the target scales are fitted to a few batches, and atomic types that do "
+            "not occur in them use the RMS over all types and no baseline"
+        )
+    with warnings.catch_warnings():
+        # A few batches give false alarms, of targets that a baseline explains or without values.
+        if dev_run or not trainer.is_global_zero:
+            warnings.simplefilter("ignore")
+        if decision.part is None:
+            enabled = request.settings.enabled
+            fitted = accumulator.compute(fixed_scales, unseen_types, enabled, not dev_run)
+        else:
+            fitted = accumulator.refit(
+                scaler,
+                decision.part,
+                fixed_scales,
+                unseen_types,
+                not dev_run,
+                request.output_layers,
+                errors=errors,
+            )
+        about_forces = describe_force_targets(fitted.layouts)
+        if about_forces is not None:
+            warnings.warn(about_forces, stacklevel=2)
+    fitted.settings = replace(fitted.settings, provisional=provisional)
+    return fitted
