@@ -2,111 +2,16 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 
-from ..plain_tensors import Declaration
 from ..scaling import Scaler
-from ..settings import Against, RefitPart, UnseenTypes, check_choice, same_unit
+from ..settings import Against
 from .scaled_module import ScaledModule, scaler_of
 from .scaled_steps import ScaledSteps
 
 TUNERS = ("LearningRateFinder", "BatchSizeFinder")
-
-
-def check_arguments(
-    unseen_types: Any, limit_batches: Any, relative_error: Any = None, **flags: Any
-) -> None:
-    """Check some arguments of the callback.
-
-    Args:
-        unseen_types: scale of atomic types that are not in the data.
-        limit_batches: maximum number of batches.
-        relative_error: relative error of the scales that is enough.
-        **flags: arguments that are ``True`` or ``False``.
-
-    Raises:
-        TypeError: for a value of another type.
-        ValueError: for an unknown value.
-    """
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"{name}: expected True or False, got {value!r}")
-    check_choice("unseen_types", unseen_types, UnseenTypes)
-    if relative_error is not None:
-        _check_relative_error(relative_error, limit_batches)
-    if limit_batches is None:
-        return
-    if isinstance(limit_batches, bool) or not isinstance(limit_batches, int):
-        raise TypeError(
-            f"limit_batches: expected a number of batches, or None for all, got {limit_batches!r}"
-        )
-    if limit_batches < 1:
-        raise ValueError(f"limit_batches: expected at least 1 batch, got {limit_batches}")
-
-
-def _check_relative_error(value: Any, limit_batches: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"relative_error: expected a number, or None for all data, got {value!r}")
-    if not 0.0 < value < 1.0:
-        raise ValueError(
-            "relative_error: expected a number between 0 and 1, such as 0.01 for one percent, got "
-            f"{value}"
-        )
-    if limit_batches is not None:
-        raise ValueError(
-            "relative_error and limit_batches both say how much is read, got relative_error="
-            f"{value} and limit_batches={limit_batches}; leave out one of them"
-        )
-
-
-def check_refit(
-    refit: Any, against: Any, output_layers: Any, baseline: Any, relative_error: Any = None
-) -> None:
-    """Check what is to be fitted again.
-
-    Args:
-        refit: ``True``, ``False``, or a part of the scales.
-        against: what a new baseline is fitted to.
-        output_layers: submodules by target name; ``None``: none.
-        baseline: composition baseline; ``None``: none.
-        relative_error: relative error of the scales that is enough.
-
-    Raises:
-        ValueError: for an unknown value, or arguments that contradict each other.
-    """
-    parts = list(get_args(RefitPart))
-    if not isinstance(refit, bool) and refit not in parts:
-        raise ValueError(f"refit: expected False, True or one of {parts}, got {refit!r}")
-    check_choice("against", against, Against)
-    if against == "predictions" and refit != "baseline":
-        raise ValueError(
-            f"against='predictions' belongs to refit='baseline', got refit={refit!r}; set both, or "
-            "leave out against"
-        )
-    if isinstance(refit, str) and relative_error is not None:
-        raise ValueError(
-            f"relative_error is for a fit of all scales, got refit={refit!r}; leave out "
-            "relative_error"
-        )
-    if refit == "baseline" and baseline is None:
-        raise ValueError(
-            "refit='baseline' and baseline='none' contradict each other; leave out one"
-        )
-
-    if (refit == "scales") != bool(output_layers):
-        raise ValueError(
-            "refit='scales' and output_layers, such as {'energy': 'readouts.energy'}, need each "
-            f"other, got refit={refit!r} and output_layers={output_layers!r}"
-        )
-    layers = output_layers or {}
-    if not isinstance(layers, Mapping) or not all(isinstance(n, str) for n in layers.values()):
-        raise ValueError(
-            "output_layers: expected the name of a submodule for each target, such as {'energy': "
-            f"'readouts.energy'}}, got {output_layers!r}"
-        )
 
 
 def check_averaging(callbacks: list[Any], refit: Any) -> None:
@@ -239,53 +144,6 @@ def raise_for_tuner(trainer: Trainer, tuner: str) -> NoReturn:
         "are fitted after the state of the training has been restored; use the tuner in a fit "
         "without ckpt_path, or a checkpoint with scales"
     )
-
-
-def check_same_values(before: Declaration | None, now: Declaration) -> None:
-    """Check that declared targets have the values that restored scales belong to.
-
-    Addresses may differ.
-
-    Raises:
-        ValueError: for values per atom instead of totals.
-    """
-    for name in now.targets.keys() & (before.targets.keys() if before else set()):
-        old, new = (getattr(d.targets[name], "per_atom", None) for d in (before, now) if d)
-        if None not in (old, new):
-            _check_same(name, "per_atom", old, new)
-
-
-def check_same_units(before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Check that the data have the units that restored scales belong to.
-
-    Raises:
-        ValueError: for another unit.
-    """
-    for name in before.keys() & now.keys():
-        if not same_unit(before[name], now[name]):
-            _check_same(name, "unit", before[name], now[name])
-
-
-def _check_same(name: str, argument: str, old: Any, new: Any) -> None:
-    if old != new:
-        raise ValueError(
-            f"target '{name}': the scales that the module already has are for {argument}={old!r}, "
-            f"and it is declared with {argument}={new!r}; use the same values, or set refit=True "
-            "to fit again"
-        )
-
-
-def warn_of_undeclared(scaler: Scaler, now: Declaration) -> None:
-    """Warn of targets with scales that were declared before and are not any more."""
-    before = scaler.declaration.targets.keys() if scaler.declaration else set()
-    undeclared = sorted((before & scaler.targets.keys()) - now.targets.keys())
-    if undeclared:
-        rank_zero_warn(
-            f"the module has scales of the targets {undeclared}, which targets={{…}} does not "
-            "declare, so that they stay in model space where forward returns them, also in "
-            "predictions, and with checkpoints of this run; declare them too, unless forward no "
-            "longer returns them"
-        )
 
 
 def check_fitted(trainer: Trainer, module: LightningModule) -> Scaler:

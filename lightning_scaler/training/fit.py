@@ -20,11 +20,12 @@ from ..data_pass import (
 from ..fitting import RandomSample, ScaleAccumulator, describe_force_targets
 from ..scaling import Scaler
 from ..tensors import digest
-from .fit_decision import FitDecision, FitRequest, decide_fit, is_dev_run
+from .fit_decision import FitDecision, decide_fit, is_dev_run
+from .fit_report import describe_changes
+from .fit_settings import FitSettings
 from .loss_settings import LossSettings
 from .module_in_pass import ModuleInPass
 from .output_layers import OutputLayers
-from .refit_report import describe_changes
 from .scaled_module import ScaledModule, scaler_of
 
 
@@ -47,8 +48,7 @@ class FitResult(NamedTuple):
 def fit_missing(
     trainer: Trainer,
     module: ScaledModule,
-    request: FitRequest,
-    loss_settings: LossSettings,
+    request: FitSettings,
     record: LoaderRecord,
 ) -> FitResult | None:
     """Fit the scales that a module does not have, the same on all processes.
@@ -57,7 +57,6 @@ def fit_missing(
         trainer: trainer that is starting a fit.
         module: module whose scaler gets the scales.
         request: settings of the callback.
-        loss_settings: settings of the loss, which are stored in the scaler.
         record: record of the training loaders.
 
     Returns:
@@ -70,7 +69,7 @@ def fit_missing(
     with fit_processes(trainer) as processes:
         stored = None if request.refit is True or not scaler.fitted else scaler.settings
         result = _fit(trainer, module, request, processes, record)
-        loss_settings.apply(scaler, stored)
+        LossSettings(request.loss_weights, request.balance_loss).apply(scaler, stored)
         if processes.world_size > 1:
             processes.check_equal(
                 {"hash of the scales": digest(scaler.state())},
@@ -83,7 +82,7 @@ def fit_missing(
 def _fit(
     trainer: Trainer,
     module: ScaledModule,
-    request: FitRequest,
+    request: FitSettings,
     processes: FitProcesses,
     record: LoaderRecord,
 ) -> FitResult | None:

@@ -1,100 +1,16 @@
 """Whether a fit is needed, of which targets, and with which of the requested settings."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from lightning.pytorch import Trainer
 
-from ..baselines import CompositionBaseline, FrozenModule, class_name
+from ..baselines import CompositionBaseline, FrozenModule
 from ..fitting import ScaleAccumulator
-from ..plain_tensors import Declaration
 from ..scaling import Scaler
-from ..settings import Against, FixedScale, RefitPart, Settings
+from ..settings import FixedScale, RefitPart
+from .fit_settings import FitSettings
 from .restored_settings import check_restored
-
-
-@dataclass(frozen=True)
-class FitRequest:
-    """What a ``TargetScaler`` requests at the start of a fit.
-
-    Attributes:
-        settings: general settings of the fit.
-        targets: names of the targets to fit; ``None``: all.
-        intensive_targets: names of the targets that are not divided by the number of atoms.
-        fixed_scales: per-target scales by target name.
-        baseline: composition baseline; ``None``: no baseline.
-        additive: additive module that is subtracted before the baseline, if any.
-        limit_batches: maximum number of batches to read; ``None``: all.
-        refit: ``True``: fit all targets again, even if the module already has scales; or the part
-            of its scales that is fitted again.
-        against: what a new baseline is fitted to: the ``"targets"``, or what the ``"predictions"``
-            of the module leave over.
-        declaration: declared targets, if they are plain tensors.
-        output_layers: by target name the submodule that absorbs a new scale.
-        cache: statistics file to use, and to write; ``None``: none.
-        report: whether the data pass keeps a sample of the data for a report.
-        relative_error: standard error of the scales, relative to them, that is enough; ``None``:
-            read all data.
-        units: units in the data by target or gradient, where they are known.
-    """
-
-    settings: Settings
-    targets: tuple[str, ...] | None
-    intensive_targets: frozenset[str]
-    fixed_scales: dict[str, FixedScale]
-    baseline: CompositionBaseline | None
-    additive: torch.nn.Module | None
-    limit_batches: int | None
-    refit: bool | RefitPart
-    against: Against = "targets"
-    declaration: Declaration | None = None
-    output_layers: Mapping[str, str] = field(default_factory=dict)
-    cache: str | None = None
-    report: bool = False
-    relative_error: float | None = None
-    units: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def part(self) -> RefitPart | None:
-        """The part of the scales that is fitted again, if not all or nothing is."""
-        return self.refit if isinstance(self.refit, str) else None
-
-    @property
-    def fixed_baseline(self) -> dict[str, dict[int, float]]:
-        """Fixed contributions per atomic type, by target name."""
-        return {} if self.baseline is None else dict(self.baseline.fixed)
-
-    @property
-    def without_baseline(self) -> tuple[str, ...]:
-        """Names of the targets that are excluded from the composition baseline."""
-        return () if self.baseline is None else tuple(self.baseline.excluded)
-
-    @property
-    def additive_name(self) -> str | None:
-        """The class name of the additive module."""
-        return None if self.additive is None else class_name(self.additive)
-
-    def by_setting(self) -> dict[str, Any]:
-        """The values that must be the same on all processes, by name."""
-        return {
-            "settings": self.settings,
-            "fixed_scales": self.fixed_scales,
-            "fixed_baseline": self.fixed_baseline,
-            "targets without a baseline": self.without_baseline,
-            "additive module": self.additive_name,
-            "intensive_targets": sorted(self.intensive_targets),
-            "limit_batches": self.limit_batches,
-            "relative_error": self.relative_error,
-            "declared targets": self.declaration and self.declaration.state(),
-            "refit": self.refit,
-            "against": self.against,
-            "output_layers": dict(self.output_layers),
-            "cache": "none" if self.cache is None else "a file",
-            "report": self.report,
-            "units": dict(self.units),
-        }
 
 
 @dataclass(frozen=True)
@@ -102,13 +18,13 @@ class FitDecision:
     """What a fit has to do for one module; see :func:`decide_fit`.
 
     Attributes:
-        request: request that was decided on.
+        request: settings of the callback.
         keep_existing: keep the scales that the module already has.
         targets: names of the targets to fit; ``None``: all.
         part: the part of existing scales that is fitted again, if there is one.
     """
 
-    request: FitRequest
+    request: FitSettings
     keep_existing: bool
     targets: tuple[str, ...] | None
     part: RefitPart | None = None
@@ -190,7 +106,7 @@ def restores_later(trainer: Trainer) -> bool:
     return trainer.strategy.restore_checkpoint_after_setup or trainer.ckpt_path is not None
 
 
-def decide_fit(request: FitRequest, scaler: Scaler, is_dev_run: bool) -> FitDecision:
+def decide_fit(request: FitSettings, scaler: Scaler, is_dev_run: bool) -> FitDecision:
     """Decide whether scales are missing.
 
     Existing scales are kept unless ``refit`` is set, in whole or in part. Provisional scales, from
@@ -214,18 +130,7 @@ def decide_fit(request: FitRequest, scaler: Scaler, is_dev_run: bool) -> FitDeci
         )
     if not scaler.fitted or request.refit is True or provisional:
         return FitDecision(request, keep_existing=False, targets=request.targets)
-    check_restored(
-        scaler,
-        request.settings,
-        request.targets or (),
-        request.intensive_targets,
-        request.fixed_scales,
-        request.fixed_baseline,
-        request.additive_name,
-        request.without_baseline,
-        request.part,
-        request.output_layers,
-    )
+    check_restored(scaler, request)
     if request.part is not None:
         return FitDecision(request, keep_existing=True, targets=request.targets, part=request.part)
     missing = tuple(name for name in request.targets or () if name not in scaler.targets)

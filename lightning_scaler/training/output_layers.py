@@ -12,7 +12,6 @@ from ..plain_tensors import DeclaredBatch
 from ..scaling import Scaler, TargetScales
 from ..settings import check_names, did_you_mean
 from .module_in_pass import evaluation_mode
-from .refit_report import scale_ratios
 from .scaled_module import ScaledModule, scaler_of
 
 # Relative difference up to which ratios, or predictions in float64, count as equal.
@@ -124,6 +123,20 @@ class OutputLayers:
             atoms = read_atoms(systems)
             physical = scaler.convert(atoms, outputs, "model", "physical", baseline=False)
         return {name: _values_and_gradients(tensor) for name, tensor in physical.items()}
+
+
+def scale_ratios(before: TargetScales, after: TargetScales) -> torch.Tensor:
+    """New / old full scale of each type and property that both have, ``(n_ratios,)``."""
+    ratios = [torch.empty(0, dtype=torch.float64)]
+    rows = [
+        [scales.types.tolist().index(z) for z in before.types.tolist() if z in after.types.tolist()]
+        for scales in (before, after)
+    ]
+    for key in before.per_property.keys() & after.per_property.keys():
+        old, new = before.values("full", key)[rows[0]], after.values("full", key)[rows[1]]
+        if old.shape == new.shape:
+            ratios.append((new / old)[old > 0.0])
+    return torch.cat(ratios)
 
 
 def _parameters_of(module: torch.nn.Module, target: str, name: str) -> list[torch.nn.Parameter]:

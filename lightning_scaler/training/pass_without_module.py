@@ -83,7 +83,7 @@ class _Collecting(Callback):
     """Fills an accumulator when the fit starts."""
 
     def __init__(self, callback: TargetScaler, part: DataPart) -> None:
-        self._request = callback._request()
+        self._settings = callback
         self._part = part
         self.accumulator = ScaleAccumulator()
 
@@ -91,7 +91,7 @@ class _Collecting(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when fit begins. Reads the data."""
         assert isinstance(pl_module, TargetScalingMixin)
-        request, declaration = self._request, self._request.declaration
+        request, declaration = self._settings, self._settings.declaration
         scaler_of(pl_module).declaration = declaration
         decision = FitDecision(request, keep_existing=False, targets=request.targets)
         accumulator = decision.accumulator(Scaler(), torch.device("cpu"))

@@ -1,5 +1,7 @@
 """The report after a fit: pictures in the folder of the run, and in its loggers."""
 
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,6 @@ from ..data_pass import DataSample
 from ..reports import draw_distributions, draw_terms, print_text, write_png
 from ..scaling import Scaler, scales_to_draw
 from .metric_scopes import logged_path
-from .run_folder import run_folder
 
 
 def write_report(trainer: Trainer, scaler: Scaler, sample: DataSample) -> None:
@@ -27,11 +28,12 @@ def write_report(trainer: Trainer, scaler: Scaler, sample: DataSample) -> None:
     written: list[Path] = []
     try:
         step, folder = trainer.global_step, report_folder(trainer)
-        folder.mkdir(parents=True, exist_ok=True)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
         for name, figure in _pictures(scaler, sample):
-            path = folder / f"target_{name}.png"
-            pixels = write_png(figure, path)
-            written.append(path)
+            path = None if folder is None else folder / f"target_{name}.png"
+            pixels = write_png(figure, path or os.devnull)
+            written += [path] if path else []
             _log_picture(trainer, f"target_scaler/{name}", path, pixels, step)
         for logger in trainer.loggers:
             logger.log_metrics(_logged_scales(scaler), step=step)
@@ -45,8 +47,28 @@ def write_report(trainer: Trainer, scaler: Scaler, sample: DataSample) -> None:
         print_text(f"TargetScaler: pictures of the fit in {written[0].parent}: {names}")
 
 
-def report_folder(trainer: Trainer) -> Path:
+def run_folder(trainer: Trainer) -> Path | None:
+    """The folder in which a run keeps what people read; ``None`` if it has none.
+
+    Under Hydra, this is the run folder of the job; otherwise that of the first logger that writes
+    files for people, such as ``CSVLogger`` and ``TensorBoardLogger``. A Trainer without a logger
+    has none: its working directory belongs to the user.
+
+    Args:
+        trainer: trainer of the run, on rank 0.
+    """
+    folders = [getattr(logger, "log_dir", None) for logger in trainer.loggers]
+    hydra: Any = sys.modules.get("hydra.core.hydra_config")
+    if hydra is not None and hydra.HydraConfig.initialized():
+        # Missing where a notebook composes a config.
+        folders.insert(0, hydra.HydraConfig.get().runtime.get("output_dir"))
+    return next((Path(one) for one in folders if isinstance(one, str) and _is_local(one)), None)
+
+
+def report_folder(trainer: Trainer) -> Path | None:
     """The folder for the pictures of a run, or that of its first logger, where checkpoints are too.
+
+    ``None`` if that is no folder of this machine: only the loggers get the pictures then.
 
     Args:
         trainer: trainer of the run, on rank 0.
@@ -55,10 +77,15 @@ def report_folder(trainer: Trainer) -> Path:
     if folder is not None:
         return folder
     logger = next(iter(trainer.loggers), None)
-    if logger is None:
-        return Path(trainer.default_root_dir)
-    root = logger.save_dir or trainer.default_root_dir
-    return Path(root, str(logger.name), str(logger.version))
+    root, names = trainer.default_root_dir, []
+    if logger is not None:
+        root, names = logger.save_dir or root, [str(logger.name), str(logger.version)]
+    return Path(root, *names) if _is_local(str(root)) else None
+
+
+def _is_local(folder: str) -> bool:
+    """Whether this is no bucket and the like, of which a path would be a folder ``s3:``."""
+    return "://" not in folder
 
 
 def _pictures(scaler: Scaler, sample: DataSample) -> Iterator[tuple[str, Any]]:
@@ -73,12 +100,12 @@ def _pictures(scaler: Scaler, sample: DataSample) -> Iterator[tuple[str, Any]]:
         yield "loss_terms", draw_terms(scaler.mean_squares, missing or None)
 
 
-def _log_picture(trainer: Trainer, tag: str, path: Path, pixels: Any, step: int) -> None:
+def _log_picture(trainer: Trainer, tag: str, path: Path | None, pixels: Any, step: int) -> None:
     """Add a picture to those loggers that take any, such as TensorBoard and W&B."""
     for logger in trainer.loggers:
         experiment: Any = getattr(logger, "experiment", None)
         if hasattr(logger, "log_image"):
-            logger.log_image(key=tag, images=[str(path)], step=step)
+            logger.log_image(key=tag, images=[str(path) if path else pixels], step=step)
         elif hasattr(experiment, "add_image"):
             experiment.add_image(tag, pixels, step, dataformats="HWC")
 

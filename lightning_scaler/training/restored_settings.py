@@ -1,47 +1,40 @@
 """Whether the settings requested now are those of restored scales."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
+from ..plain_tensors import Declaration
 from ..scaling import Scaler, TargetScales
-from ..settings import FixedScale, RefitPart, Settings, check_names
+from ..settings import RefitPart, check_names, same_unit
+from .fit_settings import FitSettings
 
 # The settings of a target, by name, and its values in the scales and now.
 Pairs = dict[str, tuple[Any, Any]]
 
 
-def check_restored(
-    scaler: Scaler,
-    requested: Settings,
-    targets: Collection[str],
-    intensive_targets: Collection[str],
-    fixed_scales: dict[str, FixedScale],
-    fixed_baseline: dict[str, dict[int, float]],
-    additive: str | None = None,
-    without_baseline: Collection[str] = (),
-    part: RefitPart | None = None,
-    new_scales: Collection[str] = (),
-) -> None:
+def check_restored(scaler: Scaler, request: FitSettings) -> None:
     """Check that the settings of restored scales are those requested now.
+
+    If targets are named, settings of others are compared only where they are named too.
+    ``system_labels="auto"`` matches any, and so does no additive module where the network provides
+    one. A part of the scales that is fitted again may have other settings.
 
     Args:
         scaler: restored scaler.
-        requested: general settings; ``system_labels="auto"`` matches any.
-        targets: names of the targets to fit; of others, only settings that name them are compared.
-            Empty: all are.
-        intensive_targets: names of the targets that are not divided by the number of atoms.
-        fixed_scales: per-target scales by target name, as ``settings.parse_fixed_scales`` returns
-            them.
-        fixed_baseline: contributions per atomic type by target name, as
-            ``settings.parse_fixed_baseline`` returns them.
-        additive: class name of the additive module; ``None`` matches one that the network provides.
-        without_baseline: names of the targets that are excluded from the composition baseline.
-        part: part of the scales that is fitted again, whose settings may differ.
-        new_scales: names of the targets whose scales are fitted again.
+        request: settings of the callback.
 
     Raises:
         ValueError: for names of unknown targets, and if settings differ: each with both values.
     """
+    targets, part, intensive_targets = (
+        request.targets or (),
+        request.part,
+        request.intensive_targets,
+    )
+    fixed_scales, fixed_baseline = request.fixed_scales, request.fixed_baseline
+    without_baseline = request.without_baseline
     known = {*scaler.targets, *targets}
     check_names("intensive_targets", sorted(intensive_targets), known)
     check_names("fixed_scales", fixed_scales, known)
@@ -52,7 +45,7 @@ def check_restored(
     compared = [name for name in scaler.targets if not targets or name in named]
 
     def differences(part: RefitPart | None) -> list[str]:
-        pairs = _general_settings(scaler, requested, additive, part)
+        pairs = _general_settings(scaler, request, part)
         for name in compared:
             scales = scaler.targets[name]
             if scales.layout.sample_kind == "structure":
@@ -67,7 +60,7 @@ def check_restored(
             if part is not None:
                 fixed = _of_known_types(fixed, _types_with_scales(scales))
                 weights = _of_known_types(weights, _types_with_weights(scales))
-            if name not in new_scales:
+            if name not in request.output_layers:
                 pairs[f"fixed_scales: {name}"] = fixed
             if part != "baseline":
                 pairs[f"fixed_baseline: {name}"] = weights
@@ -92,10 +85,77 @@ def check_restored(
     )
 
 
-def _general_settings(
-    scaler: Scaler, requested: Settings, additive: str | None, part: RefitPart | None
-) -> Pairs:
-    restored = scaler.settings
+def declare_targets(scaler: Scaler, request: FitSettings) -> None:
+    """Give a scaler the declared targets, or none for a list of names, and the units of the data.
+
+    A checkpoint may have others.
+
+    Args:
+        scaler: scaler of the module, fitted or not.
+        request: settings of the callback.
+
+    Raises:
+        ValueError: if the scales that are kept belong to other values or units.
+    """
+    if request.declaration is not None and scaler.fitted and request.refit is not True:
+        check_same_values(scaler.declaration, request.declaration)
+        _warn_of_undeclared(scaler, request.declaration)
+    if request.refit is not True:
+        check_same_units(scaler.units, request.units)
+    if request.targets is not None:
+        scaler.declaration = request.declaration
+    scaler.units = {**scaler.units, **request.units}
+
+
+def check_same_values(before: Declaration | None, now: Declaration) -> None:
+    """Check that declared targets have the values that restored scales belong to.
+
+    Addresses may differ.
+
+    Raises:
+        ValueError: for values per atom instead of totals.
+    """
+    for name in now.targets.keys() & (before.targets.keys() if before else set()):
+        old, new = (getattr(d.targets[name], "per_atom", None) for d in (before, now) if d)
+        if None not in (old, new):
+            _check_same(name, "per_atom", old, new)
+
+
+def check_same_units(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Check that the data have the units that restored scales belong to.
+
+    Raises:
+        ValueError: for another unit.
+    """
+    for name in before.keys() & now.keys():
+        if not same_unit(before[name], now[name]):
+            _check_same(name, "unit", before[name], now[name])
+
+
+def _warn_of_undeclared(scaler: Scaler, now: Declaration) -> None:
+    """Warn of targets with scales that were declared before and are not any more."""
+    before = scaler.declaration.targets.keys() if scaler.declaration else set()
+    undeclared = sorted((before & scaler.targets.keys()) - now.targets.keys())
+    if undeclared:
+        rank_zero_warn(
+            f"the module has scales of the targets {undeclared}, which targets={{…}} does not "
+            "declare, so that they stay in model space where forward returns them, also in "
+            "predictions, and with checkpoints of this run; declare them too, unless forward no "
+            "longer returns them"
+        )
+
+
+def _check_same(name: str, argument: str, old: Any, new: Any) -> None:
+    if old != new:
+        raise ValueError(
+            f"target '{name}': the scales that the module already has are for {argument}={old!r}, "
+            f"and it is declared with {argument}={new!r}; use the same values, or set refit=True "
+            "to fit again"
+        )
+
+
+def _general_settings(scaler: Scaler, request: FitSettings, part: RefitPart | None) -> Pairs:
+    restored, requested, additive = scaler.settings, request.settings, request.additive_name
     names = ("enabled",) if part == "baseline" else ("enabled", "baseline")
     pairs = {name: (getattr(restored, name), getattr(requested, name)) for name in names}
     # Provisional scales are "pooled", whatever was requested.

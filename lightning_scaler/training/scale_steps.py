@@ -28,13 +28,11 @@ def scale_steps(trainer: Trainer, module: LightningModule, callback: Callback, a
         AttributeError: if there is no such submodule.
     """
     cls, name = type(module), type(module).__name__
+    refuse_new_processes(trainer, module)
     _remove_redirection(module)
     problem = _why_not(trainer, module, callback)
     if problem is not None:
-        raise TypeError(
-            f"TargetScaler: the steps of {name} cannot be scaled here, because {problem}; write "
-            f"class Scaled{name}(ScaledSteps, {name}) and train that"
-        )
+        raise _cannot_be_scaled(module, problem)
     scaled: Any = scaled_class  # mypy takes a class for a function that returns it
     module.__class__ = scaled(cls, at)
     prepare(module, at)
@@ -43,6 +41,21 @@ def scale_steps(trainer: Trainer, module: LightningModule, callback: Callback, a
         "in loss space, all other steps and predictions in the units of the data, so training and "
         "validation losses have different units"
     )
+
+
+def refuse_new_processes(trainer: Trainer, module: LightningModule) -> None:
+    """Refuse strategies whose processes have copies of the module, the classes of which change.
+
+    The hooks of a fit run in these processes; what starts them shows their errors with everything
+    that called them, and then asks the callbacks for more.
+
+    Raises:
+        TypeError: naming the way out.
+    """
+    if "MultiProcessing" in type(trainer.strategy.launcher).__name__:
+        strategy = type(trainer.strategy).__name__
+        problem = f"{strategy} starts processes that copy the module"
+        raise _cannot_be_scaled(module, problem) from None
 
 
 def move_place(module: LightningModule, at: str) -> None:
@@ -110,6 +123,14 @@ def unscaled_copy(module: ScaledSteps) -> LightningModule:
     return copied  # type: ignore[no-any-return]
 
 
+def _cannot_be_scaled(module: LightningModule, problem: str) -> TypeError:
+    name = type(module).__name__
+    return TypeError(
+        f"TargetScaler: the steps of {name} cannot be scaled here, because {problem}; write "
+        f"class Scaled{name}(ScaledSteps, {name}) and train that"
+    )
+
+
 def _create(create: Callable[..., Any], cls: Any, at: str, arguments: tuple[Any, ...]) -> Any:
     return create(scaled_class(cls, at), *arguments)
 
@@ -125,8 +146,6 @@ def _why_not(trainer: Any, module: Any, callback: Callback) -> str | None:
     """Why a change of the class would not hold; ``None`` if it would."""
     if "forward" in vars(module) or getattr(module, "_compiler_ctx", None) is not None:
         return "it was compiled before the fit, and its compiled methods would not be replaced"
-    if "MultiProcessing" in type(trainer.strategy.launcher).__name__:
-        return f"{type(trainer.strategy).__name__} starts processes that copy the module"
     callbacks = trainer.callbacks
     before = callbacks[: callbacks.index(callback)]
     names = [base.__name__ for other in before for base in type(other).__mro__]

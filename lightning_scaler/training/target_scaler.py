@@ -1,60 +1,38 @@
 """The callback that fits the scales of a module before it trains."""
 
-import inspect
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection
 from typing import Any, cast
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from ..baselines import BaselineSetting, FrozenModule, class_name, parse_baseline
-from ..batches import clone_inference_tensors
+from ..baselines import FrozenModule
 from ..data_pass import LoaderRecord, RandomStates, preserve_rng
-from ..fitting import ScaleAccumulator
-from ..reports import check_matplotlib
-from ..scaling import Scaler, targets_to_loss
-from ..settings import (
-    Against,
-    Numbers,
-    RefitPart,
-    Settings,
-    SystemLabels,
-    UnseenTypes,
-    parse_fixed_scales,
-)
 from .checks import (
     check_alone,
-    check_arguments,
     check_averaging,
     check_declared,
     check_fitted,
     check_module,
     check_own_loss,
-    check_refit,
     check_resumed,
-    check_same_units,
-    check_same_values,
     name_of_tuner,
     raise_for_tuner,
-    warn_of_undeclared,
 )
 from .fit import fit_missing
-from .fit_decision import FitRequest, is_dev_run, restores_later
+from .fit_decision import is_dev_run, restores_later
 from .fit_report import print_fit, report_kept_scales
-from .loss_settings import LossSettings
+from .fit_settings import FitSettings
 from .own_scaling import warn_of_own_scaling
-from .picture_report import write_report
-from .run_folder import run_folder
-from .scale_steps import move_place, scale_steps
+from .picture_report import run_folder, write_report
+from .restored_settings import declare_targets
+from .scale_steps import move_place, refuse_new_processes, scale_steps
 from .scaled_module import ScaledModule, scaler_of
 from .scaled_steps import ScaledSteps
-from .validation_check import ValidationCheck
-from .validation_rms import ValidationRms
+from .validation_targets import ValidationTargets
 
 
-class TargetScaler(Callback):
+class TargetScaler(FitSettings, Callback):
     """Fits the scales and the baseline of a module's targets in one pass over the training data.
 
     The module is a ``LightningModule`` with the :class:`TargetScalingMixin`. With declared targets,
@@ -155,64 +133,14 @@ class TargetScaler(Callback):
         ... )
     """
 
-    def __init__(
-        self,
-        enabled: bool = True,
-        targets: Sequence[str] | Mapping[str, Any] | None = None,
-        fixed_scales: Numbers | None = None,
-        intensive_targets: Iterable[str] = (),
-        baseline: BaselineSetting = "composition",
-        fixed_baseline: Numbers | None = None,
-        unseen_types: UnseenTypes = "error",
-        system_labels: SystemLabels = "auto",
-        limit_batches: int | None = None,
-        relative_error: float | None = None,
-        refit: bool | RefitPart = False,
-        against: Against = "targets",
-        output_layers: Mapping[str, str] | None = None,
-        loss_weights: Numbers | None = None,
-        balance_loss: bool | None = None,
-        cache: str | os.PathLike[str] | None = None,
-        batch: Mapping[str, Any] | None = None,
-        at: str = "forward",
-        report: bool = False,
-        units: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__()
-        check_arguments(unseen_types, limit_batches, relative_error, enabled=enabled, report=report)
-        if report:
-            check_matplotlib("reports of a fit")
-        self.report = report
-        self._validation_rms = ValidationRms()
-        self.enabled = enabled
-        self.fixed_scales = parse_fixed_scales(fixed_scales)
-        self._baseline_setting = baseline
-        self.baseline, self.additive = parse_baseline(baseline, fixed_baseline)
-        check_refit(refit, against, output_layers, self.baseline, relative_error)
-        self.unseen_types: UnseenTypes = unseen_types
-        self.limit_batches = limit_batches
-        self.relative_error = relative_error
-        self.refit, self.against = refit, against
-        self.output_layers = None if output_layers is None else dict(output_layers)
-        self.cache = None if cache is None else os.fspath(cache)
-        # The accumulator checks these settings and converts them to tuples and sets.
-        checked = ScaleAccumulator(
-            targets, intensive_targets, self.baseline, system_labels, batch=batch, units=units
-        )
-        self.declaration, self.units = checked.declaration, checked.units
-        self.at = at
-        self.targets, self.intensive_targets = checked.targets, checked.intensive_targets
-        self.system_labels: SystemLabels = system_labels
-        loss = LossSettings.parse(loss_weights, balance_loss, self.targets, self.declaration)
-        self.loss_weights, self.balance_loss = loss.weights, loss.balance
-        self._scales_kept = False
-        # Names of the targets whose scales were kept, until the first batch.
-        self._to_report: set[str] = set()
-        self._validation_check = ValidationCheck()
-        self._states_at_train_start: RandomStates | None = None
-        self._before_dev_run: dict[str, Any] | None = None
-        # From the start of a fit until its scales are there.
-        self._record: LoaderRecord | None = None
+    _scales_kept = False
+    # Names of the targets whose scales were kept, until the first batch.
+    _to_report: Collection[str] = ()
+    _validation: ValidationTargets
+    _states_at_train_start: RandomStates | None = None
+    _before_dev_run: dict[str, Any] | None = None
+    # From the start of a fit until its scales are there.
+    _record: LoaderRecord | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -221,6 +149,7 @@ class TargetScaler(Callback):
         Checks the module, gives its scaler the additive module, and moves this callback before
         those that train in their own ``on_fit_start``.
         """
+        _mode_before_evaluation(trainer).mode.clear()
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         check_alone(callbacks)
         check_averaging(callbacks, self.refit)
@@ -235,11 +164,11 @@ class TargetScaler(Callback):
         elif self.additive is not None and not scaler.fitted:
             # The weights may come from a checkpoint.
             scaler.additive = FrozenModule(self.additive)
-        self._scales_kept, self._to_report = False, set()
-        self._validation_check = ValidationCheck()
+        self._scales_kept, self._to_report = False, ()
+        self._validation = ValidationTargets(self.report)
         self._forget_record()
         self._states_at_train_start = None
-        self._declare(scaler)
+        declare_targets(scaler, self)
         callbacks.insert(0, callbacks.pop(callbacks.index(self)))
 
     @override
@@ -285,12 +214,12 @@ class TargetScaler(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Called before every training batch. Reports on the first one if scales were kept."""
-        kept, self._to_report = self._to_report, set()
+        kept, self._to_report = self._to_report, ()
         if kept and trainer.is_global_zero:
             with preserve_rng([]):
                 module = cast(ScaledModule, pl_module)
                 far = report_kept_scales(module, batch, kept, read_data=not self._scales_kept)
-            self._validation_check.leave_out(far)
+            self._validation.leave_out(far)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -301,9 +230,13 @@ class TargetScaler(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Called when a run fails. Undoes the same, and forgets the loaders."""
-        module = cast(ScaledModule, pl_module)
-        module._validation_check = module._validation_rms = None
+        """Called when a run fails. Undoes the same, and what an evaluation did to the module."""
+        if not isinstance(pl_module, ScaledModule) and isinstance(exception, Exception):
+            refuse_new_processes(trainer, pl_module)
+        if trainer.evaluating or trainer.sanity_checking or trainer.predicting:
+            # Lightning does so only at the end: what is trained next would be in evaluation mode.
+            _mode_before_evaluation(trainer).restore(pl_module)
+        ValidationTargets.detach(cast(ScaledModule, pl_module))
         self._undo_dev_run(pl_module)
         self._forget_record()
 
@@ -315,13 +248,8 @@ class TargetScaler(Callback):
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when validation begins. Raises an error if there are no scales."""
-        self._declare(check_fitted(trainer, pl_module))
-        if self._compares(trainer):
-            self._validation_check.postpone(self._to_report)
-            cast(ScaledModule, pl_module)._validation_check = self._validation_check
-        if self.report:
-            self._validation_rms.reset()
-            cast(ScaledModule, pl_module)._validation_rms = self._validation_rms
+        declare_targets(check_fitted(trainer, pl_module), self)
+        self._validation.start(trainer, cast(ScaledModule, pl_module), self._to_report)
 
     @override
     def on_validation_batch_start(
@@ -336,34 +264,15 @@ class TargetScaler(Callback):
 
         Shows its targets to what sees them, where the module does not do so by itself.
         """
-        if self.report:
-            self._validation_rms.begin_batch(trainer, batch_idx, dataloader_idx)
-        if isinstance(pl_module, ScaledSteps) and (self.report or self._compares(trainer)):
-            try:
-                with torch.inference_mode(False), torch.no_grad():
-                    self._show_targets(trainer, pl_module, clone_inference_tensors(batch))
-            except Exception as error:
-                # A step of theirs may do without what is missing here.
-                self._validation_check.finished = True
-                if self.report:
-                    self._validation_rms.warn(error)
-
-    def _show_targets(self, trainer: Trainer, module: ScaledSteps, batch: Any) -> None:
-        scaler = scaler_of(module)
-        systems, targets, masks = module._move_batch(module._read_batch(batch))
-        if self._compares(trainer):
-            self._validation_check.add(scaler, systems, targets, masks)
-        if self.report:
-            in_loss = targets_to_loss(scaler, systems, targets, masks, torch.float64)
-            self._validation_rms.add(scaler, systems, in_loss)
+        module = cast(ScaledModule, pl_module)
+        self._validation.start_batch(trainer, module, batch, batch_idx, dataloader_idx)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when a validation epoch ends. With ``report``, logs the RMS of each target."""
-        if self.report:
-            module = cast(ScaledModule, pl_module)
+        found = self._validation.rms(trainer, cast(ScaledModule, pl_module))
+        if found:
             # The same on all processes: their mean only keeps Lightning from a warning.
-            found = self._validation_rms.compute(trainer, module)
             pl_module.log_dict(found, sync_dist=True, add_dataloader_idx=False)
 
     @override
@@ -372,79 +281,29 @@ class TargetScaler(Callback):
 
         So it does after the sanity check.
         """
-        module = cast(ScaledModule, pl_module)
-        module._validation_check = module._validation_rms = None
-        if self._compares(trainer):
-            self._validation_check.finish(scaler_of(module), bool(trainer.sanity_checking))
-
-    def _compares(self, trainer: Trainer) -> bool:
-        compares = trainer.is_global_zero and not is_dev_run(trainer)
-        return compares and not self._validation_check.finished
+        self._validation.finish(trainer, cast(ScaledModule, pl_module))
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when testing begins. Raises an error if there are no scales."""
-        self._declare(check_fitted(trainer, pl_module))
+        declare_targets(check_fitted(trainer, pl_module), self)
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when prediction begins. Raises an error if there are no scales."""
-        self._declare(check_fitted(trainer, pl_module))
-
-    def __repr__(self) -> str:
-        values = {
-            "enabled": self.enabled,
-            "targets": self.targets if self.declaration is None else dict(self.declaration.targets),
-            "fixed_scales": self.fixed_scales or None,
-            "intensive_targets": tuple(sorted(self.intensive_targets)),
-            "baseline": self._baseline_setting,
-            "fixed_baseline": (self.baseline and self.baseline.fixed) or None,
-            "unseen_types": self.unseen_types,
-            "system_labels": self.system_labels,
-            "limit_batches": self.limit_batches,
-            "relative_error": self.relative_error,
-            "refit": self.refit,
-            "against": self.against,
-            "output_layers": self.output_layers,
-            "loss_weights": self.loss_weights,
-            "balance_loss": self.balance_loss,
-            "cache": self.cache,
-            "at": self.at,
-            "batch": (self.declaration and dict(self.declaration.batch)) or None,
-            "report": self.report,
-            "units": self.units or None,
-        }
-        defaults = inspect.signature(TargetScaler).parameters
-        changed = (
-            f"{name}={_in_short(value)}"
-            for name, value in values.items()
-            if value != defaults[name].default
-        )
-        return f"{type(self).__name__}({', '.join(changed)})"
-
-    def _declare(self, scaler: Scaler) -> None:
-        """Set the declared targets, or none for a list of names; a checkpoint may have others."""
-        if self.declaration is not None and scaler.fitted and self.refit is not True:
-            check_same_values(scaler.declaration, self.declaration)
-            warn_of_undeclared(scaler, self.declaration)
-        if self.refit is not True:
-            check_same_units(scaler.units, self.units)
-        if self.targets is not None:
-            scaler.declaration = self.declaration
-        scaler.units = {**scaler.units, **self.units}
+        declare_targets(check_fitted(trainer, pl_module), self)
 
     def _fit_if_needed(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._record is None:
             return
         module = cast(ScaledModule, pl_module)
-        self._declare(scaler_of(module))
+        declare_targets(scaler_of(module), self)
         check_declared(module)
         # Parameters that absorb new scales would no longer suit the scales from before.
         if is_dev_run(trainer) and self.refit in ("types", "baseline"):
             self._before_dev_run = scaler_of(module).state()
         try:
-            loss = LossSettings(self.loss_weights, self.balance_loss)
-            result = fit_missing(trainer, module, self._request(), loss, self._record)
+            result = fit_missing(trainer, module, self, self._record)
         finally:
             self._forget_record()
         self._scales_kept, scaler = result is None, scaler_of(module)
@@ -460,36 +319,8 @@ class TargetScaler(Callback):
             self._record.close()
         self._record = None
 
-    def _request(self) -> FitRequest:
-        settings = Settings(
-            system_labels=self.system_labels,
-            unseen_types=self.unseen_types,
-            enabled=self.enabled,
-            baseline="none" if self.baseline is None else "composition",
-            loss_weights=self.loss_weights or {},
-            balance_loss=self.balance_loss is not False,
-        )
-        return FitRequest(
-            settings,
-            self.targets,
-            self.intensive_targets,
-            self.fixed_scales,
-            self.baseline,
-            self.additive,
-            self.limit_batches,
-            self.refit,
-            self.against,
-            self.declaration,
-            self.output_layers or {},
-            self.cache,
-            self.report,
-            self.relative_error,
-            self.units,
-        )
 
-
-def _in_short(value: object) -> str:
-    """The ``repr`` of a setting; modules with children are shown by their class alone."""
-    if isinstance(value, torch.nn.Module) and next(value.children(), None) is not None:
-        return f"{class_name(value)}(...)"
-    return repr(value)
+def _mode_before_evaluation(trainer: Any) -> Any:
+    """The parts of the module in training mode, as Lightning notes them before an evaluation."""
+    predicts = trainer.state.fn == "predict"
+    return (trainer.predict_loop if predicts else trainer._evaluation_loop)._module_mode

@@ -158,6 +158,26 @@ def test_loggers_that_take_files_get_the_paths(tmp_path):
     assert pictures(folder) == PICTURES
 
 
+class Remote(Gallery):
+    """One whose folder is a bucket."""
+
+    @property
+    def save_dir(self):
+        return "s3://bucket"
+
+
+def test_a_folder_that_is_not_of_this_machine_is_not_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    logger = Remote(tmp_path)
+    run_with_one_target(tmp_path, logger)
+    assert list(tmp_path.iterdir()) == []
+    assert "pictures of the fit" not in capsys.readouterr().out
+    assert len(logger.images) == 3
+    for (pixels,), _ in logger.images.values():
+        assert pixels.shape[2] == 3
+        assert pixels.std() > 10  # not blank
+
+
 def test_without_a_logger_pictures_are_in_the_root_folder_of_the_trainer(tmp_path, capsys):
     run_with_one_target(tmp_path)
     assert pictures(tmp_path) == PICTURES

@@ -6,6 +6,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from omegaconf import OmegaConf
 from small_training import SmallData, SmallNet, quiet_trainer, scaler_callback
 
+from lightning_scaler.training.picture_report import report_folder
+
 FILE = "target_scales.txt"
 
 
@@ -59,3 +61,18 @@ def test_a_folder_that_is_no_folder_of_this_machine_is_left_alone(tmp_path, monk
     trainer = run(tmp_path, logger=CSVLogger("memory://bucket"))
     assert trainer.log_dir.startswith("memory://")
     assert not list(tmp_path.rglob("*.txt"))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_first_folder_of_this_machine_is_taken(tmp_path, monkeypatch, order):
+    monkeypatch.chdir(tmp_path)
+    loggers = [CSVLogger("memory://bucket"), CSVLogger(tmp_path / "mine")]
+    run(tmp_path, logger=loggers[::order])
+    assert [path.name for path in tmp_path.rglob("*.txt")] == [FILE]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_remote_root_folder_is_not_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert report_folder(quiet_trainer("memory://bucket")) is None
+    assert list(tmp_path.iterdir()) == []

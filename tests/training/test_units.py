@@ -10,7 +10,7 @@ from small_training import SmallData, SmallNet, quiet_trainer, scaler_callback
 from torch.utils.data import DataLoader
 
 from lightning_scaler import PerStructure, ScaleAccumulator, Scaler, TargetScaler
-from lightning_scaler.training.checks import check_same_units
+from lightning_scaler.training.restored_settings import check_same_units
 
 UNITS = {"energy": "eV", "energy/positions": "eV/Å", "dipole": "e Å"}
 
