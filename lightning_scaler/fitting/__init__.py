@@ -6,7 +6,7 @@ rooms from ``tensors`` to ``scaling``. Works without Lightning.
 
 from .accumulator import ScaleAccumulator
 from .data_parts import DataPart, missing_shards
-from .force_targets import describe_force_targets
+from .data_warnings import describe_force_targets
 from .random_sample import RandomSample
 from .sampling_errors import estimate_sample, merged
 from .saved_files import load_saved, merge_files

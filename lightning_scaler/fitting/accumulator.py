@@ -1,26 +1,15 @@
 """One pass over the data gives the baseline and all scales."""
 
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
 from typing import Any, Literal, cast
 
 import torch
 from metatensor.torch import TensorMap
-from torch import Tensor
 
-from ..baselines import (
-    AdditiveCoverage,
-    CompositionBaseline,
-    FrozenModule,
-    align_contributions,
-    freeze,
-    parse_baseline,
-)
-from ..batches import Atoms, check_plain_values, index_targets
-from ..plain_tensors import Declaration, DeclaredBatch, read_batch
-from ..scaling import SAMPLED_DATA, Scaler, TargetScales, is_auxiliary
+from ..baselines import CompositionBaseline, FrozenModule, freeze, parse_baseline
+from ..plain_tensors import Declaration, read_batch
+from ..scaling import SAMPLED_DATA, Scaler, TargetScales
 from ..settings import (
     FixedScale,
     Numbers,
@@ -30,30 +19,25 @@ from ..settings import (
     UnseenTypes,
     check_choice,
     check_names,
-    did_you_mean,
     join_units,
     list_of_names,
     parse_fixed_scales,
     parse_units,
 )
 from ..statistics import TargetStatistics
-from ..tensors import (
-    InvalidStateError,
-    Key,
-    digest,
-    from_state,
-    is_tensormap,
-    load_state,
-    mask_values,
-    save_state,
-    state_of,
-    to_state,
+from ..tensors import from_state, state_of, to_state
+from .accumulator_state import (
+    AccumulatorSettings,
+    Collected,
+    check_errors,
+    load_content,
+    read_saved,
+    save_accumulator,
 )
-from .accumulator_state import Collected, SavedAccumulator
-from .data_parts import DataPart, merge_parts
+from .batch_targets import BatchInputs
+from .data_names import NamesInData, check_tensormap, choose_targets
+from .data_parts import DataPart, Origin, merge_origins
 from .data_warnings import warn_of_data
-from .energies_per_atom import warn_of_energies_per_atom
-from .fit import fit_target
 from .fit_checks import check_values, warn_of_fit
 from .random_sample import RandomSample
 from .refit import EarlierFit, check_subtracted
@@ -145,11 +129,8 @@ class ScaleAccumulator:
         self.baseline = baseline
         self.system_labels: SystemLabels = system_labels
         self.additive = freeze(additive)
-        self._collection = TargetCollection(self.intensive_targets, baseline)
-        self._coverage = AdditiveCoverage()
-        self._ignored: set[str] = set()
-        self._missing_declared: dict[str, str] | None = None
-        self._masked: set[str] = set()
+        self._collection = TargetCollection(self.intensive_targets, baseline, self.additive)
+        self._names = NamesInData()
         self.parts: tuple[DataPart, ...] = ()
         self.sample: RandomSample | None = None
 
@@ -165,16 +146,7 @@ class ScaleAccumulator:
 
     def fresh(self) -> "ScaleAccumulator":
         """An empty accumulator with the same settings."""
-        declaration = self.declaration
-        return ScaleAccumulator(
-            self.targets if declaration is None else declaration.targets,
-            self.intensive_targets,
-            self.baseline,
-            self.system_labels,
-            self.additive,
-            None if declaration is None else declaration.batch,
-            self.units,
-        )
+        return ScaleAccumulator(**self._settings.arguments(), system_labels=self.system_labels)
 
     def fit(
         self,
@@ -230,45 +202,15 @@ class ScaleAccumulator:
         """
         if targets is None:
             systems, targets, masks = read_batch(systems, self.declaration)
-        if isinstance(systems, DeclaredBatch) and self._missing_declared is None:
-            self._missing_declared = _missing_in_first_batch(systems, targets)
-        chosen = {
-            name: tensor
-            for name, tensor in targets.items()
-            if (name in self.targets if self.targets is not None else not is_auxiliary(name))
-        }
-        if self.targets is None:
-            check_plain_values(targets)
-        for name, tensor in chosen.items():
-            _check_tensormap(f"target '{name}'", tensor)
-        chosen, layouts = self._collection.read_layouts(chosen)
-        # A target without any block is absent from the batch.
-        chosen = {name: tensor for name, tensor in chosen.items() if layouts[name].blocks}
-        kept_values = {}
-        for name, mask in (masks or {}).items():
-            if name in chosen:
-                _check_tensormap(f"mask of target '{name}'", mask)
-                kept_values[name] = mask_values(name, chosen[name], mask.to(device="cpu"))
-        atoms = Atoms.from_systems(systems).to("cpu")
-        # Contributions depend on positions, so that isomers must not be exchanged.
-        exact = exact_labels or self.additive is not None
-        indexing, indexed = index_targets(atoms, chosen, layouts, self.system_labels, exact=exact)
-        # All targets are requested: a module may know some that are not fitted here.
-        with torch.no_grad():
-            outputs = {} if self.additive is None else self.additive(atoms, targets)
-        contributions = align_contributions(outputs, chosen, atoms, indexing)
-        coverage = AdditiveCoverage()
-        if self.additive is not None and atoms.n_systems:
-            fitted = {name: layouts[name] for name in chosen}
-            coverage = AdditiveCoverage.of_batch(outputs, fitted, contributions)
-            self._coverage.check(coverage, self.additive.name, layouts)
-        self._collection.update(indexed, atoms, kept_values, contributions)
-        self._coverage.merge(coverage)
-        self.system_labels = indexing.labels
-        self._ignored |= targets.keys() - chosen.keys()
-        self._masked |= (masks or {}).keys()
-        self.parts = ()
-        self.sample = None
+        self._names.read_first_batch(systems, targets)
+        chosen, masks = choose_targets(self.targets, targets), masks or {}
+        for name in masks.keys() & chosen.keys():
+            check_tensormap(f"mask of target '{name}'", masks[name])
+        batch = BatchInputs(systems, targets, chosen, masks)
+        self.system_labels = self._collection.update(batch, self.system_labels, exact_labels)
+        self._names.ignored |= targets.keys() - self._collection.layouts.keys()
+        self._names.masked |= masks.keys()
+        self.parts, self.sample = (), None
 
     def follow(self, earlier: "ScaleAccumulator") -> None:
         """Go on after the batches of another accumulator with the same settings.
@@ -276,7 +218,7 @@ class ScaleAccumulator:
         The meaning of labels, and the targets that the first batch lacks, are taken from it.
         """
         self.system_labels = earlier.system_labels
-        self._missing_declared = earlier._missing_declared
+        self._names.missing_declared = earlier._names.missing_declared
 
     def merge(self, other: "ScaleAccumulator") -> None:
         """Add everything that another accumulator has seen, which stays as it is.
@@ -288,49 +230,25 @@ class ScaleAccumulator:
         """
         decided = {self.system_labels, other.system_labels} - {"auto"}
         with_weights = self.additive is not other.additive
-        ours, theirs = self._settings(with_weights), other._settings(with_weights)
+        ours, theirs = (one._settings.compared(with_weights) for one in (self, other))
         if len(decided) > 1 or ours != theirs:
             raise ValueError(
                 "expected an accumulator with the same settings, got "
                 f"{ours} with system_labels={self.system_labels!r} and "
                 f"{theirs} with system_labels={other.system_labels!r}"
             )
-        layouts, others = self._collection.layouts, other._collection.layouts
-        sample = self.sample or other.sample
-        if not (self.is_empty or other.is_empty):
-            for one in (self.sample, other.sample):
-                if one is not None and not one.complete:
-                    raise ValueError(
-                        "expected statistics of all of some data, got those of a random sample "
-                        f"({one.n_batches} of {one.n_all_batches} batches), which would count for "
-                        "too little; collect them without relative_error"
-                    )
-            sample = None
-        parts = merge_parts(self.parts, other.parts)
-        unknown = any(not a.is_empty and not a.parts for a in (self, other))
-        if parts and unknown:
-            raise ValueError(
-                "expected two accumulators that say which data they hold, got one with parts="
-                f"{[str(part) for part in parts]} and one without; set the parts of both or of "
-                "neither"
-            )
-        for name in layouts.keys() & others.keys():
-            layouts[name].union(others[name])
-        if self.additive is not None:
-            self._coverage.check(other._coverage, self.additive.name, others)
+        origins = (Origin(one.parts, one.sample, one.is_empty) for one in (self, other))
+        parts, sample = merge_origins(*origins)
+        self._collection.check_merge(other._collection)
         self.units = join_units(self.units, other.units)
         self.system_labels = decided.pop() if decided else "auto"
-        self._coverage.merge(other._coverage)
-        self._ignored |= other._ignored
-        self._masked |= other._masked
-        if self._missing_declared is None:
-            self._missing_declared = other._missing_declared
+        self._names.merge(other._names)
         self._collection.merge(other._collection)
         self.parts, self.sample = parts, sample
 
     def settings_differences(self, other: "ScaleAccumulator") -> list[str]:
         """The settings that differ from those of another accumulator, each with both values."""
-        ours, theirs = self._settings(with_weights=True), other._settings(with_weights=True)
+        ours, theirs = (one._settings.compared(with_weights=True) for one in (self, other))
         return [
             f"{name} ({value!r} and {theirs[name]!r})"
             for name, value in ours.items()
@@ -417,7 +335,7 @@ class ScaleAccumulator:
                 baseline or the additive module that belongs to scales that are kept.
         """
         check_choice("part", part, RefitPart)
-        of_errors = {} if errors is None else errors._collection.statistics
+        of_errors = {} if errors is None else errors.statistics
         new_scales = list_of_names("new_scales", new_scales)
         check_names("new_scales", new_scales, self._collection.layouts)
         in_data = self._collection.layouts
@@ -441,18 +359,10 @@ class ScaleAccumulator:
         """The scaler of the targets in the data; see :meth:`compute` and :meth:`refit`."""
         check_choice("unseen_types", unseen_types, UnseenTypes)
         fixed = parse_fixed_scales(fixed_scales)
-        statistics = self._collection.statistics
+        statistics = self.statistics
         kept = {} if earlier is None else earlier.targets
-        self._check_names(statistics, fixed, kept)
-        if self.additive is not None:
-            self._coverage.check_used(self.additive.name, statistics)
-            for name, parameter in sorted(self._coverage.missing_gradients):
-                warnings.warn(
-                    f"additive module {self.additive.name}: it gives no gradient '{parameter}' of "
-                    f"the target '{name}', which counts as zero although its values are "
-                    "subtracted; give the gradient too, unless it is zero",
-                    stacklevel=3,
-                )
+        self._names.check(self._settings, self._collection.layouts, fixed, kept, self._data)
+        self._collection.check_additive()
         if not self.all_fixed(fixed):
             requested = (self.targets or ()) if complete else ()
             check_values(statistics, requested, f"the {self._data}")
@@ -463,7 +373,9 @@ class ScaleAccumulator:
                     target_statistics, self.baseline, fixed.get(name), enabled
                 )
             else:
-                scales[name], noise = self._fit_target(target_statistics, fixed.get(name), enabled)
+                scales[name], noise = self._collection.fit(
+                    name, fixed.get(name), enabled, self.sample
+                )
             layout, types = scales[name].layout, scales[name].types
             below_noise[name] = layout.describe_properties(noise, types)
         warn_of_fit(
@@ -487,36 +399,18 @@ class ScaleAccumulator:
 
         Neither checks nor warnings of :meth:`compute` are made.
         """
-        return {name: (one, self._fit_target(one)[0]) for name, one in self.statistics.items()}
-
-    def _fit_target(
-        self, statistics: TargetStatistics, fixed: FixedScale | None = None, enabled: bool = True
-    ) -> tuple[TargetScales, dict[Key, Tensor]]:
-        """The scales of one target, and its properties below the noise; see :func:`fit_target`."""
-        name = statistics.layout.name
-        scales, below_noise = fit_target(
-            statistics,
-            self._collection.is_extensive(statistics.layout),
-            self.baseline,
-            fixed,
-            enabled,
-            additive=self._coverage.covers(name),
-        )
-        if self.sample is not None and not self.sample.complete:
-            errors = self.sample.errors[name]
-            given = fixed if isinstance(fixed, dict) else {}
-            exact = [isinstance(fixed, float) or z in given for z in scales.types.tolist()]
-            errors = torch.where(torch.tensor(exact), 0.0, errors)
-            scales = replace(scales, relative_errors=errors)
-        return scales, below_noise
+        return {
+            name: (one, self._collection.fit(name, sample=self.sample)[0])
+            for name, one in self.statistics.items()
+        }
 
     def state(self) -> dict[str, Any]:
         """Everything collected, as plain Python objects and tensors, for :meth:`merge_state`."""
         return {
             "system_labels": self.system_labels,
-            "coverage": self._coverage.state(),
-            "ignored": sorted(self._ignored),
-            "masked": sorted(self._masked),
+            "coverage": self._collection.coverage.state(),
+            "ignored": sorted(self._names.ignored),
+            "masked": sorted(self._names.masked),
             "statistics": self._collection.state(),
             "sample": to_state(self.sample),
         }
@@ -533,17 +427,7 @@ class ScaleAccumulator:
         Jobs over parts of a dataset can save theirs; :meth:`merge` of all gives the scales of the
         whole dataset. The file replaces an old one when it is complete.
         """
-        settings = {
-            "targets": self.targets,
-            "intensive_targets": sorted(self.intensive_targets),
-            "baseline": self.baseline and asdict(self.baseline),
-            "additive": self.additive and self.additive.state(),
-            "units": self.units,
-        }
-        if self.declaration is not None:
-            settings["declaration"] = self.declaration.state()
-        content = {"settings": settings, "collected": self.state(), "parts": to_state(self.parts)}
-        save_state(path, "ScaleAccumulator", content)
+        save_accumulator(path, self._settings, self.state(), self.parts)
 
     @classmethod
     def load(
@@ -559,122 +443,35 @@ class ScaleAccumulator:
             OSError: if there is no such file.
             InvalidStateError: naming the file, if it is truncated, damaged, or something else.
         """
-        content = load_state(path, "ScaleAccumulator")
-        # What earlier versions did not have.
-        nothing: dict[tuple[str, str], Any] = {
-            ("settings", "declaration"): None,
-            ("settings", "units"): {},
-            ("collected", "sample"): None,
-        }
-        for (part, name), value in nothing.items():
-            if isinstance(content, dict) and isinstance(content.get(part), dict):
-                content[part].setdefault(name, value)
+        content = load_content(path)
         with state_of(f"file '{os.fspath(path)}'"):
-            if isinstance(content, dict):  # files without parts are of an earlier version
-                content = {"parts": [], **content}
-            saved: SavedAccumulator = from_state(SavedAccumulator, content)
-            settings = saved.settings
-            frozen = settings.additive
-            if frozen is not None and additive is not None and frozen.needs_module(additive):
-                frozen.attach_module(additive)
-            declaration = settings.declaration
-            accumulator = cls(
-                settings.targets if declaration is None else declaration.targets,
-                settings.intensive_targets,
-                settings.baseline,
-                additive=frozen,
-                batch=None if declaration is None else declaration.batch,
-                units=settings.units,
-            )
+            saved = read_saved(content, additive)
+            accumulator = cls(**saved.settings.arguments())
             accumulator._set_state(saved.collected)
             accumulator.parts = saved.parts
         return accumulator
 
     def _set_state(self, collected: Collected) -> None:
         self.system_labels = collected.system_labels
-        self._coverage = collected.coverage
-        self._ignored = collected.ignored
-        self._masked = collected.masked
+        self._names = NamesInData(collected.ignored, collected.masked)
+        self._collection.coverage = collected.coverage
         self._collection.load_state(collected.statistics)
         if collected.sample is not None and not collected.sample.complete:
-            _check_errors(collected.sample, self._collection.statistics)
+            check_errors(collected.sample, self._collection.statistics)
         self.sample = collected.sample
 
-    def _settings(self, with_weights: bool) -> dict[str, Any]:
-        additive = self.additive and self.additive.name
-        declaration = self.declaration
-        if self.additive is not None and with_weights:
-            additive = f"{additive} with weights {digest(self.additive.state())[:8]}"
-        return {
-            "targets": self.targets and sorted(self.targets),
-            "intensive_targets": sorted(self.intensive_targets),
-            "baseline": self.baseline,
-            "additive": additive,
-            "declared targets": declaration and declaration.without_units.state()["targets"],
-        }
-
-    def _check_names(
-        self, fitted: Iterable[str], fixed_scales: Iterable[str], kept: Iterable[str] = ()
-    ) -> None:
-        """Refuse settings that name targets without data."""
-        fitted = set(fitted)
-        seen = fitted | self._ignored
-        for name in self.targets or ():
-            if name not in fitted:
-                missing = (self._missing_declared or {}).get(name)
-                if missing is not None:
-                    raise ValueError(f"no batch has a target of targets=…; {missing}")
-                raise ValueError(
-                    f"target '{name}' was requested in targets=[…] but does not occur in the "
-                    f"{self._data}; {did_you_mean(name, seen)}"
-                )
-        if not fitted:
-            raise ValueError("no target was seen in the data, so there is nothing to fit")
-        fitted |= {*kept}
-        check_names("a mask", sorted(self._masked), seen)
-        check_names("intensive_targets", sorted(self.intensive_targets), fitted)
-        check_names("fixed_scales", fixed_scales, fitted)
-        known = seen | {*kept}
-        check_names("units", (n for n in self.units if n.rpartition("/")[0] not in known), known)
-        for name in self.units.keys() - known:
-            target, _, parameter = name.rpartition("/")
-            layout = self._collection.layouts.get(target)
-            if layout is not None and parameter not in layout.gradients:
-                gradients = [f"{target}/{gradient}" for gradient in layout.gradients]
-                raise ValueError(
-                    f"units names '{name}', a gradient that the data do not have; "
-                    f"{did_you_mean(name, gradients)}"
-                )
-        if self.baseline is not None:
-            check_names("fixed_baseline", self.baseline.fixed, fitted)
-            check_names("baseline", self.baseline.excluded, fitted)
-
-
-def _missing_in_first_batch(batch: DeclaredBatch, targets: Mapping[str, Any]) -> dict[str, str]:
-    """What the first batch says of its missing targets; warns of those that seem to be others."""
-    missing = batch.describe_missing_targets()
-    # Some of a list of Atoms may have no value, and so may all of a batch.
-    if missing and not targets and not batch.may_lack_targets:
-        raise ValueError(next(iter(missing.values())))
-    batch.declaration.warn_of_stresses_without_volume()
-    warn_of_energies_per_atom(batch, targets)
-    return missing
+    @property
+    def _settings(self) -> AccumulatorSettings:
+        return AccumulatorSettings(
+            None if self.targets is None else list(self.targets),
+            sorted(self.intensive_targets),
+            self.baseline,
+            self.additive,
+            self.declaration,
+            self.units,
+        )
 
 
 def _is_fixed(fixed: FixedScale | None, types: Iterable[int]) -> bool:
     """Whether a target has a fixed scale for each of these types."""
     return {*types} <= fixed.keys() if isinstance(fixed, dict) else fixed is not None
-
-
-def _check_errors(sample: RandomSample, statistics: Mapping[str, TargetStatistics]) -> None:
-    """Check that loaded errors are of the scales of loaded statistics."""
-    for name, one in statistics.items():
-        n_types = one.types.numel() if one.layout.sample_kind == "atom" else 1
-        found = sample.errors.get(name)
-        if found is None or found.numel() != n_types:
-            raise InvalidStateError(f"sample: expected {n_types} errors of the target '{name}'")
-
-
-def _check_tensormap(what: str, value: Any) -> None:
-    if not is_tensormap(value):
-        raise TypeError(f"{what}: expected a TensorMap, got {type(value).__name__}")

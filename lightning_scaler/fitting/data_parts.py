@@ -3,6 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import NamedTuple
+
+from .random_sample import RandomSample
 
 # Shards that a message lists.
 MOST_LISTED = 20
@@ -104,6 +107,47 @@ def merge_parts(
     if parts and len(parts) == parts[0].n_shards:
         return (DataPart(parts[0].data, version=parts[0].version),)
     return tuple(parts)
+
+
+class Origin(NamedTuple):
+    """Where some statistics are from.
+
+    Attributes:
+        parts: the data that they are of, if that is known.
+        sample: how precise they are, if they are of a random sample of the data.
+        is_empty: whether there are none.
+    """
+
+    parts: Sequence[DataPart]
+    sample: RandomSample | None
+    is_empty: bool
+
+
+def merge_origins(ours: Origin, theirs: Origin) -> tuple[tuple[DataPart, ...], RandomSample | None]:
+    """The parts and the sample of merged statistics.
+
+    Raises:
+        ValueError: as :func:`merge_parts`; if only one of them says which data it is of; and if one
+            of them is of a random sample.
+    """
+    sample = ours.sample or theirs.sample
+    if not (ours.is_empty or theirs.is_empty):
+        for one in (ours.sample, theirs.sample):
+            if one is not None and not one.complete:
+                raise ValueError(
+                    "expected statistics of all of some data, got those of a random sample "
+                    f"({one.n_batches} of {one.n_all_batches} batches), which would count for "
+                    "too little; collect them without relative_error"
+                )
+        sample = None
+    parts = merge_parts(ours.parts, theirs.parts)
+    if parts and any(not one.is_empty and not one.parts for one in (ours, theirs)):
+        raise ValueError(
+            "expected two accumulators that say which data they hold, got one with parts="
+            f"{[str(part) for part in parts]} and one without; set the parts of both or of "
+            "neither"
+        )
+    return parts, sample
 
 
 def missing_shards(parts: Iterable[DataPart]) -> str:

@@ -1,6 +1,7 @@
 """Warnings that teach: data of a fit that are rarely meant to be as they are.
 
-Each says how it is hidden. Data with fewer than 100 samples are taken for a trial.
+Those of :func:`warn_of_data` say how they are hidden. Data with fewer than 100 samples are taken
+for a trial.
 """
 
 import math
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..scaling import TargetScales
 from ..settings import list_or_count, name_of_type, way_to_hide
 from ..statistics import TargetStatistics
+from ..tensors import TargetLayout
 
 FEW_SAMPLES = 10
 ENOUGH_SAMPLES = 100
@@ -22,6 +24,10 @@ ENOUGH_SAMPLES = 100
 # kind of potential.
 INTENSIVE_WORDS = {"bandgap", "dipole", "electronegativity", "fermi", "gap", "homo", "lumo"}
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+
+# "forces", "dft_force", "mtt::forces"; not those that a network predicts directly.
+FORCES = re.compile(r"(?<![a-z])forces?(?![a-z])")
+NOT_CONSERVATIVE = re.compile(r"non.?conservative|direct")
 
 Types = Mapping[str, set[int]]
 
@@ -76,6 +82,32 @@ def warn_of_data(
             f"{way_to_hide('extensive targets with names that are usually intensive')}",
             stacklevel=4,
         )
+
+
+def describe_force_targets(layouts: Mapping[str, TargetLayout]) -> str | None:
+    """The warning about forces that are a target beside their energy; ``None`` without any.
+
+    Energies and forces that are targets of their own have scales of their own, one for each atomic
+    type, so that predicted forces are no longer the derivative of the predicted energy.
+
+    Args:
+        layouts: layouts of the fitted targets by name.
+    """
+    energies = {name: layout for name, layout in layouts.items() if _is_energy(layout)}
+    forces = [name for name, layout in layouts.items() if _are_forces(layout)]
+    if not forces or not energies or any("positions" in e.gradients for e in energies.values()):
+        return None
+    energy = next(iter(energies))
+    return (
+        f"the target '{forces[0]}' and the energy '{energy}', which has no gradient 'positions', "
+        "have scales of their own, so predicted forces are not -dE/dx of the predicted energy; "
+        "forces that derive from the energy are its gradient 'positions', with its sign (minus), "
+        "rows ([sample, atom]) and components (xyz): "
+        f"{energy}_block.add_gradient('positions', TensorBlock(-forces, rows, [xyz], "
+        f"{energy}_block.properties)), or, of plain tensors, {energy}: PerStructure(gradients="
+        "{'positions': '-forces'}); if the network predicts forces directly, name the target "
+        "'non_conservative_forces'"
+    )
 
 
 def is_intensive_by_name(name: str) -> bool:
@@ -143,3 +175,16 @@ def _describe_missing(statistics: TargetStatistics) -> list[str]:
                 what = "" if layout.single_property else f"{layout.describe_property(key, p)} "
                 words.append(what + share)
     return words
+
+
+def _is_energy(layout: TargetLayout) -> bool:
+    scalar = all(not block.components for block in layout.blocks.values())
+    is_energy = "energy" in layout.name.lower() and layout.single_property
+    return is_energy and layout.sample_kind == "structure" and scalar
+
+
+def _are_forces(layout: TargetLayout) -> bool:
+    name = layout.name.lower()
+    vectors = [[len(axis) for axis in block.components] == [3] for block in layout.blocks.values()]
+    named = FORCES.search(name) is not None and NOT_CONSERVATIVE.search(name) is None
+    return named and layout.sample_kind == "atom" and vectors == [True]

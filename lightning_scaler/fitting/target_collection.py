@@ -1,33 +1,29 @@
 """The statistics of all targets seen so far."""
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from metatensor.torch import TensorMap
 from torch import Tensor
 
-from ..baselines import CompositionBaseline, Contribution, gradient_contributions
-from ..batches import Atoms, IndexedTarget, find_types
-from ..scaling import n_atoms_of_rows
+from ..baselines import AdditiveCoverage, CompositionBaseline, FrozenModule
+from ..batches import Atoms, find_types
+from ..scaling import TargetScales
+from ..settings import FixedScale, SystemLabels
 from ..statistics import (
     BlockValues,
-    GradientSums,
     JoinedBatch,
     PendingBatches,
     TargetStatistics,
     copy_small_values,
-    gradient_sums,
-    value_sums,
 )
-from ..tensors import (
-    CPU,
-    TargetLayout,
-    find_known_layouts,
-    match_layouts,
-    values_and_gradients,
-)
+from ..tensors import Key, TargetLayout
+from .batch_targets import BatchInputs, BatchTarget, read_targets
+from .fit import fit_target
+from .random_sample import RandomSample
 
 
 class TargetCollection:
@@ -37,13 +33,22 @@ class TargetCollection:
         intensive_targets: names of per-structure targets that are not divided by the number of
             atoms before any statistics.
         baseline: composition baseline to fit; ``None``: none.
+        additive: module whose contributions are subtracted first; ``None``: none.
+
+    Attributes:
+        coverage: the targets and blocks that the additive module contributes to.
     """
 
     def __init__(
-        self, intensive_targets: frozenset[str], baseline: CompositionBaseline | None
+        self,
+        intensive_targets: frozenset[str],
+        baseline: CompositionBaseline | None,
+        additive: FrozenModule | None,
     ) -> None:
         self._intensive_targets = intensive_targets
         self._baseline = baseline
+        self._additive = additive
+        self.coverage = AdditiveCoverage()
         self._statistics: dict[str, TargetStatistics] = {}
         self._pending = PendingBatches()
 
@@ -64,82 +69,42 @@ class TargetCollection:
             self._merge_joined(joined)
         return self._statistics
 
-    def read_layouts(
-        self, tensors: Mapping[str, TensorMap]
-    ) -> tuple[dict[str, TensorMap], dict[str, TargetLayout]]:
-        """The targets of a batch on the CPU, and the layout of each.
-
-        Raises:
-            ValueError: if a layout differs from earlier batches.
-        """
-        known = self.layouts
-        # A layout that is found is on the CPU. Moving takes 33 µs a tensor, even from there.
-        layouts = find_known_layouts(known, tensors, CPU)
-        moved = {name: t.to(device="cpu") for name, t in tensors.items() if name not in layouts}
-        if moved:
-            layouts |= match_layouts(known, moved, CPU)
-        return {**tensors, **moved}, layouts
-
-    def is_extensive(self, layout: TargetLayout) -> bool:
-        """Whether a target is divided by the number of atoms first."""
-        return layout.sample_kind == "structure" and layout.name not in self._intensive_targets
-
     def update(
-        self,
-        targets: Mapping[str, IndexedTarget],
-        atoms: Atoms,
-        masks: Mapping[str, list[Tensor]],
-        contributions: Mapping[str, Sequence[Contribution | None]],
-    ) -> None:
+        self, inputs: BatchInputs, system_labels: SystemLabels, exact_labels: bool
+    ) -> SystemLabels:
         """Add one batch; an error leaves everything as it was.
 
         Args:
-            targets: targets of the batch, each with at least one block.
-            atoms: atoms of the batch.
-            masks: masks by target name, for each block ``False`` where a value is missing.
-            contributions: contributions of an additive module to every block, by target name.
+            inputs: the batch as it came.
+            system_labels: what the ``system`` labels mean.
+            exact_labels: see :meth:`ScaleAccumulator.update`.
+
+        Returns:
+            What the labels mean from now on.
 
         Raises:
-            ValueError: for infinite values, and squares that overflow.
+            ValueError: see :meth:`ScaleAccumulator.update`.
         """
-        plain = {
-            name: target.tensor
-            for name, target in targets.items()
-            if target.layout.sample_kind != "pair"
-            and not (target.rows or name in masks or name in contributions)
-            # Otherwise the batch has blocks that were absent so far, or only some of the blocks.
-            and (name not in self._statistics or self._statistics[name].layout is target.layout)
-        }
-        copies = copy_small_values(list(plain.values()))
-        small = {name: values for name, values in zip(plain, copies, strict=True) if values}
-        batch = {
-            name: self._read_batch(
-                target.layout,
-                _block_values(target, masks.get(name), contributions.get(name)),
-                atoms,
-            )
-            for name, target in targets.items()
-            if name not in small
-        }
-        gradients = {
-            name: self._sum_gradients(target, atoms, masks.get(name), contributions.get(name))
-            for name, target in targets.items()
-            if target.layout.gradients or target.layout.sample_kind == "pair"
-        }
-        for name, target in targets.items():
-            if name not in self._statistics:
-                self._statistics[name] = TargetStatistics(target.layout, atoms.unique_types, {})
-            if name in batch:
-                self._statistics[name].merge(batch[name])
-        for name, sums in gradients.items():
-            self._statistics[name].add_gradients(sums, self._types(name, atoms))
-        if small:
-            layouts = {name: targets[name].layout for name in small}
-            for joined in self._pending.add(layouts, atoms, small):
-                self._merge_joined(joined)
+        batch = read_targets(inputs, self.layouts, self._additive, system_labels, exact_labels)
+        if batch.coverage is not None and self._additive is not None:
+            layouts = {name: target.indexed.layout for name, target in batch.targets.items()}
+            self.coverage.check(batch.coverage, self._additive.name, layouts)
+        self._add(batch.targets, batch.atoms)
+        if batch.coverage is not None:
+            self.coverage.merge(batch.coverage)
+        return batch.system_labels
+
+    def check_merge(self, other: "TargetCollection") -> None:
+        """Refuse a collection with other layouts, or contributions to other blocks."""
+        layouts, others = self.layouts, other.layouts
+        for name in layouts.keys() & others.keys():
+            layouts[name].union(others[name])
+        if self._additive is not None:
+            self.coverage.check(other.coverage, self._additive.name, others)
 
     def merge(self, other: "TargetCollection") -> None:
-        """Add everything from another collection with matching layouts, which stays as it is."""
+        """Add everything from another collection, which stays as it is; see check_merge."""
+        self.coverage.merge(other.coverage)
         for name, statistics in other.statistics.items():
             if name in self._statistics:
                 self._statistics[name].merge(statistics)
@@ -155,6 +120,96 @@ class TargetCollection:
         for name, statistics in state.items():
             self._statistics[name] = TargetStatistics.from_state(name, statistics)
 
+    def fit(
+        self,
+        name: str,
+        fixed: FixedScale | None = None,
+        enabled: bool = True,
+        sample: RandomSample | None = None,
+    ) -> tuple[TargetScales, dict[Key, Tensor]]:
+        """Fit one target.
+
+        Args:
+            name: name of the target.
+            fixed: per-target scale that replaces the fitted one.
+            enabled: ``False`` sets every scale to 1.
+            sample: how precise the scales are, if the data are a random sample.
+
+        Returns:
+            Its scales, and its properties below the noise; see :func:`fit_target`.
+        """
+        statistics = self.statistics[name]
+        scales, below_noise = fit_target(
+            statistics,
+            self._is_extensive(statistics.layout),
+            self._baseline,
+            fixed,
+            enabled,
+            additive=self.coverage.covers(name),
+        )
+        if sample is not None and not sample.complete:
+            given = fixed if isinstance(fixed, dict) else {}
+            exact = [isinstance(fixed, float) or z in given for z in scales.types.tolist()]
+            errors = torch.where(torch.tensor(exact), 0.0, sample.errors[name])
+            scales = replace(scales, relative_errors=errors)
+        return scales, below_noise
+
+    def check_additive(self) -> None:
+        """Refuse an additive module that was never used; warn of gradients that it did not give."""
+        if self._additive is None:
+            return
+        self.coverage.check_used(self._additive.name, self._statistics)
+        for name, parameter in sorted(self.coverage.missing_gradients):
+            warnings.warn(
+                f"additive module {self._additive.name}: it gives no gradient '{parameter}' of the "
+                f"target '{name}', which counts as zero although its values are subtracted; give "
+                "the gradient too, unless it is zero",
+                stacklevel=4,
+            )
+
+    def _is_extensive(self, layout: TargetLayout) -> bool:
+        """Whether a target is divided by the number of atoms first."""
+        return layout.sample_kind == "structure" and layout.name not in self._intensive_targets
+
+    def _add(self, targets: Mapping[str, BatchTarget], atoms: Atoms) -> None:
+        """Add the targets of a batch, or none of them.
+
+        Raises:
+            ValueError: for infinite values, and squares that overflow.
+        """
+        plain = {
+            name: target.indexed.tensor
+            for name, target in targets.items()
+            if target.has_values_alone
+            # Otherwise the batch has blocks that were absent so far, or only some of the blocks.
+            and (
+                name not in self._statistics
+                or self._statistics[name].layout is target.indexed.layout
+            )
+        }
+        copies = copy_small_values(list(plain.values()))
+        small = {name: values for name, values in zip(plain, copies, strict=True) if values}
+        batch, gradients = {}, {}
+        for name, target in targets.items():
+            layout = target.indexed.layout
+            if name not in small:
+                batch[name] = self._read_batch(layout, target.block_values(), atoms)
+            if layout.gradients or layout.sample_kind == "pair":
+                types, extensive = self._types(name, atoms), self._is_extensive(layout)
+                gradients[name] = target.gradient_sums(atoms, types, extensive)
+        for name, target in targets.items():
+            if name not in self._statistics:
+                layout = target.indexed.layout
+                self._statistics[name] = TargetStatistics(layout, atoms.unique_types, {})
+            if name in batch:
+                self._statistics[name].merge(batch[name])
+        for name, sums in gradients.items():
+            self._statistics[name].add_gradients(sums, self._types(name, atoms))
+        if small:
+            layouts = {name: targets[name].indexed.layout for name in small}
+            for joined in self._pending.add(layouts, atoms, small):
+                self._merge_joined(joined)
+
     def _merge_joined(self, batch: JoinedBatch) -> None:
         for name, layout in batch.layouts.items():
             blocks = [BlockValues(values) for values in batch.values[name]]
@@ -163,7 +218,7 @@ class TargetCollection:
     def _read_batch(
         self, layout: TargetLayout, blocks: Sequence[BlockValues], atoms: Atoms
     ) -> TargetStatistics:
-        composition, extensive = "none", self.is_extensive(layout)
+        composition, extensive = "none", self._is_extensive(layout)
         if self._baseline is not None:
             composition = self._baseline.composition(layout, extensive)
         return TargetStatistics.from_batch(
@@ -176,30 +231,6 @@ class TargetCollection:
             fractions=composition == "fractions",
         )
 
-    def _sum_gradients(
-        self,
-        target: IndexedTarget,
-        atoms: Atoms,
-        masks: Sequence[Tensor] | None,
-        contributions: Sequence[Contribution | None] | None,
-    ) -> dict[str, GradientSums]:
-        """Sums over the gradients of a target in one batch, and over the values of atom pairs."""
-        layout = target.layout
-        if layout.sample_kind == "pair":
-            masks = None if masks is None else list(masks)
-            return {"": value_sums(layout.name, target.tensor, masks)}
-        type_index: list[Tensor] = []
-        n_types = 1
-        if layout.sample_kind == "atom":
-            types = self._types(layout.name, atoms)
-            n_types, of_atoms = types.numel(), atoms.index_among(types)
-            type_index = [of_atoms[rows] for rows in target.rows] or [of_atoms]
-        n_atoms: list[Tensor] = []
-        if self.is_extensive(layout):
-            n_atoms = n_atoms_of_rows(target, atoms)
-        subtracted = gradient_contributions(target.tensor, contributions)
-        return gradient_sums(layout.name, target.tensor, type_index, n_types, n_atoms, subtracted)
-
     def _types(self, name: str, atoms: Atoms) -> Tensor:
         """The types seen with a target, including those of this batch."""
         if name not in self._statistics:
@@ -211,22 +242,3 @@ class TargetCollection:
             return seen
         types: Tensor = torch.cat([seen, atoms.unique_types]).unique()
         return types
-
-
-def _block_values(
-    target: IndexedTarget,
-    masks: Sequence[Tensor] | None,
-    contributions: Sequence[Contribution | None] | None,
-) -> list[BlockValues]:
-    blocks = []
-    for i, values in enumerate(values_and_gradients(target.tensor)[0]):
-        contribution = None if contributions is None else contributions[i]
-        blocks.append(
-            BlockValues(
-                values,
-                target.rows[i] if target.rows else None,
-                None if masks is None else masks[i],
-                None if contribution is None else contribution.values,
-            )
-        )
-    return blocks

@@ -10,8 +10,7 @@ import torch
 from ..batches import Atoms
 from ..tensors import Invariance, Key, TargetLayout
 from .block_statistics import BlockStatistics
-from .finite_values import check_finite
-from .grouped_sums import compute_means, sum_squares
+from .grouped_sums import check_finite, compute_means, sum_squares
 from .means import Means
 from .property_problems import make_problems
 

@@ -1,5 +1,6 @@
 """Sums of squares of gradients, and of the values of atom pairs, for the loss alone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -7,8 +8,9 @@ import torch
 from metatensor.torch import TensorMap
 from torch import Tensor
 
+from ..batches import Atoms, IndexedTarget
 from ..tensors import TensorCheck, describe, fields_from_state, scripted_arithmetic
-from .finite_values import check_finite
+from .grouped_sums import check_finite
 
 
 @dataclass(frozen=True)
@@ -59,52 +61,61 @@ class GradientSums:
 
 
 def gradient_sums(
-    name: str,
-    tensor: TensorMap,
-    type_index: list[Tensor],
-    n_types: int,
-    n_atoms: list[Tensor],
+    target: IndexedTarget,
+    atoms: Atoms,
+    types: Tensor,
+    extensive: bool,
     contributions: list[Tensor | None],
 ) -> dict[str, GradientSums]:
     """Sums over the gradients of one batch of a target, by parameter.
 
+    Gradients with respect to the whole structure (strain) of extensive targets are divided by its
+    number of atoms, as the values are.
+
     Args:
-        name: name of the target, for messages.
-        tensor: the target, on the CPU.
-        type_index: index of the type of every sample's atom, by block or once for all blocks; empty
-            unless the target is per-atom.
-        n_types: number of types; 1 unless the target is per-atom.
-        n_atoms: number of atoms of every sample's system, NaN if it has none, ``(n_samples,)``
-            float64, by block or once for all blocks; empty unless the target is extensive.
-            Gradients with respect to the whole structure (strain) are divided by it.
+        target: the target, on the CPU.
+        atoms: atoms of the batch.
+        types: sorted atomic types, including all of the batch.
+        extensive: whether values are divided by the number of atoms.
         contributions: contributions of an additive module to every gradient, in the order of blocks
             and parameters; empty if there are none.
 
     Raises:
         ValueError: for infinite values, and for squares that overflow.
     """
-    parameters, sums, finite = _sum_squares(tensor, type_index, n_types, n_atoms, contributions)
+    layout = target.layout
+    type_index: list[Tensor] = []
+    n_types = 1
+    if layout.sample_kind == "atom":
+        n_types, of_atoms = types.numel(), atoms.index_among(types)
+        type_index = [of_atoms[rows] for rows in target.rows] or [of_atoms]
+    n_atoms: list[Tensor] = []
+    if extensive and layout.gradients != ("positions",):
+        n_atoms = [atoms.n_atoms_or_nan[rows] for rows in target.rows] or [atoms.n_atoms_or_nan]
+    parameters, sums, finite = _sum_squares(
+        target.tensor, type_index, n_types, n_atoms, contributions
+    )
     by_parameter: dict[str, GradientSums] = {}
     for parameter, of_gradient in zip(parameters, sums, strict=True):
         if not finite:
-            _check_finite(name, tensor, parameter)
+            _check_finite(layout.name, target.tensor, parameter)
         found = GradientSums(of_gradient)
         known = by_parameter.get(parameter)
         by_parameter[parameter] = found if known is None else known.plus(found)
     return by_parameter
 
 
-def value_sums(name: str, tensor: TensorMap, masks: list[Tensor] | None) -> GradientSums:
-    """Sums over the values of all blocks, as one row.
+def value_sums(target: IndexedTarget, masks: Sequence[Tensor] | None) -> GradientSums:
+    """Sums over the values of all blocks of a target of atom pairs, as one row.
 
     Args:
-        name: name of the target, for messages.
-        tensor: the target, NaN where a value is missing.
+        target: the target, NaN where a value is missing.
         masks: for each block ``False`` where a value is missing.
 
     Raises:
         ValueError: for infinite values, and for squares that overflow.
     """
+    name, tensor = target.layout.name, target.tensor
     sums = torch.zeros(4, 1, dtype=torch.float64)
     for i, block in enumerate(tensor.blocks()):
         kept = block.values.detach().double()
@@ -172,7 +183,17 @@ def _sum_squares(
     n_atoms: list[Tensor],
     contributions: list[Tensor | None],
 ) -> tuple[list[str], list[Tensor], bool]:
-    """The parameter and the sums of each gradient, and whether all sums of squares are finite."""
+    """The parameter and the sums of each gradient, and whether all sums of squares are finite.
+
+    Args:
+        tensor: the target.
+        type_index: index of the type of every sample's atom, by block or once for all blocks; empty
+            unless the target is per-atom.
+        n_types: number of types; 1 unless the target is per-atom.
+        n_atoms: number of atoms of every sample's system, NaN if it has none, ``(n_samples,)``
+            float64, by block or once for all blocks; empty where nothing is divided by it.
+        contributions: see :func:`gradient_sums`.
+    """
     parameters: list[str] = []
     sums: list[Tensor] = []
     finite = True

@@ -1,0 +1,124 @@
+"""The names in the batches of a fit: which tensors are targets, and what settings refer to."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from metatensor.torch import TensorMap
+
+from ..batches import check_plain_values
+from ..plain_tensors import DeclaredBatch
+from ..scaling import is_auxiliary
+from ..settings import check_names, did_you_mean
+from ..tensors import TargetLayout, is_tensormap
+from .accumulator_state import AccumulatorSettings
+from .energies_per_atom import warn_of_energies_per_atom
+
+
+@dataclass
+class NamesInData:
+    """The names that batches had besides those of the fitted targets.
+
+    Attributes:
+        ignored: names of TensorMaps that are not fitted, or of targets without a block.
+        masked: names of the targets of masks.
+        missing_declared: what the first batch says of each declared target that it lacks; ``None``
+            before the first batch, and without a declaration.
+    """
+
+    ignored: set[str] = field(default_factory=set)
+    masked: set[str] = field(default_factory=set)
+    missing_declared: dict[str, str] | None = None
+
+    def read_first_batch(self, systems: Any, targets: Mapping[str, Any]) -> None:
+        """Read what the first batch of declared targets lacks; warn of what seem to be others."""
+        if not isinstance(systems, DeclaredBatch) or self.missing_declared is not None:
+            return
+        missing = systems.describe_missing_targets()
+        # Some of a list of Atoms may have no value, and so may all of a batch.
+        if missing and not targets and not systems.may_lack_targets:
+            raise ValueError(next(iter(missing.values())))
+        systems.declaration.warn_of_stresses_without_volume()
+        warn_of_energies_per_atom(systems, targets)
+        self.missing_declared = missing
+
+    def merge(self, other: "NamesInData") -> None:
+        """Add the names of other batches."""
+        self.ignored |= other.ignored
+        self.masked |= other.masked
+        if self.missing_declared is None:
+            self.missing_declared = other.missing_declared
+
+    def check(
+        self,
+        settings: AccumulatorSettings,
+        layouts: Mapping[str, TargetLayout],
+        fixed_scales: Iterable[str],
+        kept: Iterable[str],
+        data: str,
+    ) -> None:
+        """Refuse settings that name targets, or gradients, without data.
+
+        Args:
+            settings: settings of the accumulator.
+            layouts: layouts of the targets in the data.
+            fixed_scales: names of the targets with fixed scales.
+            kept: names of the targets of an earlier fit.
+            data: what was read, in words.
+        """
+        fitted = set(layouts)
+        seen = fitted | self.ignored
+        for name in settings.targets or ():
+            if name not in fitted:
+                missing = (self.missing_declared or {}).get(name)
+                if missing is not None:
+                    raise ValueError(f"no batch has a target of targets=…; {missing}")
+                raise ValueError(
+                    f"target '{name}' was requested in targets=[…] but does not occur in the "
+                    f"{data}; {did_you_mean(name, seen)}"
+                )
+        if not fitted:
+            raise ValueError("no target was seen in the data, so there is nothing to fit")
+        fitted |= {*kept}
+        check_names("a mask", sorted(self.masked), seen)
+        check_names("intensive_targets", settings.intensive_targets, fitted)
+        check_names("fixed_scales", fixed_scales, fitted)
+        known = seen | {*kept}
+        unknown = (name for name in settings.units if name.rpartition("/")[0] not in known)
+        check_names("units", unknown, known)
+        for name in settings.units.keys() - known:
+            target, _, parameter = name.rpartition("/")
+            if target in layouts and parameter not in layouts[target].gradients:
+                gradients = [f"{target}/{gradient}" for gradient in layouts[target].gradients]
+                raise ValueError(
+                    f"units names '{name}', a gradient that the data do not have; "
+                    f"{did_you_mean(name, gradients)}"
+                )
+        if settings.baseline is not None:
+            check_names("fixed_baseline", settings.baseline.fixed, fitted)
+            check_names("baseline", settings.baseline.excluded, fitted)
+
+
+def choose_targets(
+    requested: Iterable[str] | None, tensors: Mapping[str, TensorMap]
+) -> dict[str, TensorMap]:
+    """The targets to fit among the tensors of a batch; ``None``: all that are no auxiliary ones.
+
+    Raises:
+        TypeError: for a target that is not a TensorMap, also if it came beside them in a batch that
+            was unpacked, unless targets are requested.
+    """
+    if requested is None:
+        check_plain_values(tensors)
+        chosen = {name: tensor for name, tensor in tensors.items() if not is_auxiliary(name)}
+    else:
+        chosen = {name: tensor for name, tensor in tensors.items() if name in requested}
+    for name, tensor in chosen.items():
+        check_tensormap(f"target '{name}'", tensor)
+    return chosen
+
+
+def check_tensormap(what: str, value: Any) -> None:
+    """Refuse a value that is not a TensorMap."""
+    if not is_tensormap(value):
+        raise TypeError(f"{what}: expected a TensorMap, got {type(value).__name__}")
