@@ -11,7 +11,6 @@ from ..baselines import CompositionBaseline, FrozenModule, freeze, parse_baselin
 from ..plain_tensors import Declaration, read_batch
 from ..scaling import SAMPLED_DATA, Scaler, TargetScales
 from ..settings import (
-    FixedScale,
     Numbers,
     RefitPart,
     Settings,
@@ -35,7 +34,7 @@ from .accumulator_state import (
     save_accumulator,
 )
 from .batch_targets import BatchInputs
-from .data_names import NamesInData, check_tensormap, choose_targets
+from .data_names import NamesInData, check_mask, choose_targets
 from .data_parts import DataPart, Origin, merge_origins
 from .data_warnings import warn_of_data
 from .fit_checks import check_values, warn_of_fit
@@ -205,7 +204,7 @@ class ScaleAccumulator:
         self._names.read_first_batch(systems, targets)
         chosen, masks = choose_targets(self.targets, targets), masks or {}
         for name in masks.keys() & chosen.keys():
-            check_tensormap(f"mask of target '{name}'", masks[name])
+            check_mask(name, masks[name])
         batch = BatchInputs(systems, targets, chosen, masks)
         self.system_labels = self._collection.update(batch, self.system_labels, exact_labels)
         self._names.ignored |= targets.keys() - self._collection.layouts.keys()
@@ -262,15 +261,8 @@ class ScaleAccumulator:
         fixed scale, and no baseline or a fixed one, both for all types seen so far.
         """
         fixed = parse_fixed_scales(fixed_scales)
-        layouts, types = self._collection.layouts, self._collection.types
-        if self.targets is None or not {*self.targets} <= layouts.keys():
-            return False
-        return all(
-            layout.single_property
-            and _is_fixed(fixed.get(name), types[name])
-            and (self.baseline is None or self.baseline.is_fixed(layout, types[name]))
-            for name, layout in layouts.items()
-        )
+        named = self.targets is not None and {*self.targets} <= self._collection.layouts.keys()
+        return named and self._collection.all_fixed(fixed)
 
     def compute(
         self,
@@ -470,8 +462,3 @@ class ScaleAccumulator:
             self.declaration,
             self.units,
         )
-
-
-def _is_fixed(fixed: FixedScale | None, types: Iterable[int]) -> bool:
-    """Whether a target has a fixed scale for each of these types."""
-    return {*types} <= fixed.keys() if isinstance(fixed, dict) else fixed is not None

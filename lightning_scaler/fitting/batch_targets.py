@@ -63,9 +63,12 @@ class BatchTarget(NamedTuple):
         return blocks
 
     def gradient_sums(
-        self, atoms: Atoms, types: Tensor, extensive: bool
+        self, atoms: Atoms, types: Tensor | None, extensive: bool
     ) -> dict[str, GradientSums]:
-        """Sums over gradients by parameter; over the values of atom pairs under ``""``."""
+        """Sums over gradients by parameter; over the values of atom pairs under ``""``.
+
+        See :func:`.statistics.gradient_sums` for the arguments.
+        """
         if self.indexed.layout.sample_kind == "pair":
             return {"": value_sums(self.indexed, self.masks)}
         subtracted = gradient_contributions(self.indexed.tensor, self.contributions)

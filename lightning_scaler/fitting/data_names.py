@@ -114,11 +114,16 @@ def choose_targets(
     else:
         chosen = {name: tensor for name, tensor in tensors.items() if name in requested}
     for name, tensor in chosen.items():
-        check_tensormap(f"target '{name}'", tensor)
+        if not is_tensormap(tensor):
+            raise _not_a_tensormap(f"target '{name}'", tensor)
     return chosen
 
 
-def check_tensormap(what: str, value: Any) -> None:
-    """Refuse a value that is not a TensorMap."""
-    if not is_tensormap(value):
-        raise TypeError(f"{what}: expected a TensorMap, got {type(value).__name__}")
+def check_mask(name: str, mask: Any) -> None:
+    """Refuse a mask that is not a TensorMap."""
+    if not is_tensormap(mask):
+        raise _not_a_tensormap(f"mask of target '{name}'", mask)
+
+
+def _not_a_tensormap(what: str, value: Any) -> TypeError:
+    return TypeError(f"{what}: expected a TensorMap, got {type(value).__name__}")

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -56,11 +56,6 @@ class TargetCollection:
     def layouts(self) -> dict[str, TargetLayout]:
         """The layout of every target."""
         return {name: statistics.layout for name, statistics in self._statistics.items()}
-
-    @property
-    def types(self) -> dict[str, list[int]]:
-        """The atomic types seen with every target."""
-        return {name: statistics.types.tolist() for name, statistics in self.statistics.items()}
 
     @property
     def statistics(self) -> dict[str, TargetStatistics]:
@@ -154,6 +149,17 @@ class TargetCollection:
             scales = replace(scales, relative_errors=errors)
         return scales, below_noise
 
+    def all_fixed(self, fixed_scales: Mapping[str, FixedScale]) -> bool:
+        """Whether all scales, of single properties, and all of a baseline are fixed."""
+        for name, one in self.statistics.items():
+            types = one.types.tolist()
+            fixed = one.layout.single_property and _is_fixed(fixed_scales.get(name), types)
+            if self._baseline is not None:
+                fixed = fixed and self._baseline.is_fixed(one.layout, types)
+            if not fixed:
+                return False
+        return True
+
     def check_additive(self) -> None:
         """Refuse an additive module that was never used; warn of gradients that it did not give."""
         if self._additive is None:
@@ -195,16 +201,17 @@ class TargetCollection:
             if name not in small:
                 batch[name] = self._read_batch(layout, target.block_values(), atoms)
             if layout.gradients or layout.sample_kind == "pair":
-                types, extensive = self._types(name, atoms), self._is_extensive(layout)
-                gradients[name] = target.gradient_sums(atoms, types, extensive)
+                types = self._types(name, atoms) if layout.sample_kind == "atom" else None
+                sums = target.gradient_sums(atoms, types, self._is_extensive(layout))
+                gradients[name] = sums, types
         for name, target in targets.items():
             if name not in self._statistics:
                 layout = target.indexed.layout
                 self._statistics[name] = TargetStatistics(layout, atoms.unique_types, {})
             if name in batch:
                 self._statistics[name].merge(batch[name])
-        for name, sums in gradients.items():
-            self._statistics[name].add_gradients(sums, self._types(name, atoms))
+        for name, (sums, types) in gradients.items():
+            self._statistics[name].add_gradients(sums, types)
         if small:
             layouts = {name: targets[name].indexed.layout for name in small}
             for joined in self._pending.add(layouts, atoms, small):
@@ -242,3 +249,8 @@ class TargetCollection:
             return seen
         types: Tensor = torch.cat([seen, atoms.unique_types]).unique()
         return types
+
+
+def _is_fixed(fixed: FixedScale | None, types: Iterable[int]) -> bool:
+    """Whether a target has a fixed scale for each of these types."""
+    return {*types} <= fixed.keys() if isinstance(fixed, dict) else fixed is not None

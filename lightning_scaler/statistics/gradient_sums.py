@@ -63,7 +63,7 @@ class GradientSums:
 def gradient_sums(
     target: IndexedTarget,
     atoms: Atoms,
-    types: Tensor,
+    types: Tensor | None,
     extensive: bool,
     contributions: list[Tensor | None],
 ) -> dict[str, GradientSums]:
@@ -75,7 +75,8 @@ def gradient_sums(
     Args:
         target: the target, on the CPU.
         atoms: atoms of the batch.
-        types: sorted atomic types, including all of the batch.
+        types: sorted atomic types, including all of the batch, for a per-atom target; ``None`` for
+            any other.
         extensive: whether values are divided by the number of atoms.
         contributions: contributions of an additive module to every gradient, in the order of blocks
             and parameters; empty if there are none.
@@ -86,7 +87,7 @@ def gradient_sums(
     layout = target.layout
     type_index: list[Tensor] = []
     n_types = 1
-    if layout.sample_kind == "atom":
+    if types is not None:
         n_types, of_atoms = types.numel(), atoms.index_among(types)
         type_index = [of_atoms[rows] for rows in target.rows] or [of_atoms]
     n_atoms: list[Tensor] = []

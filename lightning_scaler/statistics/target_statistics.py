@@ -142,16 +142,19 @@ class TargetStatistics:
                 blocks[key] = ours[key] if key in ours else theirs[key]
         self.gradients, gradients = self._gradients_for(types), other._gradients_for(types)
         self.types, self.blocks = types, blocks
-        self.add_gradients(gradients, types)
+        self.add_gradients(gradients, types if self.layout.sample_kind == "atom" else None)
 
-    def add_gradients(self, gradients: Mapping[str, GradientSums], types: torch.Tensor) -> None:
+    def add_gradients(
+        self, gradients: Mapping[str, GradientSums], types: torch.Tensor | None
+    ) -> None:
         """Add sums over gradients.
 
         Args:
             gradients: sums by parameter.
-            types: sorted types that the sums are for, a superset of those seen before.
+            types: sorted types that the sums of a per-atom target are for, a superset of those seen
+                before; ``None`` for any other.
         """
-        if not torch.equal(types, self.types) and self.layout.sample_kind == "atom":
+        if types is not None and not torch.equal(types, self.types):
             self.merge(TargetStatistics(self.layout, types, {}))
         # A new dict: copies of these statistics share the old one.
         self.gradients = dict(self.gradients)
