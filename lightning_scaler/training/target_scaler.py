@@ -149,7 +149,7 @@ class TargetScaler(FitSettings, Callback):
         Checks the module, gives its scaler the additive module, and moves this callback before
         those that train in their own ``on_fit_start``.
         """
-        _mode_before_evaluation(trainer).mode.clear()
+        _mode_before_evaluation(trainer, stage).mode.clear()
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         check_alone(callbacks)
         check_averaging(callbacks, self.refit)
@@ -235,7 +235,7 @@ class TargetScaler(FitSettings, Callback):
             refuse_new_processes(trainer, pl_module)
         if trainer.evaluating or trainer.sanity_checking or trainer.predicting:
             # Lightning does so only at the end: what is trained next would be in evaluation mode.
-            _mode_before_evaluation(trainer).restore(pl_module)
+            _mode_before_evaluation(trainer, trainer.state.fn).restore(pl_module)
         ValidationTargets.detach(cast(ScaledModule, pl_module))
         self._undo_dev_run(pl_module)
         self._forget_record()
@@ -320,7 +320,11 @@ class TargetScaler(FitSettings, Callback):
         self._record = None
 
 
-def _mode_before_evaluation(trainer: Any) -> Any:
+def _mode_before_evaluation(trainer: Trainer, stage: str | None) -> Any:
     """The parts of the module in training mode, as Lightning notes them before an evaluation."""
-    predicts = trainer.state.fn == "predict"
-    return (trainer.predict_loop if predicts else trainer._evaluation_loop)._module_mode
+    loops: dict[str | None, Any] = {
+        "validate": trainer.validate_loop,
+        "test": trainer.test_loop,
+        "predict": trainer.predict_loop,
+    }
+    return loops.get(stage, trainer.fit_loop.epoch_loop.val_loop)._module_mode

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from plain_module import DECLARED, OtherModule, batches, loader_of
 from small_training import SmallData, SmallNet, quiet_trainer, scaler_callback
 
@@ -56,17 +57,20 @@ def test_a_validation_that_fails_or_is_interrupted_leaves_the_mode_as_it_was(tmp
         assert modes(net) == before
 
 
+class Fails(Callback):
+    """Fails before Lightning sets the module to evaluation mode."""
+
+    def setup(self, trainer, pl_module, stage):
+        raise OSError("no such file")
+
+
 def test_modes_of_an_earlier_evaluation_are_not_those_of_a_later_one(tmp_path):
     net, data = Frozen(), SmallData()
     trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()], max_epochs=1)
     trainer.fit(net, data)
     trainer.validate(net, data)
     net.eval()
-
-    def fail():
-        raise OSError("no such file")
-
-    data.val_dataloader = fail  # before Lightning sets the module to evaluation mode
+    trainer.callbacks.append(Fails())
     with pytest.raises(OSError, match="no such file"):
         trainer.validate(net, data)
     assert not any(modes(net).values())
