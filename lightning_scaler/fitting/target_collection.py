@@ -140,7 +140,7 @@ class TargetCollection:
             self._baseline,
             fixed,
             enabled,
-            additive=self.coverage.covers(name),
+            additive=self._additive is not None and self.coverage.covers(name),
         )
         if sample is not None and not sample.complete:
             given = fixed if isinstance(fixed, dict) else {}

@@ -11,8 +11,8 @@ from ..batches import Atoms
 from ..tensors import Invariance, Key, TargetLayout
 from .block_statistics import BlockStatistics
 from .grouped_sums import check_finite, compute_means, sum_squares
+from .least_squares import make_problems
 from .means import Means
-from .property_problems import make_problems
 
 
 class BlockValues(NamedTuple):

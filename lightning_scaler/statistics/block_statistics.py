@@ -13,8 +13,8 @@ from ..tensors import (
     fields_from_state,
     state_of,
 )
+from .least_squares import Problems, merge_problems
 from .means import Means, merge_means, pool_means, sum_sq_about
-from .property_problems import Problems, merge_problems
 
 Sums = TypeVar("Sums", torch.Tensor, Means)
 

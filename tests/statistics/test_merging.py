@@ -30,9 +30,8 @@ from lightning_scaler.baselines import AdditiveCoverage, Contribution
 from lightning_scaler.batches import Atoms
 from lightning_scaler.statistics import BlockValues, TargetStatistics
 from lightning_scaler.statistics.grouped_sums import compute_means
-from lightning_scaler.statistics.least_squares import LeastSquares
+from lightning_scaler.statistics.least_squares import LeastSquares, make_problems, merge_problems
 from lightning_scaler.statistics.means import Means, merge_means
-from lightning_scaler.statistics.property_problems import make_problems, merge_problems
 from lightning_scaler.tensors import TargetLayout, from_state, to_state
 
 NAN = float("nan")

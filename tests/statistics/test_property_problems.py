@@ -4,7 +4,7 @@ import pytest
 import torch
 from by_hand import double
 
-from lightning_scaler.statistics.property_problems import make_problems, merge_problems
+from lightning_scaler.statistics.least_squares import make_problems, merge_problems
 
 NAN = float("nan")
 
