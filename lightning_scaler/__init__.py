@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from .plain_tensors import PerAtom, PerStructure
     from .reports import ScalesOfTarget, errors_table, print_tables, scales_table
     from .scaling import Scaler
+    from .steps import ScaledSteps, TargetScalingMixin
     from .tensors import InvalidStateError
-    from .training import ScaledSteps, TargetScaler, TargetScalingMixin
+    from .training import TargetScaler
 
     __version__: str
 
@@ -53,11 +54,11 @@ _ROOMS = {
     "PhysicalUnits": "metrics",
     "RelativeRootMeanSquaredError": "metrics",
     "ScaleAccumulator": "fitting",
-    "ScaledSteps": "training",
+    "ScaledSteps": "steps",
     "Scaler": "scaling",
     "ScalesOfTarget": "reports",
     "TargetScaler": "training",
-    "TargetScalingMixin": "training",
+    "TargetScalingMixin": "steps",
     "ZBL": "baselines",
     "errors_table": "reports",
     "export": "deploy",

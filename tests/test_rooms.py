@@ -26,6 +26,7 @@ ROOMS = [
     "metrics",
     "deploy",
     "data_pass",
+    "steps",
     "training",
     "folding",
     "interop",

@@ -110,7 +110,8 @@ def _build_callbacks(config: DictConfig) -> list[Callback]:
 
 
 def _check_scales(config: DictConfig, model: LightningModule, callbacks: list[Callback]) -> None:
-    from ..training import TargetScaler, TargetScalingMixin
+    from ..steps import TargetScalingMixin
+    from ..training import TargetScaler
 
     fitted = not isinstance(model, TargetScalingMixin) or model.scaler.fitted
     fits = any(isinstance(callback, TargetScaler) for callback in callbacks)
@@ -125,7 +126,7 @@ def _check_scales(config: DictConfig, model: LightningModule, callbacks: list[Ca
 def _test(
     trainer: Trainer, model: LightningModule, data: TestedData, ckpt_path: str | None
 ) -> None:
-    from ..training import TargetScalingMixin
+    from ..steps import TargetScalingMixin
 
     results = trainer.test(model, data, ckpt_path=ckpt_path, verbose=False, weights_only=True)
     if trainer.is_global_zero:

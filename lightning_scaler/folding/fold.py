@@ -13,7 +13,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from metatensor.torch import TensorMap
 
 from ..plain_tensors import Declaration, DeclaredBatch
-from ..training import ScaledSteps, scaled_class, unscaled_copy
+from ..steps import ScaledSteps
+from ..training import scaled_class, unscaled_copy
 from .check import check_predictions
 from .folded_target import FoldedTarget, read_targets, write_layers
 from .nequip import NequIP

@@ -11,7 +11,7 @@ from metatomic.torch import ModelOutput, System
 from torchmetrics import MetricCollection
 from typing_extensions import override
 
-from ..training import TargetScalingMixin
+from ..steps import TargetScalingMixin
 from .network import MoleculesNetwork
 from .targets import TARGETS, add_positions_gradient
 

@@ -8,8 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from ..scaling import Scaler
 from ..settings import Against
-from .scaled_module import ScaledModule, scaler_of
-from .scaled_steps import ScaledSteps
+from ..steps import ScaledModule, ScaledSteps, scaler_of
 
 TUNERS = ("LearningRateFinder", "BatchSizeFinder")
 

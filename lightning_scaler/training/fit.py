@@ -19,14 +19,13 @@ from ..data_pass import (
 )
 from ..fitting import RandomSample, ScaleAccumulator, describe_force_targets
 from ..scaling import Scaler
+from ..steps import LossSettings, ScaledModule, scaler_of
 from ..tensors import digest
 from .fit_decision import FitDecision, decide_fit, is_dev_run
 from .fit_report import describe_changes
 from .fit_settings import FitSettings
-from .loss_settings import LossSettings
 from .module_in_pass import ModuleInPass
 from .output_layers import OutputLayers
-from .scaled_module import ScaledModule, scaler_of
 
 
 class FitResult(NamedTuple):

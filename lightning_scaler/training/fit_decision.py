@@ -98,14 +98,6 @@ def is_dev_run(trainer: Trainer) -> bool:
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
-def restores_later(trainer: Trainer) -> bool:
-    """Whether a checkpoint is restored, in whole or in part, after ``on_fit_start``.
-
-    Some strategies restore the weights then; the state of loops and loaders always comes later.
-    """
-    return trainer.strategy.restore_checkpoint_after_setup or trainer.ckpt_path is not None
-
-
 def decide_fit(request: FitSettings, scaler: Scaler, is_dev_run: bool) -> FitDecision:
     """Decide whether scales are missing.
 

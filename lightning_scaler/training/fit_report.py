@@ -13,10 +13,9 @@ from ..fitting import RandomSample
 from ..reports import print_tables, print_text, write_tables
 from ..scaling import LossSpaceSums, Scaler, TargetScales
 from ..settings import Against, way_to_hide
+from ..steps import ScaledModule, describe_far_terms, scaler_of
 from .fit_settings import FitSettings
 from .output_layers import scale_ratios
-from .scaled_module import ScaledModule, scaler_of
-from .validation_check import describe_far_terms
 
 # Larger or smaller than expected, of one batch.
 LARGEST_RATIO = 10.0

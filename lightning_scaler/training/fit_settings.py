@@ -19,8 +19,8 @@ from ..settings import (
     UnseenTypes,
     parse_fixed_scales,
 )
+from ..steps import LossSettings
 from .argument_checks import check_arguments, check_refit
-from .loss_settings import LossSettings
 
 
 class FitSettings:

@@ -10,7 +10,7 @@ from metatensor.torch import TensorMap
 
 from ..batches import Batch
 from ..plain_tensors import Declaration
-from .scaled_module import ScaledModule, is_lightning, scaler_of
+from ..steps import ScaledModule, is_lightning, scaler_of
 
 TRANSFER_HOOKS = ("transfer_batch_to_device", "on_after_batch_transfer")
 

@@ -11,8 +11,8 @@ from ..batches import Batch, HasTypes, read_atoms
 from ..plain_tensors import DeclaredBatch
 from ..scaling import Scaler, TargetScales
 from ..settings import check_names, did_you_mean
+from ..steps import ScaledModule, scaler_of
 from .module_in_pass import evaluation_mode
-from .scaled_module import ScaledModule, scaler_of
 
 # Relative difference up to which ratios, or predictions in float64, count as equal.
 TOLERANCE = 1e-12

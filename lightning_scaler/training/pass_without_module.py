@@ -11,10 +11,9 @@ from typing_extensions import override
 from ..data_pass import FitProcesses, LoaderRecord, TrainingData
 from ..fitting import DataPart, ScaleAccumulator
 from ..scaling import Scaler
+from ..steps import TargetScalingMixin, scaler_of
 from .fit_decision import FitDecision
-from .mixin import TargetScalingMixin
 from .module_in_pass import ModuleInPass
-from .scaled_module import scaler_of
 from .target_scaler import TargetScaler
 
 # Lightning's, about what the stand-in for the module does not have.

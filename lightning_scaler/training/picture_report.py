@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from ..data_pass import DataSample
 from ..reports import draw_distributions, draw_terms, print_text, write_png
 from ..scaling import Scaler, scales_to_draw
-from .metric_scopes import logged_path
+from ..steps import logged_path
 
 
 def write_report(trainer: Trainer, scaler: Scaler, sample: DataSample) -> None:

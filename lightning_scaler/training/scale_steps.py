@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from .scaled_steps import ScaledSteps, prepare, remove_hooks, set_place
+from ..steps import ScaledSteps, prepare, remove_hooks, set_place
 
 
 def scale_steps(trainer: Trainer, module: LightningModule, callback: Callback, at: str) -> None:

@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from ..baselines import FrozenModule
 from ..data_pass import LoaderRecord, RandomStates, preserve_rng
+from ..steps import ScaledModule, ScaledSteps, restores_later, scaler_of
 from .checks import (
     check_alone,
     check_averaging,
@@ -20,15 +21,13 @@ from .checks import (
     raise_for_tuner,
 )
 from .fit import fit_missing
-from .fit_decision import is_dev_run, restores_later
+from .fit_decision import is_dev_run
 from .fit_report import print_fit, report_kept_scales
 from .fit_settings import FitSettings
 from .own_scaling import warn_of_own_scaling
 from .picture_report import run_folder, write_report
 from .restored_settings import declare_targets
 from .scale_steps import move_place, refuse_new_processes, scale_steps
-from .scaled_module import ScaledModule, scaler_of
-from .scaled_steps import ScaledSteps
 from .validation_targets import ValidationTargets
 
 

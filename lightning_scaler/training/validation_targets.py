@@ -8,11 +8,8 @@ from lightning.pytorch import Trainer
 
 from ..batches import clone_inference_tensors
 from ..scaling import targets_to_loss
+from ..steps import ScaledModule, ScaledSteps, ValidationCheck, ValidationRms, scaler_of
 from .fit_decision import is_dev_run
-from .scaled_module import ScaledModule, scaler_of
-from .scaled_steps import ScaledSteps
-from .validation_check import ValidationCheck
-from .validation_rms import ValidationRms
 
 
 class ValidationTargets:

@@ -12,7 +12,7 @@ from metatomic.torch import System
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lightning_scaler import Scaler, TargetScaler, TargetScalingMixin
-from lightning_scaler.training.loss import loss_terms
+from lightning_scaler.steps.loss import loss_terms
 
 TYPES = torch.tensor([1, 6, 8])
 

@@ -17,7 +17,7 @@ from small_training import (
 from torch.utils.data import DataLoader
 
 from lightning_scaler import PerStructure, TargetScaler
-from lightning_scaler.training.validation_check import UNITS
+from lightning_scaler.steps.validation_check import UNITS
 
 OPENING = "validation data are much larger or smaller than the scales"
 KCAL = 23.0605

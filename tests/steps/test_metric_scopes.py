@@ -2,8 +2,8 @@
 
 from builders import atom_samples, spherical, structure_target
 
+from lightning_scaler.steps.metric_scopes import metric_scopes
 from lightning_scaler.tensors import TargetLayout
-from lightning_scaler.training.metric_scopes import metric_scopes
 
 
 def names(tensor, extensive, per_block=()):

@@ -20,7 +20,7 @@ from torchmetrics.wrappers import BootStrapper, MinMaxMetric
 
 from lightning_scaler import PhysicalUnits
 from lightning_scaler.metrics import MeanOfSums, SharedSums
-from lightning_scaler.training.metric_outputs import MetricOutput, copy_metrics, output_names
+from lightning_scaler.steps.metric_outputs import MetricOutput, copy_metrics, output_names
 
 
 def test_metrics_are_copied_in_float64_and_must_be_a_collection():

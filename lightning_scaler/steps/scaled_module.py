@@ -14,9 +14,8 @@ from typing_extensions import override
 from ..batches import Batch, move_unpacked
 from ..plain_tensors import DeclaredBatch, read_batch
 from ..scaling import Scaler
-from .checkpoints import load_scales, save_scales
+from .checkpoints import load_scales, restores_later, save_scales
 from .epoch_log import RunMetrics
-from .fit_decision import restores_later
 from .validation_check import ValidationCheck
 
 # The mixins call methods of LightningModule, but must come before it among the bases.

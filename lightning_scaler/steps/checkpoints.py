@@ -1,7 +1,8 @@
-"""The scales of a module in a checkpoint of Lightning."""
+"""The scales of a module in a checkpoint of Lightning, and when it is restored."""
 
 from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from ..scaling import Scaler
@@ -44,3 +45,11 @@ def load_scales(scaler: Scaler, checkpoint: dict[str, Any], attribute: str) -> N
             "fit new ones. If the weights were trained with scales, give the module those first: "
             f"module.{attribute} = Scaler.load(...)"
         )
+
+
+def restores_later(trainer: Trainer) -> bool:
+    """Whether a checkpoint is restored, in whole or in part, after ``on_fit_start``.
+
+    Some strategies restore the weights then; the state of loops and loaders always comes later.
+    """
+    return trainer.strategy.restore_checkpoint_after_setup or trainer.ckpt_path is not None

@@ -14,9 +14,9 @@ from small_training import (
 )
 
 from lightning_scaler.scaling import LossPredictions
+from lightning_scaler.steps import mixin
+from lightning_scaler.steps.loss import zero_loss
 from lightning_scaler.tensors import TargetLayout
-from lightning_scaler.training import mixin
-from lightning_scaler.training.loss import zero_loss
 
 NAN, INF = float("nan"), float("inf")
 

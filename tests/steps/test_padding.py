@@ -5,7 +5,7 @@ import torch
 from builders import atom_samples, atom_target, structure_target
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
 
-from lightning_scaler.training.padding import drop_systems, padded_positions
+from lightning_scaler.steps.padding import drop_systems, padded_positions
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
