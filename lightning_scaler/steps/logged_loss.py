@@ -55,14 +55,8 @@ class LoggedLoss(RunMetrics):
         """
         self.forget_other_runs(module)
         metrics = self._metrics(module, stage, dataloader_idx)
-        names, values = [LOSS], loss.detach().double().reshape(1)
-        weights = torch.full_like(values, n_systems)
-        if terms is not None:
-            names += terms.names
-            values = torch.cat([values, terms.errors.double()])
-            weights = torch.cat([weights, n_with_terms * terms.present.double()])
         # Lightning's own mean rounds the number of systems per process to an integer.
-        metrics.sums.update(names, torch.stack([weights * values, weights], 1))
+        metrics.sums.update(*_weighted(loss, n_systems, terms, n_with_terms, module.device))
         log = EpochLog(module, self._attribute)
         for name, key, mean in metrics.means:
             # As with other metrics: processes reduce them together.
@@ -94,3 +88,21 @@ class LoggedLoss(RunMetrics):
         found = _LossMetrics(now, sums, means)
         self._found[stage, dataloader_idx] = found
         return found
+
+
+def _weighted(
+    loss: torch.Tensor,
+    n_systems: int,
+    terms: LossTerms | None,
+    n_with_terms: int,
+    device: torch.device,
+) -> tuple[list[str], torch.Tensor]:
+    """Names, and weighted values with weights on a device, of a loss and its terms."""
+    # The loss of a batch without targets, and its terms, have no device.
+    names, values = [LOSS], loss.detach().to(device).double().reshape(1)
+    weights = torch.full_like(values, n_systems)
+    if terms is not None:
+        names += terms.names
+        values = torch.cat([values, terms.errors.to(values)])
+        weights = torch.cat([weights, n_with_terms * terms.present.to(values)])
+    return names, torch.stack([weights * values, weights], 1)
