@@ -13,7 +13,7 @@ from ..batches import read_atoms
 from ..data_pass import flat_loaders
 from ..scaling import Scaler
 from .metric_scopes import logged_path
-from .padding import drop_systems, padding_of_evaluation
+from .padding import drop_systems, padded_positions
 from .scaled_module import ScaledModule, scaler_of
 
 
@@ -26,8 +26,9 @@ class ValidationRms:
     def __init__(self) -> None:
         # Sum of squares and number of values, by loader and target.
         self._sums: dict[tuple[int, str], Tensor] = {}
-        # The trainer, index of the loader and index of the batch.
-        self._place: tuple[Any, int, int] = None, 0, 0
+        # Index of the loader, the loader if it may repeat systems, and index of the batch. Not the
+        # trainer, which would be part of copies of the module.
+        self._place: tuple[int, Any, int] = 0, None, 0
         self._warned = False
 
     def reset(self) -> None:
@@ -36,7 +37,9 @@ class ValidationRms:
 
     def begin_batch(self, trainer: Trainer, batch_idx: int, loader_idx: int) -> None:
         """Say which batch is added next."""
-        self._place = trainer, loader_idx, batch_idx
+        loaders = flat_loaders(trainer._evaluation_loop._combined_loader)
+        repeating = loaders[loader_idx] if trainer.world_size > 1 else None
+        self._place = loader_idx, repeating, batch_idx
 
     def add(self, scaler: Scaler, systems: Any, targets: Mapping[str, TensorMap]) -> None:
         """Add a batch, without its padding.
@@ -46,11 +49,11 @@ class ValidationRms:
             systems: systems of the batch, or their atoms.
             targets: targets in loss space, by name.
         """
-        trainer, loader_idx, batch_idx = self._place
+        loader_idx, loader, batch_idx = self._place
         known = {name: tensor for name, tensor in targets.items() if name in scaler.targets}
         with torch.inference_mode(False), torch.no_grad():
             n_systems = read_atoms(systems).n_systems
-            padded = padding_of_evaluation(trainer, loader_idx, batch_idx, n_systems)
+            padded = padded_positions(loader, batch_idx, n_systems)
             known = dict(drop_systems(known, known, padded, n_systems)[1])
             for name, tensor in known.items():
                 if len(tensor.keys):
