@@ -335,7 +335,11 @@ class TargetScalingMixin(ScaledModule):
 
     def _depends_on_all(self, predictions: Tensors) -> bool:
         """Whether the loss of a batch is the default one, of everything that was predicted."""
-        default = type(self).compute_loss is TargetScalingMixin.compute_loss
+        # Those of another class, or of this module alone, may leave predictions out.
+        default = all(
+            getattr(getattr(self, name), "__func__", None) is getattr(TargetScalingMixin, name)
+            for name in ("compute_loss", "predictions_to_loss")
+        )
         complete = isinstance(predictions, LossPredictions) and predictions.complete
         return default and complete and self._scaling_loss.terms is not None
 

@@ -252,6 +252,31 @@ class FewerPredictions(SmallNet):
         return found
 
 
+class SomeOutputs(SmallNet):
+    """Some of the outputs may be left out before they are converted."""
+
+    def unpack_batch(self, batch):
+        systems, targets, masks = super().unpack_batch(batch)
+        return systems, {n: t for n, t in targets.items() if n != "charges"}, masks
+
+    def predictions_to_loss(self, systems, predictions, targets):
+        some = {name: predictions[name] for name in targets}
+        return super().predictions_to_loss(systems, some, targets)
+
+
+class LossOfTheModule(SmallNet):
+    """The loss may be replaced in one module, not in its class."""
+
+    def __init__(self):
+        super().__init__()
+        default = self.compute_loss
+
+        def without_charges(predictions, targets):
+            return default({n: p for n, p in predictions.items() if n != "charges"}, targets)
+
+        self.compute_loss = without_charges
+
+
 class OwnLoss(SmallNet):
     def compute_loss(self, predictions, targets):
         return super().compute_loss(predictions, targets)
@@ -259,7 +284,14 @@ class OwnLoss(SmallNet):
 
 @pytest.mark.parametrize(
     ("net", "added"),
-    [(SmallNet, False), (FewerTargets, True), (FewerPredictions, True), (OwnLoss, True)],
+    [
+        (SmallNet, False),
+        (FewerTargets, True),
+        (FewerPredictions, True),
+        (SomeOutputs, True),
+        (OwnLoss, True),
+        (LossOfTheModule, True),
+    ],
 )
 def test_a_loss_of_zero_is_added_unless_all_predictions_are_in_the_default_loss(
     tmp_path, monkeypatch, net, added
