@@ -14,7 +14,6 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ..reports import errors_table, print_tables, print_text, write_tables
 from ..settings import check_choice
 from .config_files import command_configs
 from .errors import build
@@ -55,9 +54,11 @@ def run(config: DictConfig) -> None:
         ValueError: for an unknown task, a missing checkpoint, or a prediction by several processes.
         InstantiationException: if a part of the configuration cannot be built.
     """
-    # Importing Lightning takes seconds, which --help and misspelled overrides need not wait for.
+    # Importing these takes seconds, which --help and misspelled overrides need not wait for.
     import torch
     from lightning.pytorch import seed_everything
+
+    from ..reports import print_text
 
     check_choice("task", config.task, Task)
     if config.task != "train" and config.ckpt_path is None:
@@ -126,6 +127,7 @@ def _check_scales(config: DictConfig, model: LightningModule, callbacks: list[Ca
 def _test(
     trainer: Trainer, model: LightningModule, data: TestedData, ckpt_path: str | None
 ) -> None:
+    from ..reports import errors_table, print_tables, write_tables
     from ..steps import TargetScalingMixin
 
     results = trainer.test(model, data, ckpt_path=ckpt_path, verbose=False, weights_only=True)
