@@ -104,7 +104,8 @@ def build_tensormaps(tensors: list[Tensor], blocks: Blocks, rows: Rows) -> list[
     return [TensorMap(blocks.keys[i], [block]) for i, block in enumerate(made)]
 
 
-# Not functools.cache, of which torch.compile warns.
+# Not functools.cache, of which torch.compile warns. Batches may have ever other sets of targets.
+MOST_SETS = 256
 _BLOCKS: dict[tuple[tuple[Place, ...], torch.device], Blocks] = {}
 
 
@@ -118,6 +119,8 @@ def blocks_of(places: Sequence[Place], device: torch.device) -> Blocks:
     key = (*places,), device
     known = _BLOCKS.get(key)
     if known is None:
+        if len(_BLOCKS) >= MOST_SETS:
+            _BLOCKS.clear()
         known = _BLOCKS[key] = Blocks(
             [_keys_of(place).to(device) for place in places if not place.parameter],
             [place.parameter for place in places],

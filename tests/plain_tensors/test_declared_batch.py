@@ -9,7 +9,12 @@ from builders import atom_samples, atom_target, block, cartesian, labels, struct
 from metatensor.torch import TensorMap
 
 from lightning_scaler import PerAtom, PerStructure
-from lightning_scaler.plain_tensors import Declaration, DeclaredBatch, GradientTensor
+from lightning_scaler.plain_tensors import (
+    Declaration,
+    DeclaredBatch,
+    GradientTensor,
+    tensormap_building,
+)
 
 COUNTS = [2, 3]
 
@@ -351,3 +356,12 @@ def test_each_tensor_of_a_target_keeps_its_dtype():
     one = declared(batch, energy=target)
     replaced = one.replace_targets({"energy": one.targets()["energy"].to(dtype=torch.float64)})
     assert (replaced["energy"].dtype, replaced["forces"].dtype) == (torch.float64, torch.float64)
+
+
+def test_labels_are_not_kept_of_ever_other_sets_of_targets(monkeypatch):
+    monkeypatch.setattr(tensormap_building, "MOST_SETS", 2)
+    targets = {name: PerStructure() for name in "abcd"}
+    for name in targets:
+        found = declared(batch_of(**{name: torch.ones(2)}), **targets).targets()
+        assert found[name].block().properties.names == [name]
+    assert len(tensormap_building._BLOCKS) <= 2
