@@ -36,11 +36,15 @@ def warn_of_energies_per_atom(batch: DeclaredBatch, targets: Mapping[str, Tensor
             continue
         if declared.shape or declared.properties:
             continue
-        values = targets[name].block().values.detach().cpu().double().flatten()
+        block = targets[name].block()
+        values = block.values.detach().cpu().double().flatten()
+        # Of the batches of several loaders, some may be without the target.
+        structures = block.samples.column("system").cpu().long()
+        n_atoms, counts = atoms.n_atoms[structures], atoms.type_counts[structures]
         if declared.per_atom:  # what the user gave
-            values = values / atoms.n_atoms
-        known = values.isfinite() & (atoms.n_atoms > 0)
-        counts, values = atoms.type_counts[known], values[known]
+            values = values / n_atoms
+        known = values.isfinite() & (n_atoms > 0)
+        counts, values = counts[known], values[known]
         if len(values) < 3 * counts.shape[1] + 5:
             continue
         of_counts = _residual(counts, values)

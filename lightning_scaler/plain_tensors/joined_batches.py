@@ -9,6 +9,7 @@ from metatensor.torch import TensorMap
 
 from ..batches import Atoms, Batch, join_batches, unpack
 from .addresses import describe_holder, find, replace
+from .ase_atoms import are_ase_atoms
 from .declaration import Declaration
 from .declared_batch import Conversion, DeclaredBatch
 from .found_tensors import FoundTensor
@@ -103,6 +104,11 @@ def declared_batch(batch: Any, declaration: Declaration) -> DeclaredBatch:
     Raises:
         TypeError, ValueError: for a batch whose atoms are not found.
     """
+    if isinstance(batch, (list, tuple)):
+        parts = [part for part in batch if part is not None]
+        if parts and all(map(are_ase_atoms, parts)):
+            # The first would be taken for the systems of a tuple (systems, targets).
+            return JoinedBatches(batch, declaration)
     declared = DeclaredBatch(batch, declaration)
     try:
         _ = declared.atoms

@@ -43,13 +43,14 @@ def check_gradients(
         for parameter in block.gradients_list():
             gradient = block.gradient(parameter)
             given = gradient.values.detach().sum(-1)
-            rows = gradient.samples.column("sample").long()
+            structures = block.samples.column("system").long()
+            of_rows = structures[gradient.samples.column("sample").long()]
             for derivative in _derivatives(block.values, given):
                 if not derivative.any():
                     complete = False
                 elif not _are_same(given, derivative):
                     _refuse_physical(name, parameter, given, derivative, scaler)
-                    n_atoms = batch.atoms.n_atoms.to(rows.device)[rows].to(given)
+                    n_atoms = batch.atoms.n_atoms.to(of_rows.device)[of_rows].to(given)
                     declared: Any = batch.declaration.targets[name]
                     where = f"target '{name}': the predicted gradient '{parameter}'"
                     words = _describe_difference(

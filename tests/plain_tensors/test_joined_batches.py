@@ -1,5 +1,6 @@
 """Batches of plain tensors of several loaders, joined."""
 
+import ase
 import pytest
 import torch
 from lightning.pytorch import LightningModule
@@ -59,6 +60,26 @@ def test_a_loader_that_has_ended_is_left_out():
     systems, targets, _ = read({"a": None, "b": SECOND})
     assert len(systems) == 1
     assert targets["energy"].block().values.tolist() == [[7.0]]
+
+
+@pytest.mark.parametrize("form", [dict, list, tuple])
+def test_lists_of_ase_atoms_are_joined(form):
+    first = [ase.Atoms("O", info={"energy": -3.0}), ase.Atoms("H2", info={"energy": 5.0})]
+    second = [ase.Atoms("OOH", info={"energy": 7.0})]
+    batch = {"a": first, "b": second} if form is dict else form([first, None, second])
+    systems, targets, _ = read_batch(batch, Declaration({"energy": PerStructure()}))
+    assert systems.atoms.types.tolist() == [8, 1, 1, 8, 8, 1]
+    assert targets["energy"].block().values[:, 0].tolist() == [-3.0, 5.0, 7.0]
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_a_loader_may_be_without_the_energies(order):
+    parts = {"a": FIRST, "b": {name: SECOND[name] for name in ("z", "n_atoms")}}
+    accumulator = ScaleAccumulator({"energy": PerStructure()}, baseline=None)
+    accumulator.update({key: parts[key] for key in order})
+    # Per atom: -3 and 5/2.
+    scale = accumulator.compute().scales["energy"].block().values.item()
+    assert scale == pytest.approx(((9 + 6.25) / 2) ** 0.5)
 
 
 def test_scales_are_those_of_one_batch():
