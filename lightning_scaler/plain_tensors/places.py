@@ -38,12 +38,8 @@ class Place(NamedTuple):
     volume: Path | None = None
 
 
-Places = Mapping[str, list[Place]]
-"""For each target by name, its values and then its gradients."""
-
-
 def places_in_batch(targets: Mapping[str, Target]) -> dict[str, list[Place]]:
-    """The places in a batch."""
+    """The places in a batch: for each target by name, of its values and then of its gradients."""
     return {name: _places(name, target, of_output=False) for name, target in targets.items()}
 
 

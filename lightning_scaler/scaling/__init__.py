@@ -10,7 +10,7 @@ from .arithmetic import ConversionArgs, rescale_target
 from .baseline_warnings import describe_unknown, way_out_of_unknown
 from .comparison import find_differences
 from .drawn_scales import scales_to_draw
-from .factors import check_factors, n_atoms_of_rows
+from .factors import check_factors
 from .fixed_settings import fixed_settings
 from .loss_space import (
     LossPredictions,
@@ -53,7 +53,6 @@ __all__ = [
     "fixed_settings",
     "index_by_position",
     "is_auxiliary",
-    "n_atoms_of_rows",
     "parts_of_targets",
     "predictions_to_loss",
     "predictions_to_physical",

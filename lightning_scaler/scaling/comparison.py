@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import NamedTuple
 
-from ..settings import name_of_type, with_atoms
+from ..settings import name_of_type, same_unit, with_atoms
 from ..tensors import Key, describe, digest
 from .scaler import Scaler
 from .target_scales import TargetScales
@@ -59,14 +59,14 @@ def find_differences(one: Scaler, two: Scaler, tolerance: float = 1e-9) -> list[
     found = [
         Difference(name, "unit", (one.units[name], two.units[name]), None)
         for name in one.units
-        if one.units[name] != two.units.get(name, one.units[name])
+        if not same_unit(one.units[name], two.units.get(name, one.units[name]))
     ]
     for key in {**ours, **theirs}:
         a, b = ours.get(key, Value("–")), theirs.get(key, Value("–"))
         relative = _relative_difference(a, b)
         if a.value != b.value if relative is None else relative > tolerance:
-            units = {a.unit, b.unit} - {""}
-            unit = units.pop() if len(units) == 1 else ""
+            different = a.unit and b.unit and not same_unit(a.unit, b.unit)
+            unit = "" if different else a.unit or b.unit
             found.append(Difference(*key, (_text(a), _text(b)), relative, unit))
     return found
 

@@ -96,3 +96,8 @@ def test_units_that_are_known_differ():
     one = fitted(units={"energy": "eV", "charges": "e"})
     two = fitted(units={"energy": "meV"})
     assert find_differences(one, two) == [("energy", "unit", ("eV", "meV"), None, "")]
+
+
+def test_units_that_are_written_otherwise_do_not_differ():
+    one, two = fitted(units={"energy": "kJ mol⁻¹"}), fitted(units={"energy": "kJ*mol^-1"})
+    assert find_differences(one, two) == []
