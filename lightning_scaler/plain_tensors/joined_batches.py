@@ -86,7 +86,9 @@ class JoinedBatches(DeclaredBatch):
         if of_part is None:
             raise ValueError(
                 "the batches of several loaders: expected forward to return an output for each, "
-                f"under the keys of the batches, {list(self.parts)}, got {describe_holder(output)}"
+                f"under the keys of the batches, {list(self.parts)}, got "
+                f"{describe_holder(output)}; if they are one batch, give the address of its atomic "
+                "types: TargetScaler(batch={'types': …})"
             )
         return of_part
 

@@ -113,7 +113,8 @@ def test_batches_and_outputs_are_converted_each_in_its_place():
 
 def test_an_output_for_each_batch_is_needed():
     systems, _, _ = read(FORMS["dict"])
-    with pytest.raises(ValueError, match=r"an output for each, .*\['a', 'b'\], got a dict with a"):
+    message = r"an output for each, .*\['a', 'b'\], got a dict with a; if they are one batch, "
+    with pytest.raises(ValueError, match=message):
         systems.predictions({"a": FIRST})
 
 
