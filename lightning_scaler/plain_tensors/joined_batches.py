@@ -34,10 +34,11 @@ class JoinedBatches(DeclaredBatch):
 
     @cached_property
     def atoms(self) -> Atoms:
-        """The atoms of all batches."""
+        """The atoms of all batches, joined where they were read, so that no GPU is waited for."""
         atoms = [part.atoms for part in self.parts.values()]
-        types = torch.cat([one.types for one in atoms])
-        return Atoms.from_types(types, torch.cat([one.n_atoms for one in atoms]))
+        types = torch.cat([one.on_host.types for one in atoms])
+        n_atoms = torch.cat([one.on_host.n_atoms for one in atoms])
+        return Atoms.from_types(types, n_atoms).to(atoms[0].types.device)
 
     def targets(self) -> dict[str, TensorMap]:
         """The targets that any of the batches has, by name; see :class:`DeclaredBatch`."""
