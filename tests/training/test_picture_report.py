@@ -2,6 +2,7 @@
 
 import io
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -359,6 +360,24 @@ def test_validation_batches_are_read_by_the_step_alone(tmp_path):
     assert net.n_read - before == 3
     assert net._validation_rms is None
     assert trainer.callback_metrics["val/rms/dipole"] > 0.0
+
+
+@pytest.mark.slow
+def test_targets_may_be_converted_before_the_first_batch_of_a_validation(tmp_path):
+    class Early(SmallNet):
+        def on_validation_epoch_start(self):
+            batch = next(iter(self.trainer.datamodule.val_dataloader()))
+            self.targets_to_loss(*self.unpack_batch(batch))
+
+    _, trainer = run(tmp_path, net=Early())
+    assert trainer.callback_metrics["val/rms/dipole"] > 0.0
+
+
+@pytest.mark.slow
+def test_a_callback_that_has_reported_does_not_keep_its_trainer(tmp_path):
+    callback = scaler_callback(report=True)
+    run(tmp_path, callback=callback)
+    assert b"Trainer" not in pickle.dumps(callback)
 
 
 @pytest.mark.slow
