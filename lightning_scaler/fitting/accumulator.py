@@ -352,8 +352,15 @@ class ScaleAccumulator:
         check_choice("unseen_types", unseen_types, UnseenTypes)
         fixed = parse_fixed_scales(fixed_scales)
         statistics = self.statistics
-        kept = {} if earlier is None else earlier.targets
-        self._names.check(self._settings, self._collection.layouts, fixed, kept, self._data)
+        kept = {} if earlier is None else {n: s.layout for n, s in earlier.targets.items()}
+        self._names.check(
+            self._settings,
+            self._collection.layouts,
+            fixed,
+            kept,
+            self._data,
+            complete and (self.sample is None or self.sample.complete),
+        )
         self._collection.check_additive()
         if not self.all_fixed(fixed):
             requested = (self.targets or ()) if complete else ()

@@ -54,8 +54,9 @@ class NamesInData:
         settings: AccumulatorSettings,
         layouts: Mapping[str, TargetLayout],
         fixed_scales: Iterable[str],
-        kept: Iterable[str],
+        kept: Mapping[str, TargetLayout],
         data: str,
+        complete: bool,
     ) -> None:
         """Refuse settings that name targets, or gradients, without data.
 
@@ -63,8 +64,9 @@ class NamesInData:
             settings: settings of the accumulator.
             layouts: layouts of the targets in the data.
             fixed_scales: names of the targets with fixed scales.
-            kept: names of the targets of an earlier fit.
+            kept: layouts of the targets of an earlier fit.
             data: what was read, in words.
+            complete: whether that is all data: others may have the gradients.
         """
         fitted = set(layouts)
         seen = fitted | self.ignored
@@ -86,17 +88,28 @@ class NamesInData:
         known = seen | {*kept}
         unknown = (name for name in settings.units if name.rpartition("/")[0] not in known)
         check_names("units", unknown, known)
-        for name in settings.units.keys() - known:
-            target, _, parameter = name.rpartition("/")
-            if target in layouts and parameter not in layouts[target].gradients:
-                gradients = [f"{target}/{gradient}" for gradient in layouts[target].gradients]
-                raise ValueError(
-                    f"units names '{name}', a gradient that the data do not have; "
-                    f"{did_you_mean(name, gradients)}"
-                )
+        if complete:
+            _check_gradients(settings.units.keys() - known, layouts, kept)
         if settings.baseline is not None:
             check_names("fixed_baseline", settings.baseline.fixed, fitted)
             check_names("baseline", settings.baseline.excluded, fitted)
+
+
+def _check_gradients(
+    names: Iterable[str],
+    layouts: Mapping[str, TargetLayout],
+    kept: Mapping[str, TargetLayout],
+) -> None:
+    """Refuse units of gradients, ``energy/positions``, that neither data nor kept scales have."""
+    for name in names:
+        target = name.rpartition("/")[0]
+        found = [one[target].gradients for one in (layouts, kept) if target in one]
+        known = sorted({f"{target}/{parameter}" for gradients in found for parameter in gradients})
+        if target in layouts and name not in known:
+            raise ValueError(
+                f"units names '{name}', a gradient that the data do not have; "
+                f"{did_you_mean(name, known)}"
+            )
 
 
 def choose_targets(

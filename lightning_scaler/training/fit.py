@@ -142,7 +142,7 @@ def _fit_to_data(
             # fixed.
             accumulator, first_batch = data.read_layouts(accumulator)
         no_pass = part is None and accumulator.all_fixed(fixed_scales)
-        cache = None if request.cache is None else StatisticsCache(request.cache, processes)
+        cache = StatisticsCache(request.cache, processes) if request.cache else None
         if no_pass and cache is not None:
             cache.report_unused("all scales are fixed")
         elif not no_pass:
@@ -170,7 +170,7 @@ def _fit_to_data(
                 sample.statistics = accumulator.statistics
     data.restart()
     collected = None if errors is None else errors.accumulator
-    fitted = _compute(trainer, accumulator, decision, scaler, collected)
+    fitted = _compute(trainer, accumulator, decision, scaler, collected, complete=not no_pass)
     if no_pass:  # one batch says nothing about the mean squares
         fitted.targets = {n: replace(s, mean_squares={}) for n, s in fitted.targets.items()}
     return fitted, first_batch, accumulator.sample
@@ -182,9 +182,14 @@ def _compute(
     decision: FitDecision,
     scaler: Scaler,
     errors: ScaleAccumulator | None,
+    complete: bool,
 ) -> Scaler:
-    """The scales from the statistics; ``scaler`` has those before."""
+    """The scales from the statistics; ``scaler`` has those before.
+
+    ``complete`` says whether more than one batch was read.
+    """
     request, dev_run = decision.request, is_dev_run(trainer)
+    complete = complete and not dev_run
     fixed_scales, unseen_types = decision.fixed_scales(), request.settings.unseen_types
     # Parameters have absorbed new scales for good.
     provisional = dev_run and decision.part != "scales"
@@ -200,14 +205,14 @@ def _compute(
             warnings.simplefilter("ignore")
         if decision.part is None:
             enabled = request.settings.enabled
-            fitted = accumulator.compute(fixed_scales, unseen_types, enabled, not dev_run)
+            fitted = accumulator.compute(fixed_scales, unseen_types, enabled, complete)
         else:
             fitted = accumulator.refit(
                 scaler,
                 decision.part,
                 fixed_scales,
                 unseen_types,
-                not dev_run,
+                complete,
                 request.output_layers,
                 errors=errors,
             )

@@ -83,6 +83,24 @@ def test_units_of_gradients_need_gradients():
         accumulator.compute()
 
 
+def test_units_of_gradients_that_kept_scales_have_need_no_new_gradients():
+    """Energies alone, of another level of theory."""
+    units, gradient = {"energy/positions": "eV/Å"}, {"positions": [[[1.0, 0, 0]]] * 3}
+    before, now = (ScaleAccumulator(units=units, baseline="composition") for _ in ("before", "now"))
+    systems, values = [system(8), system(1), system(1)], [1.0, 2.0, 3.0]
+    before.update(systems, {"energy": structure_target(values, gradient=gradient)})
+    now.update(systems, {"energy": structure_target(values)})
+    assert now.refit(before.compute(), "baseline").units == units
+    with pytest.raises(ValueError, match="units names 'energy/positions', a gradient"):
+        now.compute()
+
+
+def test_units_of_gradients_may_belong_to_batches_that_were_not_read():
+    accumulator = ScaleAccumulator(units={"energy/positions": "eV/Å"})
+    accumulator.update([system(8)], {"energy": structure_target([1.0])})
+    assert accumulator.compute(complete=False).fitted
+
+
 def test_a_unit_may_be_written_in_several_ways():
     targets = {"energy": PerStructure(unit="kJ mol⁻¹")}
     assert TargetScaler(targets=targets, units={"energy": "kJ*mol^-1"}).units
