@@ -150,15 +150,18 @@ class FitSettings:
             "targets": self.targets if declared is None else dict(declared.targets),
             "intensive_targets": tuple(sorted(self.intensive_targets)),
             "baseline": self._baseline_setting,
-            "fixed_baseline": self.fixed_baseline,
-            "batch": declared and dict(declared.batch),
+            # Without any, these are empty dicts.
+            "fixed_scales": self.fixed_scales or None,
+            "fixed_baseline": self.fixed_baseline or None,
+            "output_layers": self.output_layers or None,
+            "batch": (declared and dict(declared.batch)) or None,
+            "units": self.units or None,
         }
         arguments = inspect.signature(FitSettings).parameters.values()
         changed = (
             f"{argument.name}={_in_short(values[argument.name])}"
             for argument in arguments
             if values[argument.name] != argument.default
-            and not (argument.default is None and values[argument.name] == {})
         )
         return f"{type(self).__name__}({', '.join(changed)})"
 

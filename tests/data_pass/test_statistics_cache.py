@@ -325,6 +325,13 @@ def test_a_file_that_is_there_is_used_from_a_folder_that_cannot_be_written_to(
     assert_same_scales(first.scaler, second.scaler)
 
 
+def test_an_empty_name_is_no_cache(tmp_path):
+    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback(cache="")], max_epochs=0)
+    net = SmallNet()
+    trainer.fit(net, SmallData())
+    assert net.scaler.fitted
+
+
 def test_the_callback_shows_its_cache(tmp_path):
     assert repr(TargetScaler(cache=tmp_path)) == f"TargetScaler(cache={str(tmp_path)!r})"
     with pytest.raises(TypeError, match="expected str, bytes or os"):

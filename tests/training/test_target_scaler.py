@@ -314,6 +314,8 @@ def test_repr_shows_the_settings_that_differ_from_the_defaults():
         "limit_batches=5, refit=True)"
     )
     assert repr(TargetScaler(baseline="none")) == "TargetScaler(baseline='none')"
+    # Without weights, not those stored with restored scales.
+    assert repr(TargetScaler(loss_weights={}, units={})) == "TargetScaler(loss_weights={})"
     deep = torch.nn.Sequential(torch.nn.Identity())
     assert repr(TargetScaler(baseline=deep)) == "TargetScaler(baseline=Sequential(...))"
 
