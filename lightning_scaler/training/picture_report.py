@@ -30,7 +30,15 @@ def write_report(trainer: Trainer, scaler: Scaler, sample: DataSample) -> None:
         step, folder = trainer.global_step, report_folder(trainer)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in _pictures(scaler, sample):
+        pictures = _pictures(scaler, sample)
+        if folder is None and not any(map(_takes_pictures, trainer.loggers)):
+            pictures = iter(())
+            print_text(
+                "TargetScaler: no pictures of the fit, because the folder of the run is not one of "
+                "this machine, and no logger takes pictures; add one that does, such as "
+                "TensorBoardLogger"
+            )
+        for name, figure in pictures:
             path = None if folder is None else folder / f"target_{name}.png"
             pixels = write_png(figure, path or os.devnull)
             written += [path] if path else []
@@ -102,12 +110,16 @@ def _pictures(scaler: Scaler, sample: DataSample) -> Iterator[tuple[str, Any]]:
 
 def _log_picture(trainer: Trainer, tag: str, path: Path | None, pixels: Any, step: int) -> None:
     """Add a picture to those loggers that take any, such as TensorBoard and W&B."""
-    for logger in trainer.loggers:
-        experiment: Any = getattr(logger, "experiment", None)
+    loggers: Any = filter(_takes_pictures, trainer.loggers)
+    for logger in loggers:
         if hasattr(logger, "log_image"):
             logger.log_image(key=tag, images=[str(path) if path else pixels], step=step)
-        elif hasattr(experiment, "add_image"):
-            experiment.add_image(tag, pixels, step, dataformats="HWC")
+        else:
+            logger.experiment.add_image(tag, pixels, step, dataformats="HWC")
+
+
+def _takes_pictures(logger: Any) -> bool:
+    return hasattr(logger, "log_image") or hasattr(getattr(logger, "experiment", None), "add_image")
 
 
 def _logged_scales(scaler: Scaler) -> dict[str, float]:

@@ -179,6 +179,14 @@ def test_a_folder_that_is_not_of_this_machine_is_not_made(tmp_path, monkeypatch,
         assert pixels.std() > 10  # not blank
 
 
+def test_pictures_that_end_nowhere_are_said_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    _, trainer = run_with_one_target(tmp_path, CSVLogger("memory://bucket"))
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out.count("TargetScaler: no pictures of the fit, because") == 1
+    assert "scale/energy" in trainer.logger.experiment.metrics_keys
+
+
 def test_without_a_logger_pictures_are_in_the_root_folder_of_the_trainer(tmp_path, capsys):
     run_with_one_target(tmp_path)
     assert pictures(tmp_path) == PICTURES
