@@ -21,7 +21,7 @@ class SampledPass:
     """Reads batches in random order until every scale has a relative error, or all are read.
 
     Batch i goes into accumulator i modulo 20, and the errors are those of the delete-a-group
-    jackknife over these (see :func:`scaling.estimate_sample`). They are computed after 100 batches,
+    jackknife over these (see :func:`fitting.estimate_sample`). They are computed after 100 batches,
     and then after as many as the last ones predict, but at least a tenth more and at most twice as
     many. All processes compute the same errors from the same data, and stop together.
 

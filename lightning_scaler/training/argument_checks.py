@@ -85,7 +85,6 @@ def check_refit(
         raise ValueError(
             "refit='baseline' and baseline='none' contradict each other; leave out one"
         )
-
     if (refit == "scales") != bool(output_layers):
         raise ValueError(
             "refit='scales' and output_layers, such as {'energy': 'readouts.energy'}, need each "

@@ -28,11 +28,8 @@ def check_restored(scaler: Scaler, request: FitSettings) -> None:
     Raises:
         ValueError: for names of unknown targets, and if settings differ: each with both values.
     """
-    targets, part, intensive_targets = (
-        request.targets or (),
-        request.part,
-        request.intensive_targets,
-    )
+    targets, part = request.targets or (), request.part
+    intensive_targets = request.intensive_targets
     fixed_scales, fixed_baseline = request.fixed_scales, request.fixed_baseline
     without_baseline = request.without_baseline
     known = {*scaler.targets, *targets}
