@@ -148,7 +148,6 @@ class TargetScaler(FitSettings, Callback):
         Checks the module, gives its scaler the additive module, and moves this callback before
         those that train in their own ``on_fit_start``.
         """
-        _mode_before_evaluation(trainer, stage).mode.clear()
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         check_alone(callbacks)
         check_averaging(callbacks, self.refit)
@@ -226,15 +225,25 @@ class TargetScaler(FitSettings, Callback):
         self._undo_dev_run(pl_module)
 
     @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Called when fit, validate, test or predict ends. Forgets the mode before evaluations.
+
+        The next one may fail before Lightning notes it again.
+        """
+        _mode_before_evaluation(trainer, stage).mode.clear()
+
+    @override
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Called when a run fails. Undoes the same, and what an evaluation did to the module."""
         if not isinstance(pl_module, ScaledModule) and isinstance(exception, Exception):
             refuse_new_processes(trainer, pl_module)
+        before = _mode_before_evaluation(trainer, trainer.state.fn)
         if trainer.evaluating or trainer.sanity_checking or trainer.predicting:
             # Lightning does so only at the end: what is trained next would be in evaluation mode.
-            _mode_before_evaluation(trainer, trainer.state.fn).restore(pl_module)
+            before.restore(pl_module)
+        before.mode.clear()
         ValidationTargets.detach(cast(ScaledModule, pl_module))
         self._undo_dev_run(pl_module)
         self._forget_record()

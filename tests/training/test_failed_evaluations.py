@@ -64,15 +64,24 @@ class Fails(Callback):
         raise OSError("no such file")
 
 
-def test_modes_of_an_earlier_evaluation_are_not_those_of_a_later_one(tmp_path):
+class Missing(SmallData):
+    """Fails before any callback is asked."""
+
+    def prepare_data(self):
+        raise OSError("no such file")
+
+
+@pytest.mark.parametrize("where", ["callback", "data"])
+def test_modes_of_an_earlier_evaluation_are_not_those_of_a_later_one(tmp_path, where):
     net, data = Frozen(), SmallData()
     trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()], max_epochs=1)
     trainer.fit(net, data)
     trainer.validate(net, data)
     net.eval()
-    trainer.callbacks.append(Fails())
+    if where == "callback":
+        trainer.callbacks.append(Fails())
     with pytest.raises(OSError, match="no such file"):
-        trainer.validate(net, data)
+        trainer.validate(net, data if where == "callback" else Missing())
     assert not any(modes(net).values())
 
 
