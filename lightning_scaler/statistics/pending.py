@@ -20,8 +20,10 @@ from ..tensors import TargetLayout, scripted_arithmetic
 # Batches wait if none of their blocks has this many values. (A default argument below, since
 # TorchScript cannot read module variables.)
 SMALL_BLOCK = 2**14
-# A group is read once it has this many atoms or values of one block, or this many systems ...
+# A group is read once it has this many atoms or values of one block, this many values of all blocks
+# (8 MB), or this many systems ...
 VALUES_PER_GROUP = 2**16
+ALL_VALUES_PER_GROUP = 2**20
 SYSTEMS_PER_GROUP = 1024
 # ... and all groups are read if there are more of them, which bounds their memory.
 MAX_GROUPS = 8
@@ -53,6 +55,7 @@ class _Group:
     n_atoms: list[Tensor] = field(default_factory=list)
     values: list[ValuesByTarget] = field(default_factory=list)
     n_values: int = 0
+    n_all_values: int = 0
     n_systems: int = 0
 
     def accepts(self, layouts: Mapping[str, TargetLayout], values: ValuesByTarget) -> bool:
@@ -68,12 +71,17 @@ class _Group:
         self.n_atoms.append(atoms.n_atoms)
         self.values.append(values)
         self.n_systems += max(1, atoms.n_systems)
-        sizes = (block.numel() for blocks in values.values() for block in blocks)
+        sizes = [block.numel() for blocks in values.values() for block in blocks]
         self.n_values += max(atoms.types.numel(), *sizes)
+        self.n_all_values += sum(sizes)
 
     @property
     def is_full(self) -> bool:
-        return self.n_systems >= SYSTEMS_PER_GROUP or self.n_values >= VALUES_PER_GROUP
+        return (
+            self.n_systems >= SYSTEMS_PER_GROUP
+            or self.n_values >= VALUES_PER_GROUP
+            or self.n_all_values >= ALL_VALUES_PER_GROUP
+        )
 
     def join(self) -> JoinedBatch:
         atoms = Atoms.from_types(torch.cat(self.types), torch.cat(self.n_atoms))

@@ -10,7 +10,12 @@ from builders import forces, labels, scale, spherical, structure_target, system
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
 from lightning_scaler.batches import Atoms
 from lightning_scaler.statistics import PendingBatches, copy_small_values
-from lightning_scaler.statistics.pending import MAX_GROUPS, SYSTEMS_PER_GROUP, VALUES_PER_GROUP
+from lightning_scaler.statistics.pending import (
+    ALL_VALUES_PER_GROUP,
+    MAX_GROUPS,
+    SYSTEMS_PER_GROUP,
+    VALUES_PER_GROUP,
+)
 from lightning_scaler.tensors import TargetLayout
 
 NAN, INF = float("nan"), float("inf")
@@ -64,6 +69,15 @@ def test_group_is_read_once_it_is_large(types, n_values, n_batches):
         assert [len(groups) for groups in due] == [0] * (n_batches - 1) + [1]
         assert due[-1][0].atoms.n_systems == n_batches * atoms.n_systems
         assert len(pending) == 0
+
+
+def test_a_group_of_many_blocks_is_read_after_fewer_values_of_each():
+    pending, n_blocks = PendingBatches(), 64
+    batch = {"e": SOME}, atoms_of([8]), {"e": [torch.ones(1, 1024)] * n_blocks}
+    n_batches = ALL_VALUES_PER_GROUP // (n_blocks * 1024)
+    assert n_batches * 1024 < VALUES_PER_GROUP
+    due = [pending.add(*batch) for _ in range(n_batches)]
+    assert [len(groups) for groups in due] == [0] * (n_batches - 1) + [1]
 
 
 @pytest.mark.parametrize("name", ["SYSTEMS_PER_GROUP", "VALUES_PER_GROUP"])
