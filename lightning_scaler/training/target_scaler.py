@@ -237,7 +237,8 @@ class TargetScaler(FitSettings, Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Called when a run fails. Undoes the same, and what an evaluation did to the module."""
-        if not isinstance(pl_module, ScaledModule) and isinstance(exception, Exception):
+        unscaled = self.declaration is not None and not isinstance(pl_module, ScaledModule)
+        if unscaled and isinstance(exception, Exception):
             refuse_new_processes(trainer, pl_module)
         before = _mode_before_evaluation(trainer, trainer.state.fn)
         if trainer.evaluating or trainer.sanity_checking or trainer.predicting:
