@@ -71,9 +71,7 @@ class BatchTarget(NamedTuple):
         """
         if self.indexed.layout.sample_kind == "pair":
             return {"": value_sums(self.indexed, self.masks)}
-        subtracted: list[Tensor | None] = []
-        if self.contributions is not None:
-            subtracted = gradient_contributions(self.indexed.tensor, self.contributions)
+        subtracted = gradient_contributions(self.indexed.tensor, self.contributions)
         return gradient_sums(self.indexed, atoms, types, extensive, subtracted)
 
 

@@ -1,4 +1,4 @@
-"""What TargetScaler refuses: arguments, modules, trainers and stages that it cannot serve."""
+"""What TargetScaler refuses in a run: modules, callbacks and stages that it cannot serve."""
 
 import inspect
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Whether the settings requested now are those of restored scales."""
+"""What is requested now, compared with restored scales, and declared to them."""
 
 from collections.abc import Mapping
 from typing import Any
