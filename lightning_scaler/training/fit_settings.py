@@ -166,6 +166,10 @@ class FitSettings:
         return f"{type(self).__name__}({', '.join(changed)})"
 
 
+# Python's error about an unknown argument names the class that users know.
+FitSettings.__init__.__qualname__ = "TargetScaler.__init__"
+
+
 def _in_short(value: object) -> str:
     """The ``repr`` of a setting; modules with children are shown by their class alone."""
     if isinstance(value, torch.nn.Module) and next(value.children(), None) is not None:

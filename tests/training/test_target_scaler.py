@@ -293,6 +293,11 @@ def test_invalid_arguments_are_errors_at_once():
         TargetScaler(baseline=torch.nn.Linear)
 
 
+def test_an_unknown_argument_is_an_error_of_the_class_that_users_know():
+    with pytest.raises(TypeError, match=r"^TargetScaler\.__init__\(\) got .* 'target'"):
+        TargetScaler(target=["energy"])
+
+
 def test_repr_shows_the_settings_that_differ_from_the_defaults():
     assert repr(TargetScaler()) == "TargetScaler()"
     callback = TargetScaler(
