@@ -214,7 +214,7 @@ class ScaleAccumulator:
     def follow(self, earlier: "ScaleAccumulator") -> None:
         """Go on after the batches of another accumulator with the same settings.
 
-        The meaning of labels, and the targets that the first batch lacks, are taken from it.
+        The meaning of labels, and which targets the first batch did not have, are taken from it.
         """
         self.system_labels = earlier.system_labels
         self._names.missing_declared = earlier._names.missing_declared

@@ -22,8 +22,8 @@ class NamesInData:
     Attributes:
         ignored: names of TensorMaps that are not fitted, or of targets without a block.
         masked: names of the targets of masks.
-        missing_declared: what the first batch says of each declared target that it lacks; ``None``
-            before the first batch, and without a declaration.
+        missing_declared: what the first batch says of each declared target without a value in it;
+            ``None`` before the first batch, and without a declaration.
     """
 
     ignored: set[str] = field(default_factory=set)
@@ -31,7 +31,7 @@ class NamesInData:
     missing_declared: dict[str, str] | None = None
 
     def read_first_batch(self, systems: Any, targets: Mapping[str, Any]) -> None:
-        """Read what the first batch of declared targets lacks; warn of what seem to be others."""
+        """Read which declared targets the first batch does not have, and warn of doubtful ones."""
         if not isinstance(systems, DeclaredBatch) or self.missing_declared is not None:
             return
         missing = systems.describe_missing_targets()

@@ -112,15 +112,7 @@ class ScaledSteps(ScaledModule):
 
 
 def prepare(module: Any, at: str) -> None:
-    """Give a module a scaler and the state of its steps.
-
-    Args:
-        module: module whose class has :class:`ScaledSteps`.
-        at: ``"forward"``, or the name of the submodule whose output is converted.
-
-    Raises:
-        AttributeError: if there is no such submodule.
-    """
+    """Give a module a scaler and the state of its steps; see :func:`set_place`."""
     module.target_scaler = Scaler()
     set_place(module, at)
 

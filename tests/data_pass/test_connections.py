@@ -14,17 +14,25 @@ from torch.distributed import HashStore
 from lightning_scaler.data_pass.connections import ADDRESS, Connections, ProcessEndedError
 
 
-@pytest.fixture
-def three():
-    """The connections of three processes, all in this one."""
+@contextlib.contextmanager
+def connected(n_processes):
+    """The connections of several processes, all in this one."""
     store = HashStore()
     with contextlib.ExitStack() as stack:
         ranks = [
-            stack.enter_context(contextlib.closing(Connections(r, 3, store))) for r in range(3)
+            stack.enter_context(contextlib.closing(Connections(r, n_processes, store)))
+            for r in range(n_processes)
         ]
         for connections in ranks:
             connections.connect()
         assert ranks[0].check() is None
+        yield ranks
+
+
+@pytest.fixture
+def three():
+    """The connections of three processes."""
+    with connected(3) as ranks:
         yield ranks
 
 
@@ -156,14 +164,7 @@ def test_rank_zero_listens_until_all_processes_have_connected(three):
 
 
 def test_two_hundred_processes_connect_while_rank_zero_is_busy():
-    store = HashStore()
-    with contextlib.ExitStack() as stack:
-        ranks = [
-            stack.enter_context(contextlib.closing(Connections(r, 200, store))) for r in range(200)
-        ]
-        for connections in ranks:
-            connections.connect()
-        assert ranks[0].check() is None
+    with connected(200) as ranks:
         ranks[199].drop()
         with pytest.raises(ProcessEndedError) as error:
             eventually(ranks[0].check)

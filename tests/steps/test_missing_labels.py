@@ -129,14 +129,17 @@ def per_structure(numbers):
     return make
 
 
+# Only molecules of hydrogen have the second property.
+WITH_A_SECOND_PROPERTY = {
+    (1, 1): [-1.0, 3.0],
+    (8,): [-75.0, NAN],
+    (1, 1, 8): [-76.5, NAN],
+    (8, 8): [-150.5, NAN],
+}
+
+
 def test_a_second_property_labelled_only_for_one_molecule(tmp_path):
-    numbers = {
-        (1, 1): [-1.0, 3.0],
-        (8,): [-75.0, NAN],
-        (1, 1, 8): [-76.5, NAN],
-        (8, 8): [-150.5, NAN],
-    }
-    make = per_structure(numbers)
+    make = per_structure(WITH_A_SECOND_PROPERTY)
     net, metrics, predictions, given = run(tmp_path, lambda systems: {"e": make(systems)})
     in_fit, in_predict = given
     for message in (in_fit, in_predict):
@@ -161,13 +164,7 @@ def test_a_second_property_labelled_only_for_one_molecule(tmp_path):
     ids=["for the target", "for all"],
 )
 def test_the_way_out_without_a_baseline_gives_all_predictions(tmp_path, settings):
-    numbers = {
-        (1, 1): [-1.0, 3.0],
-        (8,): [-75.0, NAN],
-        (1, 1, 8): [-76.5, NAN],
-        (8, 8): [-150.5, NAN],
-    }
-    make = per_structure(numbers)
+    make = per_structure(WITH_A_SECOND_PROPERTY)
     _, _, predictions, given = run(tmp_path, lambda systems: {"e": make(systems)}, **settings)
     assert values_of(predictions, "e").isfinite().all()
     assert given == []
