@@ -220,6 +220,12 @@ def _compilable(network: torch.nn.Module) -> torch.nn.Module:
 def _way_out(network: torch.nn.Module, error: RuntimeError) -> str:
     """A message about a model that cannot be compiled or written."""
     name = type(network).__name__
+    if "redefine method" in str(error.__cause__):
+        return (
+            f"{name} does not compile with TorchScript, which names the line at the first attempt "
+            "of a process alone, and this is not the first; export in a new process, such as a "
+            "notebook whose kernel has been restarted"
+        )
     if "could not convert" in str(error):
         return (
             f"{name} does not compile with TorchScript, in which engines run models (torch.export "
