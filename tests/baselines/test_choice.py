@@ -65,6 +65,7 @@ def trained(tmp_path, **settings):
     return net, trainer
 
 
+@pytest.mark.slow
 def test_a_fit_with_a_baseline_per_target(tmp_path):
     net, _ = trained(tmp_path, baseline={"charges": "none"})
     assert net.scaler.targets["charges"].weights == {}
@@ -74,6 +75,7 @@ def test_a_fit_with_a_baseline_per_target(tmp_path):
     assert torch.equal(*of_both)
 
 
+@pytest.mark.slow
 def test_a_restored_baseline_per_target_must_be_requested_again(tmp_path):
     net, trainer = trained(tmp_path, baseline={"charges": "none"})
     trainer.save_checkpoint(tmp_path / "net.ckpt")

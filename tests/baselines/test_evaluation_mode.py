@@ -106,6 +106,7 @@ def test_code_that_is_given_again_in_training_mode_gives_its_evaluation_numbers(
     assert_in_evaluation_mode(again)
 
 
+@pytest.mark.slow
 def test_a_trainer_fits_and_predicts_with_the_module_in_evaluation_mode(tmp_path):
     """What is added to predictions of zero, and the scales, are those of the springs alone."""
     energies, scales = [], []

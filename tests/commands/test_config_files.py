@@ -36,6 +36,7 @@ def test_every_choice_is_built_below():
     assert sorted(BUILT) == CHOICES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "choice"), BUILT)
 def test_every_choice_composes_and_builds(tmp_path, group, choice):
     override = f"{group}={choice}"

@@ -67,12 +67,14 @@ def test_training_without_logger_checkpoint_and_progress_bar_logs_nothing(tmp_pa
     assert tables == {"target_scales.txt", "test_errors.txt"}
 
 
+@pytest.mark.slow
 def test_training_without_the_scaler_says_how_to_train_without_scales(tmp_path):
     message = r"callbacks: expected a TargetScaler, .* write scale_targets=false to train without"
     with pytest.raises(ValueError, match=message):
         run_here(tmp_path, *SHORT_TRAINING, f"{SCALER}=null")
 
 
+@pytest.mark.slow
 def test_a_callback_without_a_class_is_refused(tmp_path):
     message = r"callbacks.stop: expected the class in _target_, got \['monitor'\]; .*stop=null"
     with pytest.raises(ValueError, match=message):

@@ -156,6 +156,7 @@ def show_help(project, monkeypatch, capsys):
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_help_of_another_application_lists_our_callbacks_alone(project, monkeypatch, capsys):
     groups = show_help(project, monkeypatch, capsys).split("\n== Config ==")[0].splitlines()
     listed = [line for line in groups if ": " in line]
@@ -167,6 +168,7 @@ def test_the_help_of_another_application_lists_our_callbacks_alone(project, monk
     ]
 
 
+@pytest.mark.slow
 def test_a_list_of_callbacks_in_the_trainer_takes_the_scaler_by_its_class(tmp_path):
     config = OmegaConf.create(
         """

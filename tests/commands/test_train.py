@@ -104,6 +104,7 @@ def test_two_processes_print_each_table_once(tmp_path, launcher):
 # Settings that cannot work
 
 
+@pytest.mark.slow
 def test_predictions_need_a_single_process(tmp_path):
     devices = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
     with pytest.raises(ValueError, match=r"task=predict: expected one process, got 2; .*devices=1"):
@@ -122,6 +123,7 @@ def test_an_unknown_task_lists_the_known_ones(tmp_path):
         run_here(tmp_path, "task=tset")
 
 
+@pytest.mark.slow
 def test_an_unknown_target_in_a_setting_suggests_the_nearest(tmp_path):
     message = r"fixed_scales names the target 'enrgy'.*did you mean 'energy'\?"
     with pytest.raises(ValueError, match=message):

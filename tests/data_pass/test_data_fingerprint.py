@@ -52,6 +52,7 @@ class Loaded(SmallData):
         return self.make(self.train, self.collate_fn)
 
 
+@pytest.mark.slow
 def test_it_names_numbers_and_hashes(tmp_path):
     found = identity(tmp_path, SmallData(SIZE))
     assert found["samples"] == "50"
@@ -61,6 +62,7 @@ def test_it_names_numbers_and_hashes(tmp_path):
     assert all(len(found[name]) == 64 for name in hashes)
 
 
+@pytest.mark.slow
 def test_a_change_that_leaves_the_32_samples_alone_is_seen_only_by_a_fingerprint(tmp_path):
     """Of 50 samples in 32 equal parts, the middles are 0, 2, 3, 5, …; 1 is none of them."""
     found = []
@@ -74,6 +76,7 @@ def test_a_change_that_leaves_the_32_samples_alone_is_seen_only_by_a_fingerprint
     assert found[2] != found[3]
 
 
+@pytest.mark.slow
 def test_the_selected_samples_count_and_not_their_order(tmp_path):
     chosen = list(range(0, SIZE, 2))
     orders = {
@@ -97,6 +100,7 @@ def loader_of_batches(indices):
     return make
 
 
+@pytest.mark.slow
 def test_a_subset_of_a_dataset_with_a_fingerprint_has_one_of_its_own(tmp_path):
     def subset(indices):
         def make(dataset, collate_fn):
@@ -141,6 +145,7 @@ class Noisy(torch.utils.data.Dataset):
         return system, {**numbers, "charges": numbers["charges"] + noise}
 
 
+@pytest.mark.slow
 def test_noise_of_the_global_generators_is_the_same_under_any_seed(tmp_path):
     def make(dataset, collate_fn):
         return DataLoader(Noisy(dataset), 4, shuffle=True, collate_fn=collate_fn)
@@ -148,6 +153,7 @@ def test_noise_of_the_global_generators_is_the_same_under_any_seed(tmp_path):
     assert identity(tmp_path, Loaded(make), 1) == identity(tmp_path, Loaded(make), 2)
 
 
+@pytest.mark.slow
 def test_finding_it_leaves_the_random_states_alone(tmp_path):
     drawn = []
     for cache in (None, tmp_path / "cache.st"):
@@ -159,6 +165,7 @@ def test_finding_it_leaves_the_random_states_alone(tmp_path):
     assert drawn[0][0] == drawn[1][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", [None, ["energy"]])
 def test_targets_that_are_not_fitted_do_not_count(tmp_path, targets):
     found = []
@@ -170,6 +177,7 @@ def test_targets_that_are_not_fitted_do_not_count(tmp_path, targets):
     assert (found[0] == found[1]) is (targets is not None)
 
 
+@pytest.mark.slow
 def test_positions_count_only_with_an_additive_module(tmp_path):
     from builders import Springs
 
@@ -182,6 +190,7 @@ def test_positions_count_only_with_an_additive_module(tmp_path):
         assert (found[0] == found[1]) is same
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:these data are zero")
 def test_the_embedded_molecules_have_a_fingerprint_of_their_file(tmp_path):
     callback = TargetScaler(intensive_targets=["dipole"], cache=tmp_path / "cache.st")

@@ -78,6 +78,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_there_is_one_data_pass_and_no_step_without_scales(tmp_path, case):
     work, others = CASES[case]
@@ -90,6 +91,7 @@ def test_there_is_one_data_pass_and_no_step_without_scales(tmp_path, case):
     assert net.losses
 
 
+@pytest.mark.slow
 def test_workers_of_the_data_pass_have_ended_when_training_begins(tmp_path):
     alive = []
 
@@ -107,6 +109,7 @@ def test_workers_of_the_data_pass_have_ended_when_training_begins(tmp_path):
     assert alive == [before]
 
 
+@pytest.mark.slow
 def test_training_starts_with_the_random_states_of_a_run_without_a_data_pass(tmp_path):
     """With a dataset that draws from all global generators, as augmentations do."""
 
@@ -133,6 +136,7 @@ def test_training_starts_with_the_random_states_of_a_run_without_a_data_pass(tmp
     assert states[0] == states[1]
 
 
+@pytest.mark.slow
 def test_fixed_scales_equal_to_fitted_ones_give_the_same_losses(tmp_path):
     """Unless the loss is balanced, nothing depends on whether there was a data pass."""
 
@@ -245,6 +249,7 @@ class OwnNames(SmallNet):
         return batch["system"], targets, {name: batch[f"{name}_is_valid"] for name in TARGETS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("collate_fn", "network"),
     [(with_masks, SmallNet), (with_masks_of_other_names, OwnNames)],

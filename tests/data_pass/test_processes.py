@@ -217,6 +217,7 @@ def test_a_single_process_needs_no_store():
     assert torch.equal(alone.gather_values(values, [3])[0], values)
 
 
+@pytest.mark.slow
 def test_a_failed_process_waits_until_the_others_have_read_why(monkeypatch):
     """The store ends with rank 0, and launchers end all processes when one of them does."""
     monkeypatch.setattr(processes, "SECONDS_BETWEEN_CHECKS", 0.0)

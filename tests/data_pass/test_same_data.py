@@ -25,7 +25,9 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 FACTOR = 32.0
 NO_VALIDATION = {"limit_val_batches": 0, "num_sanity_val_steps": 0}
 
-pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:You defined a `validation_step` but have no", "ignore:You have overridden"
+)
 
 
 def in_other_units(batch):
@@ -86,7 +88,7 @@ CONVERSIONS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:You have overridden")
+@pytest.mark.slow
 @pytest.mark.parametrize("where", CONVERSIONS)
 def test_units_converted_in_hooks_and_loaders_are_those_of_the_scales(tmp_path, where):
     """The scale grows by the factor of 32, and the losses are those without a conversion."""
@@ -178,6 +180,7 @@ class Joining(SmallNet):
         return super().unpack_batch(parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["max_size_cycle", "min_size", "max_size"])
 @pytest.mark.parametrize("form", ["dict", "list", "override"])
 def test_several_loaders_are_read_once_in_the_form_of_training(tmp_path, form, mode):
@@ -304,6 +307,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:You requested to overfit", "ignore:Checkpoint directory")
 @pytest.mark.parametrize("case", RUNS)
 def test_training_reads_what_it_reads_without_the_callback(tmp_path, case):

@@ -77,6 +77,7 @@ def largest_difference(net, exact):
     return found
 
 
+@pytest.mark.slow
 def test_random_samples_are_read_until_every_scale_has_its_error(tmp_path, capsys, exact):
     data = SmallData(SIZE)
     net = fitted(tmp_path, data, relative_error=0.03)
@@ -100,6 +101,7 @@ def test_random_samples_are_read_until_every_scale_has_its_error(tmp_path, capsy
     assert 0.0 < largest_difference(net, exact) < 5 * float(largest) / 100
 
 
+@pytest.mark.slow
 def test_the_pass_ends_after_100_batches_if_these_are_enough(tmp_path, capsys):
     data = SmallData(SIZE)
     fitted(tmp_path, data, relative_error=0.2)
@@ -162,6 +164,7 @@ def test_workers_end_with_the_pass(tmp_path):
     assert (net.alive or before) == before == len(multiprocessing.active_children())
 
 
+@pytest.mark.slow
 def test_batches_of_a_batch_sampler_are_read_whole(tmp_path):
     """They may be of structures that fit together."""
     data = SmallDataset(SIZE)
@@ -349,6 +352,7 @@ def test_statistics_without_a_module_are_those_of_the_same_sample(tmp_path):
         collect_statistics(SmallData(SIZE), scaler_callback(relative_error=0.2), 0, 2)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_keeps_the_errors(tmp_path):
     net, callback = OfTwo(), scaler_callback(relative_error=0.2, **SETTINGS)
     trainer = quiet_trainer(tmp_path, callbacks=[callback], max_epochs=0)

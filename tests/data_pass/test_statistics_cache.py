@@ -55,6 +55,7 @@ def test_a_second_fit_reads_a_few_samples_and_has_the_same_scales_to_the_bit(tmp
     assert_same_scales(first.scaler, plain.scaler)
 
 
+@pytest.mark.slow
 def test_training_is_the_same_with_and_without_the_cache(tmp_path):
     losses = []
     for cache in (None, "cache.st", "cache.st"):
@@ -66,6 +67,7 @@ def test_training_is_the_same_with_and_without_the_cache(tmp_path):
     assert losses[0] == losses[1] == losses[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -132,6 +134,7 @@ def without(items, name):
     return batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_other_data_and_settings_are_not_taken_from_the_file(tmp_path, capsys, change):
     make, options, reason = CHANGES[change]
@@ -166,6 +169,7 @@ def test_statistics_of_another_version_are_not_used(tmp_path, capsys, monkeypatc
     assert re.search(r"version of lightning_scaler \(\S+ and 9.9\)", line(capsys))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data",
     [
@@ -195,6 +199,7 @@ class Several(SmallData):
         return CombinedLoader(loaders, "max_size_cycle")
 
 
+@pytest.mark.slow
 def test_several_loaders_are_identified_together(tmp_path, capsys):
     fitted(tmp_path, Several(SIZE))
     capsys.readouterr()
@@ -231,6 +236,7 @@ def test_a_stream_is_identified_by_its_fingerprint_alone(tmp_path, capsys):
     assert "fingerprint of the dataset (of yesterday and of today)" in line(capsys)
 
 
+@pytest.mark.slow
 def test_training_continues_with_the_first_batch_of_a_stream_whose_pass_was_not_needed(tmp_path):
     losses = []
     for _ in range(2):
@@ -266,6 +272,7 @@ def test_a_fit_of_some_targets_beside_kept_scales_does_not_replace_the_file(tmp_
     assert (tmp_path / "cache.st").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_file_of_shards_that_are_incomplete_is_not_used(tmp_path, capsys):
     fitted(tmp_path)
     saved = ScaleAccumulator.load(tmp_path / "cache.st")

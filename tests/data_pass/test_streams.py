@@ -238,6 +238,7 @@ class StopAfter(Callback):
             trainer.save_checkpoint(f"{trainer.default_root_dir}/middle.ckpt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sanity", [False, True])
 def test_a_stateful_loader_resumes_where_it_was_and_fits_what_the_checkpoint_has_not(
     tmp_path, sanity
@@ -259,6 +260,7 @@ def test_a_stateful_loader_resumes_where_it_was_and_fits_what_the_checkpoint_has
     assert losses["resumed"] == losses["refitted"] == losses["whole"][4:]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the checkpoint has no target scales")
 @pytest.mark.parametrize("sanity", [False, True])
 def test_a_checkpoint_without_scales_is_resumed_with_the_random_states_of_a_plain_resume(

@@ -112,6 +112,7 @@ def test_totals_have_the_bits_of_convert(path, scaler, network):
     assert torch.equal(found.values, expected.values)
 
 
+@pytest.mark.slow
 def test_shares_and_selections_add_up(path):
     _, total = run(path)
     _, shares = run(path, "atom")

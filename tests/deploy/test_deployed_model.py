@@ -189,6 +189,7 @@ def test_shares_of_atoms_have_the_weight_of_their_type():
     assert values(total) == pytest.approx([sum(values(found))])
 
 
+@pytest.mark.slow
 def test_totals_of_two_selections_add_up():
     scaler = energies()
     systems = [WATER, CARBON_MONOXIDE]
@@ -204,6 +205,7 @@ def test_totals_of_two_selections_add_up():
     torch.testing.assert_close(parts[0] + parts[1], whole, rtol=1e-15, atol=0)
 
 
+@pytest.mark.slow
 def test_fractions_of_an_intensive_target_are_of_all_atoms():
     # Gaps are means over atoms: 3 for O, 5 for H.
     scaler = fit(

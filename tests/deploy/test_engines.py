@@ -25,6 +25,7 @@ def without_neighbors(one):
     return System(one.types, one.positions, one.cell, one.pbc)
 
 
+@pytest.mark.slow
 def test_every_output_has_the_bits_of_predict(trained, predictions):
     """In float64, whatever the dtype of the network, and with all checks of metatomic."""
     model = load_atomistic_model(str(trained.path))
@@ -43,6 +44,7 @@ def test_every_output_has_the_bits_of_predict(trained, predictions):
                 assert torch.equal(one.values, other.values.double())
 
 
+@pytest.mark.slow
 def test_ase_gives_the_energies_of_predict_in_ev(trained, predictions):
     calculator = MetatomicCalculator(trained.path, device="cpu")
     for batch, expected in zip(trained.batches, predictions, strict=True):
@@ -56,6 +58,7 @@ def test_ase_gives_the_energies_of_predict_in_ev(trained, predictions):
             assert atoms.get_potential_energies().sum() == near
 
 
+@pytest.mark.slow
 def test_forces_are_finite_differences_of_the_exported_energy(float64_model):
     atoms = to_ase(molecules(FORMALDEHYDE, seed=5)[0])
     atoms.calc = MetatomicCalculator(float64_model, device="cpu")
@@ -73,6 +76,7 @@ def test_forces_are_finite_differences_of_the_exported_energy(float64_model):
     assert np.abs(forces).max() > 0.01  # eV/Å
 
 
+@pytest.mark.slow
 def test_ipi_gives_the_energies_and_forces_of_ase(trained, tmp_path):
     from ipi.pes.metatomic import MetatomicDriver
     from ipi.utils.units import unit_to_internal, unit_to_user

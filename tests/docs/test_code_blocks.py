@@ -83,6 +83,7 @@ def test_the_pages_show_every_command():
     assert {words[0] for words in COMMANDS} == ENTRY_POINTS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_commands_have_the_options_that_the_pages_show(words, tmp_path, monkeypatch, capsys):
     command, *arguments = words

@@ -18,6 +18,7 @@ def raised_and_warned(tree):
             yield call
 
 
+@pytest.mark.slow
 def test_every_sentence_that_is_raised_is_there():
     checked = 0
     for path in (ROOT / "lightning_scaler").rglob("*.py"):

@@ -307,6 +307,7 @@ def test_reading_is_settled_once():
     assert scale(accumulator.compute(), "e")[0] == pytest.approx([math.sqrt((16 / 9 + 729) / 2)])
 
 
+@pytest.mark.slow
 @FEW_DATA
 def test_ids_of_a_shuffled_loader():
     rng = np.random.default_rng(0)

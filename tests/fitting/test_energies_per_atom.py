@@ -46,6 +46,7 @@ def test_either_without_its_flag_is_warned_of(molecules, size):
     update(TOTALS, types, energies)
 
 
+@pytest.mark.slow
 def test_energies_without_the_large_contributions_of_atoms_show_nothing(molecules):
     types, energies = molecules
     counts = np.stack([np.bincount(t, minlength=10) for t in types]).astype(float)

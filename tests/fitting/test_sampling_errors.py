@@ -117,6 +117,7 @@ SCALES = {
 }
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_scales_of_each_type_and_property_and_of_gradients():
     """Computed again from arrays, without each group of 20 structures in turn."""
     data = Structures()
@@ -254,6 +255,7 @@ def sampled():
     return accumulator
 
 
+@pytest.mark.slow
 def test_scales_have_their_errors_and_fixed_ones_none(tmp_path):
     accumulator = sampled()
     errors = accumulator.sample.errors

@@ -152,6 +152,7 @@ def test_types_that_were_not_in_the_data_are_not_predicted_in_silence():
     assert not energy[1:].isnan().any()
 
 
+@pytest.mark.slow
 def test_a_folded_checkpoint_is_read_by_the_class_itself(tmp_path, messages):
     data, net = batches(), Theirs().double()
     trainer = quiet_trainer(tmp_path, callbacks=[TargetScaler(targets=ENERGY)])

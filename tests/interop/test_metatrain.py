@@ -147,6 +147,7 @@ class ConstantNet(TargetScalingMixin, LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
+@pytest.mark.slow
 def test_training_keeps_the_scales_unless_settings_contradict(tmp_path):
     batch = {"system": SYSTEMS, "energy": tensor("energy", "physical")}
     loader = DataLoader([batch], batch_size=None)

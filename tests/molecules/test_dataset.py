@@ -175,6 +175,7 @@ def test_worker_processes_return_the_same_batches(path):
     assert block.samples == reference.samples
 
 
+@pytest.mark.slow
 def test_unseen_molecules_are_only_in_their_split():
     parts = {
         split: MoleculesDataset(split, CUTOFF)
@@ -189,6 +190,7 @@ def test_unseen_molecules_are_only_in_their_split():
         assert len(data["split"]) == sum(map(len, parts.values()))
 
 
+@pytest.mark.slow
 def test_shipped_energies_agree_with_the_forces():
     """Gradients predict the energy difference of two conformers of a molecule.
 

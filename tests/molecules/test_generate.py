@@ -61,6 +61,7 @@ def test_labels_of_shipped_geometries_are_reproduced(name: str) -> None:
         np.testing.assert_allclose(value, shipped, rtol=2e-7, atol=1e-6, err_msg=key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["energy", "charges", "populations"])
 def test_scalar_labels_are_invariant(key: str) -> None:
     np.testing.assert_allclose(

@@ -72,6 +72,7 @@ def tables(predictions: dict[str, TensorMap]) -> dict[str, torch.Tensor]:
     return {**found, "gradient": gradient.values.detach().squeeze(-1)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rotation", [ROTATION, INVERSION, -ROTATION], ids=["rotation", "inversion", "both"]
 )
@@ -100,6 +101,7 @@ def test_outputs_have_the_layouts_of_the_targets(model):
     assert predictions["charges"][0].samples.values[4].tolist() == [1, 0]
 
 
+@pytest.mark.slow
 def test_gradient_is_the_derivative_of_the_energy(model):
     types, step = [8, 1, 6, 7], 1e-4
     positions = make_systems()[0].positions
@@ -161,6 +163,7 @@ def test_every_parameter_has_a_gradient(model):
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
+@pytest.mark.slow
 def test_evaluation_without_autograd_returns_the_same_values(model):
     with_gradients = tables(model(make_systems()))
     model = copy.deepcopy(model).eval()
@@ -191,6 +194,7 @@ def test_a_missing_neighbor_list_is_refused():
         MoleculesModel(channels=4, layers=1, cutoff=4.0)(make_systems())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_version_0_1_0_gives_the_same_predictions():
     checkpoint = COMPATIBILITY / "molecules.ckpt"
     model = MoleculesModel.load_from_checkpoint(checkpoint, weights_only=True).eval()
@@ -205,6 +209,7 @@ def test_a_checkpoint_of_version_0_1_0_gives_the_same_predictions():
         torch.testing.assert_close(values, numbers, rtol=0.0, atol=1e-5 * largest)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
 def test_training_continues_from_a_checkpoint_of_version_0_1_0(tmp_path):
     model = MoleculesModel(channels=2, layers=1, cutoff=CUTOFF, n_radial=2)

@@ -71,6 +71,7 @@ def test_the_properties_of_a_per_structure_target_are_rows():
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first at the top
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("types", [FIVE, MANY], ids=["5 types", "89 types"])
 @pytest.mark.parametrize("n_properties", [1, 3, pytest.param(60, marks=pytest.mark.slow)])
 def test_no_text_of_a_per_atom_target_overlaps_another_or_is_cut_off(types, n_properties):
@@ -132,6 +133,7 @@ def test_axes_of_ones_own_are_drawn_into():
         draw_scales([ENERGY, DrawnScales("charges", FIVE, [""], scales(5, 1), 1.0)], ax=left)
 
 
+@pytest.mark.slow
 def test_pyplot_is_not_imported(tmp_path):
     code = (
         "import sys; from lightning_scaler.reports import DrawnScales, draw_scales;"

@@ -265,6 +265,7 @@ scaler.save(sys.argv[1])
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path):
     path = file_of("Scaler", tmp_path)
     before = path.read_bytes()

@@ -211,6 +211,7 @@ def test_pending_values_are_copies():
     assert scale(accumulator.compute(), "e")[0][0] == pytest.approx(12.5**0.5, rel=1e-15)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_batches():
     accumulator = ScaleAccumulator()
     systems, per_group = [system(8), system(1, 8)], SYSTEMS_PER_GROUP // 2

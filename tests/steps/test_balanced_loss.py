@@ -84,6 +84,7 @@ def test_settings_of_the_loss_are_stored_with_the_scales(tmp_path):
     assert restored.scaler.mean_squares == net.scaler.mean_squares
 
 
+@pytest.mark.slow
 def test_settings_given_on_a_resume_are_used_and_all_others_are_kept(tmp_path):
     callback = scaler_callback(loss_weights={"energy/positions": 4}, balance_loss=False)
     net, trainer = fit(tmp_path, callback=callback)
@@ -170,6 +171,7 @@ def test_a_loss_that_is_always_zero_is_refused(tmp_path):
         fit(tmp_path, callback=callback)
 
 
+@pytest.mark.slow
 def test_every_term_is_logged_in_training_validation_and_test(tmp_path):
     """Without its weight: 1 means as wrong as a prediction of zero."""
 
@@ -200,6 +202,7 @@ def test_every_term_is_logged_in_training_validation_and_test(tmp_path):
         assert logged[f"{stage}/loss/energy/positions"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_terms_are_averaged_over_the_batches_that_have_them(tmp_path):
     def collate_fn(items):
         batch = collate(items)
@@ -319,6 +322,7 @@ def without_mean_squares(checkpoint):
     return net
 
 
+@pytest.mark.slow
 def test_unknown_mean_squares_count_as_one_and_are_named_once(trained, tmp_path):
     net = without_mean_squares(trained[1])
     with pytest.warns(UserWarning, match="the mean squares of the loss terms") as caught:

@@ -191,6 +191,7 @@ class WithOtherMetrics(SmallNet):
         )
 
 
+@pytest.mark.slow
 def test_percentage_errors_and_r2_are_logged_for_targets_with_their_baseline(tmp_path):
     """By a plain loop over predictions and data, in physical units."""
     trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()])
@@ -212,6 +213,7 @@ def test_percentage_errors_and_r2_are_logged_for_targets_with_their_baseline(tmp
     assert logged["val/energy/r2_per_atom"] == pytest.approx(r2, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_metrics_that_return_a_dict_are_logged_under_its_keys(tmp_path):
     trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()], max_epochs=3)
     maes = []
@@ -390,6 +392,7 @@ def some_are_missing(items):
     return batch
 
 
+@pytest.mark.slow
 def test_logged_errors_are_those_of_torchmetrics_at_every_end_of_an_epoch(tmp_path):
     net, compared = ByTorchmetrics(), EveryEpoch()
     trainer = quiet_trainer(
@@ -421,6 +424,7 @@ def test_targets_without_any_value_are_not_logged(tmp_path):
     assert not [name for name in logged if name.startswith("val/charges")]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_does_not_enter_the_metrics_of_the_next(tmp_path):
     class Interrupt(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):

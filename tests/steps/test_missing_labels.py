@@ -158,6 +158,7 @@ def test_a_second_property_labelled_only_for_one_molecule(tmp_path):
     assert all(math.isfinite(value) for value in metrics.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [{"baseline": {"e": "none"}}, {"baseline": "none"}],

@@ -270,6 +270,7 @@ def test_systems_are_converted_to_the_dtype_of_the_module(tmp_path, precision, d
     assert net.forward_dtypes == {dtype}
 
 
+@pytest.mark.slow
 def test_bf16_true_keeps_scales_in_float64_and_systems_in_float32(tmp_path):
     net, reference = SmallNet(), SmallNet()
     quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(reference, SmallData())
@@ -378,6 +379,7 @@ def test_common_private_names_can_be_used_by_the_module(tmp_path):
     assert len(net.losses) == 6
 
 
+@pytest.mark.slow
 def test_evaluating_again_gives_the_same_errors(tmp_path):
     """Lightning resets metrics in inference mode, and the next run updates them outside of it."""
     trainer, data, net = (
@@ -410,6 +412,7 @@ def test_every_evaluation_loader_has_separate_metrics(fitted, tmp_path):
     assert alone[0]["test/charges/rmse"] != alone[1]["test/charges/rmse"]
 
 
+@pytest.mark.slow
 def test_metrics_are_reset_every_epoch(tmp_path):
     """With a learning rate of zero, all epochs have the same errors."""
     values = []

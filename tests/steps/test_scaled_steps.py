@@ -49,6 +49,8 @@ def trained(tmp_path_factory):
     before = copy.deepcopy(data)
     net = double(OtherModule)
     trainer = fit(tmp_path_factory.mktemp("trained"), net, data)
+    # Two epochs of training and validation.
+    assert len(net.seen) == 16
     return net, trainer, data, before
 
 
@@ -62,8 +64,6 @@ def scaler_of(data):
 def test_training_steps_see_targets_in_loss_space_and_others_the_data(trained):
     net, _, data, _ = trained
     scaler = scaler_of(data)
-    # Two epochs of training and validation.
-    assert len(net.seen) == 16
     weights = scaler.targets["energy"].weights[(0,)][:, 0]
     types = scaler.targets["energy"].baseline_types
     sigma = scaler.per_target_scales["energy"].block().values
@@ -149,6 +149,7 @@ def test_predicted_forces_are_the_derivative_of_predicted_energies(trained):
         assert forces[atom, axis].item() == pytest.approx(difference.item(), abs=2e-6)
 
 
+@pytest.mark.slow
 def test_the_error_falls_below_that_of_the_baseline(trained, tmp_path):
     net, data = double(OtherModule), batches()
     trainer = fit(tmp_path, net, data, max_epochs=20)
@@ -412,6 +413,7 @@ def test_averaged_weights_predict_in_physical_units(tmp_path):
     assert error < 30.0
 
 
+@pytest.mark.slow
 def test_where_a_change_of_the_class_does_not_hold_is_refused(tmp_path):
     message = r"steps of OtherModule cannot be scaled here, because {}.* class ScaledOtherModule"
     message += r"\(ScaledSteps, OtherModule\)"

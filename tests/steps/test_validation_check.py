@@ -47,6 +47,7 @@ def fit(folder, data, net=None, callback=None, **options):
     return messages(lambda: trainer.fit(SmallNet() if net is None else net, data))
 
 
+@pytest.mark.slow
 def test_the_same_units_give_no_warning(tmp_path):
     assert fit(tmp_path, OtherData()) == []
 
@@ -78,6 +79,7 @@ def test_smaller_and_larger_units_of_a_target_without_a_baseline(tmp_path, facto
     assert f"{unit})" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_structures", "warned"), [(120, True), (96, False)])
 def test_small_ratios_of_units_are_seen_in_many_structures(tmp_path, n_structures, warned):
     """Dipoles in e·bohr; 1.5 times as large are a matter of the data."""
@@ -95,6 +97,7 @@ def test_totals_and_energies_per_atom_are_told_apart(tmp_path):
     assert "what values per atom are beside totals, 3 atoms on average)" in message
 
 
+@pytest.mark.slow
 def test_the_few_structures_of_the_sanity_check_must_be_very_different(tmp_path):
     none = {"limit_train_batches": 0, "max_epochs": 1}
     for batch_size, factor, warned in ((6, 5.0, False), (6, KCAL, True), (4, KCAL, False)):
@@ -102,6 +105,7 @@ def test_the_few_structures_of_the_sanity_check_must_be_very_different(tmp_path)
         assert bool(fit(tmp_path, data, **none)) == warned
 
 
+@pytest.mark.slow
 def test_a_target_is_named_once_in_a_run(tmp_path):
     data = OtherData(factors={"dipole": KCAL, "charges": 2.2})
     sanity_check, validation = fit(tmp_path, data, max_epochs=3)
@@ -111,6 +115,7 @@ def test_a_target_is_named_once_in_a_run(tmp_path):
     assert "'dipole'" not in validation
 
 
+@pytest.mark.slow
 def test_batches_without_targets_do_not_count(tmp_path):
     def without_half_of_the_targets(items):
         batch = collate(items)
@@ -127,6 +132,7 @@ def test_batches_without_targets_do_not_count(tmp_path):
     assert not messages(lambda: trainer.validate(net, data, verbose=False))
 
 
+@pytest.mark.slow
 def test_validation_alone_is_compared_too(tmp_path):
     net = SmallNet()
     assert fit(tmp_path, OtherData(), net) == []
@@ -136,6 +142,7 @@ def test_validation_alone_is_compared_too(tmp_path):
     assert "'dipole'" in message
 
 
+@pytest.mark.slow
 def test_scales_that_were_kept_are_compared_with_the_first_training_batch_alone(tmp_path):
     net = SmallNet()
     fit(tmp_path, OtherData(), net)
@@ -261,6 +268,7 @@ def test_batches_without_what_is_declared_are_not_compared(tmp_path):
         trainer.fit(Blind(), data, without)
 
 
+@pytest.mark.slow
 def test_the_line_in_the_message_hides_the_warning(tmp_path):
     data = OtherData(factors={"dipole": KCAL})
     (message,) = fit(tmp_path, data)

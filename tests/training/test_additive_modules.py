@@ -75,6 +75,7 @@ def test_predictions_of_a_zero_network_are_the_module_plus_the_baseline(tmp_path
     torch.testing.assert_close(energy_gradients(predicted), expected, rtol=0.0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_metrics_compare_physical_values_with_the_module_added_back(fitted):
     trainer, data, net, _ = fitted
     logged = trainer.validate(net, data, verbose=False)[0]
@@ -88,6 +89,7 @@ def test_metrics_compare_physical_values_with_the_module_added_back(fitted):
     assert logged["val/energy/positions/mae"] == pytest.approx(mae.item(), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["callback", "network", "set_additive"])
 def test_a_restored_module_takes_its_code_from_any_source(fitted, tmp_path, source):
     trainer, data, net, checkpoint = fitted
@@ -103,6 +105,7 @@ def test_a_restored_module_takes_its_code_from_any_source(fitted, tmp_path, sour
     assert torch.equal(energies(got), wanted)
 
 
+@pytest.mark.slow
 def test_a_restored_module_without_its_code_is_an_error_that_names_the_class(fitted, tmp_path):
     _, data, _, checkpoint = fitted
     loaded = SmallNet.load_from_checkpoint(checkpoint, weights_only=True)
@@ -110,6 +113,7 @@ def test_a_restored_module_without_its_code_is_an_error_that_names_the_class(fit
         quiet_trainer(tmp_path).predict(loaded, data)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_with_a_module_has_the_losses_of_an_uninterrupted_one(tmp_path):
     def train(net, epochs, **options):
         trainer = quiet_trainer(
@@ -125,6 +129,7 @@ def test_a_resumed_run_with_a_module_has_the_losses_of_an_uninterrupted_one(tmp_
     assert first.losses + second.losses == whole.losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fitted_with", "requested", "message"),
     [
@@ -166,6 +171,7 @@ def test_the_module_has_no_trainable_parameters_and_keeps_its_precision(tmp_path
     assert net.scaler.additive.module.k.item() == 0.5
 
 
+@pytest.mark.slow
 def test_refit_uses_the_module_of_the_callback(fitted, tmp_path):
     _, data, net, _ = fitted
     callback = scaler_callback(baseline=Springs(k=0.25), refit=True)
@@ -173,6 +179,7 @@ def test_refit_uses_the_module_of_the_callback(fitted, tmp_path):
     assert net.scaler.additive.module.k.item() == 0.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("now", ["composition", "none"])
 def test_refit_removes_a_module_that_is_no_longer_requested(fitted, tmp_path, now):
     _, data, net, _ = fitted
@@ -192,6 +199,7 @@ def test_the_module_of_a_fast_dev_run_is_replaced_by_the_next_fit(tmp_path):
     assert net.scaler.additive is None
 
 
+@pytest.mark.slow
 def test_a_module_that_the_network_provides_is_kept(tmp_path):
     data, net = SmallData(), NetWithSprings()
     for refit in (False, False, True):

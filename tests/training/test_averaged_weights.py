@@ -55,6 +55,7 @@ def plain_run(tmp_path_factory):
     return net
 
 
+@pytest.mark.slow
 def test_a_home_made_ema_swaps_the_state_dict_and_keeps_the_scales(plain_run, tmp_path):
     torch.manual_seed(0)
     net, ema = SmallNet(), HomeMadeEMA()
@@ -74,6 +75,7 @@ def test_an_ema_started_before_the_fit_of_the_scales_is_an_error_that_says_so(tm
         trainer.fit(SmallNet(), SmallData())
 
 
+@pytest.mark.slow
 def test_weight_averaging_of_lightning_saves_and_resumes_with_the_scales(plain_run, tmp_path):
     def trainer(**options):
         callbacks = [EMAWeightAveraging(decay=0.9), scaler_callback()]

@@ -55,6 +55,7 @@ class TwoValues(GraphNet):
     leave_out_masks = True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net_class", [GraphNet, TwoValues])
 def test_what_unpack_batch_makes_is_cast_and_gives_the_results_of_tensormaps(tmp_path, net_class):
     """Systems are made in float64, and the network is float32."""
@@ -200,6 +201,7 @@ class OtherGradientLabels(SmallNet):
         return {**predictions, "energy": TensorMap(predictions["energy"].keys, [block])}
 
 
+@pytest.mark.slow
 def test_gradients_labelled_with_and_without_system_give_the_same_training(tmp_path):
     logged = []
     for net in (SmallNet(), OtherGradientLabels()):

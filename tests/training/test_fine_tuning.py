@@ -82,6 +82,7 @@ def net(trained):
 # New elements
 
 
+@pytest.mark.slow
 def test_each_way_out_of_the_errors_about_a_new_element_works(tmp_path, trained):
     def attempt(**settings):
         net = restored(trained)
@@ -171,6 +172,7 @@ def test_a_part_needs_scales_to_keep(tmp_path):
             fit(tmp_path, SmallNet(), SmallData(), refit=refit)
 
 
+@pytest.mark.slow
 def test_a_dev_run_leaves_the_scales_as_they_were(tmp_path, net):
     before = net.scaler.get_extra_state()
     for refit in ("types", "baseline"):

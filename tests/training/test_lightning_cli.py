@@ -95,6 +95,7 @@ def test_a_script_with_lightning_cli_adds_and_sets_the_callback_by_flags(tmp_pat
     ], result.stderr
 
 
+@pytest.mark.slow
 def test_a_config_file_of_lightning_cli_sets_scales_and_an_additive_module(tmp_path, run_cli):
     config = tmp_path / "training.yaml"
     config.write_text(CONFIG + WITH_CALLBACK)

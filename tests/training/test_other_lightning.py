@@ -35,6 +35,7 @@ def reference(tmp_path):
     return net
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["loaders", "datamodule"])
 def test_scales_and_losses_are_those_under_the_other_trainer(tmp_path, reference, source):
     torch.manual_seed(1)

@@ -155,6 +155,7 @@ def test_a_missing_target_is_found_when_the_scales_are_computed():
         collected.compute()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:these data are zero")
 def test_systems_of_the_embedded_molecules_have_no_neighbor_lists():
     data = MoleculesDataModule()

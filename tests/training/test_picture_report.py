@@ -204,6 +204,7 @@ def test_scales_that_are_kept_are_not_drawn_again(tmp_path):
     assert pictures(tmp_path / "second") == []
 
 
+@pytest.mark.slow
 def test_data_that_are_not_read_are_not_drawn(tmp_path, monkeypatch):
     cache, found = tmp_path / "cache.st", drawn(monkeypatch)
     for number in (1, 2):

@@ -126,6 +126,7 @@ def test_kept_scales_are_reported_with_the_rms_of_the_new_data(tmp_path, message
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [32.0, 1 / 32])
 def test_kept_scales_that_do_not_suit_new_data_are_a_warning_that_names_refit(tmp_path, factor):
     """The dipole has no baseline: in other units, its RMS is that factor."""

@@ -111,6 +111,7 @@ def test_a_module_inside_another_keeps_its_place(tmp_path):
     assert torch.equal(teacher(batch)["energy"], expected)
 
 
+@pytest.mark.slow
 def test_a_module_that_ddp_has_trained_is_scaled_and_unscaled(tmp_path):
     class Silent(OtherModule):
         def validation_step(self, batch, batch_idx):

@@ -46,6 +46,7 @@ def test_the_data_pass_reads_every_sample_once_and_equals_an_accumulator(tmp_pat
     assert_same_scales(net.scaler, accumulator.compute(), rtol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["datamodule", "loader", "module", "several"])
 def test_data_from_a_datamodule_loaders_or_the_module_give_the_same_scales(tmp_path, source):
     data, reference = SmallData(), SmallNet()
@@ -71,6 +72,7 @@ def test_data_from_a_datamodule_loaders_or_the_module_give_the_same_scales(tmp_p
     assert_same_scales(net.scaler, reference.scaler, rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_resuming_and_loading_restore_the_scales_without_a_data_pass(tmp_path):
     data, net = SmallData(), SmallNet()
     trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()])
@@ -113,6 +115,7 @@ def test_unknown_names_in_settings_are_errors_even_if_scales_are_kept(tmp_path):
         quiet_trainer(tmp_path, callbacks=[other]).fit(net, SmallData())
 
 
+@pytest.mark.slow
 def test_an_iterable_dataset_gives_the_scales_of_a_map_style_one(tmp_path):
 
     class Stream(torch.utils.data.IterableDataset):
@@ -210,6 +213,7 @@ def test_a_long_pass_shows_progress_unless_the_progress_bar_is_off(
     assert ("Fitting target scales" in capsys.readouterr().err) == shown
 
 
+@pytest.mark.slow
 def test_another_layout_than_that_of_restored_scales_is_an_error_before_a_step(tmp_path):
     trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()])
     trainer.fit(SmallNet(), SmallData())
@@ -389,6 +393,7 @@ def test_checkpoints_of_averaged_weights_have_the_scales(tmp_path, kind):
     assert_same_scales(loaded.scaler, net.scaler)
 
 
+@pytest.mark.slow
 def test_a_strategy_that_restores_after_on_fit_start_has_no_second_data_pass(tmp_path):
     """As ModelParallelStrategy does; the restored scales are used."""
     data, net = SmallData(), SmallNet()
