@@ -169,11 +169,11 @@ class TargetScalingMixin(ScaledModule):
             Targets by name, in float64 if the weights of the module are, otherwise in float32.
         """
         scaler = self.fitted_scaler
-        if self._validation_check is not None:
-            self._validation_check.add(scaler, systems, targets, masks)
+        if self._scaling_check is not None:
+            self._scaling_check.add(scaler, systems, targets, masks)
         in_loss = targets_to_loss(scaler, systems, targets, masks, loss_dtype(self))
-        if self._validation_rms is not None:
-            self._validation_rms.add(scaler, systems, in_loss)
+        if self._scaling_rms is not None:
+            self._scaling_rms.add(scaler, systems, in_loss)
         return in_loss
 
     def predictions_to_loss(
@@ -219,10 +219,10 @@ class TargetScalingMixin(ScaledModule):
             targets: result of :meth:`targets_to_loss`.
             dataloader_idx: index of the loader, if there are several.
         """
-        if not self._has_trainer():
+        if not _has_trainer(self):
             return
         atoms = read_atoms(systems)
-        padded = self._padding(stage, atoms, dataloader_idx)
+        padded = self._scaling_padding(stage, atoms, dataloader_idx)
         predictions, targets = drop_systems(predictions, targets, padded, atoms.n_systems)
         self._scaling_metrics.log_targets(
             self, stage, dataloader_idx, atoms, predictions, targets, self.metrics_per_block
@@ -290,9 +290,9 @@ class TargetScalingMixin(ScaledModule):
             declaration = self.fitted_scaler.declaration
             batch = clone_inference_tensors(batch)
             if declaration is not None:
-                return self._predict_declared(DeclaredBatch(batch, declaration))
-            systems = self._unpacked(batch).systems
-            predictions, atoms = self._predict(systems), read_atoms(systems)
+                return _predict_declared(self, DeclaredBatch(batch, declaration))
+            systems = self._scaling_unpack(batch).systems
+            predictions, atoms = self._scaling_predict(systems), read_atoms(systems)
             physical = predictions_to_physical(self.scaler, atoms, predictions)
             # Lightning moves predictions to the CPU, except TensorMaps.
             return {name: detach(tensor).to(device="cpu") for name, tensor in physical.items()}
@@ -301,7 +301,7 @@ class TargetScalingMixin(ScaledModule):
         if stage != "train":
             # Hooks of an evaluation run in inference mode, after the transfer.
             batch = clone_inference_tensors(batch)
-        systems, targets, masks = self._unpacked(batch)
+        systems, targets, masks = self._scaling_unpack(batch)
         atoms = read_atoms(systems)
         targets = self.targets_to_loss(atoms, targets, masks)
         if isinstance(systems, DeclaredBatch):
@@ -311,16 +311,16 @@ class TargetScalingMixin(ScaledModule):
         else:
             outputs = self(systems)
         predictions = self.predictions_to_loss(atoms, outputs, targets)
-        padded = self._padding(stage, atoms, dataloader_idx)
+        padded = self._scaling_padding(stage, atoms, dataloader_idx)
         n_counted = atoms.n_systems - len(padded)
         # A batch of padding alone has a weight of 0, but the same terms as on other processes.
         dropped = padded if n_counted else []
         counted = drop_systems(predictions, targets, dropped, atoms.n_systems)
         self._scaling_loss.terms = None
         loss = self.compute_loss(*counted)
-        if stage == "train" and not self._depends_on_all(predictions):
+        if stage == "train" and not _depends_on_all(self, predictions):
             loss = loss + zero_loss(outputs, self.scaler.layouts).to(loss.dtype)
-        if self._has_trainer():
+        if _has_trainer(self):
             # An evaluation batch without targets has no loss, not one of zero.
             n_with_loss = n_counted if predictions or stage == "train" else 0
             terms = self._scaling_loss.terms
@@ -333,47 +333,46 @@ class TargetScalingMixin(ScaledModule):
         self.update_metrics(stage, atoms, predictions, targets, dataloader_idx)
         return loss
 
-    def _depends_on_all(self, predictions: Tensors) -> bool:
-        """Whether the loss of a batch is the default one, of everything that was predicted."""
-        # Those of another class, or of this module alone, may leave predictions out.
-        default = all(
-            getattr(getattr(self, name), "__func__", None) is getattr(TargetScalingMixin, name)
-            for name in ("compute_loss", "predictions_to_loss")
-        )
-        complete = isinstance(predictions, LossPredictions) and predictions.complete
-        return default and complete and self._scaling_loss.terms is not None
-
-    def _predict_declared(self, batch: DeclaredBatch) -> dict[str, Any]:
-        """The members of the output by name, in physical units, and the numbers of atoms."""
-        output = self(batch.batch)
-        predictions = batch.predictions(output)
-        physical = predictions_to_physical(self.scaler, batch.atoms, predictions)
-        named = batch.named_predictions(batch.replace_predictions(output, physical))
-        detached: dict[str, Any] = apply_to_collection(
-            named, torch.Tensor, lambda tensor: tensor.detach().cpu()
-        )
-        return detached
-
     @override
-    def _read_batch(self, batch: Any) -> Batch:
+    def _scaling_read(self, batch: Any) -> Batch:
         return check_unpacked(f"{type(self).__name__}.unpack_batch", self.unpack_batch(batch))
 
     @override
-    def _move_batch(self, batch: Batch) -> Batch:
+    def _scaling_move(self, batch: Batch) -> Batch:
         return move_unpacked(batch, self.device, loss_dtype(self))
 
-    def _unpacked(self, batch: Any) -> Batch:
-        """The batch taken apart, on the device of the module."""
-        return self._move_batch(self._read_batch(batch))
-
-    def _padding(self, stage: str, atoms: Atoms, dataloader_idx: int) -> list[int]:
+    def _scaling_padding(self, stage: str, atoms: Atoms, dataloader_idx: int) -> list[int]:
         """Positions of the systems of an evaluation batch that are counted on another rank."""
-        if stage == "train" or not self._has_trainer():
+        if stage == "train" or not _has_trainer(self):
             return []
         return padding_of_evaluation(
             self.trainer, dataloader_idx, self._scaling_batch_idx, atoms.n_systems
         )
 
-    def _has_trainer(self) -> bool:
-        """Whether a Trainer runs the steps; ``self.trainer`` raises an error if there is none."""
-        return self._fabric is None and self._trainer is not None
+
+def _has_trainer(module: TargetScalingMixin) -> bool:
+    """Whether a Trainer runs the steps; ``module.trainer`` raises an error if there is none."""
+    return module._fabric is None and module._trainer is not None
+
+
+def _depends_on_all(module: TargetScalingMixin, predictions: Tensors) -> bool:
+    """Whether the loss of a batch is the default one, of everything that was predicted."""
+    # Those of another class, or of this module alone, may leave predictions out.
+    default = all(
+        getattr(getattr(module, name), "__func__", None) is getattr(TargetScalingMixin, name)
+        for name in ("compute_loss", "predictions_to_loss")
+    )
+    complete = isinstance(predictions, LossPredictions) and predictions.complete
+    return default and complete and module._scaling_loss.terms is not None
+
+
+def _predict_declared(module: TargetScalingMixin, batch: DeclaredBatch) -> dict[str, Any]:
+    """The members of the output by name, in physical units, and the numbers of atoms."""
+    output = module(batch.batch)
+    predictions = batch.predictions(output)
+    physical = predictions_to_physical(module.scaler, batch.atoms, predictions)
+    named = batch.named_predictions(batch.replace_predictions(output, physical))
+    detached: dict[str, Any] = apply_to_collection(
+        named, torch.Tensor, lambda tensor: tensor.detach().cpu()
+    )
+    return detached

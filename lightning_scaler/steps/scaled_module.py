@@ -32,14 +32,16 @@ STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 class ScaledModule(_Module):
     """A module with a scaler, which is moved, saved and restored with it.
 
+    Private names begin with ``_scaling``: classes of users have a ``_predict`` of their own.
+
     Raises:
         TypeError: if a class has a mixin after ``LightningModule`` among its bases.
     """
 
-    _scaler_attribute: ClassVar[str] = "scaler"
+    _scaling_attribute: ClassVar[str] = "scaler"
     # See the targets of the first validation, and of every one that is reported.
-    _validation_check: ValidationCheck | None = None
-    _validation_rms: "ValidationRms | None" = None
+    _scaling_check: ValidationCheck | None = None
+    _scaling_rms: "ValidationRms | None" = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse the wrong order of bases, with which Lightning would not find these methods."""
@@ -72,19 +74,23 @@ class ScaledModule(_Module):
             raise RuntimeError(
                 f"{type(self).__name__} has no target scales; train with "
                 "Trainer(callbacks=[TargetScaler()]), load a checkpoint with scales, or set "
-                f"module.{self._scaler_attribute} to a Scaler fitted with ScaleAccumulator"
+                f"module.{self._scaling_attribute} to a Scaler fitted with ScaleAccumulator"
             )
         return scaler
 
-    def _read_batch(self, batch: Any) -> Batch:
+    def _scaling_read(self, batch: Any) -> Batch:
         """The systems, targets and masks of a batch."""
         return read_batch(batch, scaler_of(self).declaration)
 
-    def _move_batch(self, batch: Batch) -> Batch:
+    def _scaling_move(self, batch: Batch) -> Batch:
         """The batch on the device of the module."""
         return move_unpacked(batch, self.device, torch.float32)
 
-    def _predict(self, systems: Any) -> Mapping[str, TensorMap]:
+    def _scaling_unpack(self, batch: Any) -> Batch:
+        """The systems, targets and masks of a batch on the device of the module."""
+        return self._scaling_move(self._scaling_read(batch))
+
+    def _scaling_predict(self, systems: Any) -> Mapping[str, TensorMap]:
         """The predictions for the systems of a batch in model space, by target name."""
         if isinstance(systems, DeclaredBatch):
             return systems.predictions(self(systems.batch))
@@ -106,7 +112,7 @@ class ScaledModule(_Module):
         An override must call ``super().on_save_checkpoint(checkpoint)``.
         """
         super().on_save_checkpoint(checkpoint)
-        save_scales(scaler_of(self), checkpoint, self._scaler_attribute)
+        save_scales(scaler_of(self), checkpoint, self._scaling_attribute)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -117,12 +123,12 @@ class ScaledModule(_Module):
         An override must call ``super().on_load_checkpoint(checkpoint)``.
         """
         super().on_load_checkpoint(checkpoint)
-        load_scales(scaler_of(self), checkpoint, self._scaler_attribute)
+        load_scales(scaler_of(self), checkpoint, self._scaling_attribute)
 
 
 def scaler_of(module: ScaledModule) -> Scaler:
     """The scaler of a module."""
-    scaler: Scaler = getattr(module, module._scaler_attribute)
+    scaler: Scaler = getattr(module, module._scaling_attribute)
     return scaler
 
 

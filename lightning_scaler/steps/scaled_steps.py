@@ -68,10 +68,10 @@ class ScaledSteps(ScaledModule):
     """
 
     at: ClassVar[str] = "forward"
-    _scaler_attribute = "target_scaler"
+    _scaling_attribute = "target_scaler"
 
     target_scaler: Scaler
-    _scaled_state: StepState
+    _scaling_state: StepState
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -85,21 +85,21 @@ class ScaledSteps(ScaledModule):
         _wrap(cls, "forward", _scaled_forward)
 
     @override
-    def _predict(self, systems: Any) -> Mapping[str, TensorMap]:
-        with self._scaled_state.inside_forward():  # without conversion
-            return super()._predict(systems)
+    def _scaling_predict(self, systems: Any) -> Mapping[str, TensorMap]:
+        with self._scaling_state.inside_forward():  # without conversion
+            return super()._scaling_predict(systems)
 
     @override
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Called after every training batch. Forgets it: there is no backward pass any more."""
-        self._scaled_state.forget()
+        self._scaling_state.forget()
         super().on_train_batch_end(outputs, batch, batch_idx)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Called when a checkpoint is saved. Says once what of it needs the scales."""
         super().on_save_checkpoint(checkpoint)
-        state: Any = self._scaled_state
+        state: Any = self._scaling_state
         if not state.told:
             state.told = True
             rank_zero_info(
@@ -133,7 +133,7 @@ def set_place(module: Any, at: str) -> None:
             f"TargetScaler(at='{at}'): there is no such submodule; {did_you_mean(at, known)}"
         )
     place = None if at == "forward" else module.get_submodule(at)
-    module._scaled_state = StepState(at)
+    module._scaling_state = StepState(at)
     # A submodule that was saved among the hyperparameters brings the hook of another module.
     remove_hooks(module)
     if place is not None:
@@ -160,7 +160,7 @@ class _OutputHook:
         return _OutputHook(memo.get(id(self.owner), self.owner))
 
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if self.owner._scaled_state.in_forward:
+        if self.owner._scaling_state.in_forward:
             return output
         return _converted(self.owner, output, args, {})
 
@@ -184,7 +184,7 @@ def _scaled_step(step: Callable[..., Any], stage: str) -> Callable[..., Any]:
 
     @functools.wraps(step)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        state: StepState = self._scaled_state
+        state: StepState = self._scaling_state
         if state.running:
             return step(self, *args, **kwargs)
         scaler = self.fitted_scaler
@@ -214,7 +214,7 @@ def _scaled_step(step: Callable[..., Any], stage: str) -> Callable[..., Any]:
 def _scaled_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(forward)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        state: StepState = self._scaled_state
+        state: StepState = self._scaling_state
         if state.at != "forward" or state.in_forward:
             return forward(self, *args, **kwargs)
         with state.inside_forward():
@@ -234,7 +234,7 @@ def _with_batch(
 
 def _converted(module: Any, output: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """The output of a network in the space of the step in which it is computed."""
-    state, scaler = module._scaled_state, module.target_scaler
+    state, scaler = module._scaling_state, module.target_scaler
     declaration = scaler.declaration
     if not scaler.fitted or declaration is None:
         return output

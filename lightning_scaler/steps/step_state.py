@@ -134,7 +134,7 @@ def check_found(module: Any, step: str, stage: str, batch: Any, output: Any) -> 
     Raises:
         RuntimeError: if a step other than ``predict_step`` had none.
     """
-    found, declaration = module._scaled_state.found, module.target_scaler.declaration
+    found, declaration = module._scaling_state.found, module.target_scaler.declaration
     if declaration is None:
         return
     declared = DeclaredBatch(batch, declaration)
@@ -142,7 +142,7 @@ def check_found(module: Any, step: str, stage: str, batch: Any, output: Any) -> 
     missing = sorted(needed - found) if found or stage == "predict" else [*declaration.targets]
     if not missing:
         return
-    targets, at = ", ".join(map(repr, missing)), module._scaled_state.at
+    targets, at = ", ".join(map(repr, missing)), module._scaling_state.at
     words = (
         f"{type(module).__name__}.{step}: no prediction of {targets} was found in the output of "
         f"'{at}' during the step, so the units of what it computed are unknown; give the addresses "

@@ -58,7 +58,7 @@ def check_module(module: LightningModule) -> Scaler:
         )
     scaler: object = scaler_of(module)
     if not isinstance(scaler, Scaler):
-        attribute = module._scaler_attribute
+        attribute = module._scaling_attribute
         raise TypeError(
             f"TargetScaler: expected {name}.{attribute} to be the Scaler of the mixin, got "
             f"{type(scaler).__name__}; rename your own attribute"

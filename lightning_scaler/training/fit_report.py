@@ -75,7 +75,7 @@ def report_kept_scales(
     sums = LossSpaceSums()
     try:
         # An unpack_batch may take the members out of the batch that the step needs next.
-        systems, targets, masks = module._move_batch(module._read_batch(copy.copy(batch)))
+        systems, targets, masks = module._scaling_unpack(copy.copy(batch))
         sums.add(scaler, systems, targets, masks, kept)
         rms = {n: size.rms for n, size in sums.sizes(scaler).items() if n in scaler.targets}
         values = ", ".join(f"{name} {value:.3g}" for name, value in rms.items())

@@ -43,18 +43,18 @@ class ModuleInPass:
                 batch = self._module._on_before_batch_transfer(batch, dataloader_idx=0)
                 if self._moves:
                     batch = self._trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-        unpacked = self._module._read_batch(batch)
+        unpacked = self._module._scaling_read(batch)
         return unpacked.with_tensors_on_cpu() if self._moves else unpacked
 
     def predict(self, batch: Batch) -> tuple[Batch, Mapping[str, TensorMap]]:
         """The batch on the device, and the predictions for it in model space, as in validation."""
-        moved = self._module._move_batch(batch)
+        moved = self._module._scaling_move(batch)
         with (
             self._replaced_scaler(self._scaler),
             evaluation_mode(self._module),
             self._trainer.precision_plugin.val_step_context(),
         ):
-            return moved, self._module._predict(moved.systems)
+            return moved, self._module._scaling_predict(moved.systems)
 
     @contextmanager
     def scaler_in_use(self) -> Iterator[None]:
@@ -65,7 +65,7 @@ class ModuleInPass:
 
     @contextmanager
     def _replaced_scaler(self, scaler: torch.nn.Module) -> Iterator[None]:
-        modules, attribute = self._module._modules, self._module._scaler_attribute
+        modules, attribute = self._module._modules, self._module._scaling_attribute
         before, modules[attribute] = modules[attribute], scaler
         try:
             yield

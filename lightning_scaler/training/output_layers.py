@@ -102,7 +102,7 @@ class OutputLayers:
         """The systems of the batch without atoms of new types, on the device of the module."""
         if batch is None:
             return []
-        systems = self._module._move_batch(batch).systems
+        systems = self._module._scaling_move(batch).systems
         targets = scaler_of(self._module).targets.values()
         per_atom = [scales for scales in targets if scales.layout.sample_kind == "atom"]
         known = [
@@ -119,7 +119,7 @@ class OutputLayers:
         if not systems:
             return {}
         with evaluation_mode(self._module):
-            outputs = self._module._predict(systems)
+            outputs = self._module._scaling_predict(systems)
             atoms = read_atoms(systems)
             physical = scaler.convert(atoms, outputs, "model", "physical", baseline=False)
         return {name: _values_and_gradients(tensor) for name, tensor in physical.items()}

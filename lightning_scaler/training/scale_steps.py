@@ -70,7 +70,7 @@ def move_place(module: LightningModule, at: str) -> None:
         AttributeError: if there is no such submodule.
     """
     cls: Any = type(module)
-    if isinstance(module, ScaledSteps) and module._scaled_state.at == at:
+    if isinstance(module, ScaledSteps) and module._scaling_state.at == at:
         return
     if ScaledSteps not in cls.__bases__ or cls is not scaled_class(cls.__bases__[-1], cls.at):
         way_out = "leave out at"
@@ -118,7 +118,7 @@ def unscaled_copy(module: ScaledSteps) -> LightningModule:
     copied: Any = copy.deepcopy(module)
     remove_hooks(copied)
     _remove_redirection(copied)
-    del copied.target_scaler, copied._scaled_state
+    del copied.target_scaler, copied._scaling_state
     copied.__class__ = behind[0]
     return copied  # type: ignore[no-any-return]
 

@@ -39,10 +39,10 @@ class ValidationTargets:
         """
         if self._compares(trainer):
             self._check.postpone(later)
-            module._validation_check = self._check
+            module._scaling_check = self._check
         if self._reports:
             self._rms.reset()
-            module._validation_rms = self._rms
+            module._scaling_rms = self._rms
 
     def start_batch(
         self, trainer: Trainer, module: ScaledModule, batch: Any, batch_idx: int, loader_idx: int
@@ -73,11 +73,11 @@ class ValidationTargets:
     @staticmethod
     def detach(module: ScaledModule) -> None:
         """Show no more targets of a module."""
-        module._validation_check = module._validation_rms = None
+        module._scaling_check = module._scaling_rms = None
 
     def _show(self, trainer: Trainer, module: ScaledModule, batch: Any) -> None:
         scaler = scaler_of(module)
-        systems, targets, masks = module._move_batch(module._read_batch(batch))
+        systems, targets, masks = module._scaling_unpack(batch)
         if self._compares(trainer):
             self._check.add(scaler, systems, targets, masks)
         if self._reports:

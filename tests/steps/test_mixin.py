@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, DistributedSampler, Subset
 from torchmetrics import MeanAbsoluteError, MetricCollection
 from torchmetrics.wrappers import LambdaInputTransformer
 
-from lightning_scaler import Scaler, TargetScalingMixin
+from lightning_scaler import ScaledSteps, Scaler, TargetScalingMixin
 
 
 @pytest.fixture(scope="module")
@@ -373,10 +373,21 @@ def test_common_private_names_can_be_used_by_the_module(tmp_path):
             raise AssertionError
 
         _metrics = _convert = _parts = _log_metrics = None
+        _predict = _read_batch = _move_batch = _unpacked = _padding = None
 
-    net = Own()
-    quiet_trainer(tmp_path, callbacks=[scaler_callback()]).fit(net, SmallData())
+    net, data, trainer = Own(), SmallData(), quiet_trainer(tmp_path, callbacks=[scaler_callback()])
+    trainer.fit(net, data)
     assert len(net.losses) == 6
+    assert trainer.predict(net, data)
+
+
+@pytest.mark.parametrize("mixin", [TargetScalingMixin, ScaledSteps])
+def test_names_that_a_mixin_adds_are_public_or_begin_alike(mixin):
+    added = {
+        n for base in mixin.__mro__ for n in (*vars(base), *vars(base).get("__annotations__", ()))
+    }
+    added -= {n for n in added if n.startswith("__") or hasattr(LightningModule, n)}
+    assert [n for n in sorted(added) if n.startswith("_") and not n.startswith("_scaling_")] == []
 
 
 @pytest.mark.slow

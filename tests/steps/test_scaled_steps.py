@@ -90,6 +90,23 @@ def test_batches_are_never_written_to(trained):
         assert all(torch.equal(batch[name], old[name]) for name in old)
 
 
+def test_steps_call_the_methods_of_their_own_class_under_common_private_names(tmp_path):
+    class Own(OtherModule):
+        def training_step(self, batch, batch_idx):
+            return self._predict(self._read_batch(batch))
+
+        def _read_batch(self, batch):
+            return batch, 2.0
+
+        def _predict(self, given):
+            batch, factor = given
+            return factor * self.loss(batch)
+
+    net = Own()
+    fit(tmp_path, net, max_epochs=1)
+    assert len(net.seen) == 8
+
+
 def test_dtypes_and_shapes_stay_in_training(tmp_path):
     net, data = OtherModule(), batches(dtype=torch.float32)
     with warnings.catch_warnings():

@@ -201,7 +201,7 @@ def test_a_validation_step_of_ones_own_and_hooks_see_each_batch_once(tmp_path):
     (message,) = fit(tmp_path, data, net, num_sanity_val_steps=0)
     assert "'dipole'" in message
     assert net.n_unpacked == 5 + 5 + 5  # batches of the pass, of training, and of validation
-    assert net._validation_check is None
+    assert net._scaling_check is None
 
 
 class Theirs(LightningModule):

@@ -9,6 +9,7 @@ from plain_module import DECLARED, batches, loader_of
 from small_training import quiet_trainer
 
 from lightning_scaler import PerStructure, TargetScaler, TargetScalingMixin
+from lightning_scaler.steps import scaler_of
 
 # Added to the energy for each atom, times its type.
 SHIFT = 10.0
@@ -71,10 +72,6 @@ def shifted():
         owner = torch.repeat_interleave(batch["n_atoms"])
         batch["energy"] = batch["energy"].index_add(0, owner, SHIFT * batch["z"].double())
     return found
-
-
-def scaler_of(net):
-    return getattr(net, net._scaler_attribute)
 
 
 def energies_of(scaler):
