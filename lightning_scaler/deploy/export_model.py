@@ -139,13 +139,9 @@ def _atomic_types(
         if not types:
             raise ValueError("atomic_types: expected at least one type, got none")
         return types
-    known = [
-        {*scales.baseline_types.tolist()} - {*scales.unknown_types}
-        for scales in targets.values()
-        if scales.weights
-    ]
+    known = [scales.types_with_weights for scales in targets.values() if scales.weights]
     known += [
-        {*scales.types.tolist(), *scales.fixed_only_types.tolist()}
+        frozenset(scales.row_of_type())
         for scales in targets.values()
         if scales.layout.sample_kind == "atom"
     ]
@@ -154,8 +150,8 @@ def _atomic_types(
             f"the scales of the targets {sorted(targets)} are the same for all atomic types; give "
             "the types that the network knows, as in atomic_types=['H', 'C', 'O']"
         )
-    common = set.intersection(*known)
-    left_out = sorted(set.union(*known) - common)
+    common = frozenset.intersection(*known)
+    left_out = sorted(frozenset.union(*known) - common)
     if left_out:
         warnings.warn(
             f"the exported model leaves out the atomic types {left_out}, which have no scale or "

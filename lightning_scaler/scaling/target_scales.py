@@ -225,10 +225,8 @@ class TargetScales:
 
     @cached_property
     def _row_of_type(self) -> dict[int, int]:
-        n_types = self.types.numel()
-        own = {z: row for row, z in enumerate(self.types.tolist())}
-        fixed_only = {z: row for row, z in enumerate(self.fixed_only_types.tolist(), n_types + 2)}
-        return {z: row for z, row in (fixed_only | own).items() if 0 <= z <= LARGEST_IN_TABLE}
+        rows = self.row_of_type()
+        return {z: row for z, row in rows.items() if 0 <= z <= LARGEST_IN_TABLE}
 
     @cached_property
     def set_of_baseline_types(self) -> frozenset[int]:
@@ -243,6 +241,11 @@ class TargetScales:
             rows = rows | unknown.any(1)
         types: list[int] = self.baseline_types[rows].tolist()
         return types
+
+    @property
+    def types_with_weights(self) -> frozenset[int]:
+        """The types whose baseline weights are all known."""
+        return self.set_of_baseline_types - {*self.unknown_types}
 
     @cached_property
     def warnings_given(self) -> set[str]:

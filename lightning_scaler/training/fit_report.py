@@ -183,8 +183,8 @@ def _added(before: Targets, after: Targets) -> str:
 
 
 def _types(scales: TargetScales) -> set[int]:
-    types = {*scales.types.tolist(), *scales.fixed_only_types.tolist()} - {-1}
-    return types | ({*scales.baseline_types.tolist()} if scales.weights else set())
+    types = {*scales.row_of_type()} - {-1}
+    return types | scales.set_of_baseline_types if scales.weights else types
 
 
 def _changes_of_baseline(before: Targets, after: Targets) -> str:

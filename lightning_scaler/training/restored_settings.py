@@ -1,12 +1,12 @@
 """What is requested now, compared with restored scales, and declared to them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ..plain_tensors import Declaration
-from ..scaling import Scaler, TargetScales
+from ..scaling import Scaler
 from ..settings import RefitPart, check_names, same_unit
 from .fit_settings import FitSettings
 
@@ -55,8 +55,8 @@ def check_restored(scaler: Scaler, request: FitSettings) -> None:
             fixed = (scales.fixed, fixed_scales.get(name))
             weights = (scales.fixed_weights, fixed_baseline.get(name))
             if part is not None:
-                fixed = _of_known_types(fixed, _types_with_scales(scales))
-                weights = _of_known_types(weights, _types_with_weights(scales))
+                fixed = _of_known_types(fixed, {*scales.row_of_type()})
+                weights = _of_known_types(weights, scales.types_with_weights)
             if name not in request.output_layers:
                 pairs[f"fixed_scales: {name}"] = fixed
             if part != "baseline":
@@ -169,15 +169,7 @@ def _general_settings(scaler: Scaler, request: FitSettings, part: RefitPart | No
     return pairs
 
 
-def _types_with_scales(scales: TargetScales) -> set[int]:
-    return {*scales.types.tolist(), *scales.fixed_only_types.tolist()}
-
-
-def _types_with_weights(scales: TargetScales) -> set[int]:
-    return {*scales.baseline_types.tolist()} - {*scales.unknown_types}
-
-
-def _of_known_types(fixed: tuple[Any, Any], types: set[int]) -> tuple[Any, Any]:
+def _of_known_types(fixed: tuple[Any, Any], types: Set[int]) -> tuple[Any, Any]:
     """The fixed numbers before and now, without those of other types."""
     before, now = (
         {z: number for z, number in numbers.items() if z in types} or None
