@@ -3,11 +3,10 @@
 Imports ``data_pass``, ``metrics``, ``scaling`` and the rooms above them; knows no callback.
 """
 
-from .checkpoints import restores_later
 from .loss_settings import LossSettings
 from .metric_scopes import logged_path
 from .mixin import TargetScalingMixin
-from .scaled_module import ScaledModule, is_lightning, scaler_of
+from .scaled_module import ScaledModule, is_lightning, restores_later, scaler_of
 from .scaled_steps import ScaledSteps, prepare, remove_hooks, set_place
 from .validation_check import ValidationCheck, describe_far_terms
 from .validation_rms import ValidationRms

@@ -7,14 +7,14 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from metatensor.torch import TensorMap
 from typing_extensions import override
 
 from ..batches import Batch, move_unpacked
 from ..plain_tensors import DeclaredBatch, read_batch
 from ..scaling import Scaler
-from .checkpoints import load_scales, restores_later, save_scales
 from .epoch_log import RunMetrics
 from .validation_check import ValidationCheck
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     _Module = LightningModule
 else:
     _Module = object
+
+# The scales have a key of their own besides the state dict, of which some strategies load
+# parameters and buffers alone.
+CHECKPOINT_KEY = "target_scaler"
 
 STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
@@ -108,11 +112,14 @@ class ScaledModule(_Module):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Called when a checkpoint is saved. Writes the scales under a key of their own too.
 
-        Callbacks that average weights save a copy of the module from before the fit.
+        Callbacks that average weights save a state dict from before the fit, which gets them too.
         An override must call ``super().on_save_checkpoint(checkpoint)``.
         """
         super().on_save_checkpoint(checkpoint)
-        save_scales(scaler_of(self), checkpoint, self._scaling_attribute)
+        state, key = scaler_of(self).get_extra_state(), f"{self._scaling_attribute}._extra_state"
+        checkpoint[CHECKPOINT_KEY] = state
+        if key in checkpoint.get("state_dict", {}):
+            checkpoint["state_dict"][key] = state
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -123,13 +130,35 @@ class ScaledModule(_Module):
         An override must call ``super().on_load_checkpoint(checkpoint)``.
         """
         super().on_load_checkpoint(checkpoint)
-        load_scales(scaler_of(self), checkpoint, self._scaling_attribute)
+        scaler, attribute = scaler_of(self), self._scaling_attribute
+        if CHECKPOINT_KEY in checkpoint:
+            scaler.set_extra_state(checkpoint[CHECKPOINT_KEY])
+        elif f"{attribute}._extra_state" in checkpoint.get("state_dict", {}):
+            pass  # Lightning loads the state dict afterwards.
+        elif scaler.fitted:
+            rank_zero_info(
+                "the checkpoint has no target scales; those that the module already has are kept"
+            )
+        else:
+            rank_zero_warn(
+                "the checkpoint has no target scales, and neither has the module: a TargetScaler "
+                "will fit new ones. If the weights were trained with scales, give the module those "
+                f"first: module.{attribute} = Scaler.load(...)"
+            )
 
 
 def scaler_of(module: ScaledModule) -> Scaler:
     """The scaler of a module."""
     scaler: Scaler = getattr(module, module._scaling_attribute)
     return scaler
+
+
+def restores_later(trainer: Trainer) -> bool:
+    """Whether a checkpoint is restored, in whole or in part, after ``on_fit_start``.
+
+    Some strategies restore the weights then; the state of loops and loaders always comes later.
+    """
+    return trainer.strategy.restore_checkpoint_after_setup or trainer.ckpt_path is not None
 
 
 def _keep_signature(cls: Any) -> None:
