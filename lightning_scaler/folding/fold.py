@@ -1,10 +1,10 @@
 """Write the scales of a module into its own layers."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -18,33 +18,9 @@ from ..training import scaled_class, unscaled_copy
 from .check import check_predictions
 from .folded_target import FoldedTarget, read_targets, write_layers
 from .nequip import NequIP
+from .preset import Preset
 from .schnetpack import SchNetPack
 from .torchmdnet import TorchMDNet
-
-
-class Preset(Protocol):
-    """What :func:`lightning_scaler.fold` knows of a project."""
-
-    def recognises(self, source: Any) -> bool:
-        """Whether a module, or the content of a checkpoint, is of this project."""
-
-    def module_class(self, checkpoint: Any) -> Any:
-        """The class of the module in a checkpoint."""
-
-    def batch(self, path: Any) -> Any:
-        """A batch for the module in a checkpoint; ``None`` if there is none."""
-
-    def predict(self, module: Any, batch: Any) -> Any:
-        """The output of a module for a batch, which has the predictions."""
-
-    def write(
-        self, module: Any, targets: Mapping[str, FoldedTarget], declaration: Declaration
-    ) -> None:
-        """Write scales and shifts into the layers of a module, and into its hyperparameters.
-
-        Raises:
-            ValueError: where they have no place.
-        """
 
 
 def fold(
@@ -115,10 +91,24 @@ def fold(
             "fold: expected a batch of a loader, for which predictions before and after are "
             "compared; give fold(…, batch)"
         )
-    folded = _fold(module, batch, layers, preset, allow_rounding)
+    scaler = module.fitted_scaler
+    targets, declared = read_targets(scaler), DeclaredBatch(batch, scaler.declaration)
+    folded: Any = unscaled_copy(module)
+    with torch.no_grad():
+        _write_into(folded, targets, layers, preset, declared.declaration)
+    floats = {p.dtype for p in folded.parameters() if p.is_floating_point()}
+    narrowest = min(floats, key=lambda dtype: torch.finfo(dtype).bits, default=torch.float64)
+    predict = partial(_predict, declared=declared, preset=preset)
+    differences = check_predictions(
+        predict(module), predict(folded), targets, declared.atoms.n_atoms, narrowest, allow_rounding
+    )
+    rank_zero_info(
+        f"fold: {type(folded).__name__} predicts in the units of the data without a scaler; "
+        f"largest differences: {differences}"
+    )
     if out is not None:
-        _write(folded, checkpoint, batch, module, preset, Path(out))
-    return folded
+        _save(folded, checkpoint, predict, Path(out))
+    return folded  # type: ignore[no-any-return]
 
 
 def _find_preset(source: Any) -> Preset | None:
@@ -127,43 +117,28 @@ def _find_preset(source: Any) -> Preset | None:
     return next((preset for preset in presets if preset.recognises(source)), None)
 
 
-def _fold(
-    module: Any, batch: Any, layers: Any, preset: Preset | None, allow_rounding: bool
-) -> LightningModule:
-    scaler = module.fitted_scaler
-    declaration = scaler.declaration
-    targets = read_targets(scaler)
-    folded: Any = unscaled_copy(module)
-    with torch.no_grad():
-        if layers is not None:
-            write_layers(folded, targets, layers)
-        elif preset is not None:
-            preset.write(folded, targets, declaration)
-        else:
-            raise ValueError(
-                f"fold: the layers of {type(folded).__name__} are not known; name those that "
-                "multiply and shift each prediction, as in layers={'energy': {'scales': "
-                "['out.weight', 'out.bias'], 'shifts': 'references'}}"
-            )
-    floats = {p.dtype for p in folded.parameters() if p.is_floating_point()}
-    narrowest = min(floats, key=lambda dtype: torch.finfo(dtype).bits, default=torch.float64)
-    predicted = partial(_predictions, batch=batch, declaration=declaration, preset=preset)
-    n_atoms = DeclaredBatch(batch, declaration).atoms.n_atoms
-    differences = check_predictions(
-        predicted(module), predicted(folded), targets, n_atoms, narrowest, allow_rounding
-    )
-    rank_zero_info(
-        f"fold: {type(folded).__name__} predicts in the units of the data without a scaler; "
-        f"largest differences: {differences}"
-    )
-    return folded  # type: ignore[no-any-return]
+def _write_into(
+    module: torch.nn.Module,
+    targets: Mapping[str, FoldedTarget],
+    layers: Mapping[str, Any] | None,
+    preset: Preset | None,
+    declaration: Declaration,
+) -> None:
+    if layers is not None:
+        write_layers(module, targets, layers)
+    elif preset is not None:
+        preset.write(module, targets, declaration)
+    else:
+        raise ValueError(
+            f"fold: the layers of {type(module).__name__} are not known; name those that "
+            "multiply and shift each prediction, as in layers={'energy': {'scales': "
+            "['out.weight', 'out.bias'], 'shifts': 'references'}}"
+        )
 
 
-def _predictions(
-    module: Any, batch: Any, declaration: Declaration, preset: Preset | None
-) -> dict[str, TensorMap]:
+def _predict(module: Any, declared: DeclaredBatch, preset: Preset | None) -> dict[str, TensorMap]:
     """The predictions of a module in evaluation mode, which may write to its batch."""
-    was_training = module.training
+    was_training, batch = module.training, declared.batch
     batch = batch.clone() if hasattr(batch, "clone") else _clone_tensors(batch)
     module.eval()
     try:
@@ -171,6 +146,7 @@ def _predictions(
             output = module(batch) if preset is None else preset.predict(module, batch)
     finally:
         module.train(was_training)
+    declaration = declared.declaration
     return DeclaredBatch(batch, declaration).predictions(output, declaration.targets)
 
 
@@ -190,8 +166,8 @@ def _load(source: Any, checkpoint: Any, preset: Preset | None, module_class: Any
     return module_class.load_from_checkpoint(source, map_location="cpu", weights_only=False)
 
 
-def _write(
-    folded: Any, checkpoint: Any, batch: Any, module: Any, preset: Preset | None, out: Path
+def _save(
+    folded: Any, checkpoint: Any, predict: Callable[[Any], dict[str, TensorMap]], out: Path
 ) -> None:
     """Write a checkpoint without scaler and optimizer, and read it again before it is final."""
     kept = ("epoch", "global_step", "pytorch-lightning_version", "hparams_name", "hparams_type")
@@ -203,17 +179,16 @@ def _write(
     torch.save(written, temporary)
     try:
         again = type(folded).load_from_checkpoint(temporary, map_location="cpu", weights_only=False)
-        declaration = module.target_scaler.declaration
-        predicted = partial(_predictions, batch=batch, declaration=declaration, preset=preset)
-        for name, first in predicted(folded).items():
-            first_values = first.block().values.detach()
-            second = predicted(again)[name].block().values.detach()
-            if not torch.equal(first_values, second):
+        restored = predict(again)
+        for name, prediction in predict(folded).items():
+            first, second = (
+                tensor.block().values.detach() for tensor in (prediction, restored[name])
+            )
+            if not torch.equal(first, second):
                 raise ValueError(
                     f"fold: {type(folded).__name__}.load_from_checkpoint does not restore the "
-                    f"folded layers ('{name}' differs by "
-                    f"{float((first_values - second).abs().max()):.1e}), so '{out}' was not "
-                    "written; use the module that fold(module, batch) returns"
+                    f"folded layers ('{name}' differs by {float((first - second).abs().max()):.1e})"
+                    f", so '{out}' was not written; use the module that fold(module, batch) returns"
                 )
         os.replace(temporary, out)
     finally:

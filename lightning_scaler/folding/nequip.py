@@ -9,11 +9,12 @@ import torch
 from ..plain_tensors import Declaration
 from ..settings import atomic_type
 from .folded_target import FoldedTarget
+from .preset import Preset
 
 NAMES = ("per_type_energy_scales", "per_type_energy_shifts")
 
 
-class NequIP:
+class NequIP(Preset):
     """Modules of NequIP, whose ``PerTypeScaleShift`` holds scales and shifts in float64."""
 
     def recognises(self, source: Any) -> bool:
@@ -34,10 +35,6 @@ class NequIP:
         """A structure of the training data."""
         checkpoints = import_module("nequip.model.saved_models.checkpoint")
         return checkpoints.data_dict_from_checkpoint(str(path))
-
-    def predict(self, module: Any, batch: Any) -> Any:
-        """The output of ``forward``."""
-        return module(batch)
 
     def write(
         self, module: Any, targets: Mapping[str, FoldedTarget], declaration: Declaration

@@ -8,9 +8,10 @@ import torch
 
 from ..plain_tensors import Declaration, PerStructure
 from .folded_target import FoldedTarget
+from .preset import Preset
 
 
-class SchNetPack:
+class SchNetPack(Preset):
     """Tasks of SchNetPack, whose models end with post-processing transforms."""
 
     def recognises(self, source: Any) -> bool:
@@ -24,14 +25,6 @@ class SchNetPack:
     def module_class(self, checkpoint: Any) -> Any:
         """The task of SchNetPack, which checkpoints do not name."""
         return import_module("schnetpack.task").AtomisticTask
-
-    def batch(self, path: Any) -> Any:
-        """Nothing: checkpoints do not say where the data are."""
-        return None
-
-    def predict(self, module: Any, batch: Any) -> Any:
-        """The output of ``forward``."""
-        return module(batch)
 
     def write(
         self, module: Any, targets: Mapping[str, FoldedTarget], declaration: Declaration

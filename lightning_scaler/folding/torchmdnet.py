@@ -8,9 +8,10 @@ import torch
 
 from ..plain_tensors import Declaration
 from .folded_target import FoldedTarget
+from .preset import Preset
 
 
-class TorchMDNet:
+class TorchMDNet(Preset):
     """``LNNP`` of TorchMD-NET: multiplied by ``std``, then ``Atomref`` and ``mean`` are added."""
 
     def recognises(self, source: Any) -> bool:
@@ -24,10 +25,6 @@ class TorchMDNet:
     def module_class(self, checkpoint: Any) -> Any:
         """``LNNP``, which checkpoints do not name."""
         return import_module("torchmdnet.module").LNNP
-
-    def batch(self, path: Any) -> Any:
-        """Nothing: checkpoints do not hold the splits of the data."""
-        return None
 
     def predict(self, module: Any, batch: Any) -> Any:
         """The output of ``predict_step``, since ``forward`` takes the tensors one by one."""
