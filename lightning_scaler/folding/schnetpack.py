@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from ..plain_tensors import Declaration, PerStructure
+from ..plain_tensors import Declaration
 from .folded_target import FoldedTarget
 from .preset import Preset
 
@@ -56,17 +56,13 @@ class SchNetPack(Preset):
 
 def _keys(name: str, declaration: Declaration) -> tuple[str, list[str]]:
     """The names under which a model returns a target and its gradients."""
-    target = cast(PerStructure, declaration.targets[name])
-    addresses: list[Any] = [target.prediction or target.tensor or (name,)]
-    for gradient in target.gradients.values():
-        found: Any = gradient  # parsed: a GradientTensor
-        addresses.append(found.prediction or found.tensor)
-    keys = []
-    for address in addresses:
+    keys: list[Any] = []
+    for place in declaration.in_output[name]:
+        address = place.paths[0]
         if len(address) != 1 or not isinstance(address[0], str):
             raise ValueError(
                 f"fold: target '{name}': expected the name of an output of the model, got "
                 f"{address!r}"
             )
-        keys.append(address[0].lstrip("+-"))
+        keys += address
     return keys[0], keys[1:]
