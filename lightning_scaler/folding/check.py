@@ -1,12 +1,13 @@
 """The predictions of a module before and after its scales were folded into its layers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from metatensor.torch import TensorMap
 from torch import Tensor
 
-from ..tensors import gradients_of_blocks, values_and_gradients
+from ..scaling import term_name
+from ..tensors import values_and_gradients
 from .folded_target import FoldedTarget
 
 # In double precision, relative to the largest value.
@@ -65,18 +66,13 @@ def check_predictions(
     return ", ".join(words)
 
 
-def _pairs(name: str, before: TensorMap, after: TensorMap) -> list[tuple[str, Tensor, Tensor]]:
-    _, parameters = gradients_of_blocks(before)
-    labels = [name, *(f"{name}/{parameter}" for parameter in parameters)]
-    pairs = []
-    for label, first, second in zip(labels, _tensors(before), _tensors(after), strict=True):
-        pairs.append((label, first.detach(), second.detach()))
-    return pairs
-
-
-def _tensors(tensor: TensorMap) -> list[Tensor]:
-    values, gradients = values_and_gradients(tensor)
-    return [*values, *gradients]
+def _pairs(name: str, before: TensorMap, after: TensorMap) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The values and the gradients of a target, which has one block, before and after."""
+    names = [term_name(name, parameter) for parameter in ("", *before.block().gradients_list())]
+    values, gradients = values_and_gradients(before)
+    new_values, new_gradients = values_and_gradients(after)
+    old, new = values + gradients, new_values + new_gradients
+    return zip(names, (t.detach() for t in old), (t.detach() for t in new), strict=True)
 
 
 def _describe_error(described: str, one: FoldedTarget, exact: bool, allow_rounding: bool) -> str:

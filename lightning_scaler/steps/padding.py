@@ -61,9 +61,13 @@ def padding_of_evaluation(
     """
     if trainer.world_size == 1:
         return []
+    return padded_positions(evaluation_loaders(trainer)[dataloader_idx], batch_idx, n_systems)
+
+
+def evaluation_loaders(trainer: Trainer) -> list[Any]:
+    """The single loaders of the validation or test that runs."""
     # Trainer.val_dataloaders may be those of an earlier fit.
-    loaders = flat_loaders(trainer._evaluation_loop._combined_loader)
-    return padded_positions(loaders[dataloader_idx], batch_idx, n_systems)
+    return flat_loaders(trainer._evaluation_loop._combined_loader)
 
 
 def drop_systems(

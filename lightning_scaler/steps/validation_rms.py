@@ -10,10 +10,9 @@ from metatensor.torch import TensorMap
 from torch import Tensor
 
 from ..batches import read_atoms
-from ..data_pass import flat_loaders
 from ..scaling import Scaler
 from .metric_scopes import logged_path
-from .padding import drop_systems, padded_positions
+from .padding import drop_systems, evaluation_loaders, padded_positions
 from .scaled_module import ScaledModule, scaler_of
 
 
@@ -37,8 +36,7 @@ class ValidationRms:
 
     def begin_batch(self, trainer: Trainer, batch_idx: int, loader_idx: int) -> None:
         """Say which batch is added next."""
-        loaders = flat_loaders(trainer._evaluation_loop._combined_loader)
-        repeating = loaders[loader_idx] if trainer.world_size > 1 else None
+        repeating = evaluation_loaders(trainer)[loader_idx] if trainer.world_size > 1 else None
         self._place = loader_idx, repeating, batch_idx
 
     def add(self, scaler: Scaler, systems: Any, targets: Mapping[str, TensorMap]) -> None:
@@ -78,7 +76,7 @@ class ValidationRms:
 
         With several loaders, the names have the suffix that Lightning gives to metrics.
         """
-        n_loaders = len(flat_loaders(trainer._evaluation_loop._combined_loader))
+        n_loaders = len(evaluation_loaders(trainer))
         keys = [(i, name) for i in range(n_loaders) for name in scaler_of(module).targets]
         device = module.device
         zero = torch.zeros(2, dtype=_summed_dtype(device), device=device)

@@ -1,10 +1,9 @@
 """New scales that output layers absorb, so that predictions in physical units stay as they are."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from lightning.pytorch import Trainer
-from metatensor.torch import TensorMap
 from torch import Tensor
 
 from ..batches import Batch, HasTypes, read_atoms
@@ -12,6 +11,7 @@ from ..plain_tensors import DeclaredBatch
 from ..scaling import Scaler, TargetScales
 from ..settings import check_names, did_you_mean
 from ..steps import ScaledModule, scaler_of
+from ..tensors import values_and_gradients
 from .module_in_pass import evaluation_mode
 
 # Relative difference up to which ratios, or predictions in float64, count as equal.
@@ -122,7 +122,11 @@ class OutputLayers:
             outputs = self._module._scaling_predict(systems)
             atoms = read_atoms(systems)
             physical = scaler.convert(atoms, outputs, "model", "physical", baseline=False)
-        return {name: _values_and_gradients(tensor) for name, tensor in physical.items()}
+        parts = {name: values_and_gradients(tensor) for name, tensor in physical.items()}
+        return {
+            name: [part.detach() for part in values + gradients]
+            for name, (values, gradients) in parts.items()
+        }
 
 
 def scale_ratios(before: TargetScales, after: TargetScales) -> torch.Tensor:
@@ -191,19 +195,14 @@ def _factor(before: TargetScales, after: TargetScales) -> float:
     return 1.0 / low
 
 
-def _values_and_gradients(tensor: TensorMap) -> list[Tensor]:
-    parts = []
-    for block in tensor.blocks():
-        parts += [block, *(block.gradient(name) for name in block.gradients_list())]
-    return [part.values.detach() for part in parts]
-
-
 def _difference(before: Parts, after: Parts, scaler: Scaler) -> str | None:
     """The first target whose predictions differ, in words."""
     for name, parts in before.items():
         scales = scaler.targets.get(name)
         scale = 1.0 if scales is None else float(scales.per_target[: scales.types.numel()].max())
-        for old, new in _pairs(parts, after[name]):
+        for old, new in zip(parts, after[name], strict=True):
+            if not old.numel():
+                continue
             size, change = float(old.abs().max()), float((new - old).abs().max())
             if old.dtype == torch.float64:
                 allowed = TOLERANCE * size + NOISE * scale
@@ -212,7 +211,3 @@ def _difference(before: Parts, after: Parts, scaler: Scaler) -> str | None:
             if not change <= allowed:
                 return f"'{name}' by up to {change:.3g}, where its largest value is {size:.3g}"
     return None
-
-
-def _pairs(first: list[Tensor], second: list[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
-    return ((a, b) for a, b in zip(first, second, strict=True) if a.numel())
