@@ -47,8 +47,9 @@ def identify_data(
         every loader has a fingerprint.
     """
     loaders = loader.flattened
+    selected = [selected_batches(one, processes, limits, loader.injected) for one in loaders]
     indices = [
-        _indices(one, selected_batches(one, processes, limits, loader.injected)) for one in loaders
+        chosen and _indices(one, chosen[0]) for one, chosen in zip(loaders, selected, strict=True)
     ]
     fingerprints = [_own_fingerprint(one) for one in loaders]
     found = {
@@ -66,10 +67,10 @@ def identify_data(
     return _of_all(processes.gather_objects(None if unidentified else found))
 
 
-def _indices(loader: Any, batches: list[Any] | None) -> list[Any] | None:
-    """All indices in ascending order, ``None`` for a stream."""
-    if batches is None or loader.batch_sampler is None:
-        return batches and in_order(batches)
+def _indices(loader: Any, batches: list[Any]) -> list[Any]:
+    """All indices in ascending order."""
+    if loader.batch_sampler is None:
+        return in_order(batches)
     return in_order([index for batch in batches for index in batch])
 
 

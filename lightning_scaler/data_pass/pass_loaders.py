@@ -5,12 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from .processes import FitProcesses
-from .samplers import (
-    batches_of_process,
-    select_evenly,
-    split_batches,
-    take_shard,
-)
+from .samplers import batches_of_process, select_evenly, split_batches, take_shard
 from .streams import Stream, is_map_style, loader_name, with_samplers
 
 
@@ -64,7 +59,7 @@ def pass_loaders(
             beforehand; and for a random order of loaders that end one before another.
     """
     loaders = list(combined.flattened)
-    selected = [_selected_batches(loader, processes, limits, injected) for loader in loaders]
+    selected = [selected_batches(loader, processes, limits, injected) for loader in loaders]
     batches = [one and _batches_of_process(*one, processes, limits) for one in selected]
     longest = max((len(of_loader) for of_loader in batches if of_loader is not None), default=0)
     flattened: list[Any] = []
@@ -138,13 +133,18 @@ def length(loaders: Any) -> int | None:
 
 def selected_batches(
     loader: Any, processes: FitProcesses, limits: Limits, injected: bool
-) -> list[Any] | None:
+) -> tuple[list[Any], bool] | None:
     """The batches of indices within the limits, of all shards; ``None`` for a stream.
 
-    They are those of all processes where the processes share them, otherwise of this one.
+    Beside them, whether they are those of all processes together, rather than of this one alone.
     """
-    found = _selected_batches(loader, processes, limits, injected)
-    return None if found is None else found[0]
+    if not is_map_style(loader):
+        return None
+    batches, shared = batches_of_process(loader, processes, injected, limits.random_order)
+    if limits.first is not None:
+        return batches[: limits.first * (processes.world_size if shared else 1)], shared
+    limit = limits.spread if shared else limits.of_process(processes)
+    return list(select_evenly(batches, limit)), shared
 
 
 def _batches_of_process(
@@ -153,19 +153,6 @@ def _batches_of_process(
     """The batches of indices of this process and shard."""
     own = batches[processes.rank :: processes.world_size] if shared else batches
     return take_shard(own, *limits.shard)
-
-
-def _selected_batches(
-    loader: Any, processes: FitProcesses, limits: Limits, injected: bool
-) -> tuple[list[Any], bool] | None:
-    """The batches of indices, and whether they are those of all processes."""
-    if not is_map_style(loader):
-        return None
-    batches, shared = batches_of_process(loader, processes, injected, limits.random_order)
-    if limits.first is not None:
-        return batches[: limits.first * (processes.world_size if shared else 1)], shared
-    limit = limits.spread if shared else limits.of_process(processes)
-    return list(select_evenly(batches, limit)), shared
 
 
 def _combine(combined: Any, loaders: list[Any]) -> Any:
