@@ -135,6 +135,9 @@ def _fit_to_data(
     accumulator = decision.accumulator(scaler, module.device)
     predicts_errors = part == "baseline" and request.against == "predictions"
     in_pass = ModuleInPass(trainer, module, predicts=predicts_errors or part == "scales")
+    if predicts_errors:
+        empty = decision.errors_accumulator(scaler)
+        errors = PredictionErrors(scaler, in_pass.predict, empty)
     data = TrainingData(trainer, in_pass.unpack, processes, record, request.limit_batches)
     with in_pass.scaler_in_use():
         if fixed_scales and decision.targets is not None and part is None:
@@ -142,21 +145,10 @@ def _fit_to_data(
             # fixed.
             accumulator, first_batch = data.read_layouts(accumulator)
         no_pass = part is None and accumulator.all_fixed(fixed_scales)
-        cache = StatisticsCache(request.cache, processes) if request.cache else None
-        if no_pass and cache is not None:
-            cache.report_unused("all scales are fixed")
-        elif not no_pass:
+        cache = _usable_cache(trainer, decision, processes, no_pass)
+        if not no_pass:
             accumulator = accumulator.fresh()
-            if predicts_errors:
-                empty = decision.errors_accumulator(scaler)
-                errors = PredictionErrors(scaler, in_pass.predict, empty)
-            if cache is not None and (decision.keep_existing or is_dev_run(trainer)):
-                reason = "fast_dev_run" if is_dev_run(trainer) else "other scales are kept"
-                cache.report_unused(reason)
-                cache = None
-            found = None
-            if cache is not None:
-                found = data.identify(accumulator, scaler.declaration)
+            found = None if cache is None else data.identify(accumulator, scaler.declaration)
             if cache is None or not cache.fill(accumulator, found, request.relative_error):
                 accumulator, first_batch = data.read(
                     accumulator,
@@ -174,6 +166,24 @@ def _fit_to_data(
     if no_pass:  # one batch says nothing about the mean squares
         fitted.targets = {n: replace(s, mean_squares={}) for n, s in fitted.targets.items()}
     return fitted, first_batch, accumulator.sample
+
+
+def _usable_cache(
+    trainer: Trainer, decision: FitDecision, processes: FitProcesses, no_pass: bool
+) -> StatisticsCache | None:
+    """The cache that a fit uses, if it has one that serves; a line says why one is not used."""
+    if not decision.request.cache:
+        return None
+    cache = StatisticsCache(decision.request.cache, processes)
+    if no_pass:
+        cache.report_unused("all scales are fixed")
+    elif is_dev_run(trainer):
+        cache.report_unused("fast_dev_run")
+    elif decision.keep_existing:
+        cache.report_unused("other scales are kept")
+    else:
+        return cache
+    return None
 
 
 def _compute(
