@@ -77,7 +77,34 @@ class SharedSums(Metric):
         self.found.clear()
 
 
-class MeanOfSums(WrapperMetric):
+class SharedMetric(WrapperMetric):
+    """One number of a metric, which is updated and reset for all those that share it.
+
+    Args:
+        metric: the metric.
+    """
+
+    def __init__(self, metric: Metric) -> None:
+        super().__init__()
+        self.metric = metric
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the shared metric, to which Lightning moves what is logged."""
+        return self.metric.device
+
+    @override
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Update the shared metric."""
+        self.metric.update(*args, **kwargs)
+
+    @override
+    def reset(self) -> None:
+        """Reset the shared metric."""
+        self.metric.reset()
+
+
+class MeanOfSums(SharedMetric):
     """One column of some rows of :class:`SharedSums`, divided by the last column.
 
     torchmetrics' ``MeanMetric`` ignores either NaN values or the weights; this ignores neither.
@@ -97,19 +124,15 @@ class MeanOfSums(WrapperMetric):
         tensor(2., dtype=torch.float64)
     """
 
+    metric: SharedSums
+
     def __init__(
         self, sums: SharedSums, names: Sequence[Hashable], column: int = 0, root: bool = False
     ) -> None:
-        super().__init__()
-        self.metric = sums
+        super().__init__(sums)
         self.column, self.root = column, root
         self._names = frozenset(names)
         self._rows = [row for row, name in enumerate(sums.names) if name in self._names]
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the sums, to which Lightning moves what is logged."""
-        return self.metric.device
 
     @property
     def update_called(self) -> bool:
@@ -117,21 +140,11 @@ class MeanOfSums(WrapperMetric):
         return not self._names.isdisjoint(self.metric.found)
 
     @override
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        """Update the shared sums."""
-        self.metric.update(*args, **kwargs)
-
-    @override
     def compute(self) -> torch.Tensor | None:
         """Return the mean over all batches; NaN if the last column is zero."""
         total = self.metric.compute()[self._rows].sum(0)
         mean = total[self.column] / total[-1]
         return mean.sqrt() if self.root else mean
-
-    @override
-    def reset(self) -> None:
-        """Reset the shared sums."""
-        self.metric.reset()
 
 
 class SummedError(MeanOfSums):

@@ -2,20 +2,17 @@
 
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.wrappers.abstract import WrapperMetric
 from typing_extensions import override
 
-from ..metrics import PhysicalUnits, parts_of, set_double_precision
+from ..metrics import PhysicalUnits, SharedMetric, parts_of, set_double_precision
 
 
-class MetricOutput(WrapperMetric):
+class MetricOutput(SharedMetric):
     """One entry of the dict that a metric returns, which Lightning cannot log as a whole.
-
-    Several of these share the metric, which is updated by itself.
 
     Args:
         metric: metric that returns a dict.
@@ -23,29 +20,13 @@ class MetricOutput(WrapperMetric):
     """
 
     def __init__(self, metric: Metric, name: str) -> None:
-        super().__init__()
-        self.metric = metric
+        super().__init__(metric)
         self.name = name
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the shared metric, to which Lightning moves what is logged."""
-        return self.metric.device
-
-    @override
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        """Update the shared metric."""
-        self.metric.update(*args, **kwargs)
 
     @override
     def compute(self) -> torch.Tensor:
         """Return the entry."""
         return torch.as_tensor(self.metric.compute()[self.name])
-
-    @override
-    def reset(self) -> None:
-        """Reset the shared metric."""
-        self.metric.reset()
 
 
 def copy_metrics(metrics: MetricCollection) -> torch.nn.ModuleDict:
