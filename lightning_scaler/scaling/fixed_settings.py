@@ -52,7 +52,7 @@ def fixed_settings(scaler: Scaler) -> FixedSettings:
             found.remarks.append(
                 f"{name}: its baseline has several numbers per type and is fitted again"
             )
-        elif not scales.extensive and scales.composition == "counts" and _per_structure(scales):
+        elif name in intensive and scales.composition == "counts":
             found.remarks.append(f"{name}: its baseline multiplies counts, and is fitted again")
         else:
             found.fixed_baseline[name] = _fixed_weights(scales)
@@ -73,7 +73,3 @@ def _fixed_weights(scales: TargetScales) -> dict[int, float]:
         for row, z in enumerate(scales.baseline_types.tolist())
         if unknown is None or not bool(unknown[row, 0])
     }
-
-
-def _per_structure(scales: TargetScales) -> bool:
-    return scales.layout.sample_kind == "structure"

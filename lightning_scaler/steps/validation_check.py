@@ -114,16 +114,17 @@ def describe_far_terms(
     if factor is None and sums.n_structures < FEW:
         return {}
     allowed = factor or (FACTOR_OF_FEW if few else FACTOR_OF_MANY)
-    far = {}
+    far, mean_squares = {}, scaler.mean_squares
     for term, size in sums.sizes(scaler).items():
-        expected = 1.0 if term in scaler.targets else _root_of_mean_square(scaler, term)
-        if not expected or scaler.mean_squares.get(term) == 0.0:
+        mean_square = mean_squares.get(term)
+        expected = 1.0 if term in scaler.targets else math.sqrt(mean_square or 0.0)
+        if not expected or mean_square == 0.0:
             continue
         ratio, target = size.rms / expected, scaler.targets[target_of(scaler, term)]
         # Fixed scales are rough, and residuals have no ratio of units.
         rough = term in scaler.targets and (target.weights or target.fixed is not None)
-        by_units = not few and not rough and _is(ratio, FACTOR_OF_UNITS) and _units_of(ratio, 0.02)
-        if _is(ratio, allowed) or (factor is None and by_units):
+        by_units = _is_far(ratio, FACTOR_OF_UNITS) and _units_near(ratio, 0.02)
+        if _is_far(ratio, allowed) or (factor is None and not few and not rough and by_units):
             far[term] = _describe(scaler, term, size, expected, n_atoms, 0.15 if few else 0.08)
     return far
 
@@ -146,35 +147,31 @@ def _describe(
     ratio = size.rms / expected
     if size.ratio and (target.weights or target.additive):
         ratio = size.ratio
-    hints = _units_of(ratio, tolerance)
+    hints = _units_near(ratio, tolerance)
     for if_so, what in (
         (size.if_per_atom, "what values per atom are beside totals"),
         (size.if_total, "what totals are beside values per atom"),
     ):
-        if if_so and n_atoms > 1.5 and _near(if_so, 1.0, tolerance):
-            hints = [f"{what}, {n_atoms:.3g} atoms on average", *_units_of(ratio, 0.02)]
+        if if_so and n_atoms > 1.5 and _is_near(if_so, 1.0, tolerance):
+            hints = [f"{what}, {n_atoms:.3g} atoms on average", *_units_near(ratio, 0.02)]
     if hints:
         times = f"1/{1 / ratio:.3g}" if ratio < 1.0 else f"{ratio:.3g}"
         words += f" ({times} times the data of the fit: near {' or '.join(hints)})"
     return words
 
 
-def _root_of_mean_square(scaler: Scaler, term: str) -> float | None:
-    mean_square = scaler.mean_squares.get(term)
-    return None if mean_square is None else math.sqrt(mean_square)
-
-
-def _units_of(ratio: float, tolerance: float) -> list[str]:
+def _units_near(ratio: float, tolerance: float) -> list[str]:
     """The ratios of units that a ratio may be, the nearest first, two at most."""
-    near = [factor for factor in UNITS if _near(ratio, factor, tolerance)]
+    near = [factor for factor in UNITS if _is_near(ratio, factor, tolerance)]
     near.sort(key=lambda factor: abs(abs(math.log(ratio)) - math.log(factor)))
     return [f"{factor:.4g}, {UNITS[factor]}" for factor in near[:2]]
 
 
-def _near(ratio: float, factor: float, tolerance: float) -> bool:
+def _is_near(ratio: float, factor: float, tolerance: float) -> bool:
+    """Whether a ratio, or its inverse, is a factor."""
     return abs(abs(math.log(ratio)) - math.log(factor)) < math.log1p(tolerance)
 
 
-def _is(ratio: float, factor: float) -> bool:
-    """Whether a ratio is that far from 1, or further."""
+def _is_far(ratio: float, factor: float) -> bool:
+    """Whether a ratio is further from 1 than a factor."""
     return abs(math.log(ratio)) > math.log(factor)

@@ -1,7 +1,7 @@
 """What is requested now, compared with restored scales, and declared to them."""
 
 from collections.abc import Mapping, Set
-from typing import Any
+from typing import Any, NoReturn
 
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -112,10 +112,11 @@ def check_same_values(before: Declaration | None, now: Declaration) -> None:
     Raises:
         ValueError: for values per atom instead of totals.
     """
-    for name in now.targets.keys() & (before.targets.keys() if before else set()):
-        old, new = (getattr(d.targets[name], "per_atom", None) for d in (before, now) if d)
-        if None not in (old, new):
-            _check_same(name, "per_atom", old, new)
+    targets = {} if before is None else before.targets
+    for name in now.targets.keys() & targets.keys():
+        old, new = (getattr(one[name], "per_atom", None) for one in (targets, now.targets))
+        if None not in (old, new) and old != new:
+            _raise_for_other(name, "per_atom", old, new)
 
 
 def check_same_units(before: Mapping[str, str], now: Mapping[str, str]) -> None:
@@ -126,7 +127,7 @@ def check_same_units(before: Mapping[str, str], now: Mapping[str, str]) -> None:
     """
     for name in before.keys() & now.keys():
         if not same_unit(before[name], now[name]):
-            _check_same(name, "unit", before[name], now[name])
+            _raise_for_other(name, "unit", before[name], now[name])
 
 
 def _warn_of_undeclared(scaler: Scaler, now: Declaration) -> None:
@@ -142,13 +143,12 @@ def _warn_of_undeclared(scaler: Scaler, now: Declaration) -> None:
         )
 
 
-def _check_same(name: str, argument: str, old: Any, new: Any) -> None:
-    if old != new:
-        raise ValueError(
-            f"target '{name}': the scales that the module already has are for {argument}={old!r}, "
-            f"and it is declared with {argument}={new!r}; use the same values, or set refit=True "
-            "to fit again"
-        )
+def _raise_for_other(name: str, argument: str, old: Any, new: Any) -> NoReturn:
+    raise ValueError(
+        f"target '{name}': the scales that the module already has are for {argument}={old!r}, and "
+        f"it is declared with {argument}={new!r}; use the same values, or set refit=True to fit "
+        "again"
+    )
 
 
 def _general_settings(scaler: Scaler, request: FitSettings, part: RefitPart | None) -> Pairs:
