@@ -3,7 +3,6 @@
 Imports ``data_pass``, ``metrics``, ``scaling`` and the rooms above them; knows no callback.
 """
 
-from .loss_settings import LossSettings
 from .metric_scopes import logged_path
 from .mixin import TargetScalingMixin
 from .scaled_module import ScaledModule, is_lightning, restores_later, scaler_of
@@ -12,7 +11,6 @@ from .validation_check import ValidationCheck, describe_far_terms
 from .validation_rms import ValidationRms
 
 __all__ = [
-    "LossSettings",
     "ScaledModule",
     "ScaledSteps",
     "TargetScalingMixin",

@@ -7,7 +7,7 @@ from ..settings import Against, RefitPart, UnseenTypes, check_choice
 
 
 def check_arguments(
-    unseen_types: Any, limit_batches: Any, relative_error: Any = None, **flags: Any
+    unseen_types: Any, limit_batches: Any, relative_error: Any, balance_loss: Any, **flags: Any
 ) -> None:
     """Check some arguments of the callback.
 
@@ -15,6 +15,7 @@ def check_arguments(
         unseen_types: scale of atomic types that are not in the data.
         limit_batches: maximum number of batches.
         relative_error: relative error of the scales that is enough.
+        balance_loss: whether to balance the terms of the loss; ``None``: not set.
         **flags: arguments that are ``True`` or ``False``.
 
     Raises:
@@ -24,6 +25,8 @@ def check_arguments(
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name}: expected True or False, got {value!r}")
+    if balance_loss is not None and not isinstance(balance_loss, bool):
+        raise TypeError(f"balance_loss: expected True, False or None, got {balance_loss!r}")
     check_choice("unseen_types", unseen_types, UnseenTypes)
     if relative_error is not None:
         _check_relative_error(relative_error, limit_batches)
@@ -53,7 +56,7 @@ def _check_relative_error(value: Any, limit_batches: Any) -> None:
 
 
 def check_refit(
-    refit: Any, against: Any, output_layers: Any, baseline: Any, relative_error: Any = None
+    refit: Any, against: Any, output_layers: Any, baseline: Any, relative_error: Any
 ) -> None:
     """Check what is to be fitted again.
 

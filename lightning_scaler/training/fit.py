@@ -19,11 +19,12 @@ from ..data_pass import (
 )
 from ..fitting import RandomSample, ScaleAccumulator, describe_force_targets
 from ..scaling import Scaler
-from ..steps import LossSettings, ScaledModule, scaler_of
+from ..steps import ScaledModule, scaler_of
 from ..tensors import digest
 from .fit_decision import FitDecision, decide_fit, is_dev_run
 from .fit_report import describe_changes
 from .fit_settings import FitSettings
+from .loss_settings import store_loss_settings
 from .module_in_pass import ModuleInPass
 from .output_layers import OutputLayers
 
@@ -68,7 +69,7 @@ def fit_missing(
     with fit_processes(trainer) as processes:
         stored = None if request.refit is True or not scaler.fitted else scaler.settings
         result = _fit(trainer, module, request, processes, record)
-        LossSettings(request.loss_weights, request.balance_loss).apply(scaler, stored)
+        store_loss_settings(scaler, request.loss_weights, request.balance_loss, stored)
         if processes.world_size > 1:
             processes.check_equal(
                 {"hash of the scales": digest(scaler.state())},

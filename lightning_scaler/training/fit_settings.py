@@ -19,8 +19,8 @@ from ..settings import (
     UnseenTypes,
     parse_fixed_scales,
 )
-from ..steps import LossSettings
 from .argument_checks import check_arguments, check_refit
+from .loss_settings import read_loss_weights
 
 
 class FitSettings:
@@ -64,7 +64,14 @@ class FitSettings:
         units: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        check_arguments(unseen_types, limit_batches, relative_error, enabled=enabled, report=report)
+        check_arguments(
+            unseen_types,
+            limit_batches,
+            relative_error,
+            balance_loss,
+            enabled=enabled,
+            report=report,
+        )
         if report:
             check_matplotlib("reports of a fit")
         self.report = report
@@ -87,8 +94,8 @@ class FitSettings:
         self.at = at
         self.targets, self.intensive_targets = checked.targets, checked.intensive_targets
         self.system_labels: SystemLabels = system_labels
-        loss = LossSettings.parse(loss_weights, balance_loss, self.targets, self.declaration)
-        self.loss_weights, self.balance_loss = loss.weights, loss.balance
+        self.loss_weights = read_loss_weights(loss_weights, self.targets, self.declaration)
+        self.balance_loss = balance_loss
 
     @property
     def settings(self) -> Settings:
