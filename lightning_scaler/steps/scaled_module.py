@@ -17,11 +17,10 @@ from ..plain_tensors import DeclaredBatch, read_batch
 from ..scaling import Scaler
 from .epoch_log import RunMetrics
 from .validation_check import ValidationCheck
+from .validation_rms import ValidationRms
 
 # The mixins call methods of LightningModule, but must come before it among the bases.
 if TYPE_CHECKING:
-    from .validation_rms import ValidationRms
-
     _Module = LightningModule
 else:
     _Module = object
@@ -45,7 +44,7 @@ class ScaledModule(_Module):
     _scaling_attribute: ClassVar[str] = "scaler"
     # See the targets of the first validation, and of every one that is reported.
     _scaling_check: ValidationCheck | None = None
-    _scaling_rms: "ValidationRms | None" = None
+    _scaling_rms: ValidationRms | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse the wrong order of bases, with which Lightning would not find these methods."""

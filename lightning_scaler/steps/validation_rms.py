@@ -1,7 +1,7 @@
 """The RMS of the validation targets in loss space."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from ..batches import read_atoms
 from ..scaling import Scaler
 from .metric_scopes import logged_path
 from .padding import drop_systems, evaluation_loaders, padded_positions
-from .scaled_module import ScaledModule, scaler_of
 
 
 class ValidationRms:
@@ -71,14 +70,20 @@ class ValidationRms:
                 stacklevel=2,
             )
 
-    def compute(self, trainer: Trainer, module: ScaledModule) -> dict[str, float]:
+    def compute(
+        self, trainer: Trainer, names: Collection[str], device: torch.device
+    ) -> dict[str, float]:
         """The RMS of each target by logged name, ``val/rms/energy``; a collective operation.
 
-        With several loaders, the names have the suffix that Lightning gives to metrics.
+        With several loaders, the logged names have the suffix that Lightning gives to metrics.
+
+        Args:
+            trainer: trainer of the run.
+            names: names of all targets, the same on every process.
+            device: device of the module.
         """
         n_loaders = len(evaluation_loaders(trainer))
-        keys = [(i, name) for i in range(n_loaders) for name in scaler_of(module).targets]
-        device = module.device
+        keys = [(i, name) for i in range(n_loaders) for name in names]
         zero = torch.zeros(2, dtype=_summed_dtype(device), device=device)
         sums = torch.stack([self._sums.get(key, zero).to(zero) for key in keys])
         total: Any = trainer.strategy.reduce(sums, reduce_op="sum")

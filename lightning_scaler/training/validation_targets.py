@@ -62,7 +62,9 @@ class ValidationTargets:
 
     def rms(self, trainer: Trainer, module: ScaledModule) -> dict[str, float]:
         """The RMS of each target by logged name, if they are reported; a collective operation."""
-        return self._rms.compute(trainer, module) if self._reports else {}
+        if not self._reports:
+            return {}
+        return self._rms.compute(trainer, scaler_of(module).targets, module.device)
 
     def finish(self, trainer: Trainer, module: ScaledModule) -> None:
         """End a validation. Warns if the data of the first one do not suit the scales."""
