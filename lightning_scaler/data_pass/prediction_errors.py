@@ -1,4 +1,4 @@
-"""What the predictions of a module leave over, as data for a new baseline."""
+"""The errors of a module's predictions, as data for a new baseline."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace

@@ -39,7 +39,7 @@ class OtherProcessFailedError(Exception):
 class FitProcesses:
     """The processes of one fit, which communicate through the store of the process group.
 
-    A collective waits forever for a process that has failed, the store does not. The processes
+    A collective waits forever for a process that has failed; the store does not. The processes
     therefore meet at a barrier in the store before every collective.
 
     Args:

@@ -12,7 +12,7 @@ from .printing import add_names, add_numbers, new_table
 # Datasets with many types (up to 89) would fill the screen.
 MAX_TYPES = 12
 
-SCALE = "Residual: what the baseline leaves over. Scale: what the loss divides it by."
+SCALE = "Residual: what remains without the baseline. Scale: what the loss divides it by."
 BY_PROPERTY = (
     "Of each property: its RMS divided by this scale; a line for each block, such as a degree of a "
     "spherical tensor."
@@ -72,12 +72,12 @@ def scales_table(
 ) -> Table:
     """The scales of all targets, in the units of the dataset.
 
-    "RMS" is that of all values, "RMS of residual" that of what the baseline (including an additive
-    module) leaves over. Extensive targets are divided by the number of atoms, as their unit says.
-    "Error" is the largest standard error of the scales of a line, relative to them, if any were
-    fitted to a random sample of the data. Targets with several properties have a line for each
-    block, with the scales of its properties relative to that of the target. :meth:`Scaler.table`
-    makes this table of a fitted scaler.
+    "RMS" is that of all values, "RMS of residual" that of what remains after subtracting the
+    baseline, including an additive module. Extensive targets are divided by the number of atoms, as
+    their unit says. "Error" is the largest standard error of the scales of a line, relative to
+    them, if any were fitted to a random sample of the data. Targets with several properties have a
+    line for each block, with the scales of its properties relative to that of the target.
+    :meth:`Scaler.table` makes this table of a fitted scaler.
 
     Args:
         targets: the scales of each target.
@@ -104,8 +104,8 @@ def scales_table(
          charges  atom                0.26         –  H (1)   0.06
                                                       O (8)   0.14
         <BLANKLINE>
-        Residual: what the baseline leaves over. Scale: what the
-        loss divides it by.
+        Residual: what remains without the baseline. Scale: what
+        the loss divides it by.
         <BLANKLINE>
     """
     targets = list(targets)

@@ -133,7 +133,7 @@ def add_baseline(
     tensor = targets[name]
     atoms = read_atoms(systems).to(tensor.device)
     indexed = index_loss_targets(scaler, atoms, {name: tensor}, targets)[name]
-    # The baseline is what becomes of zeros, and missing values stay missing.
+    # Zeros become the baseline, and missing values stay missing.
     parts = values_and_gradients(tensor)
     zeros = [[0.0 * part.detach().double() for part in several] for several in parts]
     batch = IndexedBatch(

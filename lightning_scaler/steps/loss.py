@@ -198,8 +198,8 @@ def zero_loss(
 ) -> Tensor:
     """A loss of zero that depends on all predictions, so that their gradients are not missing.
 
-    A batch may be without a target, a block, a gradient or some rows that the network predicts.
-    Weights that affect nothing else then have a gradient of zero, which DDP would wait for.
+    A batch may lack a target, a block, a gradient or some rows that the network predicts. Weights
+    that affect nothing else then have a gradient of zero instead of none, for which DDP would wait.
 
     Args:
         predictions: predictions by target name, in any space; only TensorMaps are used.

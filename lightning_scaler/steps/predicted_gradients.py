@@ -20,10 +20,10 @@ def check_gradients(
 ) -> bool:
     """Compare the gradients that a network predicts with the derivatives of its values.
 
-    This can be seen where both come from one computation with positions, or strains, that require a
+    This is possible where both come from one computation with positions, or strains, that require a
     gradient. A warning names a gradient that was declared with the wrong sign, energies per atom,
-    or a stress without its volume. Networks may predict gradients that are no derivatives, or have
-    other units: other differences mean nothing.
+    or a stress without its volume. Other differences mean nothing: networks may predict gradients
+    that are not derivatives, or have other units.
 
     Args:
         batch: batch that the network was given.

@@ -42,7 +42,7 @@ class ScaledModule(_Module):
     """
 
     _scaling_attribute: ClassVar[str] = "scaler"
-    # See the targets of the first validation, and of every one that is reported.
+    # Receive the targets of the first validation, and of every one that is reported.
     _scaling_check: ValidationCheck | None = None
     _scaling_rms: ValidationRms | None = None
 

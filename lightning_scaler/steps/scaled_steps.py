@@ -51,8 +51,8 @@ class ScaledSteps(ScaledModule):
     Attributes:
         target_scaler: scaler of the targets; not fitted before the callback has run or a
             checkpoint has been loaded.
-        at: submodule whose output is converted in the place of that of ``forward``, for a module
-            whose steps do not call ``forward``.
+        at: submodule whose output is converted instead of that of ``forward``, for a module whose
+            steps do not call ``forward``.
 
     Raises:
         TypeError: if a class has the mixin after ``LightningModule`` among its bases.

@@ -149,8 +149,8 @@ def _describe(
         ratio = size.ratio
     hints = _units_near(ratio, tolerance)
     for if_so, what in (
-        (size.if_per_atom, "what values per atom are beside totals"),
-        (size.if_total, "what totals are beside values per atom"),
+        (size.if_per_atom, "the ratio of values per atom to totals"),
+        (size.if_total, "the ratio of totals to values per atom"),
     ):
         if if_so and n_atoms > 1.5 and _is_near(if_so, 1.0, tolerance):
             hints = [f"{what}, {n_atoms:.3g} atoms on average", *_units_near(ratio, 0.02)]

@@ -35,7 +35,7 @@ def check_resumed(trainer: Trainer, against: Against) -> None:
     """
     if trainer.ckpt_path and against == "predictions":
         raise ValueError(
-            "against='predictions' corrects the baseline by what the restored module leaves over, "
+            "against='predictions' corrects the baseline by the errors of the restored module, "
             "and with ckpt_path it would do so at every restart; to fine-tune, load the module "
             f"with load_from_checkpoint({str(trainer.ckpt_path)!r}) and leave out ckpt_path; to "
             "resume a training, leave out refit and against"

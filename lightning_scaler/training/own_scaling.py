@@ -1,4 +1,4 @@
-"""Scaling of its own that a module brings along."""
+"""A warning about scaling of a module's own, which acts on top of the target scales."""
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -57,7 +57,7 @@ def _describe(part: torch.nn.Module) -> str:
 
 
 def _is_all(value: object, number: float) -> bool:
-    """Whether a tensor, or a number, has this value everywhere; other objects count as such."""
+    """Whether a tensor or a number has this value everywhere; ``True`` for other objects."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value == number
     if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.is_meta:

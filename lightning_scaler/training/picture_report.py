@@ -34,7 +34,7 @@ def write_report(trainer: Trainer, scaler: Scaler, sample: DataSample) -> None:
         if folder is None and not any(map(_takes_pictures, trainer.loggers)):
             pictures = iter(())
             print_text(
-                "TargetScaler: no pictures of the fit, because the folder of the run is not one of "
+                "TargetScaler: no pictures of the fit, because the folder of the run is not on "
                 "this machine, and no logger takes pictures; add one that does, such as "
                 "TensorBoardLogger"
             )
@@ -76,7 +76,7 @@ def run_folder(trainer: Trainer) -> Path | None:
 def report_folder(trainer: Trainer) -> Path | None:
     """The folder for the pictures of a run, or that of its first logger, where checkpoints are too.
 
-    ``None`` if that is no folder of this machine: only the loggers get the pictures then.
+    ``None`` if that folder is not on this machine: only the loggers get the pictures then.
 
     Args:
         trainer: trainer of the run, on rank 0.
@@ -92,7 +92,7 @@ def report_folder(trainer: Trainer) -> Path | None:
 
 
 def _is_local(folder: str) -> bool:
-    """Whether this is no bucket and the like, of which a path would be a folder ``s3:``."""
+    """Whether a folder is on this machine: the path of a bucket would make a folder ``s3:``."""
     return "://" not in folder
 
 

@@ -77,8 +77,8 @@ class TargetScaler(FitSettings, Callback):
             types without data are kept.
             ``"scales"``: the contributions and the predictions are kept, and the scales of the
             targets in ``output_layers`` are fitted again.
-        against: what ``refit="baseline"`` fits the contributions to: the ``"targets"``, or what
-            the ``"predictions"`` of the module leave over, as a correction.
+        against: what ``refit="baseline"`` fits the contributions to: the ``"targets"``, or the
+            errors of the module's ``"predictions"``, as a correction.
         output_layers: for ``refit="scales"``, by target name the submodule that predicts this
             target alone and linearly, as in ``{"energy": "readouts.energy"}``: its parameters are
             multiplied by old scale / new scale.
@@ -236,7 +236,7 @@ class TargetScaler(FitSettings, Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Called when a run fails. Undoes the same, and what an evaluation did to the module."""
+        """Called when a run fails. Undoes a dev run, and what an evaluation did to the module."""
         unscaled = self.declaration is not None and not isinstance(pl_module, ScaledModule)
         if unscaled and isinstance(exception, Exception):
             refuse_new_processes(trainer, pl_module)
@@ -271,7 +271,7 @@ class TargetScaler(FitSettings, Callback):
     ) -> None:
         """Called before every validation batch.
 
-        Shows its targets to what sees them, where the module does not do so by itself.
+        Passes its targets to the checks of validation, if the module does not do so itself.
         """
         module = cast(ScaledModule, pl_module)
         self._validation.start_batch(trainer, module, batch, batch_idx, dataloader_idx)
@@ -288,7 +288,7 @@ class TargetScaler(FitSettings, Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called when validation ends. Warns if the data of the first one do not suit the scales.
 
-        So it does after the sanity check.
+        The same after the sanity check.
         """
         self._validation.finish(trainer, cast(ScaledModule, pl_module))
 

@@ -1,4 +1,4 @@
-"""The targets of validation, compared with the scales, and their RMS in loss space."""
+"""The targets of validation: compared with the scales, and their RMS in loss space."""
 
 from collections.abc import Collection
 from typing import Any
@@ -13,9 +13,9 @@ from .fit_decision import is_dev_run
 
 
 class ValidationTargets:
-    """Shows the targets of validation to what compares them with the scales, or reports their RMS.
+    """Passes the targets of validation to the check of their scales, and to the sums of their RMS.
 
-    The steps of the mixin show them; for steps of the module's own, they are read here again.
+    The steps of the mixin pass them on; for steps of the module's own, they are read here again.
 
     Args:
         reports: whether the RMS of the targets in loss space is reported.
@@ -47,15 +47,15 @@ class ValidationTargets:
     def start_batch(
         self, trainer: Trainer, module: ScaledModule, batch: Any, batch_idx: int, loader_idx: int
     ) -> None:
-        """Show the targets of a batch, where the module does not do so by itself."""
+        """Pass on the targets of a batch, if the module does not do so itself."""
         if self._reports:
             self._rms.begin_batch(trainer, batch_idx, loader_idx)
         if isinstance(module, ScaledSteps) and (self._reports or self._compares(trainer)):
             try:
                 with torch.inference_mode(False), torch.no_grad():
-                    self._show(trainer, module, clone_inference_tensors(batch))
+                    self._pass_on(trainer, module, clone_inference_tensors(batch))
             except Exception as error:
-                # A step of theirs may do without what is missing here.
+                # The module's own step may not need what is missing here.
                 self._check.finished = True
                 if self._reports:
                     self._rms.warn(error)
@@ -74,10 +74,10 @@ class ValidationTargets:
 
     @staticmethod
     def detach(module: ScaledModule) -> None:
-        """Show no more targets of a module."""
+        """Receive no more targets of a module."""
         module._scaling_check = module._scaling_rms = None
 
-    def _show(self, trainer: Trainer, module: ScaledModule, batch: Any) -> None:
+    def _pass_on(self, trainer: Trainer, module: ScaledModule, batch: Any) -> None:
         scaler = scaler_of(module)
         systems, targets, masks = module._scaling_unpack(batch)
         if self._compares(trainer):

@@ -94,7 +94,7 @@ def test_totals_and_energies_per_atom_are_told_apart(tmp_path):
     (message,) = fit(tmp_path, OtherData(per_atom=True), num_sanity_val_steps=0)
     assert "'energy'" in message
     # One to five atoms, in turn.
-    assert "what values per atom are beside totals, 3 atoms on average)" in message
+    assert "the ratio of values per atom to totals, 3 atoms on average)" in message
 
 
 @pytest.mark.slow
@@ -252,7 +252,7 @@ def test_totals_in_the_place_of_energies_per_atom(tmp_path):
     per_atom = [{**batch, "energy": batch["energy"] / batch["n_atoms"]} for batch in batches()]
     loaders = [DataLoader(data, batch_size=None) for data in (per_atom, list(batches()))]
     (message,) = run_theirs(tmp_path, *loaders)
-    assert re.search(r"near what totals are beside values per atom, (9.\d+|10.*) atoms on", message)
+    assert re.search(r"near the ratio of totals to values per atom, (9.\d+|10.*) atoms on", message)
 
 
 def test_batches_without_what_is_declared_are_not_compared(tmp_path):
