@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,14 @@ MAX_SYSTEMS = 1024
 MAX_VALUES = 2**18
 
 
+class KeptBatch(NamedTuple):
+    """A batch of the sample, with the number of its systems, and of its atoms and values."""
+
+    batch: Batch
+    n_systems: int
+    n_values: int
+
+
 class DataSample:
     """Some batches of a data pass, and the statistics of all.
 
@@ -33,6 +41,7 @@ class DataSample:
             for an additive module; otherwise only the types of their atoms are kept.
 
     Attributes:
+        kept: the batches of the sample, by index.
         statistics: statistics of all data by target name; empty before the pass.
     """
 
@@ -43,17 +52,11 @@ class DataSample:
         keep_systems: bool = False,
     ) -> None:
         self._keep_systems = keep_systems
-        self._limits = max_systems, max_values
+        self._max_systems, self._max_values = max_systems, max_values
         self._distance = 1
         self._n_read = 0
+        self.kept: dict[int, KeptBatch] = {}
         self.statistics: Mapping[str, TargetStatistics] = {}
-        # By index, with the number of its systems, and of its atoms and values.
-        self._kept: dict[int, tuple[Batch, int, int]] = {}
-
-    @property
-    def kept(self) -> list[int]:
-        """The indices of the batches that are kept."""
-        return list(self._kept)
 
     def update(self, batch: Batch) -> None:
         """Perhaps keep a batch."""
@@ -67,11 +70,11 @@ class DataSample:
             if not self._keep_systems:
                 types_only: Any = replace(atoms, systems=(), host=None, moved=())
                 batch = Batch(types_only, dict(batch.targets), batch.masks)
-            self._kept[self._n_read] = batch, atoms.n_systems, n_values
+            self.kept[self._n_read] = KeptBatch(batch, atoms.n_systems, n_values)
         self._n_read += 1
-        while len(self._kept) > 1 and self._is_too_large():
+        while len(self.kept) > 1 and self._is_too_large():
             self._distance *= 2
-            self._kept = {i: one for i, one in self._kept.items() if i % self._distance == 0}
+            self.kept = {i: one for i, one in self.kept.items() if i % self._distance == 0}
 
     def missing_values(self, scaler: Scaler) -> dict[str, MissingValues]:
         """The shares of missing values of each term of the loss that the data have."""
@@ -103,7 +106,7 @@ class DataSample:
             scaler: scaler that was fitted to the data.
         """
         parts: dict[str, dict[int, list[Tensor]]] = {}
-        for batch, _, _ in self._kept.values():
+        for batch, _, _ in self.kept.values():
             for name, types, values in _values(scaler, batch):
                 of_term = parts.setdefault(name, {})
                 for z in types.unique().tolist():
@@ -121,9 +124,9 @@ class DataSample:
         return terms
 
     def _is_too_large(self) -> bool:
-        sizes = [one[1:] for one in self._kept.values()]
-        totals = (sum(size) for size in zip(*sizes, strict=True))
-        return any(total > limit for total, limit in zip(totals, self._limits, strict=True))
+        n_systems = sum(one.n_systems for one in self.kept.values())
+        n_values = sum(one.n_values for one in self.kept.values())
+        return n_systems > self._max_systems or n_values > self._max_values
 
 
 def _values(scaler: Scaler, batch: Batch) -> Iterator[tuple[str, Tensor, Tensor]]:
