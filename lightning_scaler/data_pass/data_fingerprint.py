@@ -59,7 +59,7 @@ def identify_data(
     }
     known = [of_loader for of_loader in indices if of_loader is not None]
     if len(known) == len(loaders):
-        seed_globals(0)
+        seed_globals()
         samples = [list(select_evenly(of_loader, N_SAMPLES)) for of_loader in known]
         batches = training_batches(sample_loaders(loader.combined, samples))
         found |= _describe(map(read, batches), targets, with_positions)

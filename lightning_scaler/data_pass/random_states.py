@@ -65,12 +65,12 @@ def preserve_rng(loaders: list[Any]) -> Iterator[None]:
         states.restore()
 
 
-def seed_globals(seed: int) -> None:
-    """Seed python, numpy and torch, as workers of a loader are seeded."""
-    random.seed(seed)
-    torch.manual_seed(seed)
+def seed_globals() -> None:
+    """Seed python, numpy and torch with 0, as workers of a loader are seeded."""
+    random.seed(0)
+    torch.manual_seed(0)
     if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(seed)
+        sys.modules["numpy"].random.seed(0)
 
 
 def _collect_parts(part: Any, seen: dict[int, Any]) -> None:

@@ -47,19 +47,21 @@ def batches_of_process(
         Batches of indices, or single indices without automatic batching; and whether they are those
         of all processes together, the same on each, rather than of this process alone.
     """
-    order = in_random_order if random_order else _as_they_are
-    batch_sampler = loader.batch_sampler
-    if batch_sampler is None:
-        indices, shared = _indices(loader.sampler, loader.dataset, processes)
-        return order(indices), shared
+    batch_sampler, size = loader.batch_sampler, None
     inner = getattr(batch_sampler, "sampler", None)
-    if type(batch_sampler) is not BatchSampler and not (injected and _is_distributed(inner)):
-        batches = [list(batch) for batch in copy_sampler(batch_sampler, loader.dataset)]
-        return order(batches), False
-    indices, shared = _indices(inner, loader.dataset, processes)
-    indices = order(indices)
-    size = getattr(batch_sampler, "batch_size", 1)
-    return [indices[start : start + size] for start in range(0, len(indices), size)], shared
+    if batch_sampler is None:
+        items, shared = _indices(loader.sampler, loader.dataset, processes)
+    elif type(batch_sampler) is BatchSampler or (injected and _is_distributed(inner)):
+        items, shared = _indices(inner, loader.dataset, processes)
+        size = getattr(batch_sampler, "batch_size", 1)
+    else:
+        items = [list(batch) for batch in copy_sampler(batch_sampler, loader.dataset)]
+        shared = False
+    if random_order:
+        items = _in_random_order(items)
+    if size is not None:
+        items = [items[start : start + size] for start in range(0, len(items), size)]
+    return items, shared
 
 
 def loses_subset(loader: Any) -> bool:
@@ -92,16 +94,6 @@ def in_order(indices: list[Any]) -> list[Any]:
         return sorted(indices)
     except TypeError:
         return indices
-
-
-def in_random_order(items: Sequence[Any], seed: int = SEED_OF_ORDER) -> list[Any]:
-    """The items in an order that depends on their number and a seed alone."""
-    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed))
-    return [items[i] for i in order.tolist()]
-
-
-def _as_they_are(items: list[Any]) -> list[Any]:
-    return items
 
 
 def take_shard(batches: Batches, shard: int, n_shards: int) -> Batches:
@@ -138,7 +130,7 @@ def split_batches(batches: Batches, number: int) -> Batches:
     return [indices[start:end] for start, end in pairwise(edges)]
 
 
-def copy_sampler(sampler: Any, dataset: Any = None) -> Any:
+def copy_sampler(sampler: Any, dataset: Any) -> Any:
     """A copy whose draws do not advance the original; datasets are not copied."""
     kept, part = [dataset], sampler
     while part is not None:
@@ -151,6 +143,12 @@ def copy_sampler(sampler: Any, dataset: Any = None) -> Any:
     except Exception:
         # Samplers may hold files or locks.
         return copy.copy(sampler)
+
+
+def _in_random_order(items: list[Any]) -> list[Any]:
+    """The items in an order that depends on their number alone."""
+    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(SEED_OF_ORDER))
+    return [items[i] for i in order.tolist()]
 
 
 def _indices(sampler: Any, dataset: Any, processes: FitProcesses) -> tuple[list[Any], bool]:

@@ -30,7 +30,7 @@ class LoaderRecord:
         self.states: RandomStates | None = None
         self.processes = FitProcesses()
         self._fresh: dict[int, Any] = {}
-        self._injected = distributes_samples(trainer)
+        self._injected = _distributes_samples(trainer)
         self._source = trainer.fit_loop._data_source
         self._request = self._source.dataloader
         self._source.dataloader = self._dataloader  # type: ignore[method-assign]
@@ -77,7 +77,7 @@ class TrainingLoader:
 
     def __init__(self, trainer: Trainer, processes: FitProcesses, record: LoaderRecord) -> None:
         self._fit_loop = trainer.fit_loop
-        self.injected = distributes_samples(trainer)
+        self.injected = _distributes_samples(trainer)
         record.processes = processes
         try:
             with _training_stage(trainer):
@@ -121,7 +121,7 @@ class TrainingLoader:
         iter(fetcher)
 
 
-def distributes_samples(trainer: Trainer) -> bool:
+def _distributes_samples(trainer: Trainer) -> bool:
     """Whether Lightning puts a distributed sampler into all loaders of map-style datasets."""
     connector = trainer._accelerator_connector
     return bool(connector.use_distributed_sampler and connector.is_distributed)

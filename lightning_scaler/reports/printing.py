@@ -97,7 +97,7 @@ def print_text(text: str) -> None:
     # OSError: a broken pipe, a full disk. ValueError: a closed stream.
     with contextlib.suppress(OSError, ValueError):
         encoding = getattr(stream, "encoding", None) or "utf-8"
-        stream.write(replace_unencodable(f"{text}\n", encoding))
+        stream.write(_replace_unencodable(f"{text}\n", encoding))
         stream.flush()
 
 
@@ -149,7 +149,7 @@ def _terminal_width() -> int:
     return WIDTH
 
 
-def replace_unencodable(text: str, encoding: str) -> str:
+def _replace_unencodable(text: str, encoding: str) -> str:
     """The text in the characters of an encoding: for ``"ascii"``, ``eV/Å`` becomes ``eV/A``."""
 
     def replace(character: str) -> str:

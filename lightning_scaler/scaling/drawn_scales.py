@@ -22,7 +22,7 @@ def scales_to_draw(targets: Mapping[str, TargetScales]) -> list[DrawnScales]:
 
     drawn = []
     for name, scales in targets.items():
-        per_atom, labels = scales.layout.sample_kind == "atom", label_properties(scales.layout)
+        per_atom, labels = scales.layout.sample_kind == "atom", _label_properties(scales.layout)
         if labels and scales.layout.sample_kind != "pair":
             types = label_types(scales.types.tolist()) if per_atom else []
             drawn.append(
@@ -33,7 +33,7 @@ def scales_to_draw(targets: Mapping[str, TargetScales]) -> list[DrawnScales]:
     return drawn
 
 
-def label_properties(layout: TargetLayout) -> list[str]:
+def _label_properties(layout: TargetLayout) -> list[str]:
     """The properties of all blocks in a few words: what differs between them, and nothing else.
 
     Returns:

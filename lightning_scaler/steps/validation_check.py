@@ -80,7 +80,7 @@ class ValidationCheck:
         self.finished = self.finished or not sanity_check
         far = describe_far_terms(scaler, sums)
         if far:
-            self._left_out |= {target_of(scaler, term) for term in far}
+            self._left_out |= {_target_of(scaler, term) for term in far}
             warnings.warn(
                 "validation data are much larger or smaller than the scales: "
                 f"{'; '.join(far.values())}. The RMS of a target in loss space is about 1, and "
@@ -120,7 +120,7 @@ def describe_far_terms(
         expected = 1.0 if term in scaler.targets else math.sqrt(mean_square or 0.0)
         if not expected or mean_square == 0.0:
             continue
-        ratio, target = size.rms / expected, scaler.targets[target_of(scaler, term)]
+        ratio, target = size.rms / expected, scaler.targets[_target_of(scaler, term)]
         # Fixed scales are rough, and residuals have no ratio of units.
         rough = term in scaler.targets and (target.weights or target.fixed is not None)
         by_units = _is_far(ratio, FACTOR_OF_UNITS) and _units_near(ratio, 0.02)
@@ -129,7 +129,7 @@ def describe_far_terms(
     return far
 
 
-def target_of(scaler: Scaler, term: str) -> str:
+def _target_of(scaler: Scaler, term: str) -> str:
     """The target that a term of the loss belongs to."""
     return term if term in scaler.targets else term.rpartition("/")[0]
 
@@ -137,7 +137,7 @@ def target_of(scaler: Scaler, term: str) -> str:
 def _describe(
     scaler: Scaler, term: str, size: TermSize, expected: float, n_atoms: float, tolerance: float
 ) -> str:
-    target = scaler.targets[target_of(scaler, term)]
+    target = scaler.targets[_target_of(scaler, term)]
     words = f"{size.rms:.3g} for '{term}'"
     if expected != 1.0:
         words += f", where the training data have {expected:.3g}"

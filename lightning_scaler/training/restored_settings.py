@@ -95,7 +95,7 @@ def declare_targets(scaler: Scaler, request: FitSettings) -> None:
         ValueError: if the scales that are kept belong to other values or units.
     """
     if request.declaration is not None and scaler.fitted and request.refit is not True:
-        check_same_values(scaler.declaration, request.declaration)
+        _check_same_values(scaler.declaration, request.declaration)
         _warn_of_undeclared(scaler, request.declaration)
     if request.refit is not True:
         check_same_units(scaler.units, request.units)
@@ -104,7 +104,7 @@ def declare_targets(scaler: Scaler, request: FitSettings) -> None:
     scaler.units = {**scaler.units, **request.units}
 
 
-def check_same_values(before: Declaration | None, now: Declaration) -> None:
+def _check_same_values(before: Declaration | None, now: Declaration) -> None:
     """Check that declared targets have the values that restored scales belong to.
 
     Addresses may differ.
