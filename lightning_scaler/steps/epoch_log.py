@@ -1,13 +1,16 @@
 """Metrics that belong to one run, and are given to Lightning once per epoch, not in every step."""
 
 import weakref
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
 from torchmetrics import Metric
 
 from ..metrics import SharedSums
+
+T = TypeVar("T")
 
 
 class RunMetrics(torch.nn.ModuleDict):
@@ -21,11 +24,19 @@ class RunMetrics(torch.nn.ModuleDict):
         super().__init__()
         self._attribute = attribute
         self._run: weakref.ref[Any] | None = None
-        # Found again in every step, it took a third of the time of its metrics.
-        self._found: dict[tuple[str, int], Any] = {}
+        self._found: dict[tuple[str, int], tuple[Any, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_run": None, "_found": {}}
+
+    def find(self, stage: str, dataloader_idx: int, depends_on: Any, make: Callable[[], T]) -> T:
+        """What is made for a stage and a loader, made again when what it depends on has changed."""
+        # Made in every step, it took a third of the time of its metrics.
+        known = self._found.get((stage, dataloader_idx))
+        if known is None or known[0] != depends_on:
+            known = self._found[stage, dataloader_idx] = depends_on, make()
+        found: T = known[1]
+        return found
 
     def forget_other_runs(self, module: LightningModule) -> None:
         """Reset the sums of a run that was interrupted before Lightning could do so."""

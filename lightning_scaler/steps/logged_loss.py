@@ -1,12 +1,13 @@
 """The loss and its terms, as the mixin logs them."""
 
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
 from lightning.pytorch import LightningModule
 
 from ..metrics import MeanOfSums, SharedSums
-from ..scaling import Scaler, TargetScales, term_name
+from ..scaling import Scaler, term_name
 from .epoch_log import EpochLog, RunMetrics
 from .loss import LossTerms
 from .metric_scopes import metric_scopes
@@ -16,15 +17,13 @@ LOSS = ""
 
 
 class _LossMetrics(NamedTuple):
-    """The means of the loss and its terms of a stage and a loader, valid for some scales.
+    """The means of the loss and its terms of a stage and a loader.
 
     Attributes:
-        scales: scales of every target.
         sums: sums that all of them share.
         means: logged name, key and mean.
     """
 
-    scales: list[TargetScales]
     sums: SharedSums
     means: list[tuple[str, str, MeanOfSums]]
 
@@ -54,7 +53,9 @@ class LoggedLoss(RunMetrics):
             n_with_terms: the same number, as the weight of those terms that are present.
         """
         self.forget_other_runs(module)
-        metrics = self._metrics(module, stage, dataloader_idx)
+        scaler: Scaler = cast(Any, module).scaler
+        make = partial(self._make, scaler, stage, dataloader_idx, module.device)
+        metrics = self.find(stage, dataloader_idx, [*scaler.targets.values()], make)
         # Lightning's own mean rounds the number of systems per process to an integer.
         metrics.sums.update(*_weighted(loss, n_systems, terms, n_with_terms, module.device))
         log = EpochLog(module, self._attribute)
@@ -64,13 +65,10 @@ class LoggedLoss(RunMetrics):
             if mean.update_called or together:
                 log(name, mean, key, prog_bar=name == f"{stage}/loss")
 
-    def _metrics(self, module: LightningModule, stage: str, dataloader_idx: int) -> _LossMetrics:
-        """The means of the loss and its terms, the same ones while the scales are the same."""
-        scaler: Scaler = cast(Any, module).scaler
-        now = [*scaler.targets.values()]
-        known: _LossMetrics | None = self._found.get((stage, dataloader_idx))
-        if known is not None and known.scales == now:
-            return known
+    def _make(
+        self, scaler: Scaler, stage: str, dataloader_idx: int, device: torch.device
+    ) -> _LossMetrics:
+        """The means of the loss and its terms, with the sums of the same terms from before."""
         paths = {LOSS: f"{stage}/loss"}
         for name, scales in scaler.targets.items():
             for scope in metric_scopes(scales.layout, scales.extensive, ()):
@@ -78,16 +76,14 @@ class LoggedLoss(RunMetrics):
         # No target has such keys: theirs begin with the stage alone.
         key = f"{stage}_loss_sums/{dataloader_idx}"
         if key not in self or cast(SharedSums, self[key]).names != list(paths):
-            self[key] = SharedSums(list(paths), 2).to(module.device)
+            self[key] = SharedSums(list(paths), 2).to(device)
         sums, means = cast(SharedSums, self[key]), []
         for term, path in paths.items():
             of_term = f"{stage}_loss/{dataloader_idx}{path.removeprefix(f'{stage}/loss')}"
             of_term = of_term.replace(".", "_")
             self[of_term] = MeanOfSums(sums, [term])
             means.append((path, of_term, cast(MeanOfSums, self[of_term])))
-        found = _LossMetrics(now, sums, means)
-        self._found[stage, dataloader_idx] = found
-        return found
+        return _LossMetrics(sums, means)
 
 
 def _weighted(

@@ -21,7 +21,6 @@ from ..scaling import (
     PhysicalValues,
     Scaler,
     TargetPart,
-    TargetScales,
     add_baseline,
     errors_in_physical_units,
     parts_of_targets,
@@ -33,19 +32,13 @@ from .metric_scopes import MetricScope, metric_scopes
 
 
 class _TargetMetrics(NamedTuple):
-    """The metrics of all targets of a stage and a loader, valid for some scales.
+    """The metrics of all targets of a stage and a loader.
 
     Attributes:
-        scales: scales of every target.
-        per_block: targets with metrics for every block.
-        in_sanity_check: whether they were made in a sanity check.
         sums: sums that all MAE and RMSE share.
         scopes: target, scope, key and metrics by name.
     """
 
-    scales: list[TargetScales]
-    per_block: Sequence[str]
-    in_sanity_check: bool
     sums: SharedSums
     scopes: list[tuple[str, MetricScope, str, Mapping[str, Metric]]]
 
@@ -88,7 +81,9 @@ class LoggedMetrics(RunMetrics):
         """
         self.forget_other_runs(module)
         scaler: Scaler = cast(Any, module).scaler
-        *_, sums, scopes = self._metrics_of_targets(module, stage, dataloader_idx, per_block)
+        depends_on = [*scaler.targets.values()], [*per_block], bool(module.trainer.sanity_checking)
+        make = partial(self._make, module, f"{stage}/{dataloader_idx}", per_block)
+        sums, scopes = self.find(stage, dataloader_idx, depends_on, make)
         if any(isinstance(m, SummedError) for *_, metrics in scopes for m in metrics.values()):
             sums.update(*errors_in_physical_units(scaler, atoms, predictions, targets))
 
@@ -113,18 +108,15 @@ class LoggedMetrics(RunMetrics):
                     logged_name = f"{stage}/{scope.logged_name(metric_name)}"
                     log(logged_name, metric, f"{key}.{metric_name}")
 
-    def _metrics_of_targets(
-        self, module: LightningModule, stage: str, dataloader_idx: int, per_block: Sequence[str]
-    ) -> _TargetMetrics:
-        """The metrics of a stage and a loader, the same ones while the scales are the same."""
+    def _make(self, module: LightningModule, key: str, per_block: Sequence[str]) -> _TargetMetrics:
+        """The metrics of a stage and a loader, with those of the same parts from before.
+
+        Args:
+            module: module that configures the metrics, with its scaler.
+            key: key of the sums, with which those of all scopes begin.
+            per_block: names of the targets with additional metrics for every block.
+        """
         scaler: Scaler = cast(Any, module).scaler
-        # Metrics that remember values over epochs must not remember those of the sanity check.
-        now = [*scaler.targets.values()], [*per_block], bool(module.trainer.sanity_checking)
-        known: _TargetMetrics | None = self._found.get((stage, dataloader_idx))
-        if known is not None and known[:3] == now:
-            return known
-        # No scope has such a key, which ends with its path.
-        key = f"{stage}/{dataloader_idx}"
         parts = parts_of_targets(scaler)
         if key not in self or cast(SharedSums, self[key]).names != parts:
             for old in [old for old in self if old.startswith(f"{key}/")]:
@@ -135,17 +127,14 @@ class LoggedMetrics(RunMetrics):
         for name, scales in scaler.targets.items():
             for scope in metric_scopes(scales.layout, scales.extensive, per_block):
                 of_scope = f"{key}/{scope.path}".replace(".", "_")
-                if of_scope not in self or (of_scope in self._of_sanity_check and not now[2]):
+                # Metrics that remember values over epochs must not remember the sanity check.
+                outdated = of_scope in self._of_sanity_check and not module.trainer.sanity_checking
+                if of_scope not in self or outdated:
                     seen = [part for part in parts if scope.contains(part, scales.layout)]
                     self._add_scope(module, of_scope, sums, seen)
-                    (self._of_sanity_check.add if now[2] else self._of_sanity_check.discard)(
-                        of_scope
-                    )
                 metrics = dict(cast(Mapping[str, Metric], self[of_scope]).items())
                 scopes.append((name, scope, of_scope, metrics))
-        found = _TargetMetrics(*now, sums, scopes)
-        self._found[stage, dataloader_idx] = found
-        return found
+        return _TargetMetrics(sums, scopes)
 
     def _add_scope(
         self, module: LightningModule, key: str, sums: SharedSums, parts: Sequence[TargetPart]
@@ -156,6 +145,9 @@ class LoggedMetrics(RunMetrics):
             if is_summable(cast(Metric, metric)):
                 copies[name] = SummedError(sums, parts, cast(Metric, metric))
         self[key] = copies.to(module.device)
+        self._of_sanity_check.discard(key)
+        if module.trainer.sanity_checking:
+            self._of_sanity_check.add(key)
 
 
 def _update(
