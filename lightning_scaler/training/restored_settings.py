@@ -1,6 +1,6 @@
 """What is requested now, compared with restored scales, and declared to them."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, NoReturn
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -28,50 +28,22 @@ def check_restored(scaler: Scaler, request: FitSettings) -> None:
     Raises:
         ValueError: for names of unknown targets, and if settings differ: each with both values.
     """
-    targets, part = request.targets or (), request.part
-    intensive_targets = request.intensive_targets
-    fixed_scales, fixed_baseline = request.fixed_scales, request.fixed_baseline
-    without_baseline = request.without_baseline
-    known = {*scaler.targets, *targets}
-    check_names("intensive_targets", sorted(intensive_targets), known)
-    check_names("fixed_scales", fixed_scales, known)
-    check_names("fixed_baseline", fixed_baseline, known)
-    check_names("baseline", without_baseline, known)
-
-    named = {*targets, *intensive_targets, *fixed_scales, *fixed_baseline, *without_baseline}
+    targets, known = request.targets or (), {*scaler.targets, *(request.targets or ())}
+    by_target = {
+        "intensive_targets": sorted(request.intensive_targets),
+        "fixed_scales": request.fixed_scales,
+        "fixed_baseline": request.fixed_baseline,
+        "baseline": request.without_baseline,
+    }
+    for setting, names in by_target.items():
+        check_names(setting, names, known)
+    named = {*targets, *(name for names in by_target.values() for name in names)}
     compared = [name for name in scaler.targets if not targets or name in named]
-
-    def differences(part: RefitPart | None) -> list[str]:
-        pairs = _general_settings(scaler, request, part)
-        for name in compared:
-            scales = scaler.targets[name]
-            if scales.layout.sample_kind == "structure":
-                intensive = (not scales.extensive, name in intensive_targets)
-                pairs[f"intensive_targets: {name}"] = intensive
-            if part != "baseline" and (scales.weights or scales.composition == "none"):
-                now = "none" if name in without_baseline else "composition"
-                before = "none" if scales.composition == "none" else "composition"
-                pairs[f"baseline: {name}"] = (before, now)
-            fixed = (scales.fixed, fixed_scales.get(name))
-            weights = (scales.fixed_weights, fixed_baseline.get(name))
-            if part is not None:
-                fixed = _of_known_types(fixed, {*scales.row_of_type()})
-                weights = _of_known_types(weights, scales.types_with_weights)
-            if name not in request.output_layers:
-                pairs[f"fixed_scales: {name}"] = fixed
-            if part != "baseline":
-                pairs[f"fixed_baseline: {name}"] = weights
-        return [
-            f"{name} was {before!r} and is {now!r}"
-            for name, (before, now) in pairs.items()
-            if before != now
-        ]
-
-    found = differences(part)
+    found = _differences(scaler, request, compared, request.part)
     if not found:
         return
     ways_out = "use the same settings, or set refit=True to fit again"
-    if part is None and not differences("types"):
+    if request.part is None and not _differences(scaler, request, compared, "types"):
         ways_out = (
             "use the same settings, or set refit='types' to use these for new atomic types and "
             "keep all numbers of the others, or set refit=True to fit again"
@@ -149,6 +121,36 @@ def _raise_for_other(name: str, argument: str, old: Any, new: Any) -> NoReturn:
         f"it is declared with {argument}={new!r}; use the same values, or set refit=True to fit "
         "again"
     )
+
+
+def _differences(
+    scaler: Scaler, request: FitSettings, names: Iterable[str], part: RefitPart | None
+) -> list[str]:
+    """The settings that differ, of all targets and of some, with both values in words."""
+    pairs = _general_settings(scaler, request, part)
+    for name in names:
+        scales = scaler.targets[name]
+        if scales.layout.sample_kind == "structure":
+            intensive = (not scales.extensive, name in request.intensive_targets)
+            pairs[f"intensive_targets: {name}"] = intensive
+        if part != "baseline" and (scales.weights or scales.composition == "none"):
+            now = "none" if name in request.without_baseline else "composition"
+            before = "none" if scales.composition == "none" else "composition"
+            pairs[f"baseline: {name}"] = (before, now)
+        fixed = (scales.fixed, request.fixed_scales.get(name))
+        weights = (scales.fixed_weights, request.fixed_baseline.get(name))
+        if part is not None:
+            fixed = _of_known_types(fixed, {*scales.row_of_type()})
+            weights = _of_known_types(weights, scales.types_with_weights)
+        if name not in request.output_layers:
+            pairs[f"fixed_scales: {name}"] = fixed
+        if part != "baseline":
+            pairs[f"fixed_baseline: {name}"] = weights
+    return [
+        f"{name} was {before!r} and is {now!r}"
+        for name, (before, now) in pairs.items()
+        if before != now
+    ]
 
 
 def _general_settings(scaler: Scaler, request: FitSettings, part: RefitPart | None) -> Pairs:
