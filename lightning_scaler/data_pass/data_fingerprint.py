@@ -64,7 +64,7 @@ def identify_data(
         batches = training_batches(sample_loaders(loader.combined, samples))
         found |= _describe(map(read, batches), targets, with_positions)
     unidentified = len(known) < len(loaders) and None in fingerprints
-    return _of_all(processes.gather_objects(None if unidentified else found))
+    return _merge_ranks(processes.gather_objects(None if unidentified else found))
 
 
 def _indices(loader: Any, batches: list[Any]) -> list[Any]:
@@ -141,7 +141,7 @@ def _system(system: HasTypes, with_positions: bool) -> list[Any]:
     return [torch.as_tensor(getattr(system, name)) for name in names if hasattr(system, name)]
 
 
-def _of_all(by_rank: list[dict[str, str] | None]) -> dict[str, str] | None:
+def _merge_ranks(by_rank: list[dict[str, str] | None]) -> dict[str, str] | None:
     """The values of all processes, which differ where each process has data of its own."""
     first, *others = by_rank
     if first is None or None in others:

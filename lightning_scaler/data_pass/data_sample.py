@@ -107,7 +107,7 @@ class DataSample:
         """
         parts: dict[str, dict[int, list[Tensor]]] = {}
         for batch, _, _ in self.kept.values():
-            for name, types, values in _values(scaler, batch):
+            for name, types, values in _values_of_terms(scaler, batch):
                 of_term = parts.setdefault(name, {})
                 for z in types.unique().tolist():
                     of_term.setdefault(z, []).append(values[:, types == z])
@@ -129,7 +129,7 @@ class DataSample:
         return n_systems > self._max_systems or n_values > self._max_values
 
 
-def _values(scaler: Scaler, batch: Batch) -> Iterator[tuple[str, Tensor, Tensor]]:
+def _values_of_terms(scaler: Scaler, batch: Batch) -> Iterator[tuple[str, Tensor, Tensor]]:
     """The values of each term of a batch, without missing ones.
 
     Yields:
@@ -153,15 +153,15 @@ def _values(scaler: Scaler, batch: Batch) -> Iterator[tuple[str, Tensor, Tensor]
             types = torch.full((block.values.shape[0],), -1)
             if target.layout.sample_kind == "atom":
                 types = (atoms.types[target.rows[i]] if target.rows else atoms.types).long()
-            yield name, *_known(types, block.values, in_loss.values)
+            yield name, *_without_missing(types, block.values, in_loss.values)
             for parameter in block.gradients_list():
                 values = block.gradient(parameter).values
                 types = torch.full((values.shape[0],), -1)
                 scaled = in_loss.gradient(parameter).values
-                yield term_name(name, parameter), *_known(types, values, scaled)
+                yield term_name(name, parameter), *_without_missing(types, values, scaled)
 
 
-def _known(types: Tensor, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+def _without_missing(types: Tensor, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     """The types and both values of all entries that are not missing."""
     types = types.reshape(-1, *[1] * (before.dim() - 1)).expand_as(before).flatten()
     values = torch.stack([before.detach().double().flatten(), after.detach().double().flatten()])

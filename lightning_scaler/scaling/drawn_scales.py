@@ -69,10 +69,10 @@ def _values(scales: TargetScales) -> list[list[float]]:
         values: list[list[float]] = scales.values("full", key)[: len(types)].T.tolist()
         if "atom_type" in layout.key_names and layout.sample_kind == "atom":
             own = key[layout.key_names.index("atom_type")]
-            values = [_of_type(row, types, own) for row in values]
+            values = [_only_own_type(row, types, own) for row in values]
         rows += values
     return rows
 
 
-def _of_type(values: Sequence[float], types: Sequence[int], own: int) -> list[float]:
+def _only_own_type(values: Sequence[float], types: Sequence[int], own: int) -> list[float]:
     return [v if z == own else float("nan") for v, z in zip(values, types, strict=True)]

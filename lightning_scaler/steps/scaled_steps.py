@@ -99,9 +99,8 @@ class ScaledSteps(ScaledModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Called when a checkpoint is saved. Says once what of it needs the scales."""
         super().on_save_checkpoint(checkpoint)
-        state: Any = self._scaling_state
-        if not state.told:
-            state.told = True
+        if not self._scaling_state.checkpoints_explained:
+            self._scaling_state.checkpoints_explained = True
             rank_zero_info(
                 f"TargetScaler: checkpoints of {type(self).__name__} have scales, which a class "
                 "with ScaledSteps reads: class X(ScaledSteps, …), then X.load_from_checkpoint. A "

@@ -23,7 +23,7 @@ class StepState:
         running: whether a step is running.
         in_forward: whether the module's ``forward`` is running.
         found: names of the targets whose predictions were found in the last step.
-        told: whether it was said what checkpoints hold.
+        checkpoints_explained: whether a line has said what checkpoints hold.
         gradients_checked: whether predicted gradients were compared with derivatives.
     """
 
@@ -32,7 +32,7 @@ class StepState:
         self.running = False
         self.in_forward = False
         self.found: set[str] = set()
-        self.told = False
+        self.checkpoints_explained = False
         self.gradients_checked = False
         self._stage: str | None = None
         self._batch: Any = None

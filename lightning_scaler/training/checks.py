@@ -19,7 +19,9 @@ def check_averaging(callbacks: list[Any], refit: Any) -> None:
     Raises:
         ValueError: naming the callback.
     """
-    found = [type(other).__name__ for other in callbacks if _is_a(other, "WeightAveraging")]
+    found = [
+        type(other).__name__ for other in callbacks if _has_class_named(other, "WeightAveraging")
+    ]
     if refit == "scales" and found:
         raise ValueError(
             f"refit='scales' multiplies parameters, of which {found[0]} already has a copy; leave "
@@ -115,7 +117,7 @@ def check_alone(callbacks: list[Any]) -> None:
     Raises:
         ValueError: if there are several, with the settings of each.
     """
-    found = [repr(other) for other in callbacks if _is_a(other, "TargetScaler")]
+    found = [repr(other) for other in callbacks if _has_class_named(other, "TargetScaler")]
     if len(found) > 1:
         raise ValueError(
             f"expected one TargetScaler among the callbacks of the Trainer, got {len(found)}: "
@@ -126,7 +128,9 @@ def check_alone(callbacks: list[Any]) -> None:
 def name_of_tuner(trainer: Trainer) -> str | None:
     """The class of the first callback that trains in its own ``on_fit_start``, if there is one."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    tuners = [type(callback).__name__ for callback in callbacks if _is_a(callback, *TUNERS)]
+    tuners = [
+        type(callback).__name__ for callback in callbacks if _has_class_named(callback, *TUNERS)
+    ]
     return tuners[0] if tuners else None
 
 
@@ -163,7 +167,7 @@ def check_fitted(trainer: Trainer, module: LightningModule) -> Scaler:
     return scaler
 
 
-def _is_a(callback: Any, *names: str) -> bool:
+def _has_class_named(callback: Any, *names: str) -> bool:
     """Whether a callback, or a class in its place, has a class of one of these names."""
     bases = inspect.getmro(callback if isinstance(callback, type) else type(callback))
     return any(base.__name__ in names for base in bases)

@@ -118,35 +118,35 @@ def describe_changes(before: Targets, after: Targets, request: FitSettings) -> s
         after: scales after the fit.
         request: what was fitted again.
     """
-    added = _added(before, after)
+    added = _describe_new_types(before, after)
     if request.refit == "types":
         words = [f"refit='types' {added or 'found no new atomic types'}"]
         words += ["all numbers that were there are kept"]
     elif request.refit == "baseline":
-        words = [*_of_new_baseline(before, after, request.against), added]
+        words = [*_describe_new_baseline(before, after, request.against), added]
     elif request.refit == "scales":
-        words = [_of_new_scales(before, after, request.output_layers), added]
+        words = [_describe_new_scales(before, after, request.output_layers), added]
     else:
-        words = _of_new_fit(before, after)
+        words = _describe_new_fit(before, after)
     return "TargetScaler: " + "; ".join(word for word in words if word)
 
 
-def _of_new_baseline(before: Targets, after: Targets, against: Against) -> list[str]:
+def _describe_new_baseline(before: Targets, after: Targets, against: Against) -> list[str]:
     kept = _unchanged_types(before, after)
     rms = {name: after[name].mean_squares.get("") for name in before if after[name].weights}
     known = [f"{name} {math.sqrt(m):.3g}" for name, m in rms.items() if m is not None]
     return [
         f"refit='baseline' kept the scales and fitted the contributions to the {against}",
-        _changes_of_baseline(before, after),
+        _describe_largest_changes(before, after),
         f"those of the types {kept} are as before" if kept else "",
         f"the RMS of the data in loss space is now {', '.join(known)}" if known else "",
     ]
 
 
-def _of_new_scales(before: Targets, after: Targets, layers: Mapping[str, str]) -> str:
+def _describe_new_scales(before: Targets, after: Targets, layers: Mapping[str, str]) -> str:
     absorbed = [
-        f"{name} (multiplied by {_ratio(before[name], after[name])}; the parameters of {layer} "
-        "divided by it)"
+        f"{name} (multiplied by {_describe_ratio(before[name], after[name])}; the parameters of "
+        f"{layer} divided by it)"
         for name, layer in layers.items()
         if after[name] is not before[name]
     ]
@@ -155,39 +155,39 @@ def _of_new_scales(before: Targets, after: Targets, layers: Mapping[str, str]) -
     return f"refit='scales' replaced the scales of {', '.join(absorbed)}"
 
 
-def _of_new_fit(before: Targets, after: Targets) -> list[str]:
+def _describe_new_fit(before: Targets, after: Targets) -> list[str]:
     in_both = [name for name in before if name in after]
-    ratios = {name: _ratio(before[name], after[name]) for name in in_both}
+    ratios = {name: _describe_ratio(before[name], after[name]) for name in in_both}
     by_target = ", ".join(f"{name} by {ratio}" for name, ratio in ratios.items() if ratio)
     multiplied = f", which multiplies what the network has learned: {by_target}"
     lost = ", ".join(sorted(before.keys() - after.keys()))
-    types = sorted(set().union(*(_types(before[n]) - _types(after[n]) for n in in_both)))
+    types = sorted(set().union(*(_types_of(before[n]) - _types_of(after[n]) for n in in_both)))
     return [
         f"refit=True replaced the scales{multiplied if by_target else ''}",
-        _changes_of_baseline(before, after),
+        _describe_largest_changes(before, after),
         f"without scales now: {lost}" if lost else "",
         f"without scales or contributions now: the types {types}" if types else "",
         "refit='types' and refit='baseline' keep the scales",
     ]
 
 
-def _added(before: Targets, after: Targets) -> str:
+def _describe_new_types(before: Targets, after: Targets) -> str:
     """The new atomic types of each target, in words."""
     added: dict[tuple[int, ...], list[str]] = {}
     for name in (name for name in before if name in after):
-        types = _types(after[name]) - _types(before[name])
+        types = _types_of(after[name]) - _types_of(before[name])
         if types:
             added.setdefault(tuple(sorted(types)), []).append(name)
     words = [f"{list(types)} to {', '.join(names)}" for types, names in added.items()]
     return f"added the atomic types {' and '.join(words)}" if words else ""
 
 
-def _types(scales: TargetScales) -> set[int]:
+def _types_of(scales: TargetScales) -> set[int]:
     types = {*scales.row_of_type()} - {-1}
     return types | scales.set_of_baseline_types if scales.weights else types
 
 
-def _changes_of_baseline(before: Targets, after: Targets) -> str:
+def _describe_largest_changes(before: Targets, after: Targets) -> str:
     """The largest change of a contribution to each target, in words."""
     words = []
     for name in before:
@@ -220,7 +220,7 @@ def _changes_of_types(before: TargetScales, after: TargetScales) -> dict[int, fl
     return changes
 
 
-def _ratio(before: TargetScales, after: TargetScales) -> str:
+def _describe_ratio(before: TargetScales, after: TargetScales) -> str:
     """The range of new / old over all types and properties of a target, in words."""
     ratios = scale_ratios(before, after)
     if not len(ratios) or before.layout.sample_kind == "pair":

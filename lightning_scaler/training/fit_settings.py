@@ -166,7 +166,7 @@ class FitSettings:
         }
         arguments = inspect.signature(FitSettings).parameters.values()
         changed = (
-            f"{argument.name}={_in_short(values[argument.name])}"
+            f"{argument.name}={_short_repr(values[argument.name])}"
             for argument in arguments
             if values[argument.name] != argument.default
         )
@@ -177,7 +177,7 @@ class FitSettings:
 FitSettings.__init__.__qualname__ = "TargetScaler.__init__"
 
 
-def _in_short(value: object) -> str:
+def _short_repr(value: object) -> str:
     """The ``repr`` of a setting; modules with children are shown by their class alone."""
     if isinstance(value, torch.nn.Module) and next(value.children(), None) is not None:
         return f"{class_name(value)}(...)"

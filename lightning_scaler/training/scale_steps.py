@@ -30,7 +30,7 @@ def scale_steps(trainer: Trainer, module: LightningModule, callback: Callback, a
     cls, name = type(module), type(module).__name__
     refuse_new_processes(trainer, module)
     _remove_redirection(module)
-    problem = _why_not(trainer, module, callback)
+    problem = _find_obstacle(trainer, module, callback)
     if problem is not None:
         raise _cannot_be_scaled(module, problem)
     scaled: Any = scaled_class  # mypy takes a class for a function that returns it
@@ -142,7 +142,7 @@ def _remove_redirection(module: Any) -> None:
         del module.forward
 
 
-def _why_not(trainer: Any, module: Any, callback: Callback) -> str | None:
+def _find_obstacle(trainer: Any, module: Any, callback: Callback) -> str | None:
     """Why a change of the class would not hold; ``None`` if it would."""
     if "forward" in vars(module) or getattr(module, "_compiler_ctx", None) is not None:
         return "it was compiled before the fit, and its compiled methods would not be replaced"
