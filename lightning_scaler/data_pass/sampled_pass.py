@@ -47,7 +47,7 @@ class SampledPass:
         self._relative_error = relative_error
         self._processes = processes
         self._own, self._all = n_batches, sum(processes.gather_objects(n_batches))
-        # Where they read data of their own, these may be the same, and then belong in one group.
+        # Processes with data of their own may have equal data, which then belong in one group.
         self._shared = shared or processes.world_size == 1
         self._groups = [accumulator.fresh() for _ in range(N_GROUPS)]
         self._merged = self._groups
@@ -85,7 +85,7 @@ class SampledPass:
         return group
 
     def result(self) -> tuple[ScaleAccumulator, int]:
-        """What all processes have read up to the end of the pass, and the number of batches."""
+        """The statistics of all processes at the end of the pass, and the number of batches."""
         assert self.sample is not None
         accumulator = merged(self._merged)
         accumulator.sample = self.sample

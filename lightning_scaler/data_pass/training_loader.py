@@ -16,7 +16,7 @@ from .streams import is_map_style
 
 
 class LoaderRecord:
-    """What the loaders of training were before their first epoch; recorded until closed.
+    """The state of the training loaders before their first epoch; recorded until closed.
 
     Args:
         trainer: trainer that is starting a fit.

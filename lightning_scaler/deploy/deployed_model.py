@@ -137,7 +137,7 @@ def _scriptable(frozen: FrozenModule, types: list[int]) -> torch.nn.Module:
 
 
 class DeployedModel(torch.nn.Module):
-    """What a simulation engine calls: systems in float64 in, physical values in float64 out.
+    """The model that engines call: systems in float64 in, physical values in float64 out.
 
     Args:
         network: predicts targets in model space; see :func:`export`.

@@ -1,4 +1,4 @@
-"""What folding has to know of a project."""
+"""The base class of the projects whose layers are known."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping

@@ -11,7 +11,7 @@ OtherCode = Literal["nequip", "mace", "fairchem", "deepmd"]
 
 
 class EnergyNumbers(NamedTuple):
-    """What the other codes take from the fit of an energy, in the units of the data.
+    """The numbers that other codes take from the fit of an energy, in the units of the data.
 
     Attributes:
         energies: baseline weight of each atomic type; their sum over the atoms of a structure is

@@ -22,7 +22,7 @@ MARKERS = ("o", "s", "^", "D", "v")
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (8, 2)))
 GREY = "#9A9A9A"
 FONT_SIZE = 8
-# Inches of a line of text, and of one in an image that is read closely.
+# Height in inches of a line of text, and of one where space is scarce.
 LINE, NARROW_LINE = 0.175, 0.135
 # Agg draws at most 65 536 pixels.
 MAX_HEIGHT = 80.0

@@ -47,7 +47,7 @@ class DrawnTerm(NamedTuple):
 
 
 class MissingValues(NamedTuple):
-    """How many values of a target are missing.
+    """The shares of missing values of a target.
 
     Attributes:
         share: share of all values, from 0 to 1.

@@ -55,7 +55,7 @@ def errors_table(
     table = new_table(title, "\n".join(captions) or None)
     add_names(table, "Target", "Unit")
     add_numbers(table, "MAE", "RMSE", *(["Relative RMSE"] if relative else []))
-    # Names of targets are logged with a slash for their colons.
+    # Names of targets are logged with a slash in place of colons.
     logged = {name.replace("::", "/"): unit for name, unit in (units or {}).items()}
     for name, row in rows.items():
         cells = [f"{row[metric]:.4g}" if metric in row else "" for metric in ("mae", "rmse")]

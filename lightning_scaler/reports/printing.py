@@ -17,7 +17,7 @@ from rich.table import Column, Table
 REPLACEMENTS = {"─": "-", "–": "-", "…": "...", "Å": "A", "×": "x"}
 # Wider than any table, so that no number is cut off.
 WIDTH = 10_000
-# What is left of names, and of words of headings, where a terminal is too narrow.
+# Characters of names, and of words of headings, where a terminal is too narrow.
 SHORTEST_NAME, SHORTEST_WORD = 9, 12
 
 

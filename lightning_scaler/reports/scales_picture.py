@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MAX_MARKERS = len(MARKERS)
 # More types are labelled on two lines in turn.
 MAX_TYPES_ON_A_LINE = 36
-# Inches of a title, tick labels and the label of an axis; and of rows, however many there are.
+# Inches of a title, tick labels and the label of an axis; and of any number of rows, at most.
 MARGIN, MAX_ROWS_HEIGHT = 0.85, 14.0
 
 

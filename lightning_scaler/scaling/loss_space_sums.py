@@ -1,4 +1,4 @@
-"""How large the targets of some data are in loss space, and as they are stored."""
+"""The size of the targets of some data, in loss space and as they are stored."""
 
 import math
 from collections.abc import Collection, Mapping

@@ -1,4 +1,4 @@
-"""What a Scaler is made of, as a module of torch: kept, moved, saved and restored."""
+"""A Scaler as a module of torch: its parts, moved, saved and restored."""
 
 import copy
 import os

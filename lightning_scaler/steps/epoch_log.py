@@ -67,8 +67,8 @@ class EpochLog:
         trainer = module.trainer
         self.several_processes = trainer.world_size > 1
         self._held: dict[str, Any] = getattr(trainer, "_results", None) or {}
-        # As in Lightning, whose results are not public. Under any other name they are not found,
-        # and metrics are logged in every step.
+        # The keys of Lightning's results, which are not public. If these change, nothing is found
+        # under them, and metrics are logged in every step.
         self._prefix = f"{module._current_fx_name}."
         index = getattr(self._held, "dataloader_idx", None)
         self._suffix = "" if index is None else f".{index}"

@@ -69,7 +69,7 @@ class DefaultLoss:
         found = dict.fromkeys([*scaler.loss_terms, *terms.names])
         weights = scaler.settings.loss_weights
         unbalanced = [t for t in found if not mean_squares.get(t) and t not in weights]
-        # A single term has the whole loss.
+        # A single term is the whole loss.
         if len(found) > 1 and not self._unbalanced.issuperset(unbalanced):
             self._unbalanced.update(unbalanced)
             _warn_of_unknown_mean_squares(unbalanced, mean_squares)

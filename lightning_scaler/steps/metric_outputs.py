@@ -49,7 +49,7 @@ def copy_metrics(metrics: MetricCollection) -> torch.nn.ModuleDict:
                 f"'{name}'; metrics see predictions and targets in physical units already, so give "
                 "the metric inside it"
             )
-    # A prefix may end with a dot, which torch has in no name of a module.
+    # A prefix may end with a dot, which torch does not allow in names of modules.
     copies = {name.replace(".", "_"): metric.clone() for name, metric in metrics.items()}
     for metric in copies.values():
         set_double_precision(metric)

@@ -357,7 +357,7 @@ def _has_trainer(module: TargetScalingMixin) -> bool:
 
 def _depends_on_all(module: TargetScalingMixin, predictions: Tensors) -> bool:
     """Whether the loss of a batch is the default one, of everything that was predicted."""
-    # Those of another class, or of this module alone, may leave predictions out.
+    # Methods of another class, or of this module alone, may leave predictions out.
     default = all(
         getattr(getattr(module, name), "__func__", None) is getattr(TargetScalingMixin, name)
         for name in ("compute_loss", "predictions_to_loss")

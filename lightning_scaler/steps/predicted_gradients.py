@@ -64,7 +64,7 @@ def check_gradients(
 def _refuse_physical(
     name: str, parameter: str, given: Tensor, derivative: Tensor, scaler: Scaler
 ) -> None:
-    # A scale of 1 would make the other sign a conversion.
+    # With a scale of 1, a gradient of the other sign would look like a converted one.
     if not scaler.targets[name].layout.single_property or _are_same(given, -derivative):
         return
     scale = scaler.scales[name].block().values.item()
@@ -104,7 +104,7 @@ def _describe_difference(
             f"'-{tensor}'}}, or, if the data have another sign than forward, declare "
             f"gradients={{'{parameter}': {{'tensor': '…', 'prediction': '-…'}}}}"
         )
-    # Whatever its sign is, which is seen next time.
+    # Whatever the sign is: a wrong one is found once the rest is right.
     given, derivative = given.abs(), derivative.abs()
     n_atoms = n_atoms.reshape(-1, *[1] * (given.dim() - 1))
     if not declared.per_atom and _are_same(given, n_atoms * derivative):

@@ -133,7 +133,7 @@ def set_place(module: Any, at: str) -> None:
         )
     place = None if at == "forward" else module.get_submodule(at)
     module._scaling_state = StepState(at)
-    # A submodule that was saved among the hyperparameters brings the hook of another module.
+    # A submodule that was saved among the hyperparameters has the hook of another module.
     remove_hooks(module)
     if place is not None:
         place.register_forward_hook(_OutputHook(module))

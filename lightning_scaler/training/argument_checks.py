@@ -1,4 +1,4 @@
-"""What the arguments of TargetScaler must be, as far as they can be checked without data."""
+"""Checks of the arguments of TargetScaler that need no data."""
 
 from collections.abc import Mapping
 from typing import Any, get_args

@@ -30,7 +30,7 @@ from .output_layers import OutputLayers
 
 
 class FitResult(NamedTuple):
-    """What a fit did.
+    """The outcome of a fit.
 
     Attributes:
         fitted: names of the targets that were fitted, other than those kept in part.

@@ -15,7 +15,7 @@ from .restored_settings import check_restored
 
 @dataclass(frozen=True)
 class FitDecision:
-    """What a fit has to do for one module; see :func:`decide_fit`.
+    """The task of a fit for one module; see :func:`decide_fit`.
 
     Attributes:
         request: settings of the callback.

@@ -1,4 +1,4 @@
-"""What is said about the scales at the start of training: after a fit, and of scales kept."""
+"""Lines, tables and warnings about the scales when training starts: fitted, or kept."""
 
 import copy
 import math
@@ -17,7 +17,7 @@ from ..steps import ScaledModule, describe_far_terms, scaler_of
 from .fit_settings import FitSettings
 from .output_layers import scale_ratios
 
-# Larger or smaller than expected, of one batch.
+# How much larger or smaller than expected the RMS of one batch may be.
 LARGEST_RATIO = 10.0
 
 Targets = Mapping[str, TargetScales]

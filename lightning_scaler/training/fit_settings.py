@@ -24,7 +24,7 @@ from .loss_settings import read_loss_weights
 
 
 class FitSettings:
-    """What a fit of the scales is asked to do; see :class:`TargetScaler` for the arguments.
+    """The settings of a fit of the scales; see :class:`TargetScaler` for the arguments.
 
     The attributes have the names of the arguments, and these values:
 
@@ -157,7 +157,7 @@ class FitSettings:
             "targets": self.targets if declared is None else dict(declared.targets),
             "intensive_targets": tuple(sorted(self.intensive_targets)),
             "baseline": self._baseline_setting,
-            # Without any, these are empty dicts.
+            # Empty dicts, unless they were set.
             "fixed_scales": self.fixed_scales or None,
             "fixed_baseline": self.fixed_baseline or None,
             "output_layers": self.output_layers or None,

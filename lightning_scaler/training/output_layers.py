@@ -16,9 +16,9 @@ from .module_in_pass import evaluation_mode
 
 # Relative difference up to which ratios, or predictions in float64, count as equal.
 TOLERANCE = 1e-12
-# Of predictions in other dtypes, in units of the scale.
+# The same for predictions in other dtypes, in units of the scale.
 TOLERANCE_IN_FLOAT32 = 1e-5
-# Of predictions in float64 that are zero, in units of the scale.
+# The same for predictions in float64 that are zero, in units of the scale.
 NOISE = 1e-15
 
 Parts = dict[str, list[Tensor]]

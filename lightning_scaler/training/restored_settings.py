@@ -1,4 +1,4 @@
-"""What is requested now, compared with restored scales, and declared to them."""
+"""The settings requested now: compared with those of restored scales, and declared to a scaler."""
 
 from collections.abc import Iterable, Mapping, Set
 from typing import Any, NoReturn
@@ -10,7 +10,7 @@ from ..scaling import Scaler
 from ..settings import RefitPart, check_names, same_unit
 from .fit_settings import FitSettings
 
-# The settings of a target, by name, and its values in the scales and now.
+# Settings by name, each with its value in the restored scales and the one requested now.
 Pairs = dict[str, tuple[Any, Any]]
 
 

@@ -182,7 +182,7 @@ class TargetScaler(FitSettings, Callback):
             states = RandomStates()
             self._fit_if_needed(trainer, pl_module)
             if tuner == "LearningRateFinder" and not self._scales_kept:
-                # It undoes its random draws, and without this callback also those of the loader.
+                # The tuner undoes its random draws; without this callback, those of the loader too.
                 self._states_at_train_start = states
         elif tuner and not check_module(pl_module).fitted:
             raise_for_tuner(trainer, tuner)
