@@ -169,11 +169,9 @@ class TargetScalingMixin(ScaledModule):
             Targets by name, in float64 if the weights of the module are, otherwise in float32.
         """
         scaler = self.fitted_scaler
-        if self._scaling_check is not None:
-            self._scaling_check.add(scaler, systems, targets, masks)
         in_loss = targets_to_loss(scaler, systems, targets, masks, loss_dtype(self))
-        if self._scaling_rms is not None:
-            self._scaling_rms.add(scaler, systems, in_loss)
+        if self._scaling_observer is not None:
+            self._scaling_observer(scaler, systems, targets, masks, in_loss)
         return in_loss
 
     def predictions_to_loss(

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,8 +16,6 @@ from ..batches import Batch, move_unpacked
 from ..plain_tensors import DeclaredBatch, read_batch
 from ..scaling import Scaler
 from .epoch_log import RunMetrics
-from .validation_check import ValidationCheck
-from .validation_rms import ValidationRms
 
 # The mixins call methods of LightningModule, but must come before it among the bases.
 if TYPE_CHECKING:
@@ -42,9 +40,8 @@ class ScaledModule(_Module):
     """
 
     _scaling_attribute: ClassVar[str] = "scaler"
-    # Receive the targets of the first validation, and of every one that is reported.
-    _scaling_check: ValidationCheck | None = None
-    _scaling_rms: ValidationRms | None = None
+    # Receives the targets of the first validation, and of every one that is reported.
+    _scaling_observer: Callable[..., None] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse the wrong order of bases, with which Lightning would not find these methods."""

@@ -13,9 +13,10 @@ from ..fitting import RandomSample
 from ..reports import print_tables, print_text, write_tables
 from ..scaling import LossSpaceSums, Scaler, TargetScales
 from ..settings import Against, way_to_hide
-from ..steps import ScaledModule, describe_far_terms, scaler_of
+from ..steps import ScaledModule, scaler_of
 from .fit_settings import FitSettings
 from .output_layers import scale_ratios
+from .validation_check import describe_far_terms
 
 # How much larger or smaller than expected the RMS of one batch may be.
 LARGEST_RATIO = 10.0

@@ -1,15 +1,18 @@
 """The targets of validation: compared with the scales, and their RMS in loss space."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from metatensor.torch import TensorMap
 
 from ..batches import clone_inference_tensors
-from ..scaling import targets_to_loss
-from ..steps import ScaledModule, ScaledSteps, ValidationCheck, ValidationRms, scaler_of
+from ..scaling import Scaler, targets_to_loss
+from ..steps import ScaledModule, ScaledSteps, scaler_of
 from .fit_decision import is_dev_run
+from .validation_check import ValidationCheck
+from .validation_rms import ValidationRms
 
 
 class ValidationTargets:
@@ -23,7 +26,7 @@ class ValidationTargets:
 
     def __init__(self, reports: bool) -> None:
         self._check, self._rms = ValidationCheck(), ValidationRms()
-        self._reports = reports
+        self._compares, self._reports = False, reports
 
     def leave_out(self, names: Collection[str]) -> None:
         """Do not compare these targets, about which there was a warning."""
@@ -37,12 +40,12 @@ class ValidationTargets:
             module: module with scales.
             later: names of the targets that are compared in the next one.
         """
-        if self._compares(trainer):
-            self._check.postpone(later)
-            module._scaling_check = self._check
-        if self._reports:
-            self._rms.reset()
-            module._scaling_rms = self._rms
+        on_rank_zero = trainer.is_global_zero and not is_dev_run(trainer)
+        self._compares = on_rank_zero and not self._check.finished
+        self._check.postpone(later)
+        self._rms.reset()
+        if self._compares or self._reports:
+            module._scaling_observer = self._add
 
     def start_batch(
         self, trainer: Trainer, module: ScaledModule, batch: Any, batch_idx: int, loader_idx: int
@@ -50,13 +53,13 @@ class ValidationTargets:
         """Pass on the targets of a batch, if the module does not do so itself."""
         if self._reports:
             self._rms.begin_batch(trainer, batch_idx, loader_idx)
-        if isinstance(module, ScaledSteps) and (self._reports or self._compares(trainer)):
+        if isinstance(module, ScaledSteps) and (self._reports or self._compares):
             try:
                 with torch.inference_mode(False), torch.no_grad():
-                    self._pass_on(trainer, module, clone_inference_tensors(batch))
+                    self._add_batch(module, clone_inference_tensors(batch))
             except Exception as error:
                 # The module's own step may not need what is missing here.
-                self._check.finished = True
+                self._compares, self._check.finished = False, True
                 if self._reports:
                     self._rms.warn(error)
 
@@ -69,23 +72,31 @@ class ValidationTargets:
     def finish(self, trainer: Trainer, module: ScaledModule) -> None:
         """End a validation. Warns if the data of the first one do not suit the scales."""
         self.detach(module)
-        if self._compares(trainer):
+        if self._compares:
             self._check.finish(scaler_of(module), bool(trainer.sanity_checking))
 
     @staticmethod
     def detach(module: ScaledModule) -> None:
         """Receive no more targets of a module."""
-        module._scaling_check = module._scaling_rms = None
+        module._scaling_observer = None
 
-    def _pass_on(self, trainer: Trainer, module: ScaledModule, batch: Any) -> None:
-        scaler = scaler_of(module)
-        systems, targets, masks = module._scaling_unpack(batch)
-        if self._compares(trainer):
-            self._check.add(scaler, systems, targets, masks)
+    def _add_batch(self, module: ScaledModule, batch: Any) -> None:
+        scaler, (systems, targets, masks) = scaler_of(module), module._scaling_unpack(batch)
+        in_loss: Mapping[str, TensorMap] = {}
         if self._reports:
             in_loss = targets_to_loss(scaler, systems, targets, masks, torch.float64)
-            self._rms.add(scaler, systems, in_loss)
+        self._add(scaler, systems, targets, masks, in_loss)
 
-    def _compares(self, trainer: Trainer) -> bool:
-        compares = trainer.is_global_zero and not is_dev_run(trainer)
-        return compares and not self._check.finished
+    def _add(
+        self,
+        scaler: Scaler,
+        systems: Any,
+        targets: Mapping[str, TensorMap],
+        masks: Mapping[str, TensorMap] | None,
+        in_loss: Mapping[str, TensorMap],
+    ) -> None:
+        """Add the targets of a batch, in physical space and in loss space."""
+        if self._compares:
+            self._check.add(scaler, systems, targets, masks)
+        if self._reports:
+            self._rms.add(scaler, systems, in_loss)

@@ -367,7 +367,7 @@ def test_validation_batches_are_read_by_the_step_alone(tmp_path):
     before = net.n_read
     trainer.validate(net, SmallData(), verbose=False)
     assert net.n_read - before == 3
-    assert net._scaling_rms is None
+    assert net._scaling_observer is None
     assert trainer.callback_metrics["val/rms/dipole"] > 0.0
 
 

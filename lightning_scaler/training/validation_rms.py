@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ..batches import read_atoms
 from ..scaling import Scaler
-from .metric_scopes import logged_path
-from .padding import drop_systems, evaluation_loaders, padded_positions
+from ..steps import drop_systems, evaluation_loaders, logged_path, padded_positions
 
 
 class ValidationRms:

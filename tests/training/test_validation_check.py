@@ -17,7 +17,7 @@ from small_training import (
 from torch.utils.data import DataLoader
 
 from lightning_scaler import PerStructure, TargetScaler
-from lightning_scaler.steps.validation_check import UNITS
+from lightning_scaler.training.validation_check import UNITS
 
 OPENING = "validation data are much larger or smaller than the scales"
 KCAL = 23.0605
@@ -201,7 +201,7 @@ def test_a_validation_step_of_ones_own_and_hooks_see_each_batch_once(tmp_path):
     (message,) = fit(tmp_path, data, net, num_sanity_val_steps=0)
     assert "'dipole'" in message
     assert net.n_unpacked == 5 + 5 + 5  # batches of the pass, of training, and of validation
-    assert net._scaling_check is None
+    assert net._scaling_observer is None
 
 
 class Theirs(LightningModule):
