@@ -20,7 +20,7 @@ from ..statistics import (
     TargetStatistics,
     copy_small_values,
 )
-from ..tensors import Key, TargetLayout
+from ..tensors import Key, TargetLayout, to_state
 from .batch_targets import BatchInputs, BatchTarget, read_targets
 from .fit import fit_target
 from .random_sample import RandomSample
@@ -108,7 +108,7 @@ class TargetCollection:
 
     def state(self) -> dict[str, Any]:
         """All statistics as plain Python objects and tensors."""
-        return {name: statistics.state() for name, statistics in self.statistics.items()}
+        return {name: to_state(statistics) for name, statistics in self.statistics.items()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore the :meth:`state` of another collection."""

@@ -1,7 +1,8 @@
 """Statistics of one target: all that its fit needs, independent of the number of samples."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import torch
 
@@ -12,9 +13,8 @@ from ..tensors import (
     TargetLayout,
     TensorCheck,
     check_shapes,
-    from_state,
+    fields_from_state,
     state_of,
-    to_state,
 )
 from .batch_statistics import (
     BlockValues,
@@ -26,10 +26,11 @@ from .block_statistics import BlockStatistics, check_block, merge_blocks, reinde
 from .gradient_sums import GradientSums
 
 
+@dataclass(eq=False)
 class TargetStatistics:
     """Statistics of one target, read batch by batch and merged exactly in any order.
 
-    Args:
+    Attributes:
         layout: layout of the target.
         types: sorted atomic types of the systems, ``(n_types,)``.
         blocks: statistics by key.
@@ -39,19 +40,11 @@ class TargetStatistics:
             per-structure target with a baseline; ``None``: not known.
     """
 
-    def __init__(
-        self,
-        layout: TargetLayout,
-        types: torch.Tensor,
-        blocks: dict[Key, BlockStatistics],
-        gradients: Mapping[str, GradientSums] | None = None,
-        structures: torch.Tensor | None = None,
-    ) -> None:
-        self.layout = layout
-        self.types = types
-        self.blocks = blocks
-        self.gradients = dict(gradients or {})
-        self.structures = structures
+    layout: TargetLayout
+    types: Annotated[torch.Tensor, TensorCheck("n_types", dtype=torch.int64)]
+    blocks: dict[Key, BlockStatistics]
+    gradients: dict[str, GradientSums] = field(default_factory=dict)
+    structures: Annotated[torch.Tensor | None, TensorCheck("n_types")] = None
 
     @property
     def n_values(self) -> int:
@@ -190,19 +183,9 @@ class TargetStatistics:
             return dict(self.gradients)
         return {name: sums.reindex(self.types, types) for name, sums in self.gradients.items()}
 
-    def state(self) -> dict[str, Any]:
-        """The statistics as plain Python objects and tensors."""
-        return {
-            "layout": self.layout.state(),
-            "types": self.types,
-            "blocks": to_state(self.blocks),
-            "gradients": to_state(self.gradients),
-            "structures": self.structures,
-        }
-
     @classmethod
     def from_state(cls, name: str, state: Any) -> "TargetStatistics":
-        """The inverse of :meth:`state`.
+        """The inverse of :func:`to_state`.
 
         Raises:
             InvalidStateError: for a state that is not that of the statistics of a target.
@@ -211,35 +194,33 @@ class TargetStatistics:
             # Version 0.1.0 kept no sums of gradients, and counted no structures.
             if isinstance(state, dict):
                 state = {"gradients": {}, "structures": None, **state}
-            saved: _SavedStatistics = from_state(_SavedStatistics, state)
-            layout = TargetLayout.from_state(name, saved.layout)
-            expected = [] if layout.sample_kind == "pair" else list(layout.blocks)
-            anything_read = bool(saved.blocks) or saved.types.numel() > 0
-            if anything_read and list(saved.blocks) != expected:
-                raise InvalidStateError(
-                    f"expected statistics of the blocks {expected}, got {list(saved.blocks)}"
-                )
-            n_rows = saved.types.numel() if layout.sample_kind == "atom" else 1
-            for key, block in saved.blocks.items():
-                with state_of(f"block {key}"):
-                    n_properties = layout.blocks[key].n_properties
-                    sizes = {"n_types": n_rows, "n_properties": n_properties}
-                    check_block(block, saved.types, sizes)
-            parameters = {""} if layout.sample_kind == "pair" else set(layout.gradients)
-            for parameter, sums in saved.gradients.items():
-                with state_of(f"gradient '{parameter}'"):
-                    if parameter not in parameters:
-                        raise InvalidStateError(f"expected one of {sorted(parameters)}")
-                    check_shapes(sums, {"n_sums": 4, "n_types": n_rows})
-                    if bool((sums.sums < 0).any()):
-                        raise InvalidStateError("expected sums of at least 0")
-            check_shapes(saved, {"n_types": saved.types.numel()})
-        return cls(layout, saved.types, saved.blocks, saved.gradients, saved.structures)
+                if "layout" in state:
+                    state["layout"] = TargetLayout.from_state(name, state["layout"])
+            statistics: TargetStatistics = fields_from_state(cls, state)
+            statistics._check_loaded()
+        return statistics
 
-
-class _SavedStatistics(NamedTuple):
-    layout: Any
-    types: Annotated[torch.Tensor, TensorCheck("n_types", dtype=torch.int64)]
-    blocks: dict[Key, BlockStatistics]
-    gradients: dict[str, GradientSums]
-    structures: Annotated[torch.Tensor | None, TensorCheck("n_types")]
+    def _check_loaded(self) -> None:
+        """Check that the fields of loaded statistics agree with each other and with the layout."""
+        layout, is_pair = self.layout, self.layout.sample_kind == "pair"
+        expected = [] if is_pair else list(layout.blocks)
+        anything_read = bool(self.blocks) or self.types.numel() > 0
+        if anything_read and list(self.blocks) != expected:
+            raise InvalidStateError(
+                f"expected statistics of the blocks {expected}, got {list(self.blocks)}"
+            )
+        n_rows = self.types.numel() if layout.sample_kind == "atom" else 1
+        for key, block in self.blocks.items():
+            with state_of(f"block {key}"):
+                n_properties = layout.blocks[key].n_properties
+                sizes = {"n_types": n_rows, "n_properties": n_properties}
+                check_block(block, self.types, sizes)
+        parameters = {""} if is_pair else set(layout.gradients)
+        for parameter, sums in self.gradients.items():
+            with state_of(f"gradient '{parameter}'"):
+                if parameter not in parameters:
+                    raise InvalidStateError(f"expected one of {sorted(parameters)}")
+                check_shapes(sums, {"n_sums": 4, "n_types": n_rows})
+                if bool((sums.sums < 0).any()):
+                    raise InvalidStateError("expected sums of at least 0")
+        check_shapes(self, {"n_types": self.types.numel()})

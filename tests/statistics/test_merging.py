@@ -240,6 +240,9 @@ class TargetTester(MergeTester):
                 results[f"rounding_sq_sum {key}"] = block.rounding_sq_sum * 2.0**46
         return results
 
+    def state(self, statistics):
+        return to_state(statistics)
+
     def from_state(self, state):
         return TargetStatistics.from_state("t", state)
 
