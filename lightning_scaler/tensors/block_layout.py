@@ -58,14 +58,6 @@ class BlockLayout:
         first, second = zip(*pairs, strict=True)
         return " and ".join(first), " and ".join(second)
 
-    def agrees_with(self, other: "BlockLayout") -> bool:
-        """Whether components and properties are the same."""
-        return (
-            len(self.components) == len(other.components)
-            and self.properties == other.properties
-            and all(a == b for a, b in zip(self.components, other.components, strict=True))
-        )
-
     def state(self) -> dict[str, Any]:
         """Components and properties as plain Python objects and tensors."""
         components = [_labels_state(labels) for labels in self.components]
@@ -76,7 +68,7 @@ class BlockLayout:
         """The inverse of :meth:`state`.
 
         Raises:
-            InvalidStateError: for labels that are none.
+            InvalidStateError: for labels that are not valid.
         """
         components = tuple(_labels(labels) for labels in state.components)
         return cls(components, _labels(state.properties))

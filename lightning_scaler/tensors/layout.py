@@ -20,19 +20,18 @@ Invariance = Literal["scalar", "trace"] | None
 
 CPU = torch.device("cpu")
 
-SAMPLE_NAMES: dict[tuple[str, ...], SampleKind] = {
-    ("system",): "structure",
-    ("system", "atom"): "atom",
-    (
+SAMPLE_NAMES: dict[SampleKind, list[str]] = {
+    "structure": ["system"],
+    "atom": ["system", "atom"],
+    "pair": [
         "system",
         "first_atom",
         "second_atom",
         "cell_shift_a",
         "cell_shift_b",
         "cell_shift_c",
-    ): "pair",
+    ],
 }
-
 
 # What a TensorMap is to its layout, for messages: "target 'energy'", "prediction of 'energy'".
 TARGET, PREDICTION = "target", "prediction of"
@@ -83,17 +82,18 @@ class TargetLayout:
                 f"convert it with TensorMap.to(torch.float64){mask}, or "
                 "leave it out by naming the others in targets=[...]"
             )
-        samples = tuple(tensor.sample_names) if len(tensor.keys) else ("system",)
-        if samples not in SAMPLE_NAMES:
+        samples = tensor.sample_names if len(tensor.keys) else ["system"]
+        kind = next((kind for kind, names in SAMPLE_NAMES.items() if names == samples), None)
+        if kind is None:
             raise ValueError(
-                f"{what} '{name}': expected samples named {[list(s) for s in SAMPLE_NAMES]} (per "
-                f"structure, per atom, or atom pairs), got {list(samples)}"
+                f"{what} '{name}': expected samples named {list(SAMPLE_NAMES.values())} (per "
+                f"structure, per atom, or atom pairs), got {samples}"
             )
         gradients = {parameter for block in tensor.blocks() for parameter in block.gradients_list()}
         keys = [tuple(key) for key in tensor.keys.values.tolist()]
         return cls(
             name,
-            SAMPLE_NAMES[samples],
+            kind,
             tuple(tensor.keys.names),
             {key: BlockLayout.of(tensor.block_by_id(i)) for i, key in enumerate(keys)},
             tuple(sorted(gradients)),
@@ -124,7 +124,7 @@ class TargetLayout:
             )
         for key in self.blocks.keys() & other.blocks.keys():
             block, new = self.blocks[key], other.blocks[key]
-            if not block.agrees_with(new):
+            if block != new:
                 expected, got = block.differences(new)
                 raise ValueError(
                     f"{what} '{self.name}', block ({self.describe(key)}): expected {expected}, as "
@@ -137,8 +137,7 @@ class TargetLayout:
 
     @property
     def _samples(self) -> str:
-        names = next(names for names, kind in SAMPLE_NAMES.items() if kind == self.sample_kind)
-        return f"{KINDS[self.sample_kind]} samples (named {list(names)})"
+        return f"{KINDS[self.sample_kind]} samples (named {SAMPLE_NAMES[self.sample_kind]})"
 
     def _way_to_sum(self, other: "TargetLayout", what: str) -> str:
         if what != PREDICTION or (self.sample_kind, other.sample_kind) != ("structure", "atom"):
@@ -216,8 +215,8 @@ class TargetLayout:
 
     @cached_property
     def _without_rows(self) -> dict[torch.device, TensorMap]:
-        names = next(names for names, kind in SAMPLE_NAMES.items() if kind == self.sample_kind)
-        samples = Labels(list(names), torch.empty((0, len(names)), dtype=torch.int64))
+        names = SAMPLE_NAMES[self.sample_kind]
+        samples = Labels(names, torch.empty((0, len(names)), dtype=torch.int64))
         blocks = [
             TensorBlock(
                 torch.empty((0, *(len(labels) for labels in b.components), b.n_properties)),
