@@ -1,6 +1,6 @@
 """The targets of a batch with their rows and layouts, which are determined once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from metatensor.torch import Labels, TensorBlock, TensorMap
@@ -143,20 +143,33 @@ def relabel_by_position(
         return tensor
     label_atoms, labelled, _ = _find_labels(atoms, {name: tensor})
     originals = labelled[name].blocks()
+    return relabel_systems(
+        tensor, lambda index, _: indexing.positions(name, originals[index].samples, label_atoms)
+    )
+
+
+def relabel_systems(
+    tensor: TensorMap, new_labels: Callable[[int, TensorBlock], Tensor]
+) -> TensorMap:
+    """The same TensorMap with other ``system`` labels, in its gradients too.
+
+    Args:
+        tensor: TensorMap; returned as it is unless its samples have ``system``.
+        new_labels: the label of every row of a block, ``(n_samples,)``, given the index of the
+            block and the block.
+    """
+    if "system" not in tensor.sample_names:
+        return tensor
 
     def relabel(index: int, _keys: Labels, block: TensorBlock) -> TensorBlock:
-        positions = indexing.positions(name, originals[index].samples, label_atoms)
-        positions = positions.to(block.samples.values)
+        systems = new_labels(index, block).to(block.samples.values)
         gradients, gradient_samples = {}, {}
         for parameter in block.gradients_list():
             gradient = block.gradient(parameter)
             gradients[parameter] = gradient.values
-            samples = gradient.samples
-            if "system" in samples.names:
-                gradient_positions = positions[samples.values[:, 0].long()]
-                samples = _with_column(samples, "system", gradient_positions)
-            gradient_samples[parameter] = samples
-        samples = _with_column(block.samples, "system", positions)
+            rows = gradient.samples.values[:, 0].long()
+            gradient_samples[parameter] = _with_systems(gradient.samples, systems[rows])
+        samples = _with_systems(block.samples, systems)
         return block_with_samples(block, block.values, samples, gradients, gradient_samples)
 
     return map_blocks(tensor, relabel)
@@ -188,7 +201,9 @@ def _find_labels(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> _Labelled:
     return _Labelled(atoms.on_host, originals, in_order)
 
 
-def _with_column(labels: Labels, name: str, column: Tensor) -> Labels:
+def _with_systems(labels: Labels, systems: Tensor) -> Labels:
+    if "system" not in labels.names:
+        return labels
     values = labels.values.clone()
-    values[:, labels.names.index(name)] = column.to(values.dtype)
+    values[:, labels.names.index("system")] = systems
     return Labels(labels.names, values)

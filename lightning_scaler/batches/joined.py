@@ -7,9 +7,9 @@ import metatensor.torch as mts
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
 
-from ..tensors import block_with_samples, is_tensormap, map_blocks
+from ..tensors import is_tensormap, map_blocks
 from .atoms import read_atoms
-from .indexed_target import infer_indexing, relabel_by_position
+from .indexed_target import infer_indexing, relabel_by_position, relabel_systems
 from .systems import HasTypes, IdentifiedSystems
 
 Tensors = Mapping[str, TensorMap]
@@ -93,28 +93,10 @@ def _with_same_gradients(tensors: list[TensorMap]) -> list[TensorMap]:
 
 
 def _shift_systems(tensor: TensorMap, shift: int) -> TensorMap:
-    """The same target with ``system`` labels that are larger by ``shift``."""
+    """The same TensorMap with ``system`` labels that are larger by ``shift``."""
     if not shift:
         return tensor
-
-    def shift_block(_index: int, _keys: Labels, block: TensorBlock) -> TensorBlock:
-        gradients, samples = {}, {}
-        for parameter in block.gradients_list():
-            gradient = block.gradient(parameter)
-            gradients[parameter] = gradient.values
-            samples[parameter] = _shift_labels(gradient.samples, shift)
-        rows = _shift_labels(block.samples, shift)
-        return block_with_samples(block, block.values, rows, gradients, samples)
-
-    return map_blocks(tensor, shift_block)
-
-
-def _shift_labels(labels: Labels, shift: int) -> Labels:
-    if "system" not in labels.names:
-        return labels
-    values = labels.values.clone()
-    values[:, labels.names.index("system")] += shift
-    return Labels(labels.names, values)
+    return relabel_systems(tensor, lambda _, block: block.samples.column("system") + shift)
 
 
 def _full_mask(target: TensorMap) -> TensorMap:
