@@ -14,7 +14,7 @@ from ..batches import LARGEST_IN_TABLE, find_types
 from ..settings import FixedScale, UnseenTypes
 from ..tensors import (
     Key,
-    NumberCheck,
+    NumberOrNaN,
     TargetLayout,
     TensorCheck,
 )
@@ -87,8 +87,8 @@ class TargetScales:
     ] = field(default_factory=dict)
     fixed_weights: dict[int, float] | None = None
     additive: bool = False
-    rms_before: Annotated[float, NumberCheck(allow_nan=True)] = 1.0
-    rms_after: Annotated[float, NumberCheck(allow_nan=True)] = 1.0
+    rms_before: Annotated[float, NumberOrNaN()] = 1.0
+    rms_after: Annotated[float, NumberOrNaN()] = 1.0
     explained_variance: float = 0.0
     mean_squares: dict[str, float] = field(default_factory=dict)
     unknown: Annotated[

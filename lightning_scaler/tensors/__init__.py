@@ -23,7 +23,7 @@ from .layout import (
 )
 from .masks import apply_mask, mask_values
 from .state import digest, flatten_state, state_to_cpu, unflatten_state
-from .state_checks import InvalidStateError, NumberCheck, TensorCheck, check_shapes, state_of
+from .state_checks import InvalidStateError, NumberOrNaN, TensorCheck, check_shapes, state_of
 from .state_file import check_writable, load_state, replacing, save_state, saved_kind
 from .state_tensor import state_from_tensor, state_to_tensor
 from .tensormaps import (
@@ -49,7 +49,7 @@ __all__ = [
     "InvalidStateError",
     "Invariance",
     "Key",
-    "NumberCheck",
+    "NumberOrNaN",
     "TargetLayout",
     "TensorCheck",
     "apply_mask",

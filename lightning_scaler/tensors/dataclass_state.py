@@ -63,17 +63,17 @@ def from_state(kind: Any, state: Any, complete: bool = True) -> Any:
         return state
     if origin is Annotated:
         value: Any
-        if arguments[0] is float:  # its check may allow NaN
+        if arguments[0] is float:  # which may be NaN
             value = float(state) if type(state) is int else state
         else:
             value = from_state(arguments[0], state, complete)
             if value is None:
                 return None
-        is_dict = get_origin(arguments[0]) is dict
+        parts = value if get_origin(arguments[0]) is dict else {"": value}
         for check in arguments[1:]:
-            for where, tensor in value.items() if is_dict else [("", value)]:
+            for where, part in parts.items():
                 with state_of(f"{where}") if where else nullcontext():
-                    check.check_kind(tensor)
+                    check.check_kind(part)
         return value
     if origin in (Union, UnionType):
         return _from_union(arguments, state, complete)

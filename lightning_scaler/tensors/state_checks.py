@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -23,61 +22,39 @@ def state_of(where: str) -> Iterator[None]:
         raise InvalidStateError(f"{where}: {error}") from error.__cause__
 
 
-@dataclass(frozen=True)
-class NumberCheck:
-    """What a float in a state must be; written into the annotation of its field.
-
-    Args:
-        allow_nan: whether it may be NaN (infinite it never may be).
-    """
-
-    allow_nan: bool = False
+class NumberOrNaN:
+    """A number in a state that may be NaN; written into the annotation of its field."""
 
     def check_kind(self, value: Any) -> None:
         """Check a value.
 
         Raises:
-            InvalidStateError: for another type, or a number that is not allowed.
+            InvalidStateError: for another type, or an infinite number.
         """
         if not isinstance(value, float):
             raise InvalidStateError(f"expected a number, got {value!r}")
-        if math.isinf(value) or (math.isnan(value) and not self.allow_nan):
+        if math.isinf(value):
             raise InvalidStateError(f"expected a finite number, got {value}")
 
 
-@dataclass(frozen=True)
 class TensorCheck:
     """What a tensor in a state must be; written into the annotation of its field.
 
     Args:
         shape: names of the sizes of its dimensions.
         dtype: dtype of its values.
-        positive: whether all values must be greater than 0.
-        allow_nan: whether values may be NaN (infinite ones never may).
+        allow_nan: whether values may be NaN (they may never be infinite).
 
     Example:
-        >>> TensorCheck("n_types", positive=True).check(torch.ones(2).double(), {"n_types": 2})
+        >>> TensorCheck("n_types").check(torch.ones(2).double(), {"n_types": 2})
     """
 
-    shape: tuple[str, ...]
-    dtype: torch.dtype
-    positive: bool
-    allow_nan: bool
-
     def __init__(
-        self,
-        *shape: str,
-        dtype: torch.dtype = torch.float64,
-        positive: bool = False,
-        allow_nan: bool = False,
+        self, *shape: str, dtype: torch.dtype = torch.float64, allow_nan: bool = False
     ) -> None:
-        for name, value in (
-            ("shape", shape),
-            ("dtype", dtype),
-            ("positive", positive),
-            ("allow_nan", allow_nan),
-        ):
-            object.__setattr__(self, name, value)
+        self.shape = shape
+        self.dtype = dtype
+        self.allow_nan = allow_nan
 
     def check_kind(self, tensor: Any) -> None:
         """Check all that does not depend on sizes.
@@ -96,12 +73,9 @@ class TensorCheck:
             )
         if not tensor.is_floating_point():
             return
-        wrong = tensor.isinf() | (tensor <= 0.0) if self.positive else tensor.isinf()
-        if not self.allow_nan:
-            wrong |= tensor.isnan()
+        wrong = tensor.isinf() if self.allow_nan else ~tensor.isfinite()
         if bool(wrong.any()):
-            kind = "positive" if self.positive else "finite"
-            raise InvalidStateError(f"expected {kind} numbers, got {tensor[wrong].tolist()}")
+            raise InvalidStateError(f"expected finite numbers, got {tensor[wrong].tolist()}")
 
     def check(self, tensor: Any, sizes: Mapping[str, int]) -> None:
         """Check a tensor, given the size behind each name in the shape.
