@@ -9,6 +9,7 @@ from metatomic.torch import System
 from typing_extensions import override
 from vesin import NeighborList
 
+from ..batches import Atoms, read_atoms, sample_values
 from .zbl_for_engines import ZBLForEngines, pair_repulsion
 
 COULOMB = 14.399645  # e²/(4πε0) in eV Å (CODATA 2018)
@@ -88,12 +89,11 @@ class ZBL(torch.nn.Module):
         """
         if self.target not in names:
             return {}
-        device = self.get_buffer("radii").device
-        n_atoms = torch.tensor([len(s) for s in systems], dtype=torch.int64, device=device)
-        types = torch.cat([torch.empty(0, device=device), *(s.types for s in systems)]).long()
-        self._check_types(types)
-        pairs = self._pairs(systems, n_atoms)
         radii = self.get_buffer("radii")
+        atoms = read_atoms(systems).to(radii.device)
+        types = atoms.types
+        self._check_types(atoms.unique_types)
+        pairs = self._pairs(systems, atoms)
         energy, slope = pair_repulsion(
             types[pairs.first].double(),
             types[pairs.second].double(),
@@ -108,7 +108,7 @@ class ZBL(torch.nn.Module):
         positions.index_add_(0, pairs.second, gradient).index_add_(0, pairs.first, -gradient)
         outer = gradient[:, :, None] * pairs.vector[:, None, :]
         strain = energy.new_zeros(len(systems), 3, 3).index_add_(0, pairs.system, outer)
-        return {self.target: _tensormap(n_atoms, per_system, positions, strain)}
+        return {self.target: _tensormap(atoms, per_system, positions, strain)}
 
     def scriptable(self, types: Sequence[int]) -> ZBLForEngines:
         """The same repulsion for simulation engines, which give the neighbor lists.
@@ -132,12 +132,12 @@ class ZBL(torch.nn.Module):
                 f"{wrong}"
             )
 
-    def _pairs(self, systems: Sequence[System], n_atoms: torch.Tensor) -> "_Pairs":
+    def _pairs(self, systems: Sequence[System], atoms: Atoms) -> "_Pairs":
         """All pairs of atoms within twice the largest covalent radius of their system."""
         radii = self.get_buffer("radii")
         firsts, seconds, owners = ([torch.empty(0, dtype=torch.int64)] for _ in range(3))
         vectors = [torch.empty((0, 3), dtype=radii.dtype, device=radii.device)]
-        first_atoms = (n_atoms.cumsum(0) - n_atoms).tolist()
+        first_atoms = atoms.first_atom.tolist()
         for index, (system, first_atom) in enumerate(zip(systems, first_atoms, strict=True)):
             if len(system) == 0:
                 continue
@@ -150,7 +150,7 @@ class ZBL(torch.nn.Module):
             firsts.append(i + first_atom)
             seconds.append(j + first_atom)
             owners.append(torch.full((len(i),), index))
-            # Not the vectors of the neighbor list, through which autograd could not go.
+            # Not the vectors of the neighbor list, which autograd cannot follow.
             i, j, shift = (part.to(radii.device) for part in (i, j, shift))
             vectors.append(positions[j] - positions[i] + shift.to(cell) @ cell)
         first, second, owner = (
@@ -179,28 +179,26 @@ class _Pairs(NamedTuple):
 
 
 def _tensormap(
-    n_atoms: torch.Tensor, energy: torch.Tensor, positions: torch.Tensor, strain: torch.Tensor
+    atoms: Atoms, energy: torch.Tensor, positions: torch.Tensor, strain: torch.Tensor
 ) -> TensorMap:
     """The energy of every system as a TensorMap with its gradients.
 
     Args:
-        n_atoms: number of atoms of every system, ``(n_systems,)``.
+        atoms: atoms of the batch.
         energy: ``(n_systems,)``.
         positions: gradient with respect to positions, ``(n_atoms, 3)``.
         strain: gradient with respect to strain, ``(n_systems, 3, 3)``.
     """
-    device = energy.device
-    system = torch.arange(len(n_atoms), device=device)
-    owner = system.repeat_interleave(n_atoms)
-    atom = torch.arange(len(owner), device=device) - (n_atoms.cumsum(0) - n_atoms)[owner]
+    device, owner = energy.device, atoms.system_of_atom
+    system, atom = sample_values(atoms.n_atoms, owner, atoms.first_atom)
     axes = [
         [Labels.range(name, 3).to(device) for name in names]
         for names in (["xyz"], ["xyz_1", "xyz_2"])
     ]
     properties = Labels.range("energy", 1).to(device)
-    block = TensorBlock(energy[:, None], Labels("system", system[:, None]), [], properties)
-    samples = Labels(["sample", "system", "atom"], torch.stack([owner, owner, atom], 1))
+    block = TensorBlock(energy[:, None], Labels("system", system), [], properties)
+    samples = Labels(["sample", "system", "atom"], torch.cat([atom[:, :1], atom], 1))
     block.add_gradient("positions", TensorBlock(positions[..., None], samples, axes[0], properties))
-    samples = Labels("sample", system[:, None])
+    samples = Labels("sample", system)
     block.add_gradient("strain", TensorBlock(strain[..., None], samples, axes[1], properties))
     return TensorMap(Labels.single().to(device), [block])

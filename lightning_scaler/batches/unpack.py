@@ -74,14 +74,14 @@ def unpack(batch: Any) -> Batch:
     if sample_id is not None:
         systems = IdentifiedSystems(systems, sample_id)
     tensors = {name: value for name, value in named.items() if is_tensormap(value)}
-    masks = {name: value for name, value in extra.items() if is_tensormap(value) and _is_mask(name)}
-    masks = {name: value for name, value in {**tensors, **masks}.items() if _is_mask(name)}
+    extras = {name: value for name, value in extra.items() if is_tensormap(value)}
     targets = {name: value for name, value in tensors.items() if not _is_mask(name)}
-    return Batch(
-        systems,
-        BatchTargets(targets, find_plain_values(named)),
-        {name.removesuffix(MASK): value for name, value in masks.items()},
-    )
+    masks = {
+        name.removesuffix(MASK): value
+        for name, value in {**tensors, **extras}.items()
+        if _is_mask(name)
+    }
+    return Batch(systems, BatchTargets(targets, find_plain_values(named)), masks)
 
 
 def check_unpacked(where: str, unpacked: Any) -> Batch:

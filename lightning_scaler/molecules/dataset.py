@@ -63,11 +63,10 @@ class MoleculesDataset(Dataset[dict[str, Any]]):
             n_atoms: list[int] = data["n_atoms"][chosen].tolist()
             types = torch.from_numpy(data["types"][atoms].astype(np.int32)).split(n_atoms)
             positions = _table(data["positions"][atoms]).split(n_atoms)
-            self._structure_tables = {
+            self._tables = {
                 name: _table(data[name][chosen]).split(1)
                 for name in ("energy", "dipole", "polarizability")
-            }
-            self._atom_tables = {
+            } | {
                 name: _table(data[name][atoms]).split(n_atoms)
                 for name in ("forces", "charges", "populations", "atomic_dipoles")
             }
@@ -83,11 +82,8 @@ class MoleculesDataset(Dataset[dict[str, Any]]):
         return len(self.systems)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        tables = self._structure_tables | self._atom_tables
-        return {
-            "system": self.systems[index],
-            **{name: table[index] for name, table in tables.items()},
-        }
+        tables = {name: table[index] for name, table in self._tables.items()}
+        return {"system": self.systems[index], **tables}
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
