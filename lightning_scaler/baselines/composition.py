@@ -1,6 +1,6 @@
 """The composition baseline, its fit, and its correction by the errors of predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -28,19 +28,19 @@ class CompositionWeights(NamedTuple):
     by_key: dict[Key, torch.Tensor]
     unknown: dict[Key, torch.Tensor]
 
-    def or_nan(self, key: Key, types: torch.Tensor) -> torch.Tensor | None:
+    def or_nan(self, key: Key, types: torch.Tensor, n_properties: int) -> torch.Tensor:
         """The weights of a block for a sorted superset of the types.
 
         Returns:
-            ``(n_types, n_properties)``, NaN where they are unknown and for other types; ``None``
-            if the block has no weights.
+            ``(n_types, n_properties)``, NaN where they are unknown, for other types, and for a
+            block without weights.
         """
+        table = torch.full((types.numel(), n_properties), torch.nan, dtype=torch.float64)
         if key not in self.by_key:
-            return None
+            return table
         weights = self.by_key[key]
         if key in self.unknown:
             weights = torch.where(self.unknown[key], torch.nan, weights)
-        table = weights.new_full((types.numel(), weights.shape[1]), torch.nan)
         return table.index_copy(0, torch.searchsorted(types, self.types), weights)
 
     def for_types(self, types: torch.Tensor) -> dict[Key, torch.Tensor]:
@@ -162,21 +162,19 @@ class CompositionBaseline:
             for key in layout.blocks
             if layout.invariance(key) and (key in statistics.blocks or key in earlier.by_key)
         ]
-        if fixed:
-            _check_fixed(layout, invariant)
         types = torch.cat([types, torch.tensor(list(fixed)).long(), earlier.types]).unique()
-        fixed_or_nan = [fixed.get(z, torch.nan) for z in types.tolist()]
-        fixed_by_row = torch.tensor(fixed_or_nan, dtype=torch.float64)
+        fixed_weights = _fixed_or_nan(fixed, types, layout, invariant)
         by_key, unknown = {}, {}
         for key in invariant:
-            weights = fixed_by_row[:, None].repeat(1, layout.blocks[key].n_properties)
-            before = earlier.or_nan(key, types)
-            if kept is not None and before is not None:
+            n_properties = layout.blocks[key].n_properties
+            before = earlier.or_nan(key, types, n_properties)
+            weights = fixed_weights.repeat(1, n_properties)
+            if kept is not None:
                 weights = torch.where(before.isnan(), weights, before)
             if key in statistics.blocks:
                 in_data = torch.searchsorted(types, statistics.types)
                 weights[in_data] = _fit_weights(statistics.blocks[key], weights[in_data])
-            if kept is None and before is not None:
+            if kept is None:
                 weights = torch.where(weights.isnan(), before, weights)
             by_key[key] = weights.nan_to_num()
             if layout.sample_kind == "structure" and bool(weights.isnan().any()):
@@ -207,31 +205,19 @@ def correct_weights(
     """
     layout = errors.layout
     fixed = baseline.fixed.get(layout.name, {})
-    fixed_types = torch.tensor(sorted(fixed)).long()
-    numbers = torch.tensor([fixed[z] for z in sorted(fixed)], dtype=torch.float64)[:, None]
-    types = torch.cat([before.types, fixed_types, errors.types]).unique()
-    old = {}
-    invariant = [key for key in layout.blocks if layout.invariance(key)]
-    for key in [*invariant, *(key for key in before.by_key if key not in layout.blocks)]:
-        of_block = before.or_nan(key, types)
-        if of_block is not None:
-            old[key] = of_block
-            continue
-        shape = (types.numel(), layout.blocks[key].n_properties)
-        old[key] = torch.full(shape, torch.nan).double()
-    fixed_rows = torch.searchsorted(types, fixed_types)
-    if fixed:
-        _check_fixed(layout, invariant)
-    differences = {key: numbers - table[fixed_rows].nan_to_num() for key, table in old.items()}
-    given = CompositionWeights(fixed_types, differences, {})
+    types = torch.cat([before.types, torch.tensor(list(fixed)).long(), errors.types]).unique()
+    n_properties = {k: layout.blocks[k].n_properties for k in layout.blocks if layout.invariance(k)}
+    fixed_weights = _fixed_or_nan(fixed, types, layout, list(n_properties))
+    n_properties |= {key: weights.shape[1] for key, weights in before.by_key.items()}
+    old = {key: before.or_nan(key, types, n) for key, n in n_properties.items()}
+    differences = {key: fixed_weights - table.nan_to_num() for key, table in old.items()}
+    given = CompositionWeights(types, differences, {})
     correction = replace(baseline, fixed={}).weights(errors, kept=given)
     by_key, unknown = {}, {}
     for key, table in old.items():
-        added = correction.or_nan(key, types)
-        if added is None:  # a block without data
-            added = torch.full_like(table, torch.nan)
+        added = correction.or_nan(key, types, n_properties[key])
         weights = table.nan_to_num() + added.nan_to_num()
-        by_key[key] = weights.index_copy(0, fixed_rows, numbers.expand(-1, weights.shape[1]))
+        by_key[key] = torch.where(fixed_weights.isnan(), weights, fixed_weights)
         without_data = table.isnan() & added.isnan()
         if layout.sample_kind == "structure" and bool(without_data.any()):
             unknown[key] = without_data
@@ -255,22 +241,32 @@ def _fit_weights(block: BlockStatistics, fixed: torch.Tensor) -> torch.Tensor:
     return weights
 
 
-def _check_fixed(layout: TargetLayout, invariant: list[Key]) -> None:
-    """Refuse fixed weights of a target that one number per type does not suit.
+def _fixed_or_nan(
+    fixed: Mapping[int, float], types: torch.Tensor, layout: TargetLayout, invariant: list[Key]
+) -> torch.Tensor:
+    """The fixed weight of each type, ``(n_types, 1)``, NaN where there is none.
 
     Args:
+        fixed: weights by type.
+        types: atomic types, ``(n_types,)``.
         layout: layout of the target.
         invariant: keys of the blocks that can have a baseline.
+
+    Raises:
+        ValueError: for fixed weights of a target without such a block, or if a block has several
+            properties.
     """
     where = f"fixed_baseline of target '{layout.name}'"
-    if not invariant:
+    if fixed and not invariant:
         raise ValueError(
             f"{where}: expected a target with an invariant part, got blocks that all change under "
             "rotation or inversion (Cartesian blocks do); leave this target out"
         )
     for key in invariant:
-        if layout.blocks[key].n_properties != 1:
+        if fixed and layout.blocks[key].n_properties != 1:
             raise ValueError(
                 f"{where}: expected a single property, got {layout.blocks[key].n_properties} in "
                 f"block ({layout.describe(key)}); one number per type is not enough for them"
             )
+    by_type = [[fixed.get(z, torch.nan)] for z in types.tolist()]
+    return torch.tensor(by_type, dtype=torch.float64).reshape(-1, 1)
