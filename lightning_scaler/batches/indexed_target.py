@@ -37,6 +37,20 @@ class IndexedTarget(NamedTuple):
     layout: TargetLayout
 
 
+class IndexedBatch(NamedTuple):
+    """The targets of a batch with their rows and layouts.
+
+    Attributes:
+        atoms: atoms of the batch, on the device of the targets.
+        indexing: meaning of the ``system`` labels of the targets.
+        targets: targets by name, with rows and layouts.
+    """
+
+    atoms: Atoms
+    indexing: SystemIndexing
+    targets: dict[str, IndexedTarget]
+
+
 def index_targets(
     atoms: Atoms,
     tensors: Mapping[str, TensorMap],
@@ -44,7 +58,7 @@ def index_targets(
     system_labels: SystemLabels = "position",
     exact: bool = False,
     what: str = TARGET,
-) -> tuple[SystemIndexing, dict[str, IndexedTarget]]:
+) -> IndexedBatch:
     """Find the system or atom of every row of the targets of a batch.
 
     Args:
@@ -70,7 +84,7 @@ def index_targets(
                 for block in blocks
             ]
         indexed[name] = IndexedTarget(tensor, rows, layouts[name])
-    return indexing, indexed
+    return IndexedBatch(atoms, indexing, indexed)
 
 
 def infer_indexing(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> SystemIndexing:
@@ -95,20 +109,6 @@ def _infer_indexing(
     return labels, in_order, indexing
 
 
-class IndexedBatch(NamedTuple):
-    """The targets of a batch with their rows and layouts.
-
-    Attributes:
-        atoms: atoms of the batch, on the device of the targets.
-        indexing: meaning of the ``system`` labels of the targets.
-        targets: targets by name, with rows and layouts.
-    """
-
-    atoms: Atoms
-    indexing: SystemIndexing
-    targets: dict[str, IndexedTarget]
-
-
 def index_batch(
     systems: Sequence[HasTypes] | Atoms,
     tensors: Mapping[str, TensorMap],
@@ -131,8 +131,7 @@ def index_batch(
     labelled = _find_labels(atoms, tensors)
     device = labelled.atoms.types.device
     layouts = match_layouts(known, labelled.tensors, device, what, "the data of the fit")
-    indexed = index_targets(atoms, tensors, layouts, system_labels, exact, what)
-    return IndexedBatch(atoms, *indexed)
+    return index_targets(atoms, tensors, layouts, system_labels, exact, what)
 
 
 def relabel_by_position(
@@ -141,8 +140,9 @@ def relabel_by_position(
     """The same target with positions in the batch as ``system`` labels, in its gradients too."""
     if indexing.ids is None:
         return tensor
-    label_atoms, labelled, _ = _find_labels(atoms, {name: tensor})
-    originals = labelled[name].blocks()
+    moved = atoms.find_moved(tensor)
+    label_atoms, original = (atoms, tensor) if moved is None else (atoms.on_host, moved.original)
+    originals = original.blocks()
     return relabel_systems(
         tensor, lambda index, _: indexing.positions(name, originals[index].samples, label_atoms)
     )

@@ -137,7 +137,7 @@ def read_targets(
     atoms = Atoms.from_systems(batch.systems).to("cpu")
     # Contributions depend on positions, so that isomers must not be exchanged.
     exact = exact_labels or additive is not None
-    indexing, indexed = index_targets(atoms, tensors, layouts, system_labels, exact=exact)
+    _, indexing, indexed = index_targets(atoms, tensors, layouts, system_labels, exact=exact)
     contributions: dict[str, list[Contribution | None]] = {}
     coverage = None
     if additive is not None:

@@ -25,11 +25,6 @@ class MoleculesTarget(NamedTuple):
     components: list[list[Labels]]
     properties: Labels
 
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Shape of a sample in each block, `(*components, n_properties)`."""
-        return [(*map(len, block), len(self.properties)) for block in self.components]
-
 
 def _spherical(*degrees: int) -> tuple[Labels, list[list[Labels]]]:
     """Keys and components of a target of proper spherical tensors, one block per degree."""

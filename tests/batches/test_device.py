@@ -300,7 +300,7 @@ def test_labels_of_predictions_are_compared_on_their_own_device(moved_before):
         systems, _ = move_to_device((systems, tensors), META, torch.float32)
     atoms = read_atoms(systems).to(META)
     with ComparisonsOnOneDevice():
-        _, indexed = index_targets(atoms, predictions, layouts)
+        indexed = index_targets(atoms, predictions, layouts).targets
     assert {name: target.rows for name, target in indexed.items()} == {"e": [], "q": []}
 
 

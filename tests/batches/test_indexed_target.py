@@ -66,6 +66,6 @@ def test_blocks_of_a_target_have_rows_of_their_own():
         ),
     }
     layouts = {name: TargetLayout.of(name, tensor) for name, tensor in targets.items()}
-    _, indexed = index_targets(ATOMS, targets, layouts)
+    indexed = index_targets(ATOMS, targets, layouts).targets
     assert [rows.tolist() for rows in indexed["e"].rows] == [[0, 1, 2], [2, 0, 1]]
     assert [rows.tolist() for rows in indexed["q"].rows] == [[1, 3], [5, 0, 2]]

@@ -28,7 +28,7 @@ BATCH = [system(8), system(1, 8, 1), system(6, 8)]
 def index(systems, setting="auto", exact=False, **targets):
     """The meaning of the labels, and the rows of the one block of each target."""
     layouts = {name: TargetLayout.of(name, tensor) for name, tensor in targets.items()}
-    indexing, found = index_targets(read_atoms(systems), targets, layouts, setting, exact)
+    _, indexing, found = index_targets(read_atoms(systems), targets, layouts, setting, exact)
     return indexing, {name: [rows.tolist() for rows in of.rows] for name, of in found.items()}
 
 

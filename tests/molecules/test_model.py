@@ -95,8 +95,9 @@ def test_outputs_have_the_layouts_of_the_targets(model):
     assert set(predictions) == set(TARGETS)
     for name, target in TARGETS.items():
         assert predictions[name].keys == target.keys
-        for block, shape in zip(predictions[name].blocks(), target.shapes, strict=True):
-            assert tuple(block.values.shape) == (12 if target.per_atom else 3, *shape)
+        for block, components in zip(predictions[name].blocks(), target.components, strict=True):
+            assert len(block.samples) == (12 if target.per_atom else 3)
+            assert block.components == components
             assert block.properties == target.properties
     assert predictions["charges"][0].samples.values[4].tolist() == [1, 0]
 

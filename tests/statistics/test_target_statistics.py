@@ -31,7 +31,7 @@ KEY = (0,)
 def read(systems, tensor, extensive=False, baseline=False):
     atoms = Atoms.from_systems(systems)
     layout = TargetLayout.of("t", tensor)
-    _, indexed = index_targets(atoms, {"t": tensor}, {"t": layout}, "auto")
+    indexed = index_targets(atoms, {"t": tensor}, {"t": layout}, "auto").targets
     values = values_and_gradients(tensor)[0]
     rows = indexed["t"].rows or [None] * len(values)
     blocks = [BlockValues(*block) for block in zip(values, rows, strict=True)]
