@@ -142,8 +142,7 @@ class CompositionBaseline:
         Args:
             statistics: statistics of the target.
             kept: earlier weights, which are used as they are; those that are unknown are fitted.
-            otherwise: earlier weights, of which those are used that cannot be fitted because there
-                are no data.
+            otherwise: earlier weights, which are used only where there are no data to fit them.
 
         Returns:
             Weights of the types in the data, and of those with a fixed or an earlier weight.

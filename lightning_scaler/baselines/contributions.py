@@ -1,4 +1,4 @@
-"""The contributions of an additive module, aligned with targets, and which targets have some."""
+"""The contributions of an additive module, aligned with targets, and the targets that have them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -42,7 +42,7 @@ class FrozenModule:
         """Take the code of a module of the same class, and its weights if none are known yet.
 
         Raises:
-            InvalidStateError: if the known weights do not suit the module.
+            InvalidStateError: if the known weights do not match the module.
         """
         with torch.no_grad():  # otherwise copies of TorchScript parameters are not leaves
             frozen_copy = copy.deepcopy(module).eval()
@@ -54,7 +54,7 @@ class FrozenModule:
                 frozen_copy.load_state_dict(weights)
             except RuntimeError as error:
                 raise InvalidStateError(
-                    f"additive module {self.name}: its fitted weights do not suit the module "
+                    f"additive module {self.name}: its fitted weights do not match the module "
                     f"given; construct it as in the fit. {error}"
                 ) from error
         self.module, self._weights = frozen_copy, None

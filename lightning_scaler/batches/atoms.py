@@ -121,7 +121,7 @@ class Atoms:
 
     @property
     def on_host(self) -> "Atoms":
-        """The atoms where they were read; asking these waits for no other device."""
+        """The atoms where they were read; reading these does not wait for another device."""
         return self if self.host is None else self.host
 
     def find_moved(self, tensor: TensorMap) -> MovedTensor | None:

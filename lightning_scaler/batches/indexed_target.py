@@ -189,8 +189,8 @@ class _Labelled(NamedTuple):
 def _find_labels(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> _Labelled:
     """Labels on the host if all TensorMaps were moved from there, else on the device.
 
-    Reading labels on the host waits for no device. Predictions, masked targets and TensorMaps that
-    replace others have labels on the device alone.
+    Labels on the host are read without waiting for a device. Predictions, masked targets and
+    TensorMaps that replace others have labels on the device alone.
     """
     moved = {name: atoms.find_moved(tensor) for name, tensor in tensors.items()}
     known = {name: found for name, found in moved.items() if found is not None}

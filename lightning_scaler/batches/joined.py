@@ -164,7 +164,7 @@ def _join_of_batches(name: str, tensors: list[Any], n_batches: int) -> Any:
     if len(tensors) < n_batches:
         raise ValueError(
             f"predictions of '{name}': {len(tensors)} of {n_batches} batches have them, so their "
-            "rows cannot be counted through; predict them for all batches, or leave them out"
+            "rows cannot be numbered; predict them for all batches, or leave them out"
         )
     return torch.cat(tensors)
 

@@ -45,7 +45,7 @@ def check_installed(feature: str, extra: str, packages: Iterable[str]) -> None:
 
 
 def list_of_names(setting: str, names: Iterable[str]) -> tuple[str, ...]:
-    """The names as a tuple; ``TypeError`` for a string, or for no list at all."""
+    """The names as a tuple; ``TypeError`` for a string, or anything not iterable."""
     if isinstance(names, str):
         raise TypeError(f"{setting}: expected a list of names, got the string {names!r}")
     if not isinstance(names, Iterable):
@@ -102,7 +102,7 @@ def way_to_hide(opening: str) -> str:
 
 
 def warn_on_rank_zero(message: str, stacklevel: int = 1) -> None:
-    """Give a warning, unless this is one of several processes and not the first of them.
+    """Issue a warning; of several processes, only the first does.
 
     Args:
         message: text of the warning.

@@ -59,7 +59,7 @@ def minimum_norm_weights(rows: ReducedRows) -> torch.Tensor:
     determined = singular > 1e-11 * singular.max() if singular.numel() else singular > 0
     left, singular, right = left[:, determined], singular[determined], right[determined]
     weights = torch.zeros((rows.matrix.shape[1], rows.values.shape[1]), dtype=rows.values.dtype)
-    for _ in range(2):  # the second time for what rounding left over
+    for _ in range(2):  # the second time corrects rounding errors
         remaining = rows.values - rows.matrix @ weights
         weights = weights + right.T @ ((left.T @ remaining) / singular[:, None])
     return weights
@@ -146,8 +146,8 @@ class LeastSquares:
         """Weights of smallest norm, ``(n_columns, n_properties)``; NaN for types in no row.
 
         Args:
-            fixed: weights that are not fitted, ``(n_columns, n_properties)``; NaN for those to be
-                fitted to what the others leave.
+            fixed: weights that are not fitted, ``(n_columns, n_properties)``; NaN for those
+                that are fitted to the remainder.
         """
         rows = self.rows()
         if fixed is None:
@@ -238,7 +238,7 @@ def make_problems(matrix: torch.Tensor, values: torch.Tensor, types: torch.Tenso
 
 
 def merge_problems(first: Problems, second: Problems) -> Problems:
-    """The problems of both; properties share one if they share one on both sides."""
+    """The problems of both; properties share a problem where they do in both."""
     if [properties for properties, _ in first] == [properties for properties, _ in second]:
         pairs = zip(first, second, strict=True)
         return [(properties, _merge(ours, theirs)) for (properties, ours), (_, theirs) in pairs]

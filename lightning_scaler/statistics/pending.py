@@ -141,8 +141,8 @@ class PendingBatches:
 def copy_small_values(tensors: list[TensorMap], small: int = SMALL_BLOCK) -> list[list[Tensor]]:
     """Copies of the values of every block of each tensor, if they may wait to be read.
 
-    A tensor may not wait, and its list is empty, if a block is large, or if values are infinite or
-    so large that a sum of squares might overflow: reading a group must not fail.
+    The list is empty for a tensor that may not wait: one with a large block, or with values that
+    are infinite or so large that a sum of squares might overflow. Reading a group must not fail.
     """
     copies: list[list[Tensor]] = []
     for tensor in tensors:

@@ -46,7 +46,7 @@ class BlockLayout:
         return len(self.properties)
 
     def differences(self, other: "BlockLayout") -> tuple[str, str]:
-        """What differs from another layout, on both sides, in words."""
+        """How this layout and another differ, in words: the parts of this one, and of the other."""
         pairs = [
             (f"{what} {describe_labels(ours)}", f"{what} {describe_labels(theirs)}")
             for what, ours, theirs in (

@@ -448,7 +448,7 @@ def test_fitted_weights_stay_whatever_is_given_again(tmp_path):
             self.other = torch.nn.Parameter(torch.zeros(()))
 
     Wrong.__name__ = "Springs"
-    with pytest.raises(ValueError, match=r"weights do not suit the module .* as in the fit"):
+    with pytest.raises(ValueError, match=r"weights do not match the module .* as in the fit"):
         scaler.set_additive(Wrong())
     assert scaler.additive.module.k.item() == 0.5
 
