@@ -1,5 +1,6 @@
 """The benchmarks, which are run by hand, still run."""
 
+import math
 import re
 import subprocess
 import sys
@@ -71,4 +72,4 @@ def test_the_comparison_of_fine_tuning_prints_the_errors_of_every_set_up(tmp_pat
 @pytest.mark.slow
 def test_the_cost_of_plain_tensors_is_printed(tmp_path):
     output = output_of(PLAIN_TENSORS, ["--times", "5"], tmp_path)
-    assert float(output.split("ratio: ")[1]) > 0.0
+    assert math.isfinite(float(output.split("what plain tensors add: ")[1]))

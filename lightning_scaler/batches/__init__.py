@@ -5,7 +5,7 @@ or atom each row belongs to. Imports ``tensors`` and ``settings``.
 """
 
 from .atomic_types import LARGEST_IN_TABLE, find_types, unique_types
-from .atoms import Atoms, read_atoms
+from .atoms import Atoms, LabelRecord, read_atoms
 from .device import move_to_device, move_unpacked
 from .engine import neighbor_vectors, sample_labels, sample_values, selected_samples
 from .ignored_values import check_plain_values, describe_type
@@ -29,6 +29,7 @@ __all__ = [
     "HasTypes",
     "IndexedBatch",
     "IndexedTarget",
+    "LabelRecord",
     "OwnBatch",
     "SystemIndexing",
     "check_plain_values",

@@ -14,12 +14,12 @@ from .atomic_types import find_types, index_types, read_types, unique_types
 from .systems import HasTypes, IdentifiedSystems, OwnBatch, ReadSystems
 
 
-class MovedTensor(NamedTuple):
-    """A TensorMap on a device, with its labels on the host.
+class LabelRecord(NamedTuple):
+    """What is known of the labels of a TensorMap of a batch, so that they are not read again.
 
     Attributes:
-        tensor: TensorMap on the device.
-        original: TensorMap on the host, with the same labels.
+        tensor: the TensorMap.
+        original: a TensorMap with the same labels: that on the host, for one that was moved.
         in_batch_order: whether each block has all systems, or all atoms, in batch order.
     """
 
@@ -40,7 +40,7 @@ class Atoms:
         ids_are_positions: whether the ids, if there are any, number the systems from 0.
         systems: the systems themselves; empty if only their atoms are known.
         host: the same atoms where they were read, if they have been moved since.
-        moved: the TensorMaps that were moved to a device with the atoms.
+        label_records: what is known of the labels of TensorMaps of the batch.
     """
 
     types: Tensor
@@ -50,7 +50,7 @@ class Atoms:
     ids_are_positions: bool = True
     systems: Sequence[HasTypes] = field(default=(), repr=False)
     host: "Atoms | None" = field(default=None, repr=False)
-    moved: tuple[MovedTensor, ...] = field(default=(), repr=False)
+    label_records: Sequence[LabelRecord] = field(default=(), repr=False)
 
     @classmethod
     def from_systems(cls, systems: Sequence[HasTypes]) -> "Atoms":
@@ -73,7 +73,7 @@ class Atoms:
         )
         if atoms.host is None:
             return replace(host, systems=systems)
-        return replace(host.to(atoms.types.device, atoms.moved), systems=systems)
+        return replace(host.to(atoms.types.device, atoms.label_records), systems=systems)
 
     @classmethod
     def from_types(
@@ -99,15 +99,15 @@ class Atoms:
     def to(
         self,
         device: torch.device | str,
-        moved: Sequence[MovedTensor] = (),
+        label_records: Sequence[LabelRecord] = (),
     ) -> "Atoms":
         """The same atoms on another device.
 
         Args:
             device: device of the result.
-            moved: TensorMaps of the batch on that device.
+            label_records: of TensorMaps of the batch on that device; default: the same.
         """
-        if self.types.device == torch.device(device) and not moved:
+        if self.types.device == torch.device(device) and not label_records:
             return self
         ids = self.sample_ids
         return replace(
@@ -116,7 +116,7 @@ class Atoms:
             n_atoms=self.n_atoms.to(device, non_blocking=True),
             sample_ids=None if ids is None else ids.to(device, non_blocking=True),
             host=replace(self.on_host, systems=()),
-            moved=tuple(moved) or self.moved,
+            label_records=label_records or self.label_records,
         )
 
     @property
@@ -124,9 +124,9 @@ class Atoms:
         """The atoms where they were read; reading these does not wait for another device."""
         return self if self.host is None else self.host
 
-    def find_moved(self, tensor: TensorMap) -> MovedTensor | None:
-        """The record of a TensorMap that was moved with the atoms; ``None`` for any other."""
-        return next((moved for moved in self.moved if moved.tensor is tensor), None)
+    def label_record(self, tensor: TensorMap) -> LabelRecord | None:
+        """The record of the labels of a TensorMap, if there is one."""
+        return next((record for record in self.label_records if record.tensor is tensor), None)
 
     @property
     def n_systems(self) -> int:

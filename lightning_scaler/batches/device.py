@@ -9,7 +9,7 @@ from metatensor.torch import TensorMap
 from metatomic.torch import System
 
 from ..tensors import blocks_in_batch_order, is_tensormap, scripted_arithmetic
-from .atoms import Atoms, MovedTensor
+from .atoms import Atoms, LabelRecord
 from .inference import clone_inference_tensors
 from .systems import OwnBatch, ReadSystems, is_system
 from .unpack import Batch
@@ -47,6 +47,8 @@ def move_unpacked(batch: Batch, device: torch.device, dtype: torch.dtype) -> Bat
     """
     if isinstance(batch.systems, OwnBatch):
         # Lightning has moved the batch, except what is not a tensor.
+        if batch.systems.atoms.types.device == device:
+            return batch
         targets = {name: tensor.to(device=device) for name, tensor in batch.targets.items()}
         return Batch(batch.systems, targets, batch.masks)
     read = batch.systems.atoms if isinstance(batch.systems, ReadSystems) else None
@@ -60,7 +62,7 @@ def move_unpacked(batch: Batch, device: torch.device, dtype: torch.dtype) -> Bat
         others = {
             name: clone_inference_tensors(tensor)
             for name, tensor in tensors.items()
-            if is_tensormap(tensor) and read.find_moved(tensor) is None
+            if is_tensormap(tensor) and read.label_record(tensor) is None
         }
         if not others:
             return tensors
@@ -69,17 +71,17 @@ def move_unpacked(batch: Batch, device: torch.device, dtype: torch.dtype) -> Bat
     return Batch(batch.systems, dict(move(batch.targets)), dict(move(batch.masks)))
 
 
-def _read_labels(atoms: Atoms, pairs: Sequence[tuple[TensorMap, TensorMap]]) -> list[MovedTensor]:
+def _read_labels(atoms: Atoms, pairs: Sequence[tuple[TensorMap, TensorMap]]) -> list[LabelRecord]:
     """Records of moved TensorMaps, from pairs of the TensorMap before and after the move."""
-    known = [atoms.find_moved(before) for before, _ in pairs]
+    known = [atoms.label_record(before) for before, _ in pairs]
     originals = [
-        before if moved is None else moved.original
-        for (before, _), moved in zip(pairs, known, strict=True)
+        before if record is None else record.original
+        for (before, _), record in zip(pairs, known, strict=True)
     ]
     host = atoms.on_host
     in_order = blocks_in_batch_order(originals, host.n_atoms, host.types.numel())
     return [
-        MovedTensor(after, original, flags)
+        LabelRecord(after, original, flags)
         for (_, after), original, flags in zip(pairs, originals, in_order, strict=True)
     ]
 

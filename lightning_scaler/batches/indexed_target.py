@@ -30,11 +30,14 @@ class IndexedTarget(NamedTuple):
             all of them in batch order, and for atom pairs.
         layout: layout of the tensor, its blocks in the same order; the known layout itself where
             it has just these blocks.
+        labels: the TensorMap of the batch that these labels were read from, perhaps on another
+            device; ``None`` if they have been replaced since.
     """
 
     tensor: TensorMap
     rows: list[Tensor]
     layout: TargetLayout
+    labels: "TensorMap | None" = None
 
 
 class IndexedBatch(NamedTuple):
@@ -83,7 +86,7 @@ def index_targets(
                 indexing.rows(name, block.samples, labels.atoms, what).to(device)
                 for block in blocks
             ]
-        indexed[name] = IndexedTarget(tensor, rows, layouts[name])
+        indexed[name] = IndexedTarget(tensor, rows, layouts[name], labels.tensors[name])
     return IndexedBatch(atoms, indexing, indexed)
 
 
@@ -140,9 +143,8 @@ def relabel_by_position(
     """The same target with positions in the batch as ``system`` labels, in its gradients too."""
     if indexing.ids is None:
         return tensor
-    moved = atoms.find_moved(tensor)
-    label_atoms, original = (atoms, tensor) if moved is None else (atoms.on_host, moved.original)
-    originals = original.blocks()
+    label_atoms, labelled, _ = _find_labels(atoms, {name: tensor})
+    originals = labelled[name].blocks()
     return relabel_systems(
         tensor, lambda index, _: indexing.positions(name, originals[index].samples, label_atoms)
     )
@@ -187,18 +189,21 @@ class _Labelled(NamedTuple):
 
 
 def _find_labels(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> _Labelled:
-    """Labels on the host if all TensorMaps were moved from there, else on the device.
+    """Labels on the host if all TensorMaps were moved from there, else where they are.
 
     Labels on the host are read without waiting for a device. Predictions, masked targets and
     TensorMaps that replace others have labels on the device alone.
     """
-    moved = {name: atoms.find_moved(tensor) for name, tensor in tensors.items()}
-    known = {name: found for name, found in moved.items() if found is not None}
+    records = {name: atoms.label_record(tensor) for name, tensor in tensors.items()}
+    known = {name: record for name, record in records.items() if record is not None}
     if len(known) < len(tensors):
         return _Labelled(atoms, dict(tensors), None)
-    originals = {name: found.original for name, found in known.items()}
-    in_order = {name: found.in_batch_order for name, found in known.items()}
-    return _Labelled(atoms.on_host, originals, in_order)
+    originals = {name: record.original for name, record in known.items()}
+    in_order = {name: record.in_batch_order for name, record in known.items()}
+    host = atoms.on_host
+    if host is not atoms and next(iter(originals.values())).device != host.types.device:
+        host = atoms
+    return _Labelled(host, originals, in_order)
 
 
 def _with_systems(labels: Labels, systems: Tensor) -> Labels:

@@ -68,7 +68,7 @@ class DataSample:
             atoms = read_atoms(batch.systems)
             n_values += atoms.types.numel()
             if not self._keep_systems:
-                types_only: Any = replace(atoms, systems=(), host=None, moved=())
+                types_only: Any = replace(atoms, systems=(), host=None, label_records=())
                 batch = Batch(types_only, dict(batch.targets), batch.masks)
             self.kept[self._n_read] = KeptBatch(batch, atoms.n_systems, n_values)
         self._n_read += 1

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace as with_fields
 from functools import cached_property
 from itertools import chain
 from typing import Any, TypeAlias, overload
@@ -10,7 +11,7 @@ import torch
 from metatensor.torch import TensorMap
 from torch import Tensor
 
-from ..batches import Atoms, OwnBatch
+from ..batches import Atoms, LabelRecord, OwnBatch
 from ..tensors import values_and_gradients
 from .addresses import describe_address, find, replace
 from .ase_atoms import are_ase_atoms
@@ -66,11 +67,15 @@ class DeclaredBatch(OwnBatch):
         self.declaration = declaration
         self._rows_by_device: dict[torch.device, Rows] = {}
         self._last_output: tuple[Any, dict[str, list[FoundTensor]]] = (None, {})
+        self._targets: dict[str, TensorMap] = {}
+        self._label_records: list[LabelRecord] = []
 
     @cached_property
     def atoms(self) -> Atoms:
         """The atoms of the batch."""
-        return find_atoms(self.batch, self.declaration.batch)
+        atoms = find_atoms(self.batch, self.declaration.batch)
+        # The list is filled when targets and predictions are made.
+        return with_fields(atoms, label_records=self._label_records)
 
     def __len__(self) -> int:
         return self.atoms.n_systems
@@ -100,7 +105,9 @@ class DeclaredBatch(OwnBatch):
                     "Trainer(precision='bf16-true') and '16-true' round all tensors of a "
                     "batch, before any hook; train with precision='bf16-mixed' or '16-mixed'"
                 )
-        return self._tensormaps(self._in_batch, self.atoms)
+        self._targets = self._tensormaps(self._in_batch, self.atoms)
+        self._label_records[:] = [LabelRecord(t, t, [True]) for t in self._targets.values()]
+        return dict(self._targets)
 
     @property
     def may_lack_targets(self) -> bool:
@@ -141,7 +148,14 @@ class DeclaredBatch(OwnBatch):
                 raise ValueError(describe_missing(values.where, values.paths[-1], output, way_out))
         # ASE and numpy have their targets on the CPU, whatever the device of the network is.
         device = next((one[0].tensor.device for one in found.values()), self.atoms.types.device)
-        return self._tensormaps(found, self.atoms.to(device))
+        predictions = self._tensormaps(found, self.atoms.to(device))
+        del self._label_records[len(self._targets) :]
+        if device == self.atoms.types.device:
+            self._label_records += [
+                LabelRecord(prediction, self._with_same_labels(name) or prediction, [True])
+                for name, prediction in predictions.items()
+            ]
+        return predictions
 
     def names_in_batch(self) -> set[str]:
         """The names of the declared targets that the batch holds."""
@@ -207,6 +221,11 @@ class DeclaredBatch(OwnBatch):
                 if (member := find_at(place, output)[1]) is not None
             }
         return {"n_atoms": self.atoms.n_atoms, **named}
+
+    def _with_same_labels(self, name: str) -> "TensorMap | None":
+        """The target of the batch, if predictions of it have the same gradients."""
+        n_tensors = [len(p[name]) for p in (self.declaration.in_batch, self.declaration.in_output)]
+        return self._targets.get(name) if n_tensors[0] == n_tensors[1] else None
 
     @cached_property
     def _systems(self) -> list[Any]:

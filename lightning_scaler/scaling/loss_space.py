@@ -176,7 +176,8 @@ def index_by_position(
         if masks and name in masks:
             tensor = apply_mask(name, tensor, masks[name])
         tensor = relabel_by_position(name, tensor, batch.indexing, batch.atoms)
-        indexed[name] = target._replace(tensor=tensor)
+        labels = target.labels if batch.indexing.ids is None else None
+        indexed[name] = target._replace(tensor=tensor, labels=labels)
     return IndexedBatch(batch.atoms, BY_POSITION, indexed)
 
 
@@ -203,7 +204,7 @@ def predictions_to_loss(
     if not chosen:
         return LossPredictions({}, complete=False)
     wanted = {name: targets[name] for name in chosen}
-    same = set(compress(chosen, have_labels(list(chosen.values()), list(wanted.values()))))
+    same = _with_same_labels(systems, chosen, targets)
     dtype = targets.dtype(chosen) if isinstance(targets, LossTargets) else None
     dtype = dtype or _common_dtype([*wanted.values()])
     atoms = read_atoms(systems).to(next(iter(chosen.values())).device)
@@ -226,6 +227,24 @@ def predictions_to_loss(
     }
     complete = not any(name not in same and is_tensormap(t) for name, t in predictions.items())
     return LossPredictions(aligned, complete)
+
+
+def _with_same_labels(
+    systems: Systems, predictions: Mapping[str, TensorMap], targets: Mapping[str, TensorMap]
+) -> set[str]:
+    """The names of the predictions that have all labels of their targets."""
+    atoms, same, others = read_atoms(systems), set(), []
+    for name, prediction in predictions.items():
+        target = targets.indexed(name) if isinstance(targets, LossTargets) else None
+        record = atoms.label_record(prediction)
+        if target is not None and record is not None and record.original is target.labels:
+            same.add(name)
+        else:
+            others.append(name)
+    if others:
+        pairs = [predictions[name] for name in others], [targets[name] for name in others]
+        same |= set(compress(others, have_labels(*pairs)))
+    return same
 
 
 def _common_dtype(tensors: list[TensorMap]) -> torch.dtype | None:

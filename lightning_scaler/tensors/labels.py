@@ -127,10 +127,11 @@ def find_rows(
     row_of_group[group[: len(among)]] = torch.arange(len(among), device=group.device)
     rows = row_of_group[group[len(among) :]]
     if bool((rows < 0).any()):
-        first = int((rows < 0).nonzero()[0])
+        missing = (rows < 0).nonzero()[:, 0].tolist()
         raise ValueError(
-            f"{where}: no {what} for {int((rows < 0).sum())} rows of the target, the first of "
-            f"them ({describe(wanted, first)}); {what}s carry the position in the batch as 'system'"
+            f"{where}: no {what} for {len(missing)} of {len(rows)} rows of the target, the first "
+            f"of them ({describe(wanted, missing[0])}); {what}s carry the position in the batch as "
+            "'system'"
         )
     return rows
 

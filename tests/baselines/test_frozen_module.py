@@ -267,7 +267,7 @@ FINE = structure_target([0.0, 0.0, 0.0])
         (
             {"energy": structure_target([0.0, 0.0])},
             ValueError,
-            r"no contribution for 1 rows of the target, the first of them \(system=2\)",
+            r"no contribution for 1 of 3 rows of the target, the first of them \(system=2\)",
         ),
         (
             {"energy": structure_target([[0.0, 1.0]] * 3)},

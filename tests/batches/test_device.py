@@ -167,8 +167,8 @@ def test_types_and_labels_are_read_before_the_move(device):
     assert atoms.types.device == device
     assert atoms.unique_types.tolist() == [1, 6, 8]
     assert atoms.ids_are_positions
-    assert atoms.find_moved(targets["e"]).original is energy
-    assert atoms.find_moved(targets["q"]).original is charges
+    assert atoms.label_record(targets["e"]).original is energy
+    assert atoms.label_record(targets["q"]).original is charges
     assert index(atoms, targets, known) == {"e": [], "q": []}
 
 
@@ -199,7 +199,7 @@ def test_batches_moved_twice_are_read_where_they_came_from():
     systems, targets = move_to_device(once, META, torch.float64)
     atoms = read_atoms(systems)
     assert atoms.on_host.types.device == CPU
-    assert atoms.find_moved(targets["e"]).original is energy
+    assert atoms.label_record(targets["e"]).original is energy
     assert index(atoms, targets, known) == {"e": []}
 
 
@@ -211,7 +211,7 @@ def test_what_was_unpacked_is_moved_unless_it_has_been_already():
     assert {s.positions.device for s in moved.systems} == {META}
     assert {s.positions.dtype for s in moved.systems} == {torch.float32}
     # Labels were read before.
-    assert read_atoms(moved.systems).find_moved(moved.targets["e"]).original is energy
+    assert read_atoms(moved.systems).label_record(moved.targets["e"]).original is energy
     again = move_unpacked(moved, META, torch.float32)
     assert again.systems is moved.systems
     assert again.targets["e"] is moved.targets["e"]

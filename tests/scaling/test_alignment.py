@@ -109,7 +109,9 @@ def test_a_target_without_rows_takes_no_prediction():
 def test_rows_without_a_prediction_are_refused():
     target = atom_target([0.0] * 3, [[1, 2], [0, 0], [2, 1]])
     prediction = atom_target([1.0, 2.0], [[0, 0], [1, 0]])
-    words = r"prediction of 'q', block \(_=0\): no prediction for 2 rows .* \(system=1, atom=2\)"
+    words = (
+        r"prediction of 'q', block \(_=0\): no prediction for 2 of 3 rows .* \(system=1, atom=2\)"
+    )
     with pytest.raises(ValueError, match=words):
         align_prediction("q", prediction, target)
 
@@ -128,7 +130,7 @@ def test_gradients_without_a_prediction_are_refused():
         align_prediction("e", structure_target([1.0]), target)
     target = with_positions([0.0], [0], [[0, 0], [0, 1]], [0, 0])
     prediction = with_positions([0.0], [0], [[0, 0]], [0])
-    with pytest.raises(ValueError, match=r"gradient 'positions': no prediction for 1 rows"):
+    with pytest.raises(ValueError, match=r"gradient 'positions': no prediction for 1 of 2 rows"):
         align_prediction("e", prediction, target)
 
 

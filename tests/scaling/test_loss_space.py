@@ -20,9 +20,11 @@ from builders import (
 )
 from metatensor.torch import Labels, TensorMap
 from small_training import mean_squared_error
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_scaler import ScaleAccumulator
+from lightning_scaler import PerAtom, PerStructure, ScaleAccumulator
 from lightning_scaler.batches import move_to_device
+from lightning_scaler.plain_tensors import Declaration, DeclaredBatch
 from lightning_scaler.scaling import (
     predictions_to_loss,
     predictions_to_physical,
@@ -395,3 +397,53 @@ def test_predictions_with_one_scale_are_returned_as_they_are(scaler):
     other = [system(8), system(1, 1, 6)]
     with pytest.raises(ValueError, match=r"'charges': no scale for the atomic types \[6\]"):
         scaler.convert(other, {"charges": charges}, source="model", target="loss")
+
+
+class WithoutComparisons(TorchDispatchMode):
+    """Refuses comparisons of labels, for which a GPU is waited for."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten.equal.default
+        return func(*args, **(kwargs or {}))
+
+
+def declared(n_atoms, **targets):
+    """A batch of hydrogen atoms; its targets are 1, 2, …"""
+    n_all = sum(n_atoms)
+    batch = {"z": torch.ones(n_all).long(), "n_atoms": torch.tensor(n_atoms)}
+    batch["energy"] = 1.0 + torch.arange(len(n_atoms)).double()
+    batch["charges"] = 1.0 + torch.arange(n_all).double()
+    batch["forces"] = torch.ones(n_all, 3).double()
+    return DeclaredBatch(batch, Declaration.parse(targets, None))
+
+
+def test_rows_of_plain_tensors_are_not_compared():
+    forces = {"positions": "-forces"}
+    batch = declared([2, 1], energy=PerStructure(gradients=forces), charges=PerAtom())
+    scaler = fit(batch, batch.targets())
+    with WithoutComparisons():
+        in_loss = targets_to_loss(scaler, batch, batch.targets())
+        outputs = batch.predictions(batch.batch, needed=in_loss)
+        predictions = predictions_to_loss(scaler, batch, outputs, in_loss)
+    compared = predictions_to_loss(scaler, batch, outputs, dict(in_loss))
+    assert predictions.keys() == compared.keys() == {"energy", "charges"}
+    for name, prediction in predictions.items():
+        assert metatensor.torch.equal(prediction, compared[name])
+
+
+def test_predictions_without_the_gradients_of_their_plain_targets_are_refused():
+    forces = {"positions": {"tensor": "-forces", "prediction": False}}
+    batch = declared([2, 1], energy=PerStructure(gradients=forces))
+    scaler = fit(batch, batch.targets())
+    in_loss = targets_to_loss(scaler, batch, batch.targets())
+    with pytest.raises(ValueError, match="expected the gradient 'positions'"):
+        predictions_to_loss(scaler, batch, batch.predictions(batch.batch), in_loss)
+
+
+def test_plain_predictions_of_another_batch_are_refused():
+    batch, other = (declared(n, charges=PerAtom()) for n in ([2, 1], [1, 1]))
+    scaler = fit(batch, batch.targets())
+    in_loss = targets_to_loss(scaler, batch, batch.targets())
+    other.targets()
+    with pytest.raises(ValueError, match="no prediction for 1 of 3 rows of the target"):
+        predictions_to_loss(scaler, other, other.predictions(other.batch), in_loss)
