@@ -5,9 +5,10 @@ from itertools import chain
 from typing import Any
 
 import torch
-from metatensor.torch import TensorMap
 from typing_extensions import override
 
+from ..batches import is_system
+from ..plain_tensors import DeclaredBatch
 from ..scaling import Scaler
 
 
@@ -19,11 +20,13 @@ class PhysicalModel(torch.nn.Module):
 
     Args:
         network: maps a list of systems to predictions in model space by target name, such as a
-            LightningModule with ``TargetScalingMixin``; it is not copied.
+            LightningModule with ``TargetScalingMixin``; it is not copied. If targets are declared,
+            it may map a batch of plain tensors to an output that has them.
         scaler: its fitted scaler.
 
     Raises:
         RuntimeError: for a scaler that was never fitted.
+        TypeError: for a module with ``ScaledSteps``, which gives physical units by itself.
 
     Example:
         >>> from lightning_scaler import ScaleAccumulator
@@ -49,22 +52,39 @@ class PhysicalModel(torch.nn.Module):
     def __init__(self, network: torch.nn.Module, scaler: Scaler) -> None:
         super().__init__()
         check_fitted(scaler)
+        if hasattr(network, "target_scaler"):
+            raise TypeError(
+                f"expected a network in model space, got {type(network).__name__}, which gives "
+                "physical units outside of its steps by ScaledSteps; call it without PhysicalModel"
+            )
         self.network = network
         self.scaler = scaler
 
     @override
-    def forward(self, systems: Sequence[Any]) -> dict[str, TensorMap]:
+    def forward(self, systems: Any) -> Any:
         """Predict all targets of some systems in physical units.
 
         Args:
-            systems: systems on the device of the network, which receives them in its dtype.
+            systems: systems on the device of the network, which receives them in its dtype; or,
+                for declared targets, a batch of plain tensors, which it receives as it is.
+
+        Returns:
+            TensorMaps by target name; for a batch of plain tensors, a copy of the output with
+            other tensors.
         """
-        dtype = systems_dtype(self.network)
-        predictions = self.network([system.to(dtype) for system in systems])
-        physical: dict[str, TensorMap] = self.scaler.convert(
-            systems, predictions, source="model", target="physical"
-        )
-        return physical
+        declaration = self.scaler.declaration
+        if isinstance(systems, Sequence) and all(map(is_system, systems)):
+            dtype = systems_dtype(self.network)
+            batch, output = systems, self.network([system.to(dtype) for system in systems])
+        elif declaration is not None:
+            batch, output = DeclaredBatch(systems, declaration), self.network(systems)
+        else:
+            raise TypeError(
+                "expected a list of metatomic systems, which targets that are not declared need, "
+                f"got {type(systems).__name__}; metatomic.torch.systems_to_torch makes them of "
+                "ASE Atoms"
+            )
+        return self.scaler.convert(batch, output, source="model", target="physical")
 
 
 def check_fitted(scaler: Scaler) -> None:

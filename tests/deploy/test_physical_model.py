@@ -11,8 +11,9 @@ from builders import Springs, fit, structure_target
 from deployable import TARGETS, SmallNetwork, add_neighbors, molecules
 from metatomic.torch import ModelOutput
 from metatomic_ase import MetatomicCalculator
+from plain_module import DECLARED, OtherModule, batches
 
-from lightning_scaler import CompositionBaseline, PhysicalModel
+from lightning_scaler import CompositionBaseline, PhysicalModel, ScaleAccumulator, ScaledSteps
 
 PAGE = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text()
 
@@ -29,12 +30,26 @@ class Network(torch.nn.Module):
         return self.network(systems, {name: ModelOutput() for name in TARGETS})
 
 
-def test_the_documented_calculator_agrees_with_the_exported_file(trained, float64_model):
-    code = next(
-        c for c in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "class PhysicalCalculator" in c
-    )
+def documented(*classes):
+    """The names that the code blocks of the page define which have these classes."""
     names: dict = {}
-    exec(code, names)
+    for code in re.findall(r"```python\n(.*?)```", PAGE, re.S):
+        if any(f"class {name}(" in code for name in classes):
+            exec(code, names)
+    return names
+
+
+@pytest.fixture
+def plain():
+    """A module of plain tensors in float32 with the scaler of its batches."""
+    module, data = OtherModule().eval(), batches()
+    accumulator = ScaleAccumulator(targets=DECLARED, baseline="composition")
+    module.scaler = accumulator.fit(data)
+    return module, data
+
+
+def test_the_documented_calculator_agrees_with_the_exported_file(trained, float64_model):
+    names = documented("PhysicalCalculator")
     network = Network(SmallNetwork())
     network.network.load_state_dict(trained.module.network.state_dict())
     molecule = molecules((8, 6, 1, 1), seed=5)[0]
@@ -76,3 +91,57 @@ def test_forces_contain_the_part_of_an_additive_module():
 
     numerical = (moved(1e-4) - moved(-1e-4)) / 2e-4
     assert gradient[0, 1].item() == pytest.approx(numerical, rel=1e-6)
+
+
+def test_an_output_of_plain_tensors_is_in_physical_units(plain):
+    module, data = plain
+    found = PhysicalModel(module, module.scaler)(data[0])
+    expected = module.scaler.convert(data[0], module(data[0]), source="model", target="physical")
+    assert list(found) == ["energy", "forces", "populations"]
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name])
+
+
+def test_the_documented_calculator_of_plain_tensors(plain):
+    """Energies by hand: scale times what the network gives, and a contribution of each atom."""
+    module, _ = plain
+    names = documented("PhysicalCalculator", "PlainCalculator")
+    atoms = ase.Atoms("OHH", positions=[[0.1, 0.2, 0.3], [1.0, 0.5, 0.0], [0.0, 1.0, -0.5]])
+    atoms.calc = names["PlainCalculator"](module)
+    scales = module.scaler.targets["energy"]
+    sigma, known = float(scales.per_target[0]), scales.baseline_types.tolist()
+    contributions = dict(zip(known, scales.weights[(0,)][:, 0].tolist(), strict=True))
+    weights = module.weights.weight.detach().double().numpy()[atoms.numbers]
+    in_model_space = weights[:, 0] + weights[:, 1] * np.square(atoms.positions).sum(1)
+    energy = sigma * in_model_space.sum() + sum(contributions[z] for z in atoms.numbers)
+    assert atoms.get_potential_energy() == pytest.approx(energy, rel=0, abs=1e-6 * sigma)
+    forces = -2 * sigma * weights[:, 1:2] * atoms.positions
+    np.testing.assert_allclose(atoms.get_forces(), forces, rtol=1e-6)
+
+
+def test_an_output_that_is_the_batch_itself_holds_predictions(plain):
+    module, data = plain
+
+    class Writes(torch.nn.Module):
+        def forward(self, batch):
+            batch.update(module(batch))
+            return batch
+
+    found = PhysicalModel(Writes(), module.scaler)(dict(data[0]))
+    assert torch.equal(found["energy"], PhysicalModel(module, module.scaler)(data[0])["energy"])
+
+
+def test_what_is_neither_systems_nor_a_declared_batch(plain):
+    module, data = plain
+    scaler = fit(molecules((1, 8, 1)), {"energy": structure_target([-76.0], name="property")})
+    with pytest.raises(TypeError, match=r"expected a list of metatomic systems.*got dict"):
+        PhysicalModel(module, scaler)(data[0])
+    with pytest.raises(TypeError, match=r"got list; metatomic\.torch\.systems_to_torch"):
+        PhysicalModel(module, scaler)([ase.Atoms("H")])
+
+
+def test_a_module_that_converts_by_itself_is_refused(plain):
+    class Ours(ScaledSteps, OtherModule): ...
+
+    with pytest.raises(TypeError, match=r"expected a network in model space, got Ours"):
+        PhysicalModel(Ours(), plain[0].scaler)
