@@ -1,7 +1,8 @@
 """Write the scales of a module into its own layers."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from .nequip import NequIP
 from .preset import Preset
 from .schnetpack import SchNetPack
 from .torchmdnet import TorchMDNet
+
+Predict = Callable[[Any], dict[str, TensorMap]]
 
 
 def fold(
@@ -67,25 +70,56 @@ def fold(
         >>> folded = fold(module, batch, layers)  # doctest: +SKIP
         >>> fold("best.ckpt", out="folded.ckpt")  # doctest: +SKIP
     """
-    checkpoint: dict[str, Any] = {}
     if isinstance(source, (str, os.PathLike)):
         checkpoint = torch.load(source, map_location="cpu", weights_only=False)
         preset = _find_preset(checkpoint)
-        module = _load(source, checkpoint, preset, module_class)
-        if batch is None and preset is not None:
-            batch = preset.batch(source)
-    elif not isinstance(source, ScaledSteps):
+        state = checkpoint["state_dict"].items()
+        weights = [value for name, value in state if not name.endswith("_extra_state")]
+        with _precision_of(weights, preset):
+            module = _load(source, checkpoint, preset, module_class)
+            if batch is None and preset is not None:
+                batch = preset.batch(source)
+            folded, predict = _fold(module, batch, layers, preset, allow_rounding)
+            if out is not None:
+                _save(folded, checkpoint, predict, Path(out))
+        return folded
+    if not isinstance(source, ScaledSteps):
         raise TypeError(
             f"fold: expected a module that was trained with ScaledSteps, or the path of its "
             f"checkpoint, got {type(source).__name__}"
         )
-    else:
-        module, preset = source, _find_preset(source)
-    if out is not None and not checkpoint:
+    if out is not None:
         raise ValueError(
             "fold: out= needs the path of a checkpoint instead of the module; save one with "
             "trainer.save_checkpoint"
         )
+    preset = _find_preset(source)
+    with _precision_of([*source.parameters(), *source.buffers()], preset):
+        return _fold(source, batch, layers, preset, allow_rounding)[0]
+
+
+@contextmanager
+def _precision_of(weights: Iterable[Any], preset: Preset | None) -> Iterator[None]:
+    """Build and run a module as ``Trainer(precision="64-true")`` does, if it was trained so.
+
+    NequIP sets the default dtype by itself, for good.
+    """
+    tensors = [weight for weight in weights if isinstance(weight, torch.Tensor)]
+    dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    outside = torch.get_default_dtype()
+    if preset is None and dtypes == {torch.float64}:
+        torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        if preset is None:
+            torch.set_default_dtype(outside)
+
+
+def _fold(
+    module: Any, batch: Any, layers: Any, preset: Preset | None, allow_rounding: bool
+) -> tuple[LightningModule, Predict]:
+    """The folded copy of a module, and the predictions of a module for the batch."""
     if batch is None:
         raise ValueError(
             "fold: expected a batch of a loader, for which predictions before and after are "
@@ -106,9 +140,7 @@ def fold(
         f"fold: {type(folded).__name__} predicts in the units of the data without a scaler; "
         f"largest differences: {differences}"
     )
-    if out is not None:
-        _save(folded, checkpoint, predict, Path(out))
-    return folded  # type: ignore[no-any-return]
+    return folded, predict
 
 
 def _find_preset(source: Any) -> Preset | None:
@@ -166,9 +198,7 @@ def _load(source: Any, checkpoint: Any, preset: Preset | None, module_class: Any
     return module_class.load_from_checkpoint(source, map_location="cpu", weights_only=False)
 
 
-def _save(
-    folded: Any, checkpoint: Any, predict: Callable[[Any], dict[str, TensorMap]], out: Path
-) -> None:
+def _save(folded: Any, checkpoint: Any, predict: Predict, out: Path) -> None:
     """Write a checkpoint without scaler and optimizer, and read it again before it is final."""
     kept = ("epoch", "global_step", "pytorch-lightning_version", "hparams_name", "hparams_type")
     written = {name: checkpoint[name] for name in kept if name in checkpoint}

@@ -188,6 +188,32 @@ def test_a_folded_checkpoint_is_read_by_the_class_itself(tmp_path, messages):
     assert [one.name for one in tmp_path.glob("folded*")] == ["folded.ckpt"]
 
 
+def test_a_checkpoint_in_double_precision_is_folded_in_double_precision(tmp_path):
+    """Its class makes modules in the default dtype, and tensors too when it runs."""
+
+    class Sums(Theirs):
+        def forward(self, batch):
+            energy, forces = super().forward(batch).values()
+            return {"energy": torch.zeros(len(energy)).add_(energy), "forces": forces}
+
+    data, net = batches(), Sums()
+    callback = TargetScaler(targets=ENERGY)
+    trainer = quiet_trainer(tmp_path, callbacks=[callback], precision="64-true")
+    trainer.fit(net, loader_of(data))
+    (expected, *_) = trainer.predict(net, loader_of(data))
+    path, out = tmp_path / "net.ckpt", tmp_path / "folded.ckpt"
+    trainer.save_checkpoint(path)
+    for folded in (
+        fold(net, data[0], LAYERS),
+        fold(path, data[0], LAYERS, out, module_class=Sums),
+    ):
+        assert torch.get_default_dtype() == torch.float32
+        assert folded.references.dtype == torch.float64
+        assert_same(expected, Theirs.forward(folded, data[0]))
+    weights = torch.load(out, weights_only=True)["state_dict"]
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float64}
+
+
 def test_rounding_of_single_precision_is_refused_unless_allowed():
     """Totals of 1e6 in float32 are rounded to 0.06; the scale is 1 to 10."""
     data = with_totals_of(-1e5)
