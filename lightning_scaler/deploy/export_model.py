@@ -14,14 +14,13 @@ from metatomic.torch import (
     ModelCapabilities,
     ModelMetadata,
     ModelOutput,
-    unit_conversion_factor,
 )
 
 from ..scaling import Scaler, TargetScales
 from ..settings import atomic_type
 from ..tensors import replacing
 from .deployed_model import DeployedModel, FrozenScaler
-from .output_units import Output, parse_outputs
+from .output_units import Output, check_length_unit, parse_outputs
 from .physical_model import check_fitted, systems_dtype
 
 DEVICES = ["cuda", "cpu"]  # those with float64
@@ -96,7 +95,7 @@ def export(
     parsed = parse_outputs(outputs, scaler.targets, scaler.units)
     targets = {output.target: scaler.targets[output.target] for output in parsed.values()}
     types = _atomic_types(atomic_types, targets)
-    _check_length_unit(length_unit)
+    check_length_unit(length_unit, parsed.values(), scaler.units)
     network = _compilable(copy.deepcopy(network).to("cpu").eval())
     dtype = systems_dtype(network)
     frozen = FrozenScaler(scaler, list(targets), types, dtype)
@@ -165,18 +164,6 @@ def _atomic_types(
             "export fewer targets"
         )
     return sorted(common)
-
-
-def _check_length_unit(unit: str) -> None:
-    try:
-        if not unit:
-            raise ValueError("it is empty")
-        unit_conversion_factor(unit, "angstrom")
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"length_unit: expected a unit of length, such as 'angstrom' or 'bohr', got {unit!r}: "
-            f"{str(error).splitlines()[0]}"
-        ) from None
 
 
 def _model_output(output: Output, targets: Mapping[str, TargetScales]) -> ModelOutput:

@@ -1,6 +1,7 @@
 """Names and units of the outputs of an exported model."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from metatomic.torch import unit_conversion_factor, unit_dimension_for_quantity
@@ -87,6 +88,39 @@ def parse_outputs(
             _check_layout(output, targets[target])
         parsed[output.name] = output
     return parsed
+
+
+def check_length_unit(unit: str, outputs: Iterable[Output], units: Mapping[str, str]) -> None:
+    """Check the unit of positions, also against the units of forces where these are known.
+
+    Args:
+        unit: unit of positions.
+        outputs: outputs, as parsed.
+        units: units in the data by target name, gradients included, where they are known.
+
+    Raises:
+        ValueError: for anything but a unit of length, and for another one than in the data.
+    """
+    try:
+        if not unit:
+            raise ValueError("it is empty")
+        unit_conversion_factor(unit, "angstrom")
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"length_unit: expected a unit of length, such as 'angstrom' or 'bohr', got {unit!r}: "
+            f"{str(error).splitlines()[0]}"
+        ) from None
+    for output in outputs:
+        name = f"{output.target}/positions"
+        in_data = units.get(name, "")
+        factor = _factor(plain_unit(in_data), f"{output.unit}/{unit}") if in_data else None
+        # The values of constants differ a little between codes.
+        if factor is not None and not math.isclose(factor, 1.0, rel_tol=1e-4):
+            raise ValueError(
+                f"length_unit: expected the unit of the positions in the data, where '{name}' is "
+                f"in '{in_data}' and '{output.target}' in '{output.unit}', got {unit!r}; give that "
+                "of the data, or correct units of the TargetScaler"
+            )
 
 
 def _parse_output(target: str, setting: Any, in_data: str) -> Output:
