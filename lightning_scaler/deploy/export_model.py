@@ -18,7 +18,7 @@ from metatomic.torch import (
 
 from ..scaling import Scaler, TargetScales
 from ..settings import atomic_type
-from ..tensors import replacing
+from ..tensors import replacing, script_class_name
 from .deployed_model import DeployedModel, FrozenScaler
 from .output_units import Output, check_length_unit, parse_outputs
 from .physical_model import check_fitted, systems_dtype
@@ -79,7 +79,8 @@ def export(
         ValueError: for unknown targets, units that are missing, unknown, of the wrong dimension or
             other than in the data, types without a scale or a baseline, or a range shorter than a
             cutoff.
-        TypeError: for a LightningModule, or an additive module that cannot be exported.
+        TypeError: for a LightningModule, an additive module that cannot be exported, or metadata of
+            another kind.
         OSError: if the file cannot be written.
 
     Example:
@@ -92,6 +93,11 @@ def export(
     """
     check_fitted(scaler)
     _check_network(network)
+    if metadata is not None and script_class_name(metadata) != "ModelMetadata":
+        raise TypeError(
+            "metadata: expected a ModelMetadata of metatomic.torch, such as "
+            f"ModelMetadata(name='water'), got {metadata!r}"
+        )
     parsed = parse_outputs(outputs, scaler.targets, scaler.units)
     targets = {output.target: scaler.targets[output.target] for output in parsed.values()}
     types = _atomic_types(atomic_types, targets)
@@ -150,7 +156,8 @@ def _atomic_types(
             "the types that the network knows, as in atomic_types=['H', 'C', 'O']"
         )
     common = frozenset.intersection(*known)
-    left_out = sorted(frozenset.union(*known) - common)
+    unknown = {z for scales in targets.values() for z in scales.unknown_types}
+    left_out = sorted(unknown.union(*known) - common)
     if left_out:
         warnings.warn(
             f"the exported model leaves out the atomic types {left_out}, which have no scale or "

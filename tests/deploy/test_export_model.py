@@ -66,6 +66,8 @@ def test_metadata(tmp_path):
     exported(tmp_path, metadata=ModelMetadata(name="water", authors=["A. Author"]))
     metadata = read_model_metadata(str(tmp_path / "model.pt"))
     assert (metadata.name, metadata.authors) == ("water", ["A. Author"])
+    with pytest.raises(TypeError, match=r"expected a ModelMetadata .*got \{'name': 'water'\}"):
+        exported(tmp_path, metadata={"name": "water"})
 
 
 def test_the_live_module_is_not_changed(tmp_path):
@@ -101,6 +103,16 @@ def test_types_without_a_baseline_are_left_out_with_a_warning(tmp_path):
     assert exported(tmp_path, scaler).capabilities().atomic_types == [1, 6, 8]
     with pytest.warns(UserWarning, match=r"leaves out the atomic types \[6\].*'charges', 'energy'"):
         model = exported(tmp_path, scaler, outputs={"energy": "eV", "charges": "e"})
+    assert model.capabilities().atomic_types == [1, 8]
+
+
+def test_types_with_an_unknown_weight_are_left_out_with_a_warning(tmp_path):
+    """Carbon occurs only where the energy is missing."""
+    systems, energies = [*WATERS, system(6, 8)], structure_target([-76.0, -76.4, torch.nan])
+    with pytest.warns(UserWarning, match=r"their baseline is unknown: .*types \[6\]"):
+        scaler = fit(systems, {"energy": energies}, baseline="composition")
+    with pytest.warns(UserWarning, match=r"leaves out the atomic types \[6\].*\['energy'\]"):
+        model = exported(tmp_path, scaler)
     assert model.capabilities().atomic_types == [1, 8]
 
 
