@@ -15,6 +15,7 @@ from metatomic.torch import (
     ModelMetadata,
     ModelOutput,
 )
+from torch.jit.frontend import FrontendError
 
 from ..scaling import Scaler, TargetScales
 from ..settings import atomic_type
@@ -79,8 +80,8 @@ def export(
         ValueError: for unknown targets, units that are missing, unknown, of the wrong dimension or
             other than in the data, types without a scale or a baseline, or a range shorter than a
             cutoff.
-        TypeError: for a LightningModule, an additive module that cannot be exported, or metadata of
-            another kind.
+        TypeError: for a LightningModule or another module around the network, an additive module
+            that cannot be exported, or metadata of another kind.
         OSError: if the file cannot be written.
 
     Example:
@@ -102,7 +103,9 @@ def export(
     targets = {output.target: scaler.targets[output.target] for output in parsed.values()}
     types = _atomic_types(atomic_types, targets)
     check_length_unit(length_unit, parsed.values(), scaler.units)
-    network = _compilable(copy.deepcopy(network).to("cpu").eval())
+    with torch.no_grad():  # copies of scripted parameters would be part of a graph
+        network = copy.deepcopy(network)
+    network = _compilable(network.to("cpu").eval())
     dtype = systems_dtype(network)
     frozen = FrozenScaler(scaler, list(targets), types, dtype)
     model = DeployedModel(network, frozen, parsed, dtype).eval()
@@ -119,12 +122,12 @@ def export(
     with replacing(path) as temporary:
         try:
             AtomisticModel(model, metadata, capabilities).save(temporary)
-        except RuntimeError as error:
+        except (RuntimeError, FrontendError) as error:
             raise RuntimeError(_way_out(network, error)) from error
 
 
 def _check_network(network: Any) -> None:
-    """Raise ``TypeError`` for anything but a module, and for a LightningModule."""
+    """Raise ``TypeError`` for anything but a module, and for one around the network."""
     if hasattr(network, "training_step"):
         raise TypeError(
             "expected the network, a torch.nn.Module, got the LightningModule "
@@ -133,6 +136,13 @@ def _check_network(network: Any) -> None:
         )
     if not isinstance(network, torch.nn.Module):
         raise TypeError(f"expected the network, a torch.nn.Module, got {network!r}")
+    for inner in ("_orig_mod", "module"):
+        wrapped = getattr(network, inner, None)
+        if type(network).__module__.startswith("torch.") and isinstance(wrapped, torch.nn.Module):
+            raise TypeError(
+                f"expected the network, got {type(network).__name__} around a "
+                f"{type(wrapped).__name__}, which TorchScript cannot take; pass network.{inner}"
+            )
 
 
 def _atomic_types(
@@ -207,7 +217,7 @@ def _compilable(network: torch.nn.Module) -> torch.nn.Module:
     return network
 
 
-def _way_out(network: torch.nn.Module, error: RuntimeError) -> str:
+def _way_out(network: torch.nn.Module, error: Exception) -> str:
     """A message about a model that cannot be compiled or written."""
     name = type(network).__name__
     if "redefine method" in str(error.__cause__):
@@ -216,10 +226,11 @@ def _way_out(network: torch.nn.Module, error: RuntimeError) -> str:
             "of a process alone, and this is not the first; export in a new process, such as a "
             "notebook whose kernel has been restarted"
         )
-    if "could not convert" in str(error):
+    unsupported = isinstance(error, FrontendError)
+    if unsupported or "could not convert" in str(error):
         return (
             f"{name} does not compile with TorchScript, in which engines run models (torch.export "
-            f"does not take TensorMaps): {error.__cause__}\n"
+            f"does not take TensorMaps): {error if unsupported else error.__cause__}\n"
             "Rewrite the line that is marked above for TorchScript; the interface is "
             "forward(systems: List[System], outputs: Dict[str, ModelOutput], selected_atoms: "
             "Optional[Labels] = None) -> Dict[str, TensorMap]. In Python, PhysicalModel takes any "

@@ -217,6 +217,48 @@ def test_a_network_that_cannot_be_saved(tmp_path):
         exported(tmp_path, network=Unsaveable(), interaction_range=0.0)
 
 
+class WithLambda(SmallNetwork):
+    """Has a construct that the parser of TorchScript does not know."""
+
+    def forward(
+        self,
+        systems: List[System],
+        outputs: Dict[str, ModelOutput],
+        selected_atoms: Optional[Labels] = None,
+    ) -> Dict[str, TensorMap]:
+        return dict(map(lambda name: (name, self.table), outputs))
+
+
+def test_a_network_with_a_construct_that_torchscript_does_not_know(tmp_path):
+    with pytest.raises(RuntimeError, match=r"(?s)WithLambda does not compile.*Lambda.*PhysicalM"):
+        exported(tmp_path, network=WithLambda())
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "inner"),
+    [(torch.compile, "_orig_mod"), (torch.optim.swa_utils.AveragedModel, "module")],
+)
+def test_the_network_inside_a_wrapper_is_asked_for(wrapper, inner, tmp_path):
+    with pytest.raises(TypeError, match=f"around a SmallNetwork, .*; pass network.{inner}"):
+        export(wrapper(SmallNetwork()), water_scaler(), tmp_path / "a.pt", outputs={}, **UNITS)
+
+
+class InTorchScript(SmallNetwork):
+    """A class of its own: TorchScript keeps the types of classes for the whole process."""
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_a_network_that_is_in_torchscript_already(tmp_path):
+    network = InTorchScript()
+    options, energies = ModelEvaluationOptions("A", {"energy": ModelOutput()}), []
+    for one in (torch.jit.script(network), SmallNetwork()):
+        model = exported(tmp_path, network=one)
+        systems = add_neighbors(molecules((1, 8, 1)), model)
+        energies.append(model(systems, options, True)["energy"].block().values)
+    assert torch.equal(*energies)
+    assert network.weights.requires_grad
+
+
 def test_a_lightning_module_is_not_a_network(trained, tmp_path):
     with pytest.raises(TypeError, match=r"LightningModule Net, .*export\(model.network"):
         exported(tmp_path, trained.module.scaler, trained.module)
