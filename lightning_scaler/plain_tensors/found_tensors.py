@@ -45,7 +45,7 @@ class FoundTensor(NamedTuple):
         if not tensor.is_floating_point():
             raise TypeError(
                 f"{self.where}: expected a floating-point tensor, got "
-                f"{str(tensor.dtype).removeprefix('torch.')}"
+                f"{str(tensor.dtype).removeprefix('torch.')}; convert it, such as with .float()"
             )
         n_rows, n_atoms = atoms.n_systems, None
         if place.per_atom:

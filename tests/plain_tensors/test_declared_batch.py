@@ -252,7 +252,8 @@ REFUSED = {
     "integers": (
         PerStructure(),
         {"t": torch.tensor([1, 2])},
-        "target 't', at 't': expected a floating-point tensor, got int64",
+        r"target 't', at 't': expected a floating-point tensor, got int64; convert it, such as "
+        r"with \.float\(\)$",
     ),
     "forces": (
         PerStructure(gradients={"positions": "-f"}),
