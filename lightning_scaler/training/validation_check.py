@@ -46,6 +46,7 @@ class ValidationCheck:
         self._sums = LossSpaceSums()
         self._left_out: set[str] = set()
         self._later: set[str] = set()
+        self._without_targets: bool | None = None  # None: before the first batch
         self.finished = False
 
     def add(
@@ -63,6 +64,8 @@ class ValidationCheck:
             targets: targets in physical space, by name.
             masks: masks by target name.
         """
+        without = scaler.targets.keys().isdisjoint(targets)
+        self._without_targets = without and self._without_targets is not False
         names = scaler.targets.keys() - self._left_out - self._later
         if not names or not scaler.settings.enabled or scaler.settings.provisional:
             return
@@ -77,7 +80,16 @@ class ValidationCheck:
             sanity_check: whether these were the batches of the sanity check.
         """
         sums, self._sums = self._sums, LossSpaceSums()
+        without, self._without_targets = self._without_targets, None
         self.finished = self.finished or not sanity_check
+        # The few batches of a sanity check may be without targets that later ones have.
+        if without and not sanity_check:
+            warnings.warn(
+                f"the validation data have none of the targets {[*scaler.targets]}, so that "
+                "validation has no loss and no metrics; give them the same names as in the "
+                "training data",
+                stacklevel=2,
+            )
         far = describe_far_terms(scaler, sums)
         if far:
             self._left_out |= {_target_of(scaler, term) for term in far}

@@ -132,6 +132,25 @@ def test_batches_without_targets_do_not_count(tmp_path):
     assert not messages(lambda: trainer.validate(net, data, verbose=False))
 
 
+@pytest.mark.parametrize("sanity_steps", [0, 2])
+def test_validation_data_without_any_target_are_warned_of_once(tmp_path, sanity_steps):
+    class WithoutTargets(SmallData):
+        def val_dataloader(self):
+            return DataLoader(
+                self.held_out, 4, collate_fn=lambda items: {"system": collate(items)["system"]}
+            )
+
+    trainer = quiet_trainer(
+        tmp_path, callbacks=[scaler_callback()], max_epochs=3, num_sanity_val_steps=sanity_steps
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(SmallNet(), WithoutTargets())
+    found = [str(w.message) for w in caught if "have none of the targets" in str(w.message)]
+    assert len(found) == 1
+    assert "none of the targets ['energy', 'dipole', 'polarizability', 'charges']" in found[0]
+
+
 @pytest.mark.slow
 def test_validation_alone_is_compared_too(tmp_path):
     net = SmallNet()
