@@ -71,6 +71,13 @@ def digest(state: Any) -> str:
     return whole.hexdigest()
 
 
+def tensor_bytes(tensor: torch.Tensor) -> bytes:
+    """The bytes of all elements, in their order."""
+    # ``contiguous`` keeps any stride of an axis of length 1, and ``view`` refuses it.
+    copied = tensor.detach().cpu().resolve_conj().clone(memory_format=torch.contiguous_format)
+    return copied.view(-1).view(torch.uint8).numpy().tobytes()
+
+
 def state_to_json(state: Any) -> tuple[str, list[torch.Tensor]]:
     """Write a state as JSON, with its tensors apart.
 
@@ -169,7 +176,7 @@ def _map_leaves(state: Any, change: Callable[[Any], Any]) -> Any:
 def _pieces(state: Any) -> Iterator[bytes]:
     if isinstance(state, torch.Tensor):
         yield f"{state.dtype} {tuple(state.shape)}".encode()
-        yield state.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        yield tensor_bytes(state)
     elif isinstance(state, Mapping):
         yield f"mapping of {len(state)}".encode()
         for name, part in state.items():

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .state import state_from_json, state_to_json
+from .state import state_from_json, state_to_json, tensor_bytes
 from .state_checks import InvalidStateError
 
 MAGIC = b"LSSTATE1"
@@ -44,7 +44,7 @@ def state_to_tensor(state: Any) -> torch.Tensor:
     text, tensors = state_to_json(state)
     shapes = [[str(t.dtype).removeprefix("torch."), list(t.shape)] for t in tensors]
     head = json.dumps([text, shapes], separators=(",", ":")).encode()
-    values = b"".join(bytes(t.reshape(-1).view(torch.uint8).numpy()) for t in tensors)
+    values = b"".join(map(tensor_bytes, tensors))
     # Compressed, so that few states need more than the smallest length.
     content = zlib.compress(len(head).to_bytes(N_LENGTH, "little") + head + values)
     digest = hashlib.sha256(content).digest()

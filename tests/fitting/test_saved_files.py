@@ -40,6 +40,17 @@ def test_merged_shards_give_the_rms_of_all_values_to_the_bit_for_any_order(tmp_p
     assert states == {digest(merged.state())}
 
 
+def test_statistics_of_a_single_atomic_type_are_saved(tmp_path):
+    accumulator = ScaleAccumulator(baseline="composition")
+    systems = [system(14), system(14, 14), system(14, 14, 14)]
+    accumulator.update(systems, {"energy": structure_target([1.0, 3.0, 4.0])})
+    accumulator.save(tmp_path / "file")
+    scaler = ScaleAccumulator.load(tmp_path / "file").compute()
+    # (1 + 2 * 3 + 3 * 4) / (1 + 4 + 9)
+    weight = scaler.targets["energy"].weights[(0,)].item()
+    assert weight == pytest.approx(19 / 14, rel=1e-14)
+
+
 def test_a_missing_shard_is_named(tmp_path):
     paths = save_shards(tmp_path, [1.0] * 5)
     with pytest.raises(ValueError, match="got them without shards 0, 3 of 5"):

@@ -25,6 +25,7 @@ STATE = {
     "mask": torch.tensor([True, False]),
     "complex": torch.tensor([1 + 2j]),
     "view": torch.arange(12).reshape(3, 4).T[1:],
+    "single element of a matrix": torch.arange(4.0).reshape(2, 2).T[:1, 1:],
 }
 
 
