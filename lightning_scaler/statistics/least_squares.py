@@ -140,7 +140,12 @@ class LeastSquares:
     def rows(self) -> ReducedRows:
         """The reduced problem."""
         self._reduce()
-        return ReducedRows(self._matrices[0], self._values[0], self._residual_ss)
+        # Sums are rounded by the order in memory, which a problem from a file would not share.
+        matrix, values = (
+            part[0].clone(memory_format=torch.contiguous_format)
+            for part in (self._matrices, self._values)
+        )
+        return ReducedRows(matrix, values, self._residual_ss)
 
     def weights(self, fixed: torch.Tensor | None = None) -> torch.Tensor:
         """Weights of smallest norm, ``(n_columns, n_properties)``; NaN for types in no row.

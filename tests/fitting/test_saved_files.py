@@ -3,6 +3,7 @@
 import re
 from itertools import permutations
 
+import numpy as np
 import pytest
 from builders import (
     fit,
@@ -49,6 +50,19 @@ def test_statistics_of_a_single_atomic_type_are_saved(tmp_path):
     # (1 + 2 * 3 + 3 * 4) / (1 + 4 + 9)
     weight = scaler.targets["energy"].weights[(0,)].item()
     assert weight == pytest.approx(19 / 14, rel=1e-14)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_statistics_from_a_file_give_the_same_scales_to_the_bit(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    accumulator = ScaleAccumulator(baseline="composition")
+    for _ in range(3):
+        systems = [system(*rng.integers(1, 8, rng.integers(1, 6))) for _ in range(9)]
+        values = [1e4 * len(s) + rng.normal() for s in systems]
+        accumulator.update(systems, {"energy": structure_target(values)})
+    accumulator.save(tmp_path / "file")
+    loaded = ScaleAccumulator.load(tmp_path / "file").compute()
+    assert digest(loaded.state_dict()) == digest(accumulator.compute().state_dict())
 
 
 def test_a_missing_shard_is_named(tmp_path):
