@@ -139,10 +139,11 @@ def _keys_of(place: Place) -> Labels:
 
 def _components_of(place: Place) -> list[Labels]:
     gradient = {(): "", (3,): VECTOR, (3, 3): MATRIX}[GRADIENT_SHAPES.get(place.parameter, ())]
-    names = []
-    for kind in (gradient, place.components):
-        names += {VECTOR: ["xyz"], MATRIX: ["xyz_1", "xyz_2"]}.get(kind, [])
-    components = [Labels.range(name, 3) for name in names]
+    axes = {VECTOR: ["xyz"], MATRIX: ["xyz_1", "xyz_2"]}
+    names = axes.get(place.components, [])
+    # The axes of a block need different names: those of the dipole and of its derivative.
+    of_gradient = [f"{n}_gradient" if n in names else n for n in axes.get(gradient, [])]
+    components = [Labels.range(name, 3) for name in of_gradient + names]
     if place.components.isdecimal():
         degree = int(place.components)
         components.append(Labels(["o3_mu"], torch.arange(-degree, degree + 1)[:, None]))
