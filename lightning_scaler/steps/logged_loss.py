@@ -57,7 +57,11 @@ class LoggedLoss(RunMetrics):
         make = partial(self._make, scaler, stage, dataloader_idx, module.device)
         metrics = self.find(stage, dataloader_idx, [*scaler.targets.values()], make)
         # Lightning's own mean rounds the number of systems per process to an integer.
-        metrics.sums.update(*_weighted(loss, n_systems, terms, n_with_terms, module.device))
+        names, sums = _weighted(loss, n_systems, terms, n_with_terms, module.device)
+        if stage != "train" and terms is not None:
+            # An evaluation batch whose values are all missing has no loss, not one of zero.
+            sums[0] *= terms.present.any().to(sums)
+        metrics.sums.update(names, sums)
         log = EpochLog(module, self._attribute)
         for name, key, mean in metrics.means:
             # As with other metrics: processes reduce them together.

@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from metatensor.torch import multiply
 from small_training import SmallData, SmallNet, collate, quiet_trainer, scaler_callback
 from torch.utils.data import DataLoader, Subset
 from torchmetrics import (
@@ -159,12 +160,22 @@ def test_losses_of_an_epoch_are_weighted_by_the_systems_of_each_batch(tmp_path):
         assert abs(weighted - unweighted) > 1e-3 * weighted  # the two can be told apart
 
 
-def test_evaluation_batches_without_targets_do_not_lower_the_loss(tmp_path):
+def without_targets(batch):
+    return {"system": batch["system"]}
+
+
+def with_missing_values_alone(batch):
+    missing = {n: multiply(t, torch.nan) for n, t in batch.items() if n != "system"}
+    return {"system": batch["system"], **missing}
+
+
+@pytest.mark.parametrize("change", [without_targets, with_missing_values_alone])
+def test_evaluation_batches_without_targets_do_not_lower_the_loss(tmp_path, change):
     """Batches of 4, 4 and 1 systems, of which the first has no targets."""
 
     def without_targets_in_the_first(items):
         batch = collate(items)
-        return {"system": batch["system"]} if items[0] is data.held_out.items[0] else batch
+        return change(batch) if items[0] is data.held_out.items[0] else batch
 
     data = SmallData()
     net, trainer = SmallNet(), quiet_trainer(tmp_path, callbacks=[scaler_callback()])
