@@ -30,7 +30,7 @@ class PhysicalModel(torch.nn.Module):
 
     Example:
         >>> from lightning_scaler import ScaleAccumulator
-        >>> from metatensor.torch import Labels, TensorBlock
+        >>> from metatensor.torch import Labels, TensorBlock, TensorMap
         >>> from metatomic.torch import System
         >>> class Half(torch.nn.Module):
         ...     def forward(self, systems):

@@ -298,7 +298,7 @@ def test_missing_scales_and_predictions_are_refused():
             scaler, SYSTEMS, predictions, {"gap": targets["energy"]}
         )
     part = {"energy": structure_target([1.0])}
-    with pytest.raises(ValueError, match="no prediction for 1 rows"):
+    with pytest.raises(ValueError, match="no prediction for 1 of 2 rows"):
         PhysicalUnits(rmse(), "energy").update(
             scaler, SYSTEMS, part, {"energy": structure_target([1.0, 2.0])}
         )
