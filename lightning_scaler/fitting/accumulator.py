@@ -201,7 +201,7 @@ class ScaleAccumulator:
         """
         if targets is None:
             systems, targets, masks = read_batch(systems, self.declaration)
-        self._names.read_first_batch(systems, targets)
+        self._names.read_first_batches(systems, targets)
         chosen, masks = choose_targets(self.targets, targets), masks or {}
         for name in masks.keys() & chosen.keys():
             check_mask(name, masks[name])
@@ -214,10 +214,11 @@ class ScaleAccumulator:
     def follow(self, earlier: "ScaleAccumulator") -> None:
         """Go on after the batches of another accumulator with the same settings.
 
-        The meaning of labels, and which targets the first batch did not have, are taken from it.
+        The meaning of labels, and what the first batches have shown, are taken from it.
         """
         self.system_labels = earlier.system_labels
         self._names.missing_declared = earlier._names.missing_declared
+        self._names.energies = earlier._names.energies
 
     def merge(self, other: "ScaleAccumulator") -> None:
         """Add everything that another accumulator has seen, which stays as it is.

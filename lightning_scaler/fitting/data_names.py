@@ -12,7 +12,7 @@ from ..scaling import is_auxiliary
 from ..settings import check_names, did_you_mean
 from ..tensors import TargetLayout, is_tensormap
 from .accumulator_state import AccumulatorSettings
-from .energies_per_atom import warn_of_energies_per_atom
+from .energies_per_atom import FirstEnergies
 
 
 @dataclass
@@ -24,22 +24,26 @@ class NamesInData:
         masked: names of the targets of masks.
         missing_declared: what the first batch says of each declared target without a value in it;
             ``None`` before the first batch, and without a declaration.
+        energies: energies of the first batches, which show whether they are totals.
     """
 
     ignored: set[str] = field(default_factory=set)
     masked: set[str] = field(default_factory=set)
     missing_declared: dict[str, str] | None = None
+    energies: FirstEnergies = field(default_factory=FirstEnergies)
 
-    def read_first_batch(self, systems: Any, targets: Mapping[str, Any]) -> None:
+    def read_first_batches(self, systems: Any, targets: Mapping[str, Any]) -> None:
         """Read which declared targets the first batch does not have, and warn of doubtful ones."""
-        if not isinstance(systems, DeclaredBatch) or self.missing_declared is not None:
+        if not isinstance(systems, DeclaredBatch):
+            return
+        self.energies.add(systems, targets)
+        if self.missing_declared is not None:
             return
         missing = systems.describe_missing_targets()
         # Some of a list of Atoms may have no value, and so may all of a batch.
         if missing and not targets and not systems.may_lack_targets:
             raise ValueError(next(iter(missing.values())))
         systems.declaration.warn_of_stresses_without_volume()
-        warn_of_energies_per_atom(systems, targets)
         self.missing_declared = missing
 
     def merge(self, other: "NamesInData") -> None:

@@ -67,7 +67,27 @@ def test_a_batch_of_few_structures_or_of_one_composition_shows_nothing(molecules
     update(TOTALS, [np.array([8, 1, 1])] * 32, np.full(32, -2079.0))
 
 
-def test_only_the_first_batch_is_looked_at_and_missing_values_are_left_out(molecules):
+@pytest.mark.parametrize(("size", "n_batches"), [(1, 14), (4, 4), (10, 2)])
+def test_small_batches_are_collected_until_they_show_it(molecules, size, n_batches):
+    """A first batch without fluorine, whose types are fewer than those of later ones."""
+    types, energies = molecules
+    # Three types: 14 structures are needed.
+    kept = [i for i, t in enumerate(types) if {*t.tolist()} <= {1, 6, 8}][: size * n_batches]
+    assert len(kept) == size * n_batches
+    batches = [
+        batch_of([types[i] for i in part], [energies[i] / len(types[i]) for i in part])
+        for part in (kept[start : start + size] for start in range(0, len(kept), size))
+    ]
+    accumulator = ScaleAccumulator({"energy": TOTALS})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for batch in batches[:-1]:
+            accumulator.update(batch)
+    with pytest.warns(UserWarning, match="in the first .. structures.*per_atom=True"):
+        accumulator.update(batches[-1])
+
+
+def test_the_warning_is_given_once_and_missing_values_are_left_out(molecules):
     types, energies = (part[:64] for part in molecules)
     per_atom = energies / [len(t) for t in types]
     per_atom[::9] = np.nan
