@@ -97,7 +97,9 @@ def _values_of_target(scales: TargetScales, unit: str) -> Iterator[tuple[str, Va
             for column, value in enumerate(table[row].tolist()):
                 place = _place(scales, key, column)
                 yield f"per-property scale{place}{_of_type(z)}", Value(value)
-    size = float(scales.per_target.max())
+    # Not the scale of 1 that types without any have under unseen_types="identity".
+    rows = scales.row_of_type().values()
+    size = max((float(scales.per_target[row]) for row in rows), default=0.0)
     for key, weights in scales.weights.items():
         unknown = scales.unknown.get(key)
         for row, z in enumerate(scales.baseline_types.tolist()):

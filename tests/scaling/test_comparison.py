@@ -80,6 +80,21 @@ def test_rounding_of_a_weight_that_is_zero_is_compared_with_the_scale():
     assert find_differences(first, changed(one, "charges", weights={key: tiny})) != []
 
 
+def test_a_weight_is_compared_with_a_scale_that_is_much_smaller_than_1():
+    """Weights of 0 and 1e-14, and a scale of 1e-8: the relative difference is 1e-6."""
+    one, two = (
+        fitted(
+            baseline=CompositionBaseline(fixed={"charges": {"H": weight, "O": 0.0}}),
+            fixed_scales={"charges": 1e-8},
+        )
+        for weight in (0.0, 1e-14)
+    )
+    found = find_differences(one, two, tolerance=1e-7)
+    (difference,) = (d for d in found if d.what.startswith("baseline"))
+    assert difference[1:3] == ("baseline, type H (1)", ("0", "1e-14"))
+    assert difference.relative == pytest.approx(1e-6, rel=1e-12)
+
+
 def test_scales_and_weights_have_the_units_of_their_target():
     """A scale of totals is per atom, a weight is that of one atom."""
     options = {"baseline": CompositionBaseline(fixed={"charges": {1: 0.0, 8: 0.0}})}
