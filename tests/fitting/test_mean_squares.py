@@ -132,6 +132,18 @@ def test_what_an_additive_module_explains_has_no_mean_square(dtype):
     assert found == {"energy": 0.0, "energy/positions": 0.0}
 
 
+def test_the_contribution_to_a_missing_gradient_is_no_rounding_noise():
+    """The module gives a force of 1e9, whose rounding in float32 is 100, where none is known.
+
+    The other structure is left with (1, 2, 2) and an energy of 3.
+    """
+    systems = [system(8, positions=[[0.0, 0.0, 3.0]]), system(8, positions=[[1e9, 0.0, 0.0]])]
+    positions = [[[1.0, 2.0, 5.0]], [[NAN, NAN, NAN]]]
+    target = energy([3.0 + 4.5, NAN], torch.float32, positions=positions)
+    found = mean_squares({"energy": target}, systems, additive=Springs(names=("energy",)))
+    assert found["energy/positions"] == pytest.approx(9 / 3 / 9, rel=1e-12)
+
+
 def test_zero_gradients_have_a_mean_square_of_zero():
     zero = [np.zeros((1, 3)), np.zeros((3, 3))]
     assert mean_squares({"energy": energy(positions=zero)})["energy/positions"] == 0.0
