@@ -408,3 +408,17 @@ def test_block_without_properties_has_no_baseline():
     scales = accumulator.compute().scales["t"]
     assert scales.block({"o3_lambda": 0}).values.shape == (1, 0)
     assert scales.block({"o3_lambda": 1}).values.tolist() == [[2.0, 2.0]]
+
+
+def test_a_type_without_a_weight_is_refused_where_any_property_has_a_label():
+    scaler = fit(
+        [system(8), system(8, 8)],
+        {"t": structure_target([[1.0, 2.0], [3.0, 7.0]])},
+        baseline=CompositionBaseline(),
+    )
+    systems = [system(8), system(1, 8)]
+    unlabelled = {"t": structure_target([[1.0, 2.0], [NAN, NAN]])}
+    converted = scaler.convert(systems, unlabelled)["t"].block().values
+    assert converted.isnan().tolist() == [[False, False], [True, True]]
+    with pytest.raises(ValueError, match=r"no baseline for the atomic types \[1\]"):
+        scaler.convert(systems, {"t": structure_target([[1.0, 2.0], [NAN, 5.0]])})
