@@ -63,6 +63,14 @@ def test_undetermined_weights_have_the_smallest_norm():
     assert sum_sq_residuals(rows, weights).item() < 1e-26
 
 
+@pytest.mark.parametrize("matrix", [[[3e8, 0], [0, 1]], [[3e8, 3e8], [0, 1]]])
+def test_a_type_in_one_of_very_many_structures_has_its_weight(matrix):
+    """Also if all others have a type that is as frequent in it as in them."""
+    values = double(matrix) @ double([[2], [3]])
+    weights = minimum_norm_weights(reduce_rows(double(matrix), values))
+    np.testing.assert_allclose(weights.flatten().numpy(), [2, 3], rtol=1e-6)
+
+
 def test_reduction_without_columns_and_without_rows():
     rows = reduce_rows(torch.zeros(2, 0).double(), double([[3], [4]]))
     weights = minimum_norm_weights(rows)
