@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from small_training import ShuffledBatches
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Subset
 
@@ -25,13 +26,23 @@ def loader_with(generator, owner):
         return DataLoader(NUMBERS, batch_size=None, sampler=random)
     if owner == "sampler of a batch sampler":
         return DataLoader(NUMBERS, batch_sampler=BatchSampler(random, 2, drop_last=False))
+    if owner == "sampler of a distributed sampler":
+        wrapper = DistributedSamplerWrapper(random, num_replicas=2, rank=0)
+        return DataLoader(NUMBERS, 2, sampler=wrapper)
     batches = ShuffledBatches(RandomSampler(NUMBERS), 2, generator)
     return DataLoader(NUMBERS, batch_sampler=batches)
 
 
 @pytest.mark.parametrize(
     "owner",
-    ["loader", "sampler", "unbatched sampler", "sampler of a batch sampler", "batch sampler"],
+    [
+        "loader",
+        "sampler",
+        "unbatched sampler",
+        "sampler of a batch sampler",
+        "sampler of a distributed sampler",
+        "batch sampler",
+    ],
 )
 def test_random_states_of_all_parts_of_a_loader_are_restored_even_after_an_error(owner):
     generator = torch.Generator().manual_seed(1)
