@@ -327,6 +327,16 @@ def test_a_stress_of_a_structure_without_a_volume_is_missing():
     assert prediction[1].unique().tolist() == [0.0]
 
 
+def test_the_volume_of_a_left_handed_cell_is_positive():
+    cells = torch.tensor([[[0.0, 3, 0], [2, 0, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 0], [0, 0, 1]]])
+    batch = declared(
+        batch_of(t=numbers(2), s=torch.ones(2, 3, 3).double(), cell=cells.double()),
+        t=PerStructure(gradients={"strain": {"tensor": "s", "volume": "cell"}}),
+    )
+    strain = batch.targets()["t"].block().gradient("strain").values
+    assert strain.flatten(1).tolist() == [[6.0] * 9, [1.0] * 9]
+
+
 def test_an_output_that_was_written_to_is_searched_again():
     batch = declared(batch_of(), t=PerStructure())
     output = {"t": numbers(2)}
