@@ -65,6 +65,13 @@ def test_stress_in_the_order_of_voigt_is_a_gradient_with_the_volume_of_the_cell(
     )
 
 
+def test_a_name_with_the_same_values_twice_is_one_target_also_where_they_are_missing():
+    dipole = [np.nan, 1.0, 2.0]
+    batch = [atoms("H", info={"dipole": dipole}, dipole=np.array(dipole))]
+    values = targets(batch, dipole=PerStructure(components="xyz"))["dipole"].block().values
+    np.testing.assert_array_equal(values.flatten().numpy(), dipole)
+
+
 def test_a_name_with_two_values_is_refused_and_an_address_decides():
     batch = [atoms("H", info={"energy": -2.0}, energy=-1.0)]
     message = r"'energy': the Atoms have different values at \('info', 'energy'\) and \('calc'"
