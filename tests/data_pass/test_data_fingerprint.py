@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from builders import mask_of
 from lightning.pytorch.callbacks import Callback
 from small_training import SmallData, SmallNet, quiet_trainer, scaler_callback
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, Subset
@@ -74,6 +75,26 @@ def test_a_change_that_leaves_the_32_samples_alone_is_seen_only_by_a_fingerprint
         found.append(identity(tmp_path, data))
     assert found[0] == found[1]
     assert found[2] != found[3]
+
+
+def test_masks_count_as_values_do(tmp_path):
+    """The same values with and without one of the charges masked."""
+
+    def with_mask(masked):
+        def make(dataset, collate_fn):
+            def collate(items):
+                batch = collate_fn(items)
+                keep = torch.ones_like(batch["charges"].block().values, dtype=torch.bool)
+                keep[0] = not masked
+                return {**batch, "charges_mask": mask_of(batch["charges"], [keep])}
+
+            return DataLoader(dataset, 4, collate_fn=collate)
+
+        return identity(tmp_path, Loaded(make))
+
+    found = {masked: with_mask(masked) for masked in (False, True)}
+    differing = [name for name in found[True] if found[False][name] != found[True][name]]
+    assert differing == ["values of 32 samples"]
 
 
 @pytest.mark.slow
