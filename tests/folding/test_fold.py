@@ -239,6 +239,18 @@ def test_rounding_of_single_precision_is_refused_unless_allowed():
     assert fold(net, data[0], LAYERS).factor.dtype == torch.float32
 
 
+def test_rounding_of_single_precision_counts_per_atom():
+    """A structure of all atoms has a total of 2e6, whose rounding is far from 1e-3 of an atom."""
+    data = with_totals_of(2000.0)
+    whole = {name: torch.cat([batch[name] for batch in data]) for name in ("z", "positions")}
+    whole["n_atoms"] = torch.tensor([len(whole["z"])])
+    net = scaled(data).float()
+    folded = fold(net, whole, LAYERS)
+    error = (folded(whole)["energy"] - net(whole)["energy"]).abs().item()
+    scale = net.target_scaler.targets["energy"].per_target[0].item()
+    assert 1e-3 * scale < error < 1e-3 * scale * len(whole["z"])
+
+
 def test_forces_in_single_precision_may_differ_by_rounding_in_a_double_module():
     """As from autograd with respect to positions in single precision."""
 
@@ -306,3 +318,18 @@ def test_scales_that_layers_cannot_hold_are_refused():
         fold(scaled(data), data[0], LAYERS, "folded.ckpt")
     with pytest.raises(RuntimeError, match="no target scales"):
         fold(Ours(), data[0], LAYERS)
+
+
+def test_an_unknown_baseline_is_refused():
+    """The only structure with oxygen has no energy."""
+    batch = {
+        "z": torch.tensor([1, 1, 1, 1, 8]),
+        "n_atoms": torch.tensor([1, 2, 2]),
+        "positions": torch.ones(5, 3).double(),
+        "energy": torch.tensor([-1.0, -3.0, float("nan")]).double(),
+        "forces": torch.ones(5, 3).double(),
+    }
+    with pytest.warns(UserWarning, match="some atomic types have no data for a property"):
+        net = scaled([batch])
+    with pytest.raises(ValueError, match=r"weights of the atomic types \[8\] are unknown; give"):
+        fold(net, batch, LAYERS)
