@@ -14,6 +14,7 @@ from builders import (
     labels,
     scale,
     single,
+    spherical,
     structure_target,
     system,
     water_family,
@@ -291,6 +292,20 @@ def test_one_property_goes_with_one_whatever_its_label():
     target = {"energy": structure_target([4.0, 8.0, 27.0])}
     scaler = fit(SYSTEMS, target, additive=giving(contribution))
     assert scale(scaler, "energy")[0] == pytest.approx([math.sqrt(29 / 3)])
+
+
+def test_a_module_may_contribute_to_some_blocks_of_a_target_alone():
+    """Isotropic parts of 4, 8 and 12, of which the module gives 3, 6 and 10; others are 1."""
+    rows = labels("system", [0, 1, 2])
+    isotropic = torch.tensor([4.0, 8.0, 12.0]).double()
+    target = {"t": spherical({0: isotropic.reshape(3, 1, 1), 2: torch.ones(3, 5, 1)}, rows)}
+    contribution = {"t": spherical({0: [[[3.0]], [[6.0]], [[10.0]]]}, rows)}
+    scaler = fit(SYSTEMS, target, additive=giving(contribution), intensive_targets=["t"])
+    sigma = math.sqrt((1 + 4 + 4 + 15) / 18)
+    assert scale(scaler, "t", "per_target_scales")[0] == pytest.approx([sigma])
+    blocks = scaler.convert(SYSTEMS, target)["t"].blocks()
+    assert (sigma * blocks[0].values.flatten()).tolist() == pytest.approx([1, 2, 2])
+    assert (sigma * blocks[1].values.flatten()).tolist() == pytest.approx([1] * 15)
 
 
 def with_gradients(energy, positions, strain):
