@@ -10,6 +10,7 @@ import torch
 from builders import (
     atom_samples,
     atom_target,
+    cartesian,
     fit,
     labels,
     scale,
@@ -239,6 +240,19 @@ def test_a_fixed_baseline_of_some_types_needs_the_data_of_the_others():
     assert accumulator.all_fixed({"t": 1.0})
     accumulator.update([system(8, 1)], {"t": structure_target([-75.6])})
     assert not accumulator.all_fixed({"t": 1.0})
+
+
+def test_a_target_that_can_have_no_baseline_needs_no_data_for_one():
+    """Dipoles change under rotation; the energy beside them has weights to fit."""
+    systems = [system(8), system(1, 8)]
+    targets = {
+        "dipole": structure_target([[[1.0], [2.0], [2.0]]] * 2, components=cartesian()),
+        "energy": structure_target([1.0, 2.0]),
+    }
+    for name, fixed in (("dipole", True), ("energy", False)):
+        accumulator = ScaleAccumulator([name], baseline=CompositionBaseline())
+        accumulator.update(systems, targets)
+        assert accumulator.all_fixed({name: 1.0}) is fixed
 
 
 def test_unseen_types_and_the_ways_out_of_their_error():
