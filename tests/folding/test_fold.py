@@ -121,6 +121,14 @@ def test_the_folded_module_alone_predicts_in_physical_units(cls, layers):
     assert_same(before, net(data[0]))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_module_stays_in_training_or_evaluation_mode(training):
+    data = batches()
+    net = scaled(data).train(training)
+    folded = fold(net, data[0], LAYERS)
+    assert {part.training for part in (*net.modules(), *folded.modules())} == {training}
+
+
 def test_scale_and_shifts_are_those_of_the_fit():
     data = batches()
     net = scaled(data)
