@@ -120,3 +120,15 @@ def test_modules_in_a_batch_are_left_alone():
     with torch.inference_mode():
         layer = torch.nn.Linear(1, 1)
     assert clone_inference_tensors([layer])[0] is layer
+
+
+def test_systems_of_which_only_the_positions_were_made_in_inference_mode_are_copied():
+    """As ``system.to(dtype)`` gives them, which keeps the types."""
+    one = system(1, 8)
+    with torch.inference_mode():
+        moved = one.to(torch.float32)
+    assert not moved.types.is_inference()
+    assert moved.positions.is_inference()
+    for copied in (clone_inference_tensors([moved])[0], clone_inference_tensors(moved)):
+        assert not copied.positions.is_inference()
+        assert copied.positions.tolist() == moved.positions.tolist()
