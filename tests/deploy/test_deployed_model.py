@@ -170,6 +170,20 @@ def test_enabled_false_leaves_the_baseline():
     assert values(physical(scaler, [system(8)], prediction, [8])) == pytest.approx([-74.75])
 
 
+@pytest.mark.filterwarnings("ignore:some atomic types have no data for a property")
+def test_the_weight_of_an_unseen_type_is_0_beside_one_that_is_unknown():
+    """-1 and -3 for H and H2 give H a weight of -7 / 5; the only structure with O has no label."""
+    scaler = fit(
+        [system(1), system(1, 1), system(1, 8)],
+        {"t": structure_target([-1.0, -3.0, math.nan])},
+        baseline=CompositionBaseline(),
+        unseen_types="identity",
+    )
+    sigma = math.sqrt((0.4**2 + 0.1**2) / 2)
+    found = physical(scaler, [system(9), system(8)], structure_target([0.5, 0.5]), (1, 8, 9))
+    assert values(found) == pytest.approx([0.5 * sigma, math.nan], nan_ok=True)
+
+
 # Shares of atoms, and selected atoms.
 
 
