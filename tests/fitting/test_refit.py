@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -215,6 +216,26 @@ def test_fixed_numbers_of_new_types_need_no_data():
     assert scale(again, "q")[1] == [0.5]
     assert again.targets["q"].types.tolist() == [1, 7, 8]
     assert again.targets["q"].fixed_only_types.tolist() == []
+
+
+def test_an_earlier_fixed_scale_counts_where_another_is_given_now():
+    old = fit([system(8)], {"q": atom_target([3.0], atom_samples(1))}, fixed_scales={"q": {8: 2.0}})
+    new = {"q": atom_target([4.0, 5.0], atom_samples(2))}
+    scaler = refit(old, [system(1, 8)], new, baseline=None, fixed_scales={"q": {1: 0.5, 8: 7.0}})
+    assert scaler.targets["q"].fixed == {1: 0.5, 8: 2.0}
+    assert scale(scaler, "q", "per_target_scales") == [[0.5], [2.0]]
+
+
+def test_only_new_types_are_said_to_be_zero():
+    """Of O, new data are the mean of the earlier ones: 0 after subtracting the baseline."""
+    old = fit([system(8, 8)], {"q": atom_target([3.0, 5.0], atom_samples(2))}, baseline=FITTED)
+    charges = {"q": atom_target([4.0, 5.0, 9.0], atom_samples(1, 2))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scaler = refit(old, [system(8), system(1, 1)], charges)
+    assert scale(scaler, "q") == [[2.0], [1.0]]
+    with pytest.warns(UserWarning, match="these data are zero.*type H"):
+        refit(old, [system(8), system(1)], {"q": atom_target([4.0, 5.0], atom_samples(1, 1))})
 
 
 def test_targets_without_scales_are_fitted_and_absent_ones_kept():
