@@ -56,6 +56,19 @@ def test_structures_and_rows_follow_each_other(form):
     assert masks == {}
 
 
+def test_outputs_need_predictions_of_the_targets_of_their_own_batch_alone():
+    """As of two tasks, each with a loader."""
+    targets = {"energy": PerStructure(), "charges": PerAtom()}
+    first = {name: FIRST[name] for name in ("z", "n_atoms", "charges")}
+    second = {name: SECOND[name] for name in ("z", "n_atoms", "energy")}
+    systems, *_ = read_batch({"a": first, "b": second}, Declaration.parse(targets, None))
+    output = {"a": {"charges": torch.ones(3)}, "b": {"energy": torch.tensor([6.0])}}
+    found = systems.predictions(output, needed=["energy", "charges"])
+    assert found["charges"].block().samples.values.tolist() == [[0, 0], [1, 0], [1, 1]]
+    assert found["energy"].block().samples.values.tolist() == [[2]]
+    assert found["energy"].block().values.tolist() == [[6.0]]
+
+
 def test_a_loader_that_has_ended_is_left_out():
     systems, targets, _ = read({"a": None, "b": SECOND})
     assert len(systems) == 1
