@@ -49,6 +49,35 @@ def scaler():
     return accumulator.compute()
 
 
+def test_every_block_is_divided_by_the_numbers_of_atoms_of_its_own_rows():
+    """Per atom 2 and 2; and 1, 2, 2 in both structures, whose rows come in reverse."""
+    parts = [
+        spherical({0: [[[2.0]], [[6.0]]]}, labels("system", [0, 1])),
+        spherical({1: [[[3.0], [6.0], [6.0]], [[1.0], [2.0], [2.0]]]}, labels("system", [1, 0])),
+    ]
+    keys = labels(["o3_lambda", "o3_sigma"], [[0, 1], [1, 1]])
+    target = {"t": TensorMap(keys, [part.block().copy() for part in parts])}
+    scaler = fit(SYSTEMS, target)
+    found = targets_to_loss(scaler, SYSTEMS, target, dtype=torch.float64)["t"].blocks()
+    sigma = ((4 + 4 + 9 + 9) / 8) ** 0.5
+    assert (sigma * found[0].values.flatten()).tolist() == pytest.approx([2, 2])
+    assert (sigma * found[1].values.flatten()).tolist() == pytest.approx([1, 2, 2] * 2)
+
+
+@pytest.mark.parametrize("name", ["energy", "charges"])
+def test_predictions_are_incomplete_once_any_of_them_is_removed(scaler, name):
+    targets = {
+        "energy": structure_target([3.0, 12.0]),
+        "charges": atom_target([2.0, 1.0, 7.0, 2.0], atom_samples(1, 3)),
+    }
+    predictions = predictions_to_loss(
+        scaler, SYSTEMS, targets, targets_to_loss(scaler, SYSTEMS, targets)
+    )
+    assert predictions.complete
+    del predictions[name]
+    assert not predictions.complete
+
+
 def test_targets_are_scaled_averaged_masked_and_cast(scaler):
     charges = atom_target([2.0, 1.0, 7.0, 2.0], atom_samples(1, 3))
     targets = {"energy": structure_target([-6.0, 15.0]), "charges": charges}

@@ -17,6 +17,7 @@ from builders import (
 from metatensor.torch import TensorBlock, TensorMap
 
 from lightning_scaler.scaling import (
+    errors_in_physical_units,
     predictions_to_loss,
     targets_to_loss,
     values_in_physical_units,
@@ -147,3 +148,19 @@ def test_energies_of_a_replaced_target_are_divided_by_their_own_number_of_atoms(
     predictions = {"t": structure_target([8.0, 6.0], [2, 1])}
     in_loss = predictions_to_loss(scaler, SYSTEMS, predictions, targets)["t"].block().values
     assert in_loss.flatten().tolist() == [4, 2]
+
+
+def test_errors_of_every_block_have_the_scales_of_its_own_rows():
+    """Errors of 1 in loss space; the scale is 10 for H and 2 for O."""
+    systems = [system(8), system(1, 8)]
+    rows = [labels(["system", "atom"], of) for of in ([[0, 0], [1, 1]], [[1, 0], [0, 0]])]
+    keys = labels(["o3_lambda", "o3_sigma"], [[0, 1], [0, -1]])
+
+    def target(number):
+        values = {0: [[[number]], [[number]]]}
+        return {"t": TensorMap(keys, [spherical(values, of).block().copy() for of in rows])}
+
+    scaler = fit(systems, target(1.0), fixed_scales={"t": {"H": 10.0, "O": 2.0}})
+    parts, sums = errors_in_physical_units(scaler, systems, target(1.0), target(0.0))
+    assert [part.key for part in parts] == [(0, 1), (0, -1)]
+    assert sums.tolist() == [[2 + 2, 4 + 4, 2], [10 + 2, 100 + 4, 2]]
