@@ -14,6 +14,7 @@ from torchmetrics import (
     MeanAbsoluteError,
     MeanAbsolutePercentageError,
     MeanSquaredError,
+    Metric,
     MetricCollection,
     R2Score,
 )
@@ -246,6 +247,36 @@ def test_metrics_that_return_a_dict_are_logged_under_its_keys(tmp_path):
     assert len(maes) == len(set(maes)) == 3
     assert logged["val/charges/over_epochs/min"] == pytest.approx(min(maes), rel=1e-14)
     assert logged["val/charges/over_epochs/max"] == pytest.approx(max(maes), rel=1e-14)
+
+
+class Tally(Metric):
+    """The number of values, under two keys."""
+
+    full_state_update = False
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("n", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, preds, target):
+        self.n = self.n + target.numel()
+
+    def compute(self):
+        return {"n": self.n, "double": 2 * self.n}
+
+
+def test_a_metric_with_several_keys_sees_every_value_once(tmp_path):
+    class Counting(SmallNet):
+        def configure_metrics(self):
+            return MetricCollection({"tally": Tally()})
+
+    net, data = Counting(), SmallData()
+    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback()])
+    trainer.fit(net, data)
+    found = trainer.validate(net, data, verbose=False)[0]
+    n_charges = sum(len(numbers["charges"]) for _, numbers in data.held_out.items)
+    assert found["val/charges/tally/n"] == n_charges
+    assert found["val/charges/tally/double"] == 2 * n_charges
 
 
 def test_keys_of_a_dict_are_found_without_drawing_random_numbers():
