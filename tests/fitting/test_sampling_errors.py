@@ -145,6 +145,7 @@ def test_errors_are_those_of_scales_of_each_type_and_property_and_of_gradients()
     ("n_structures", "baseline", "known"),
     [
         (20, CompositionBaseline(), True),
+        (4, CompositionBaseline(), False),  # three without any of the groups
         (3, CompositionBaseline(), False),
         (3, None, True),
         (3, CompositionBaseline(fixed={"energy": {1: -10.0, 6: -500.0, 8: -900.0}}), True),
