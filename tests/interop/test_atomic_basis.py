@@ -48,6 +48,18 @@ def test_blocks_of_metatrain_scale_their_own_type_alone(block):
     torch.testing.assert_close(slopes, expected, rtol=1e-10, atol=0.0)
 
 
+def test_blocks_of_metatrain_have_a_baseline_of_their_own_type_alone():
+    """Weights of all types are in one block of metatrain, some with the same properties."""
+    scales = Scaler.from_metatrain(*FILES).targets["orbitals"]
+    types = scales.baseline_types.tolist()
+    found = {
+        key[-1]: [z for z, row in zip(types, table.tolist(), strict=True) if any(row)]
+        for key, table in scales.weights.items()
+    }
+    assert scales.layout.key_names[-1] == "atom_type"
+    assert found == {1: [1], 6: [6], 8: [8]}
+
+
 # metatrain keeps one block for all types, with the properties of any of them: λ = 0 has the
 # properties 0 (H and O) and 1 (O alone), λ = 1 the property 0 of O.
 SCALES_OF_H_AND_O = [2.0, 4.0]

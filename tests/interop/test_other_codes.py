@@ -4,6 +4,7 @@ import ast
 import math
 import re
 import shlex
+from dataclasses import replace
 
 import pytest
 import torch
@@ -108,6 +109,17 @@ def test_the_rms_of_the_forces_is_that_of_the_data_whatever_scales_are_used(opti
     scaler = fitted({"energy": energies(gradients=False), "forces": forces}, **options)
     _, scale = numbers("mace", settings_for("mace", scaler))
     assert scale == pytest.approx(FORCE_RMS, rel=1e-15)
+
+
+def test_forces_with_a_fixed_scale_have_no_rms_without_a_data_pass():
+    """One batch was read for its layout, and the mean squares are unknown."""
+    values = torch.tensor(COMPONENTS, dtype=torch.float64).reshape(-1, 3, 1)
+    forces = atom_target(values, atom_samples(2, 1, 3, 2), components=cartesian())
+    targets = {"energy": energies(gradients=False), "forces": forces}
+    scaler = fitted(targets, fixed_scales={"forces": 0.3})
+    scaler.targets["forces"] = replace(scaler.targets["forces"], mean_squares={})
+    with pytest.raises(ValueError, match="the fit had none"):
+        settings_for("mace", scaler)
 
 
 @pytest.mark.parametrize("code", ["nequip", "mace", "fairchem"])
