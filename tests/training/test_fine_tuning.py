@@ -215,15 +215,21 @@ def test_the_totals_give_the_weights_of_a_least_squares_fit(tmp_path, net):
     np.testing.assert_allclose([weights[z] for z in (1, 6, 8)], expected, rtol=1e-10)
 
 
-def test_predictions_give_the_weights_that_fit_what_they_leave(tmp_path, net):
-    data = other_level()
+@pytest.mark.filterwarnings("ignore:subtracting the baseline makes these targets larger")
+@pytest.mark.parametrize("intensive", [False, True], ids=["extensive", "intensive"])
+def test_predictions_give_the_weights_that_fit_what_they_leave(tmp_path, intensive):
+    """Weights of an intensive target are multiplied by the fractions of the types."""
+    net, data = SmallNet(), other_level()
+    settings = {"intensive_targets": ["dipole", "energy"] if intensive else ["dipole"]}
+    fit(tmp_path, net, SmallData(), **settings)
     (before,) = baseline_weights(net.scaler, "energy")
     loader = DataLoader(data.train.items, batch_size=4, collate_fn=collate)
     found = quiet_trainer(tmp_path).predict(net, loader)
     predicted = torch.cat([batch["energy"].block().values[:, 0] for batch in found]).numpy()
     left = energies(data) - predicted
-    correction = np.linalg.lstsq(counts(data), left, rcond=None)[0]
-    fit(tmp_path, net, data, refit="baseline", against="predictions")
+    design = counts(data) / counts(data).sum(1, keepdims=True) if intensive else counts(data)
+    correction = np.linalg.lstsq(design, left, rcond=None)[0]
+    fit(tmp_path, net, data, refit="baseline", against="predictions", **settings)
     (after,) = baseline_weights(net.scaler, "energy")
     changes = [after[z] - before[z] for z in (1, 6, 8)]
     np.testing.assert_allclose(changes, correction, rtol=1e-6)
