@@ -5,8 +5,9 @@ from itertools import compress
 
 import torch
 from metatensor.torch import TensorMap
+from torch import Tensor
 
-from .labels import same_labels
+from .labels import are_equal, without_differences
 from .layout import TARGET, TargetLayout
 from .tensormaps import scripted
 
@@ -56,9 +57,15 @@ def match_layouts(
     return layouts
 
 
-def _has_layout(tensor: TensorMap, like: TensorMap, gradients: list[str]) -> bool:
+def _has_layout(
+    tensor: TensorMap, like: TensorMap, gradients: list[str], differ: list[Tensor]
+) -> bool:
+    device = tensor.device
+    on_host = device.type == "cpu"
     same_samples = tensor.sample_names == like.sample_names  # TorchScript has no != for lists
-    if tensor.device != like.device or not same_samples or tensor.keys != like.keys:
+    if device != like.device or not same_samples:
+        return False
+    if not are_equal(tensor.keys, like.keys, on_host, differ):
         return False
     blocks, others = tensor.blocks(), like.blocks()
     # All blocks have the same dtype.
@@ -66,10 +73,14 @@ def _has_layout(tensor: TensorMap, like: TensorMap, gradients: list[str]) -> boo
         return False
     for i in range(len(blocks)):
         block, other = blocks[i], others[i]
-        if block.properties != other.properties or not same_labels(
-            block.components, other.components
-        ):
+        components, other_components = block.components, other.components
+        if len(components) != len(other_components):
             return False
+        if not are_equal(block.properties, other.properties, on_host, differ):
+            return False
+        for j in range(len(components)):
+            if not are_equal(components[j], other_components[j], on_host, differ):
+                return False
         for parameter in block.gradients_list():
             if parameter not in gradients:
                 return False
@@ -87,4 +98,10 @@ def _have_layouts(
     Values that are not real floats, gradients other than those named, and gradients of gradients
     count as a different layout.
     """
-    return [_has_layout(tensors[i], likes[i], gradients[i]) for i in range(len(tensors))]
+    equal: list[bool] = []
+    differ: list[list[Tensor]] = []
+    for i in range(len(tensors)):
+        of_one: list[Tensor] = []
+        equal.append(_has_layout(tensors[i], likes[i], gradients[i], of_one))
+        differ.append(of_one)
+    return without_differences(equal, differ)

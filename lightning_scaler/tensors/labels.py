@@ -10,13 +10,44 @@ from torch import Tensor
 from .tensormaps import describe, scripted
 
 
-def same_labels(labels: list[Labels], others: list[Labels]) -> bool:
-    """Whether two lists of Labels are equal."""
-    same, i = len(labels) == len(others), 0
-    while same and i < len(labels):
-        same = labels[i] == others[i]
-        i += 1
-    return same
+def are_equal(labels: Labels, others: Labels, on_host: bool, differ: list[Tensor]) -> bool:
+    """Whether two Labels are equal, as far as can be said without waiting for a GPU.
+
+    To compare Labels on a GPU, metatensor copies both to the host, which waits each time. Instead,
+    :func:`without_differences` reads at once what is left to be said.
+
+    Args:
+        labels: Labels.
+        others: other Labels, on the same device.
+        on_host: whether they are on the CPU.
+        differ: where they are not, whether values differ is added to it, ``()`` bool.
+    """
+    if on_host:
+        equal: bool = labels == others
+        return equal
+    values, other_values = labels.values, others.values
+    same_names: bool = labels.names == others.names
+    if not same_names or values.shape != other_values.shape:
+        return False
+    if not values.is_set_to(other_values):
+        differ.append((values != other_values).any())
+    return True
+
+
+def without_differences(equal: list[bool], differ: list[list[Tensor]]) -> list[bool]:
+    """Those that are equal by :func:`are_equal` and by the tensors that it has added for them."""
+    added: list[Tensor] = []
+    for i, of_one in enumerate(differ):
+        if equal[i]:
+            added.extend(of_one)
+    if len(added) > 0:
+        found: list[bool] = torch.stack(added).tolist()
+        n = 0
+        for i, of_one in enumerate(differ):
+            if equal[i]:
+                equal[i] = not any(found[n : n + len(of_one)])
+                n += len(of_one)
+    return equal
 
 
 @scripted
@@ -60,8 +91,10 @@ def blocks_in_batch_order(
     return found
 
 
-def _has_labels(tensor: TensorMap, like: TensorMap) -> bool:
-    if tensor.device != like.device or tensor.keys != like.keys:
+def _has_labels(tensor: TensorMap, like: TensorMap, differ: list[Tensor]) -> bool:
+    device = tensor.device
+    on_host = device.type == "cpu"
+    if device != like.device or not are_equal(tensor.keys, like.keys, on_host, differ):
         return False
     blocks, others = tensor.blocks(), like.blocks()
     if len(blocks) > 0 and not blocks[0].values.is_floating_point():
@@ -79,10 +112,16 @@ def _has_labels(tensor: TensorMap, like: TensorMap) -> bool:
                 return False
             pairs.append((gradient, other.gradient(parameter)))
         for one, expected in pairs:
-            if one.samples != expected.samples or one.properties != expected.properties:
+            if not are_equal(one.samples, expected.samples, on_host, differ):
                 return False
-            if not same_labels(one.components, expected.components):
+            if not are_equal(one.properties, expected.properties, on_host, differ):
                 return False
+            components, other_components = one.components, expected.components
+            if len(components) != len(other_components):
+                return False
+            for j in range(len(components)):
+                if not are_equal(components[j], other_components[j], on_host, differ):
+                    return False
     return True
 
 
@@ -92,7 +131,13 @@ def have_labels(tensors: list[TensorMap], likes: list[TensorMap]) -> list[bool]:
 
     Values that are not real floats, and gradients of gradients, count as different.
     """
-    return [_has_labels(tensors[i], likes[i]) for i in range(len(tensors))]
+    equal: list[bool] = []
+    differ: list[list[Tensor]] = []
+    for i in range(len(tensors)):
+        of_one: list[Tensor] = []
+        equal.append(_has_labels(tensors[i], likes[i], of_one))
+        differ.append(of_one)
+    return without_differences(equal, differ)
 
 
 @scripted

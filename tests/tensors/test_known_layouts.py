@@ -4,14 +4,16 @@ import pytest
 import torch
 from builders import (
     atom_samples,
+    cartesian,
     labels,
     layout_of,
     spherical,
     structure_target,
     with_nested_gradient,
 )
+from other_device import META, Readings
 
-from lightning_scaler.tensors import CPU, match_layouts
+from lightning_scaler.tensors import CPU, find_known_layouts, match_layouts
 
 
 def test_a_layout_holds_for_tensors_with_its_blocks():
@@ -70,3 +72,19 @@ def test_gradients_of_gradients_are_refused_after_batches_without_them():
     message = r"target 'energy', block \(_=0\).*'strain'.*\['positions'\].*gradients of gradients"
     with pytest.raises(NotImplementedError, match=message):
         match_layouts(known, {"energy": with_nested_gradient([1.0])}, CPU)
+
+
+@pytest.mark.parametrize("different", [None, *range(5)])
+def test_layouts_on_a_device_are_compared_there_and_read_once(different):
+    """Keys and properties of an energy; keys, properties and components of a dipole."""
+    tensors = {
+        "energy": structure_target([1.0]),
+        "dipole": structure_target([[[1.0], [2.0], [3.0]]], components=cartesian()),
+    }
+    known = {name: layout_of(tensor, name) for name, tensor in tensors.items()}
+    moved = {name: tensor.to(device=META) for name, tensor in tensors.items()}
+    with Readings([i == different for i in range(5)]) as readings:
+        found = find_known_layouts(known, moved, META)
+    assert ("energy" in found) == (different not in (0, 1))
+    assert ("dipole" in found) == (different not in (2, 3, 4))
+    assert readings.n_read == 1

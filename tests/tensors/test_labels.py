@@ -15,6 +15,7 @@ from builders import (
     with_nested_gradient,
 )
 from metatensor.torch import TensorMap
+from other_device import META, Readings
 
 from lightning_scaler.tensors import blocks_in_batch_order, have_dtype, have_labels
 
@@ -108,3 +109,28 @@ def test_labels_on_another_device_differ():
 def test_gradients_of_gradients_count_as_different_labels():
     tensor = with_nested_gradient([1.0, 2.0])
     assert have_labels([tensor], [tensor]) == [False]
+
+
+@pytest.mark.parametrize("different", [None, *range(6)])
+def test_labels_on_a_device_are_compared_there_and_read_once(different):
+    """Keys, samples and properties of an energy and of charges."""
+    energies, charges = structure_target([1.0, 2.0]), atom_target([1.0] * 3, atom_samples(1, 2))
+    pairs = [[tensor.to(device=META) for tensor in (energies, charges)] for _ in range(2)]
+    with Readings([i == different for i in range(6)]) as readings:
+        found = have_labels(*pairs)
+    assert found == [different not in (0, 1, 2), different not in (3, 4, 5)]
+    assert readings.n_read == 1
+
+
+def test_labels_of_other_sizes_and_names_on_a_device_are_not_read():
+    tensors = [
+        structure_target([1.0]),
+        structure_target([1.0, 2.0]),
+        structure_target([1.0, 2.0], name="free_energy"),
+        atom_target([1.0], [[0, 0]]),
+    ]
+    first, *others = (tensor.to(device=META) for tensor in tensors)
+    with Readings([]) as readings:
+        found = have_labels([first] * 3, others)
+    assert found == [False, False, False]
+    assert readings.n_read == 0
