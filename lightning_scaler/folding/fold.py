@@ -84,9 +84,13 @@ def fold(
                 _save(folded, checkpoint, predict, Path(out))
         return folded
     if not isinstance(source, ScaledSteps):
+        # torch.compile and DistributedDataParallel hold a module under these names.
+        inner = [
+            n for n in ("_orig_mod", "module") if isinstance(getattr(source, n, 0), ScaledSteps)
+        ]
         raise TypeError(
             f"fold: expected a module that was trained with ScaledSteps, or the path of its "
-            f"checkpoint, got {type(source).__name__}"
+            f"checkpoint, got {type(source).__name__}" + "".join(f"; pass its .{n}" for n in inner)
         )
     if out is not None:
         raise ValueError(

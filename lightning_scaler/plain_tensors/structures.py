@@ -88,6 +88,7 @@ def _find_types(batch: Any, addresses: Mapping[str, Path]) -> tuple[Path, Tensor
     where = f"the types of the batch, {describe_address(path)}"
     types = tensor_of(where, value)
     if types.is_floating_point() or types.is_complex() or types.dtype == torch.bool:
+        _refuse_one_hot(where, types)
         raise TypeError(
             f"{where}: expected integers, got {str(types.dtype).removeprefix('torch.')}; convert "
             "them where batches are made"
@@ -97,12 +98,7 @@ def _find_types(batch: Any, addresses: Mapping[str, Path]) -> tuple[Path, Tensor
 
 def _refuse_or_warn(where: str, path: Path, types: Tensor) -> None:
     """Types that are recognised by their name alone, and of which some are not positive."""
-    if types.dim() == 2 and bool((types.count_nonzero(1) == 1).all()) and int(types.max()) == 1:
-        raise ValueError(
-            f"{where}: expected an atomic number for each atom, got the shape "
-            f"{tuple(types.shape)} with one number in each row, a one-hot encoding; give atomic "
-            "numbers, or indices of types with batch={'types': …}"
-        )
+    _refuse_one_hot(where, types)
     if types.dim() == 2 or bool((types < 0).any()):
         raise ValueError(
             f"{where}: expected positive atomic numbers, got {int(types.min())}; batches with "
@@ -116,6 +112,17 @@ def _refuse_or_warn(where: str, path: Path, types: Tensor) -> None:
         f"batch={{'types': {describe_address(path)}, …}}",
         stacklevel=2,
     )
+
+
+def _refuse_one_hot(where: str, types: Tensor) -> None:
+    if types.dim() != 2 or types.shape[1] < 2 or not types.numel():
+        return
+    if bool((types.count_nonzero(1) == 1).all()) and bool((types.sum(1) == 1).all()):
+        raise ValueError(
+            f"{where}: expected an atomic number for each atom, got the shape "
+            f"{tuple(types.shape)} with one number in each row, a one-hot encoding; give atomic "
+            "numbers, or indices of types with batch={'types': …}"
+        )
 
 
 def _count_atoms(batch: Any, addresses: Mapping[str, Path], where: str, types: Tensor) -> Tensor:

@@ -322,6 +322,8 @@ def test_scales_that_layers_cannot_hold_are_refused():
         fold(scaled(data), layers=LAYERS)
     with pytest.raises(TypeError, match=r"trained with ScaledSteps, .* got Theirs"):
         fold(Theirs(), data[0], LAYERS)
+    with pytest.raises(TypeError, match=r"got OptimizedModule; pass its \._orig_mod"):
+        fold(torch.compile(net), data[0], LAYERS)
     with pytest.raises(ValueError, match="out= needs the path of a checkpoint"):
         fold(scaled(data), data[0], LAYERS, "folded.ckpt")
     with pytest.raises(RuntimeError, match="no target scales"):

@@ -132,6 +132,12 @@ REFUSED = {
         ValueError,
         r"'z': expected an atomic number for each atom, got the shape \(4, \d\) .*one-hot encoding",
     ),
+    "one-hot types in floating point": (
+        {"z": torch.nn.functional.one_hot(TYPES).float(), "batch": OWNERS},
+        {},
+        ValueError,
+        r"'z': expected an atomic number for each atom, got the shape \(4, \d\) .*one-hot encoding",
+    ),
     "padding with 0": (
         {"z": torch.tensor([[8, 1, 1], [6, 0, 0]])},
         {},
