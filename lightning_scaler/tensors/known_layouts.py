@@ -7,7 +7,7 @@ import torch
 from metatensor.torch import TensorMap
 from torch import Tensor
 
-from .labels import are_equal, without_differences
+from .labels import all_equal, are_equal, without_differences
 from .layout import TARGET, TargetLayout
 from .tensormaps import scripted
 
@@ -73,14 +73,10 @@ def _has_layout(
         return False
     for i in range(len(blocks)):
         block, other = blocks[i], others[i]
-        components, other_components = block.components, other.components
-        if len(components) != len(other_components):
-            return False
         if not are_equal(block.properties, other.properties, on_host, differ):
             return False
-        for j in range(len(components)):
-            if not are_equal(components[j], other_components[j], on_host, differ):
-                return False
+        if not all_equal(block.components, other.components, on_host, differ):
+            return False
         for parameter in block.gradients_list():
             if parameter not in gradients:
                 return False

@@ -34,6 +34,17 @@ def are_equal(labels: Labels, others: Labels, on_host: bool, differ: list[Tensor
     return True
 
 
+def all_equal(
+    labels: list[Labels], others: list[Labels], on_host: bool, differ: list[Tensor]
+) -> bool:
+    """Whether two lists of Labels are equal, as far as :func:`are_equal` says."""
+    same, i = len(labels) == len(others), 0
+    while same and i < len(labels):
+        same = are_equal(labels[i], others[i], on_host, differ)
+        i += 1
+    return same
+
+
 def without_differences(equal: list[bool], differ: list[list[Tensor]]) -> list[bool]:
     """Those that are equal by :func:`are_equal` and by the tensors that it has added for them."""
     added: list[Tensor] = []
@@ -116,12 +127,8 @@ def _has_labels(tensor: TensorMap, like: TensorMap, differ: list[Tensor]) -> boo
                 return False
             if not are_equal(one.properties, expected.properties, on_host, differ):
                 return False
-            components, other_components = one.components, expected.components
-            if len(components) != len(other_components):
+            if not all_equal(one.components, expected.components, on_host, differ):
                 return False
-            for j in range(len(components)):
-                if not are_equal(components[j], other_components[j], on_host, differ):
-                    return False
     return True
 
 
