@@ -72,22 +72,24 @@ class ValidationCheck:
         with torch.inference_mode(False):
             self._sums.add(scaler, systems, targets, masks or {}, names)
 
-    def finish(self, scaler: Scaler, sanity_check: bool) -> None:
+    def finish(self, scaler: Scaler, sanity_check: bool, several_processes: bool) -> None:
         """Warn of what was found in the batches.
 
         Args:
             scaler: scaler of the module.
             sanity_check: whether these were the batches of the sanity check.
+            several_processes: whether other processes have validation data too.
         """
         sums, self._sums = self._sums, LossSpaceSums()
         without, self._without_targets = self._without_targets, None
         self.finished = self.finished or not sanity_check
         # The few batches of a sanity check may be without targets that later ones have.
         if without and not sanity_check:
+            data = "validation data of rank 0" if several_processes else "validation data"
             warnings.warn(
-                f"the validation data have none of the targets {[*scaler.targets]}, so that "
-                "validation has no loss and no metrics; give them the same names as in the "
-                "training data",
+                f"the {data} have none of the targets {[*scaler.targets]}, so that they have no "
+                "part in val/loss and the metrics; give them the same names as in the training "
+                "data",
                 stacklevel=2,
             )
         far = describe_far_terms(scaler, sums)

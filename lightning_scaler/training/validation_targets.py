@@ -73,7 +73,8 @@ class ValidationTargets:
         """End a validation. Warns if the data of the first one do not suit the scales."""
         self.detach(module)
         if self._compares:
-            self._check.finish(scaler_of(module), bool(trainer.sanity_checking))
+            several = trainer.world_size > 1
+            self._check.finish(scaler_of(module), bool(trainer.sanity_checking), several)
 
     @staticmethod
     def detach(module: ScaledModule) -> None:

@@ -16,8 +16,8 @@ from small_training import (
 )
 from torch.utils.data import DataLoader
 
-from lightning_scaler import PerStructure, TargetScaler
-from lightning_scaler.training.validation_check import UNITS
+from lightning_scaler import PerStructure, ScaleAccumulator, TargetScaler
+from lightning_scaler.training.validation_check import UNITS, ValidationCheck
 
 OPENING = "validation data are much larger or smaller than the scales"
 KCAL = 23.0605
@@ -148,7 +148,19 @@ def test_validation_data_without_any_target_are_warned_of_once(tmp_path, sanity_
         trainer.fit(SmallNet(), WithoutTargets())
     found = [str(w.message) for w in caught if "have none of the targets" in str(w.message)]
     assert len(found) == 1
-    assert "none of the targets ['energy', 'dipole', 'polarizability', 'charges']" in found[0]
+    assert found[0].startswith("the validation data have none of the targets ['energy', 'dipole'")
+
+
+@pytest.mark.parametrize(("several", "data"), [(False, "data"), (True, "data of rank 0")])
+def test_the_data_of_rank_0_are_not_taken_for_those_of_all_processes(several, data):
+    """The check sees the batches of rank 0 alone."""
+    batch = collate(SmallData().train.items[:8])
+    check, scaler = ValidationCheck(), ScaleAccumulator()
+    scaler.update(batch["system"], {"dipole": batch["dipole"]})
+    scaler = scaler.compute()
+    check.add(scaler, batch["system"], {}, None)
+    with pytest.warns(UserWarning, match=f"^the validation {data} have none of the targets"):
+        check.finish(scaler, False, several)
 
 
 @pytest.mark.slow
