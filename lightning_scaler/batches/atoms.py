@@ -9,7 +9,7 @@ import torch
 from metatensor.torch import TensorMap
 from torch import Tensor
 
-from ..tensors import scripted_arithmetic
+from ..tensors import TargetLayout, scripted_arithmetic
 from .atomic_types import find_types, index_types, read_types, unique_types
 from .systems import HasTypes, IdentifiedSystems, OwnBatch, ReadSystems
 
@@ -21,11 +21,13 @@ class LabelRecord(NamedTuple):
         tensor: the TensorMap.
         original: a TensorMap with the same labels: that on the host, for one that was moved.
         in_batch_order: whether each block has all systems, or all atoms, in batch order.
+        layout: the layout, if it is known.
     """
 
     tensor: TensorMap
     original: TensorMap
     in_batch_order: list[bool]
+    layout: TargetLayout | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +166,8 @@ class Atoms:
     @cached_property
     def type_counts(self) -> Tensor:
         """Atoms of each of the unique types in every system, ``(n_systems, n_types)`` float64."""
-        return _count_types(self.type_index, self.n_atoms, self.unique_types.numel())
+        n_types = self.unique_types.numel()
+        return _count_types(self.type_index, self.system_of_atom, self.n_systems, n_types)
 
     @cached_property
     def type_fractions(self) -> Tensor:
@@ -199,10 +202,11 @@ def read_atoms(systems: Sequence[HasTypes] | Atoms) -> Atoms:
 
 
 @scripted_arithmetic
-def _count_types(type_index: Tensor, n_atoms: Tensor, n_types: int) -> Tensor:
-    systems = torch.repeat_interleave(n_atoms, output_size=type_index.numel())
+def _count_types(
+    type_index: Tensor, system_of_atom: Tensor, n_systems: int, n_types: int
+) -> Tensor:
     # Not bincount, which waits for a GPU.
-    counts = torch.zeros([n_atoms.numel() * n_types], dtype=torch.float64, device=n_atoms.device)
-    ones = torch.ones([1], dtype=torch.float64, device=n_atoms.device).expand(systems.numel())
-    counts.index_add_(0, systems * n_types + type_index, ones)
-    return counts.reshape([n_atoms.numel(), n_types])
+    counts = torch.zeros([n_systems * n_types], dtype=torch.float64, device=type_index.device)
+    ones = counts.new_ones([1]).expand(type_index.numel())
+    counts.index_add_(0, system_of_atom * n_types + type_index, ones)
+    return counts.reshape([n_systems, n_types])

@@ -103,7 +103,7 @@ def _infer_indexing(
     atoms: Atoms, tensors: Mapping[str, TensorMap], system_labels: SystemLabels, exact: bool
 ) -> "tuple[_Labelled, dict[str, list[bool]], SystemIndexing]":
     labels = _find_labels(atoms, tensors)
-    label_atoms, labelled, in_order = labels
+    label_atoms, labelled, in_order, _ = labels
     if in_order is None:
         n_atoms, n_all_atoms = label_atoms.n_atoms, label_atoms.types.numel()
         found = blocks_in_batch_order(list(labelled.values()), n_atoms, n_all_atoms)
@@ -132,8 +132,11 @@ def index_batch(
     """
     atoms = read_atoms(systems).to(next(iter(tensors.values())).device)
     labelled = _find_labels(atoms, tensors)
-    device = labelled.atoms.types.device
-    layouts = match_layouts(known, labelled.tensors, device, what, "the data of the fit")
+    layouts = {n: layout for n, layout in labelled.layouts.items() if layout is known.get(n)}
+    others = {n: tensor for n, tensor in labelled.tensors.items() if n not in layouts}
+    if others:
+        device = labelled.atoms.types.device
+        layouts |= match_layouts(known, others, device, what, "the data of the fit")
     return index_targets(atoms, tensors, layouts, system_labels, exact, what)
 
 
@@ -143,7 +146,7 @@ def relabel_by_position(
     """The same target with positions in the batch as ``system`` labels, in its gradients too."""
     if indexing.ids is None:
         return tensor
-    label_atoms, labelled, _ = _find_labels(atoms, {name: tensor})
+    label_atoms, labelled, *_ = _find_labels(atoms, {name: tensor})
     originals = labelled[name].blocks()
     return relabel_systems(
         tensor, lambda index, _: indexing.positions(name, originals[index].samples, label_atoms)
@@ -180,12 +183,14 @@ def relabel_systems(
 class _Labelled(NamedTuple):
     """Where the labels of some targets are read: the atoms there, and TensorMaps with the labels.
 
-    ``in_order`` says for every block whether it is in batch order, if that is known.
+    ``in_order`` says for every block whether it is in batch order, if that is known; ``layouts``
+    has the layouts that are known.
     """
 
     atoms: Atoms
     tensors: dict[str, TensorMap]
     in_order: dict[str, list[bool]] | None
+    layouts: dict[str, TargetLayout]
 
 
 def _find_labels(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> _Labelled:
@@ -197,13 +202,14 @@ def _find_labels(atoms: Atoms, tensors: Mapping[str, TensorMap]) -> _Labelled:
     records = {name: atoms.label_record(tensor) for name, tensor in tensors.items()}
     known = {name: record for name, record in records.items() if record is not None}
     if len(known) < len(tensors):
-        return _Labelled(atoms, dict(tensors), None)
+        return _Labelled(atoms, dict(tensors), None, {})
     originals = {name: record.original for name, record in known.items()}
     in_order = {name: record.in_batch_order for name, record in known.items()}
     host = atoms.on_host
     if host is not atoms and next(iter(originals.values())).device != host.types.device:
         host = atoms
-    return _Labelled(host, originals, in_order)
+    layouts = {name: record.layout for name, record in known.items() if record.layout is not None}
+    return _Labelled(host, originals, in_order, layouts)
 
 
 def _with_systems(labels: Labels, systems: Tensor) -> Labels:

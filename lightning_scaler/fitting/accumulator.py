@@ -338,7 +338,7 @@ class ScaleAccumulator:
         refitted.targets = {**scaler.targets, **refitted.targets}
         refitted.units = {**scaler.units, **refitted.units}
         if scaler.declaration is not None:
-            refitted.declaration = scaler.declaration.union(self.declaration)
+            refitted.declare(scaler.declaration.union(self.declaration))
         return refitted
 
     def _fit(
@@ -385,7 +385,7 @@ class ScaleAccumulator:
         baseline = "none" if self.baseline is None else "composition"
         settings = Settings(self.system_labels, unseen_types, enabled, cast(Any, baseline))
         scaler = Scaler(scales, settings, self.additive)
-        scaler.declaration = self.declaration
+        scaler.declare(self.declaration)
         scaler.units = dict(self.units)
         return scaler
 

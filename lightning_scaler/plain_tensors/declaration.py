@@ -6,10 +6,11 @@ from functools import cached_property
 from typing import Any, cast
 
 from ..settings import did_you_mean, warn_on_rank_zero
-from ..tensors import InvalidStateError
+from ..tensors import InvalidStateError, TargetLayout
 from .addresses import Path, describe_address, parse_address
 from .declared_targets import STRESS, GradientTensor, PerStructure, parse_target
 from .places import Place, Target, places_in_batch, places_in_output
+from .tensormap_building import layouts_of
 
 STRUCTURE_ADDRESSES = ("types", "structure", "n_atoms")
 
@@ -70,6 +71,17 @@ class Declaration:
     def in_output(self) -> dict[str, list[Place]]:
         """For each target, the places of its values and gradients in the output of a network."""
         return places_in_output(self.targets)
+
+    @cached_property
+    def layouts(self) -> dict[str, TargetLayout]:
+        """For each target, its layout in a batch."""
+        return layouts_of(self.in_batch)
+
+    @cached_property
+    def with_all_gradients(self) -> frozenset[str]:
+        """Names of the targets whose predictions have the same gradients as in a batch."""
+        in_batch, in_output = self.in_batch, self.in_output
+        return frozenset(n for n in in_batch if len(in_batch[n]) == len(in_output[n]))
 
     @property
     def intensive_targets(self) -> list[str]:

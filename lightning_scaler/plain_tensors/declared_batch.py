@@ -106,7 +106,10 @@ class DeclaredBatch(OwnBatch):
                     "batch, before any hook; train with precision='bf16-mixed' or '16-mixed'"
                 )
         self._targets = self._tensormaps(self._in_batch, self.atoms)
-        self._label_records[:] = [LabelRecord(t, t, [True]) for t in self._targets.values()]
+        self._label_records[:] = [
+            LabelRecord(target, target, [True], self.declaration.layouts[name])
+            for name, target in self._targets.items()
+        ]
         return dict(self._targets)
 
     @property
@@ -151,10 +154,12 @@ class DeclaredBatch(OwnBatch):
         predictions = self._tensormaps(found, self.atoms.to(device))
         del self._label_records[len(self._targets) :]
         if device == self.atoms.types.device:
-            self._label_records += [
-                LabelRecord(prediction, self._with_same_labels(name) or prediction, [True])
-                for name, prediction in predictions.items()
-            ]
+            for name, prediction in predictions.items():
+                original, layout = prediction, None
+                if name in self.declaration.with_all_gradients:
+                    layout = self.declaration.layouts[name]
+                    original = self._targets.get(name, prediction)
+                self._label_records.append(LabelRecord(prediction, original, [True], layout))
         return predictions
 
     def names_in_batch(self) -> set[str]:
@@ -221,11 +226,6 @@ class DeclaredBatch(OwnBatch):
                 if (member := find_at(place, output)[1]) is not None
             }
         return {"n_atoms": self.atoms.n_atoms, **named}
-
-    def _with_same_labels(self, name: str) -> "TensorMap | None":
-        """The target of the batch, if predictions of it have the same gradients."""
-        n_tensors = [len(p[name]) for p in (self.declaration.in_batch, self.declaration.in_output)]
-        return self._targets.get(name) if n_tensors[0] == n_tensors[1] else None
 
     @cached_property
     def _systems(self) -> list[Any]:

@@ -4,7 +4,7 @@ All targets of a batch are built in one call of TorchScript: from Python it take
 long, half of what the conversions of a training step take.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from metatensor.torch import Labels, TensorBlock, TensorMap
 from torch import Tensor
 
 from ..batches import Atoms, sample_values
-from ..tensors import scripted
+from ..tensors import TargetLayout, scripted
 from .declared_targets import MATRIX, VECTOR
 from .places import GRADIENT_SHAPES, Place
 
@@ -129,6 +129,16 @@ def blocks_of(places: Sequence[Place], device: torch.device) -> Blocks:
             [_properties_of(place).to(device) for place in places],
         )
     return known
+
+
+def layouts_of(places: Mapping[str, Sequence[Place]]) -> dict[str, TargetLayout]:
+    """The layouts of some targets by name, given the places of their values and gradients."""
+    all_places = [place for of_target in places.values() for place in of_target]
+    none = torch.zeros(0, dtype=torch.int64)
+    tensors = [torch.zeros((0, *place.shape)) for place in all_places]
+    blocks = blocks_of(all_places, none.device)
+    without_rows = build_tensormaps(tensors, blocks, rows_of(Atoms.from_types(none, none)))
+    return {n: TargetLayout.of(n, tensor) for n, tensor in zip(places, without_rows, strict=True)}
 
 
 def _keys_of(place: Place) -> Labels:

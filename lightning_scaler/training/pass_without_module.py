@@ -91,7 +91,7 @@ class _Collecting(Callback):
         """Called when fit begins. Reads the data."""
         assert isinstance(pl_module, TargetScalingMixin)
         request, declaration = self._settings, self._settings.declaration
-        scaler_of(pl_module).declaration = declaration
+        scaler_of(pl_module).declare(declaration)
         decision = FitDecision(request, keep_existing=False, targets=request.targets)
         accumulator = decision.accumulator(Scaler(), torch.device("cpu"))
         in_pass, processes = ModuleInPass(trainer, pl_module), FitProcesses()

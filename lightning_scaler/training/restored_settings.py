@@ -72,7 +72,7 @@ def declare_targets(scaler: Scaler, request: FitSettings) -> None:
     if request.refit is not True:
         check_same_units(scaler.units, request.units)
     if request.targets is not None:
-        scaler.declaration = request.declaration
+        scaler.declare(request.declaration)
     scaler.units = {**scaler.units, **request.units}
 
 
