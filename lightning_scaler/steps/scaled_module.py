@@ -3,7 +3,6 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -175,13 +174,18 @@ def _keep_signature(cls: Any) -> None:
 
 def loss_dtype(module: LightningModule) -> torch.dtype:
     """The dtype of systems and loss: float64 if the module's weights are, else float32."""
-    # Not `module.parameters()`, which iterates over all metrics before the first layer.
-    others = (m for m in module.children() if not isinstance(m, (Scaler, RunMetrics)))
-    layers = chain([module._parameters.values()], (other.parameters() for other in others))
-    parameters = (p for p in chain.from_iterable(layers) if p is not None)
-    dtypes = (p.dtype for p in parameters if p.is_floating_point())
-    dtype = next(dtypes, module.dtype)
+    dtype = _dtype_of_weights(module) or module.dtype
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _dtype_of_weights(module: torch.nn.Module) -> torch.dtype | None:
+    """The dtype of the first floating-point parameter, if there is any."""
+    # Not `module.parameters()`, which iterates over all metrics before the first layer.
+    for parameter in module._parameters.values():
+        if parameter is not None and parameter.is_floating_point():
+            return parameter.dtype
+    others = (m for m in module._modules.values() if not isinstance(m, (Scaler, RunMetrics)))
+    return next(filter(None, (_dtype_of_weights(m) for m in others if m is not None)), None)
 
 
 def new_scaler(module: Any) -> Scaler:
