@@ -133,7 +133,10 @@ def _is_input(name: Any) -> bool:
 
 def _describe_plain(value: Any) -> str | None:
     """The value in words, ``None`` unless it looks like a target."""
-    if script_class_name(value) == "TensorBlock" or _is_floating_point(value):
+    script_class = script_class_name(value)
+    if script_class is not None:
+        return script_class if script_class == "TensorBlock" else None
+    if _is_floating_point(value):
         return describe_type(value)
     if isinstance(value, Mapping):
         members: Iterable[Any] = value.values()

@@ -58,8 +58,11 @@ def is_tensormap(value: Any) -> bool:
 
 def script_class_name(value: Any) -> str | None:
     """The class name of an instance of a TorchScript class, ``None`` for anything else."""
-    script_class: Any = value._type() if isinstance(value, torch.ScriptObject) else None
-    return None if script_class is None else str(script_class.name())
+    if not isinstance(value, torch.ScriptObject):
+        return None
+    script_class: Any = value._type()
+    name: str = script_class.name()
+    return name
 
 
 def dtype_of(tensor: TensorMap) -> torch.dtype:
