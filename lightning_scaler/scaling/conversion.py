@@ -110,7 +110,7 @@ def convert_targets(
     ]
     if conversion.dtype is not None:
         others = [name for name in converted if name not in changed]
-        right = have_dtype([converted[name] for name in others], conversion.dtype)
+        right = have_dtype([converted[name] for name in others], conversion.dtype) if others else []
         for name in others if not all(right) else ():
             converted[name] = converted[name].to(dtype=conversion.dtype)
     args = {
