@@ -77,9 +77,9 @@ def fit_target(
     if not enabled:
         per_target = torch.ones_like(per_target)
         per_property = [torch.ones_like(table) for table in per_property]
-    zeros = _find_zeros(blocks, fitted)
     n_values = sum(float(block.counts.sum()) for block in blocks.values())
     raw_sq_sum = sum(float(block.raw_sq_sum.sum()) for block in blocks.values())
+    zeros = _find_zeros(blocks, fitted) if raw_sq_sum else {}
     residual_sq_sum = sum(float(sums.sum()) for sums in residual_sq_sums.values())
     sum_sq_dev = sum(block.raw_sum_sq_dev() for block in blocks.values())
     scales = TargetScales(
@@ -100,23 +100,17 @@ def fit_target(
         rms_after=_rms(residual_sq_sum, n_values),
         zeros=zeros,
         explained_variance=1.0 - residual_sq_sum / sum_sq_dev if sum_sq_dev > 0.0 else 0.0,
-        mean_squares=_mean_squares(statistics, residual_sq_sums, fitted, per_target),
+        mean_squares=_mean_squares(statistics, fitted, n_values, per_target),
     )
     return scales, _below_noise(blocks, fitted, zeros) if enabled else {}
 
 
 def _mean_squares(
-    statistics: TargetStatistics,
-    residual_sq_sums: dict[Key, torch.Tensor],
-    fitted: FittedScales,
-    per_target: torch.Tensor,
+    statistics: TargetStatistics, fitted: FittedScales, n_values: float, per_target: torch.Tensor
 ) -> dict[str, float]:
     """Mean squares of the values, under ``""``, and of each gradient, divided by the scales."""
     per_target = per_target[: fitted.per_target.numel()]
-    blocks = zip(residual_sq_sums.values(), fitted.below_noise, strict=True)
-    by_type = torch.stack([torch.where(noise, 0.0, sq_sum).sum(1) for sq_sum, noise in blocks])
-    count = sum(float(block.counts.sum()) for block in statistics.blocks.values())
-    values = {"": _mean_square(by_type.sum(0), count, per_target)} if count else {}
+    values = {"": _mean_square(fitted.sq_sum, n_values, per_target)} if n_values else {}
     found = values | _mean_squares_of_gradients(statistics, per_target)
     # One that overflows, with a very small fixed scale, counts as unknown.
     return {term: value for term, value in found.items() if math.isfinite(value)}
@@ -166,7 +160,7 @@ def _identity(layout: TargetLayout) -> tuple[torch.Tensor, dict[Key, torch.Tenso
 
 def _check_finite(layout: TargetLayout, squares: dict[Key, torch.Tensor]) -> None:
     for key, sums in squares.items():
-        if not bool(torch.isfinite(sums.sum())):
+        if not math.isfinite(float(sums.sum())):
             raise ValueError(
                 f"target '{layout.name}', block ({layout.describe(key)}): the sum of squares over "
                 "all data overflows; convert the target to a larger unit"
@@ -202,13 +196,11 @@ def _fixed_per_target(layout: TargetLayout, fixed: FixedScale, types: torch.Tens
 
 
 def _find_zeros(blocks: dict[Key, BlockStatistics], fitted: FittedScales) -> dict[Key, Tensor]:
-    """The properties whose values are all exactly 0, unless the whole target is 0."""
+    """The properties whose values are all exactly 0."""
     zeros = {
         key: below_noise & (block.raw_sq_sum == 0.0)
         for (key, block), below_noise in zip(blocks.items(), fitted.below_noise, strict=True)
     }
-    if all(bool((block.raw_sq_sum == 0.0).all()) for block in blocks.values()):
-        return {}
     return {key: properties for key, properties in zeros.items() if bool(properties.any())}
 
 

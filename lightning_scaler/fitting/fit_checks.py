@@ -30,7 +30,8 @@ def check_values(
         ValueError: for a requested target whose values are all missing, and whose gradients are
             missing too.
     """
-    empty = [name for name, of_target in statistics.items() if not of_target.n_values]
+    with_values = {name for name, of_target in statistics.items() if of_target.n_values}
+    empty = [name for name in statistics if name not in with_values]
     for name in empty:
         if name in requested and not statistics[name].n_gradient_values:
             raise ValueError(
@@ -52,7 +53,7 @@ def check_values(
     without = [
         f"'{parameter}' of '{name}'"
         for name, of_target in statistics.items()
-        if of_target.n_values
+        if name in with_values
         for parameter, sums in of_target.gradients.items()
         if parameter and not float(sums.counts.sum())
     ]

@@ -32,13 +32,15 @@ class FittedScales(NamedTuple):
         pooled_property: per-property scales over all types, for each block ``(n_properties,)``.
         below_noise: for each block ``(n_types, n_properties)`` bool, where there are data whose RMS
             is zero or rounding noise.
+        sq_sum: sums of squares of all that is not below the noise, ``(n_types,)``.
     """
 
     per_target: torch.Tensor
-    per_property: list[torch.Tensor]
+    per_property: Sequence[torch.Tensor]
     pooled_target: torch.Tensor
-    pooled_property: list[torch.Tensor]
-    below_noise: list[torch.Tensor]
+    pooled_property: Sequence[torch.Tensor]
+    below_noise: Sequence[torch.Tensor]
+    sq_sum: torch.Tensor
 
 
 def compute_scales(
@@ -69,36 +71,36 @@ def compute_scales(
 
     Source: documentation of metatrain, "Target scaling".
     """
-    below_noise = [(block.counts > 0) & (block.sq_sum <= block.noise_sq_sum) for block in blocks]
-    squares = [
-        torch.where(noise, 0.0, block.sq_sum)
-        for noise, block in zip(below_noise, blocks, strict=True)
-    ]
-    sq_sum = torch.stack([block_squares.sum(1) for block_squares in squares]).sum(0)  # (n_types,)
-    count = torch.stack([block.counts.sum(1) for block in blocks]).sum(0)
+    widths = [block.counts.shape[1] for block in blocks]
+    sq_sums, counts, noise_sq_sums = (torch.cat(sums, 1) for sums in zip(*blocks, strict=True))
+    below_noise = (counts > 0) & (sq_sums <= noise_sq_sums)
+    sq_sums = torch.where(below_noise, 0.0, sq_sums)
+    sq_sum, count = sq_sums.sum(1), counts.sum(1)  # (n_types,)
     pooled = _rms(sq_sum.sum(), count.sum(), 1.0)
     rms = torch.where(count > 0, _rms(sq_sum, count, pooled), 1.0)
     per_target = rms if fixed is None else torch.where(fixed.isnan(), rms, fixed)
     pooled_target = pooled if fixed_pooled is None else torch.full_like(pooled, fixed_pooled)
     if single_property:
-        per_property = [torch.ones_like(block_squares) for block_squares in squares]
-        pooled_property = [scales.new_ones(scales.shape[1]) for scales in per_property]
-        return FittedScales(per_target, per_property, pooled_target, pooled_property, below_noise)
-    per_property, pooled_property = [], []
-    for block_squares, block, noise in zip(squares, blocks, below_noise, strict=True):
-        relative = _rms(block_squares, block.counts, 1.0) / rms[:, None]
-        relative = torch.where(noise, 1.0, relative)
-        no_data = 1.0 / per_target[:, None]
-        per_property.append(torch.where(block.counts > 0, relative, no_data))
-        total, n_values = block_squares.sum(0), block.counts.sum(0)  # (n_properties,)
-        relative = torch.where(total == 0.0, 1.0, _rms(total, n_values, 1.0) / pooled)
-        pooled_property.append(torch.where(n_values > 0, relative, 1.0 / pooled_target))
-    return FittedScales(per_target, per_property, pooled_target, pooled_property, below_noise)
+        per_property, pooled_property = torch.ones_like(sq_sums), sq_sums.new_ones(1)
+    else:
+        relative = torch.where(below_noise, 1.0, (sq_sums / counts).sqrt() / rms[:, None])
+        per_property = torch.where(counts > 0, relative, 1.0 / per_target[:, None])
+        total, n_values = sq_sums.sum(0), counts.sum(0)  # (n_columns,)
+        pooled_property = torch.where(
+            n_values > 0, _rms(total, n_values, pooled) / pooled, 1.0 / pooled_target
+        )
+    return FittedScales(
+        per_target,
+        per_property.split(widths, 1),
+        pooled_target,
+        pooled_property.split(widths),
+        below_noise.split(widths, 1),
+        sq_sum,
+    )
 
 
 def _rms(
     sq_sum: torch.Tensor, count: torch.Tensor, otherwise: float | torch.Tensor
 ) -> torch.Tensor:
     """Root mean square, or ``otherwise`` where there are no values or all are zero."""
-    root = (sq_sum / count.clamp(min=1.0)).sqrt()
-    return torch.where((count > 0) & (sq_sum > 0), root, otherwise)
+    return torch.where(sq_sum > 0, (sq_sum / count).sqrt(), otherwise)

@@ -92,9 +92,9 @@ class BlockStatistics:
         The rounding error of a sum is that of its terms, which are larger than the sum where they
         cancel.
         """
-        squares = self.raw_sq_sum.clone()
         if weights is None or self.means is not None:
-            return squares
+            return self.raw_sq_sum
+        squares = self.raw_sq_sum.clone()
         for properties, problem in self.per_atom_fit or self.totals_fit:
             terms = problem.column_norms() @ torch.nan_to_num(weights[:, properties]).abs()
             squares[:, properties] = torch.maximum(squares[:, properties], terms.square())
