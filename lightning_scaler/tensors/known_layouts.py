@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from itertools import compress
 
 import torch
-from metatensor.torch import TensorMap
+from metatensor.torch import Labels, TensorMap
 from torch import Tensor
 
 from .labels import all_equal, are_equal, without_differences
@@ -28,7 +28,9 @@ def find_known_layouts(
     names = [name for name in tensors if name in known]
     found = _have_layouts(
         [tensors[name] for name in names],
-        [known[name].without_rows(device) for name in names],
+        device,
+        [known[name].sample_names for name in names],
+        [known[name].labels(device) for name in names],
         [list(known[name].gradients) for name in names],
     )
     return {name: known[name] for name in compress(names, found)}
@@ -58,24 +60,28 @@ def match_layouts(
 
 
 def _has_layout(
-    tensor: TensorMap, like: TensorMap, gradients: list[str], differ: list[Tensor]
+    tensor: TensorMap,
+    device: torch.device,
+    sample_names: list[str],
+    labels: list[list[Labels]],
+    gradients: list[str],
+    differ: list[Tensor],
 ) -> bool:
-    device = tensor.device
     on_host = device.type == "cpu"
-    same_samples = tensor.sample_names == like.sample_names  # TorchScript has no != for lists
-    if device != like.device or not same_samples:
+    same_samples = tensor.sample_names == sample_names  # TorchScript has no != for lists
+    if tensor.device != device or not same_samples:
         return False
-    if not are_equal(tensor.keys, like.keys, on_host, differ):
+    if not are_equal(tensor.keys, labels[0][0], on_host, differ):
         return False
-    blocks, others = tensor.blocks(), like.blocks()
+    blocks = tensor.blocks()
     # All blocks have the same dtype.
     if len(blocks) > 0 and not blocks[0].values.is_floating_point():
         return False
-    for i in range(len(blocks)):
-        block, other = blocks[i], others[i]
-        if not are_equal(block.properties, other.properties, on_host, differ):
+    for i, block in enumerate(blocks):
+        expected = labels[i + 1]
+        if not are_equal(block.properties, expected[0], on_host, differ):
             return False
-        if not all_equal(block.components, other.components, on_host, differ):
+        if not all_equal(block.components, expected[1:], on_host, differ):
             return False
         for parameter in block.gradients_list():
             if parameter not in gradients:
@@ -87,17 +93,21 @@ def _has_layout(
 
 @scripted
 def _have_layouts(
-    tensors: list[TensorMap], likes: list[TensorMap], gradients: list[list[str]]
+    tensors: list[TensorMap],
+    device: torch.device,
+    sample_names: list[list[str]],
+    labels: list[list[list[Labels]]],
+    gradients: list[list[str]],
 ) -> list[bool]:
-    """Whether each tensor has the device, keys, sample names, components and properties of another.
+    """Whether each tensor has a device, the sample names and the labels of a layout.
 
     Values that are not real floats, gradients other than those named, and gradients of gradients
-    count as a different layout.
+    count as a different layout. See :meth:`TargetLayout.labels`.
     """
     equal: list[bool] = []
     differ: list[list[Tensor]] = []
-    for i in range(len(tensors)):
+    for i, tensor in enumerate(tensors):
         of_one: list[Tensor] = []
-        equal.append(_has_layout(tensors[i], likes[i], gradients[i], of_one))
+        equal.append(_has_layout(tensor, device, sample_names[i], labels[i], gradients[i], of_one))
         differ.append(of_one)
     return without_differences(equal, differ)

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
-from metatensor.torch import Labels, TensorBlock, TensorMap
+from metatensor.torch import Labels, TensorMap
 
 from ..settings import name_of_type
 from .block_layout import BlockLayout, SavedBlock
@@ -207,26 +207,21 @@ class TargetLayout:
             return "trace" if same and proper else None
         return None
 
-    def without_rows(self, device: torch.device) -> TensorMap:
-        """A TensorMap of this layout without any sample."""
-        if device not in self._without_rows:
-            self._without_rows[device] = self._without_rows[CPU].to(device=device)
-        return self._without_rows[device]
+    @property
+    def sample_names(self) -> list[str]:
+        """The names of the samples."""
+        return SAMPLE_NAMES[self.sample_kind]
+
+    def labels(self, device: torch.device) -> list[list[Labels]]:
+        """The keys; then, for each block, its properties and its components."""
+        if device not in self._labels:
+            self._labels[device] = [[one.to(device) for one in part] for part in self._labels[CPU]]
+        return self._labels[device]
 
     @cached_property
-    def _without_rows(self) -> dict[torch.device, TensorMap]:
-        names = SAMPLE_NAMES[self.sample_kind]
-        samples = Labels(names, torch.empty((0, len(names)), dtype=torch.int64))
-        blocks = [
-            TensorBlock(
-                torch.empty((0, *(len(labels) for labels in b.components), b.n_properties)),
-                samples,
-                list(b.components),
-                b.properties,
-            )
-            for b in self.blocks.values()
-        ]
-        return {CPU: TensorMap(self.keys(), blocks)}
+    def _labels(self) -> dict[torch.device, list[list[Labels]]]:
+        of_blocks = [[block.properties, *block.components] for block in self.blocks.values()]
+        return {CPU: [[self.keys()], *of_blocks]}
 
     def state(self) -> dict[str, Any]:
         """The layout as plain Python objects and tensors (``torch.load(weights_only=True)``)."""

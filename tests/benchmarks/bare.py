@@ -13,11 +13,10 @@ import torch
 from metatensor.torch import TensorBlock, TensorMap
 from metatomic.torch import System
 from torch import Tensor
-from workloads import Workload
+from workloads import Workload, without_rows
 
 from lightning_scaler import ScaleAccumulator
 from lightning_scaler.scaling.target_scales import TargetScales
-from lightning_scaler.tensors.layout import CPU
 
 
 def _types_and_counts(systems: list[System]) -> tuple[Tensor, Tensor]:
@@ -106,7 +105,7 @@ def bare(work: Workload, n_batches: int) -> dict[str, Callable[[], Callable[[], 
     accumulator.update(work.systems, work.targets)
     scaler = accumulator.compute()
     targets = [scaler.targets[name] for name in work.targets]
-    likes = [scales.layout.without_rows(CPU) for scales in targets]
+    likes = [without_rows(tensor) for tensor in tensors]
     n_types = 1 + max(int(system.types.max()) for system in work.systems)
     scales = [_by_type(of_target, n_types) for of_target in targets]
 

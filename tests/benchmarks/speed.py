@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 from bare import bare
-from metatensor.torch import Labels, TensorBlock, TensorMap
+from metatensor.torch import TensorMap
 from torch.profiler import ProfilerActivity, profile
-from workloads import WARM_UP, WORKLOADS, Workload, workload
+from workloads import WARM_UP, WORKLOADS, Workload, without_rows, workload
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
 
@@ -79,7 +79,7 @@ def metatrain(work: Workload) -> dict[str, Callable[[], Callable[[], Any]]]:
     from metatrain.scaler._base_scaler import BaseScaler
     from metatrain.utils.per_atom import average_by_num_atoms
 
-    layouts = {name: _without_rows(tensor) for name, tensor in work.targets.items()}
+    layouts = {name: without_rows(tensor) for name, tensor in work.targets.items()}
     types = torch.cat([system.types for system in work.systems]).unique().tolist()
     scaler = BaseScaler(types, layouts)
     masks = {f"{name}_mask": mask for name, mask in work.masks.items()}
@@ -107,19 +107,6 @@ def metatrain(work: Workload) -> dict[str, Callable[[], Callable[[], Any]]]:
     scaler.fit()
     scaler.fit_per_property()
     return {"fit metatrain": prepared_fit, "apply metatrain": lambda: apply}
-
-
-def _without_rows(tensor: TensorMap) -> TensorMap:
-    blocks = [
-        TensorBlock(
-            block.values[:0],
-            Labels(block.samples.names, block.samples.values[:0]),
-            block.components,
-            block.properties,
-        )
-        for block in tensor.blocks()
-    ]
-    return TensorMap(tensor.keys, blocks)
 
 
 COLUMNS = (

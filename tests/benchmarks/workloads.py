@@ -91,6 +91,20 @@ def _mapped(tensor: TensorMap, function: Callable[[torch.Tensor], torch.Tensor])
     return TensorMap(tensor.keys, blocks)
 
 
+def without_rows(tensor: TensorMap) -> TensorMap:
+    """The same blocks without any sample."""
+    blocks = [
+        TensorBlock(
+            block.values[:0],
+            Labels(block.samples.names, block.samples.values[:0]),
+            block.components,
+            block.properties,
+        )
+        for block in tensor.blocks()
+    ]
+    return TensorMap(tensor.keys, blocks)
+
+
 def _lost(values: torch.Tensor) -> torch.Tensor:
     generator = torch.Generator().manual_seed(7)
     return torch.rand(values.shape, generator=generator) < 0.3
