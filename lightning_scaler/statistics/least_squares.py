@@ -158,14 +158,14 @@ class LeastSquares:
         if fixed is None:
             fixed = torch.full((self.types.numel(), self.n_properties), torch.nan).double()
         weights = fixed.clone()
-        to_fit = fixed.isnan().T.tolist()
-        for pattern in set(map(tuple, to_fit)):  # the same weights are fitted for all of these
-            properties = [p for p in range(self.n_properties) if tuple(to_fit[p]) == pattern]
+        remaining = rows.values - rows.matrix @ torch.nan_to_num(fixed)
+        to_fit = list(map(tuple, fixed.isnan().T.tolist()))
+        for pattern in set(to_fit):  # the same weights are fitted for all of these
+            properties = [p for p in range(self.n_properties) if to_fit[p] == pattern]
             free = torch.tensor(pattern, dtype=torch.bool)
             matrix = rows.matrix[:, free]
-            remaining = rows.values[:, properties]
-            remaining = remaining - rows.matrix[:, ~free] @ fixed[~free][:, properties]
-            fitted = minimum_norm_weights(ReducedRows(matrix, remaining, rows.residual_ss))
+            of_pattern = ReducedRows(matrix, remaining[:, properties], rows.residual_ss)
+            fitted = minimum_norm_weights(of_pattern)
             fitted = torch.where((matrix != 0.0).any(0)[:, None], fitted, torch.nan)
             weights[free.nonzero(), torch.tensor(properties)] = fitted
         return weights
