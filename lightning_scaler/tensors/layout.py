@@ -82,20 +82,21 @@ class TargetLayout:
                 f"convert it with TensorMap.to(torch.float64){mask}, or "
                 "leave it out by naming the others in targets=[...]"
             )
-        samples = tensor.sample_names if len(tensor.keys) else ["system"]
+        keys, blocks = tensor.keys, tensor.blocks()
+        samples = tensor.sample_names if blocks else ["system"]
         kind = next((kind for kind, names in SAMPLE_NAMES.items() if names == samples), None)
         if kind is None:
             raise ValueError(
                 f"{what} '{name}': expected samples named {list(SAMPLE_NAMES.values())} (per "
                 f"structure, per atom, or atom pairs), got {samples}"
             )
-        gradients = {parameter for block in tensor.blocks() for parameter in block.gradients_list()}
-        keys = [tuple(key) for key in tensor.keys.values.tolist()]
+        gradients = {parameter for block in blocks for parameter in block.gradients_list()}
+        by_key = zip(map(tuple, keys.values.tolist()), blocks, strict=True)
         return cls(
             name,
             kind,
-            tuple(tensor.keys.names),
-            {key: BlockLayout.of(tensor.block_by_id(i)) for i, key in enumerate(keys)},
+            tuple(keys.names),
+            {key: BlockLayout.of(block) for key, block in by_key},
             tuple(sorted(gradients)),
         )
 
