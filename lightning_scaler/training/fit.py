@@ -19,14 +19,15 @@ from ..data_pass import (
 )
 from ..fitting import RandomSample, ScaleAccumulator, describe_force_targets
 from ..scaling import Scaler
+from ..settings import Settings
 from ..steps import ScaledModule, scaler_of
 from ..tensors import digest
 from .fit_decision import FitDecision, decide_fit, is_dev_run
 from .fit_report import describe_changes
 from .fit_settings import FitSettings
-from .loss_settings import store_loss_settings
 from .module_in_pass import ModuleInPass
 from .output_layers import OutputLayers
+from .restored_settings import store_loss_settings
 
 
 class FitResult(NamedTuple):
@@ -67,9 +68,10 @@ def fit_missing(
     """
     scaler = scaler_of(module)
     with fit_processes(trainer) as processes:
-        stored = None if request.refit is True or not scaler.fitted else scaler.settings
+        keeps_some = scaler.fitted and request.refit is not True
+        stored = scaler.settings if keeps_some else Settings()
         result = _fit(trainer, module, request, processes, record)
-        store_loss_settings(scaler, request.loss_weights, request.balance_loss, stored)
+        store_loss_settings(scaler, request, stored)
         if processes.world_size > 1:
             processes.check_equal(
                 {"hash of the scales": digest(scaler.state())},

@@ -17,10 +17,12 @@ from ..settings import (
     Settings,
     SystemLabels,
     UnseenTypes,
+    check_arguments,
+    check_refit,
+    did_you_mean,
     parse_fixed_scales,
+    parse_loss_weights,
 )
-from .argument_checks import check_arguments, check_refit
-from .loss_settings import read_loss_weights
 
 
 class FitSettings:
@@ -94,7 +96,8 @@ class FitSettings:
         self.at = at
         self.targets, self.intensive_targets = checked.targets, checked.intensive_targets
         self.system_labels: SystemLabels = system_labels
-        self.loss_weights = read_loss_weights(loss_weights, self.targets, self.declaration)
+        self.loss_weights = parse_loss_weights(loss_weights)
+        self._check_weighted_targets()
         self.balance_loss = balance_loss
 
     @property
@@ -148,6 +151,21 @@ class FitSettings:
             "report": self.report,
             "units": self.units,
         }
+
+    def _check_weighted_targets(self) -> None:
+        """Check that the weights of the loss are of targets to fit, as far as these are known."""
+        if self.targets is None:
+            return
+        for term in self.loss_weights or ():
+            if any(term == name or term.startswith(f"{name}/") for name in self.targets):
+                continue
+            gradient = self.declaration and self.declaration.gradient_terms.get(term)
+            way_out = did_you_mean(term.split("/")[0], self.targets)
+            if gradient:
+                way_out = f"as a gradient, '{term}' is the term '{gradient}'"
+            raise ValueError(
+                f"loss_weights names '{term}', whose target is not in targets=[…]; {way_out}"
+            )
 
     def __repr__(self) -> str:
         """The arguments that are not the defaults, as they were read."""

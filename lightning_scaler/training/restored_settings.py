@@ -1,13 +1,14 @@
-"""The settings requested now: compared with those of restored scales, and declared to a scaler."""
+"""The settings requested now: compared with those of restored scales, and given to a scaler."""
 
 from collections.abc import Iterable, Mapping, Set
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ..plain_tensors import Declaration
 from ..scaling import Scaler
-from ..settings import RefitPart, check_names, same_unit
+from ..settings import RefitPart, Settings, check_names, did_you_mean, same_unit
 from .fit_settings import FitSettings
 
 # Settings by name, each with its value in the restored scales and the one requested now.
@@ -74,6 +75,37 @@ def declare_targets(scaler: Scaler, request: FitSettings) -> None:
     if request.targets is not None:
         scaler.declare(request.declaration)
     scaler.units = {**scaler.units, **request.units}
+
+
+def store_loss_settings(scaler: Scaler, request: FitSettings, stored: Settings) -> None:
+    """Store the settings of the loss in a fitted scaler.
+
+    Unlike scales, weights may change when training is resumed: those set now replace stored ones.
+
+    Args:
+        scaler: scaler with all its targets.
+        request: settings of the callback.
+        stored: settings of the restored scales, or the defaults.
+
+    Raises:
+        ValueError: for a weight that is not of a term of the loss; lists the terms. If all terms
+            have the weight 0.
+    """
+    weights, balance = request.loss_weights, request.balance_loss
+    weights = stored.loss_weights if weights is None else weights
+    balance = stored.balance_loss if balance is None else balance
+    unknown = [term for term in weights if term not in scaler.loss_terms]
+    if unknown:
+        raise ValueError(
+            f"loss_weights names '{unknown[0]}', which is not a term of the loss; "
+            f"{did_you_mean(unknown[0], scaler.loss_terms)}"
+        )
+    if scaler.loss_terms and all(weights.get(term) == 0 for term in scaler.loss_terms):
+        raise ValueError(
+            f"loss_weights: expected a positive weight for one of the terms of the loss, got "
+            f"{weights}, with which the loss is always 0"
+        )
+    scaler.settings = replace(scaler.settings, loss_weights=dict(weights), balance_loss=balance)
 
 
 def _check_same_values(before: Declaration | None, now: Declaration) -> None:
