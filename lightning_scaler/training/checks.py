@@ -1,16 +1,31 @@
-"""What TargetScaler refuses in a run: modules, callbacks and stages that it cannot serve."""
+"""What TargetScaler refuses in a run, or warns of: modules, callbacks and stages."""
 
 import inspect
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from ..scaling import Scaler
 from ..settings import Against
 from ..steps import ScaledModule, ScaledSteps, scaler_of
 
 TUNERS = ("LearningRateFinder", "BatchSizeFinder")
+
+# Attributes of modules that scale or shift outputs, with the value that changes nothing.
+FACTORS = {"std", "data_std", "target_std", "y_std", "scales", "scale_by"}
+TERMS = {"mean", "data_mean", "target_mean", "y_mean", "shifts", "shift_by", "element_refs"}
+TERMS |= {"atomref", "initial_atomref", "atomic_energies"}
+
+# Classes all of whose tensors are scales or references.
+CLASSES = {"RemoveOffsets", "AddOffsets", "ScaleProperty", "ScaleShift", "ScaleShiftBlock"}
+CLASSES |= {"PerTypeScaleShift", "AtomicEnergiesBlock", "Atomref", "AtomRef", "StandardScaler"}
+
+# Classes that add energies in the units of the data, of NequIP, SchNetPack and TorchMD-NET.
+POTENTIALS = {"ZBL", "LennardJones", "SimpleLennardJones", "ZBLRepulsionEnergy", "EnergyCoulomb"}
+POTENTIALS |= {"EnergyEwald", "D2", "Coulomb"}
 
 
 def check_averaging(callbacks: list[Any], refit: Any) -> None:
@@ -111,6 +126,26 @@ def check_own_loss(
         )
 
 
+def warn_of_own_scaling(module: torch.nn.Module) -> None:
+    """Warn of layers that scale or shift outputs, unless they change nothing.
+
+    Args:
+        module: module that is about to be trained with scaled targets.
+    """
+    found = []
+    for path, part in module.named_modules():
+        described = _describe_scaling(part)
+        if described:
+            found.append(f"{path or type(module).__name__} ({type(part).__name__}: {described})")
+    if found:
+        rank_zero_warn(
+            f"{type(module).__name__} has scaling of its own, which acts on top of the target "
+            f"scales: {'; '.join(found[:4])}{f'; {len(found)} in all' if len(found) > 4 else ''}; "
+            "set its factors to 1 and its shifts to 0, and leave potentials out, unless you want "
+            "them"
+        )
+
+
 def check_alone(callbacks: list[Any]) -> None:
     """Check that a trainer has only one ``TargetScaler``.
 
@@ -128,10 +163,7 @@ def check_alone(callbacks: list[Any]) -> None:
 def name_of_tuner(trainer: Trainer) -> str | None:
     """The class of the first callback that trains in its own ``on_fit_start``, if there is one."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    tuners = [
-        type(callback).__name__ for callback in callbacks if _has_class_named(callback, *TUNERS)
-    ]
-    return tuners[0] if tuners else None
+    return next((type(one).__name__ for one in callbacks if _has_class_named(one, *TUNERS)), None)
 
 
 def raise_for_tuner(trainer: Trainer, tuner: str) -> NoReturn:
@@ -171,3 +203,31 @@ def _has_class_named(callback: Any, *names: str) -> bool:
     """Whether a callback, or a class in its place, has a class of one of these names."""
     bases = inspect.getmro(callback if isinstance(callback, type) else type(callback))
     return any(base.__name__ in names for base in bases)
+
+
+def _describe_scaling(part: torch.nn.Module) -> str:
+    if type(part).__name__ in POTENTIALS:
+        return "a potential, which would be multiplied by the scale"
+    names = [*vars(part), *part._parameters, *part._buffers]
+    words = []
+    for name in names:
+        if name in FACTORS and not _is_all(getattr(part, name), 1.0):
+            words.append(f"{name} is not 1")
+        elif name in TERMS and not _is_all(getattr(part, name), 0.0):
+            words.append(f"{name} is not 0")
+    if words or type(part).__name__ not in CLASSES:
+        return ", ".join(words)
+    tensors = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
+    floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+    if all(_is_all(tensor, 1.0) or _is_all(tensor, 0.0) for tensor in floats):
+        return ""
+    return "not the identity"
+
+
+def _is_all(value: object, number: float) -> bool:
+    """Whether a tensor or a number has this value everywhere; ``True`` for other objects."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value == number
+    if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.is_meta:
+        return bool((value.detach() == number).all())
+    return True

@@ -19,12 +19,12 @@ from .checks import (
     check_resumed,
     name_of_tuner,
     raise_for_tuner,
+    warn_of_own_scaling,
 )
 from .fit import fit_missing
 from .fit_decision import is_dev_run
 from .fit_report import print_fit, report_kept_scales
 from .fit_settings import FitSettings
-from .own_scaling import warn_of_own_scaling
 from .picture_report import run_folder, write_report
 from .restored_settings import declare_targets
 from .scale_steps import move_place, refuse_new_processes, scale_steps
