@@ -1,12 +1,27 @@
 """Loaders that read one epoch of the training data for the fit, in the form it has in training."""
 
 import copy
+import time
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from torch.utils.data import DataLoader, IterableDataset
+
 from .processes import FitProcesses
-from .samplers import batches_of_process, select_evenly, split_batches, take_shard
-from .streams import Stream, is_map_style, loader_name, with_samplers
+from .samplers import (
+    batches_of_process,
+    copy_sampler,
+    has_length,
+    is_map_style,
+    select_evenly,
+    split_batches,
+    take_shard,
+    with_samplers,
+)
+
+# A loader without a length that takes longer may have no end.
+SECONDS_WITHOUT_WARNING = 300.0
 
 
 class Limits(NamedTuple):
@@ -33,6 +48,70 @@ class Limits(NamedTuple):
             return self.first
         rank, world_size = processes.rank, processes.world_size
         return self.spread // world_size + (rank < self.spread % world_size)
+
+
+class Stream:
+    """A loader whose batches are read as they come, up to its length if it has one.
+
+    Args:
+        loader: any iterable.
+        limit: number of batches to read; ``None``: all.
+        largest: number of batches that training could use of a loader without a length.
+
+    Attributes:
+        ended: whether it had batches and has been read to its end.
+    """
+
+    def __init__(self, loader: Any, limit: int | None, largest: int | None) -> None:
+        self.loader = loader
+        self.limit = limit
+        self.largest = largest
+        self.ended = False
+        self._name = _loader_name(loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        own_length = len(self.loader) if has_length(self.loader) else None
+        last = min((n for n in (self.limit, own_length) if n is not None), default=None)
+        if last == 0:
+            return
+        number, warn_after = 0, time.monotonic() + SECONDS_WITHOUT_WARNING
+        for number, batch in enumerate(_without_shared_sampler(self.loader), 1):
+            if last is None and self.largest is not None and number > self.largest:
+                raise RuntimeError(
+                    f"the training loader ({self._name}) has no length and continues after "
+                    f"{self.largest} batches, more than training could use (max_steps, "
+                    "limit_train_batches); set TargetScaler(limit_batches=...) to the number of "
+                    "batches that the scales are fitted to"
+                )
+            yield batch
+            # Not one batch more than the limit is drawn.
+            if number == last:
+                self.ended = number == own_length
+                return
+            if last is None and time.monotonic() > warn_after:
+                warn_after = float("inf")
+                warnings.warn(
+                    f"the training loader ({self._name}) has no length, and {number} "
+                    "batches have been read to fit the target scales; if it has no end, set "
+                    "TargetScaler(limit_batches=...)",
+                    stacklevel=2,
+                )
+        self.ended = number > 0
+
+    def check_readable_again(self) -> None:
+        """Check that batches are left for training.
+
+        Raises:
+            ValueError: if the loader has been read to its end and does not start again.
+        """
+        nothing = object()
+        if self.ended and next(iter(self.loader), nothing) is nothing:
+            raise ValueError(
+                f"the training loader ({self._name}) can be read only once: after the fit "
+                "of the target scales, nothing is left to train on; let it start again at every "
+                "iter(loader), or fit the scales to its first batches, which training then does "
+                "not see, with TargetScaler(limit_batches=...)"
+            )
 
 
 def pass_loaders(
@@ -65,7 +144,7 @@ def pass_loaders(
     flattened: list[Any] = []
     for loader, of_loader in zip(loaders, batches, strict=True):
         if of_loader is None:
-            name = loader_name(loader)
+            name = _loader_name(loader)
             if limits.random_order:
                 raise ValueError(
                     "relative_error: expected a loader of a dataset that is read by index, got a "
@@ -102,15 +181,11 @@ def sample_loaders(combined: Any, samples: list[list[Any]]) -> Any:
         combined: the ``CombinedLoader`` of training, all of map-style datasets.
         samples: indices for each loader.
     """
-    return _combine(
-        combined,
-        [
-            with_samplers(
-                loader, chosen, None if loader.batch_sampler is None else [[i] for i in chosen]
-            )
-            for loader, chosen in zip(combined.flattened, samples, strict=True)
-        ],
-    )
+    loaders = []
+    for loader, chosen in zip(combined.flattened, samples, strict=True):
+        batches = None if loader.batch_sampler is None else [[i] for i in chosen]
+        loaders.append(with_samplers(loader, chosen, batches))
+    return _combine(combined, loaders)
 
 
 def training_batches(loaders: Any) -> Iterator[Any]:
@@ -119,8 +194,10 @@ def training_batches(loaders: Any) -> Iterator[Any]:
     In the last batches of a mapping of loaders, those that have ended are left out.
     """
     for batch, *_ in loaders:
-        if batch is not None:
-            yield _without_ended(batch) if len(loaders.flattened) > 1 else batch
+        if isinstance(batch, Mapping) and len(loaders.flattened) > 1:
+            yield {name: part for name, part in batch.items() if part is not None}
+        elif batch is not None:
+            yield batch
 
 
 def length(loaders: Any) -> int | None:
@@ -163,7 +240,17 @@ def _combine(combined: Any, loaders: list[Any]) -> Any:
     return twin
 
 
-def _without_ended(batch: Any) -> Any:
-    if not isinstance(batch, Mapping):
-        return batch
-    return {name: part for name, part in batch.items() if part is not None}
+def _loader_name(loader: Any) -> str:
+    """The class of a loader, and that of its dataset, in words."""
+    dataset = getattr(loader, "dataset", None)
+    return type(loader).__name__ + (f" of {type(dataset).__name__}" if dataset is not None else "")
+
+
+def _without_shared_sampler(loader: Any) -> Any:
+    """A loader whose sampler has no length, if it has one, does not advance that of training."""
+    if not isinstance(loader, DataLoader):
+        return loader
+    if isinstance(loader.dataset, IterableDataset):
+        return with_samplers(loader, loader.sampler, loader.batch_sampler)
+    samplers = (loader.sampler, loader.batch_sampler)
+    return with_samplers(loader, *(copy_sampler(one, loader.dataset) for one in samplers))

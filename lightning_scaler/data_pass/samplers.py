@@ -11,6 +11,7 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     DistributedSampler,
+    IterableDataset,
     RandomSampler,
     SequentialSampler,
 )
@@ -21,6 +22,23 @@ Batches = list[Any]
 
 # The same samples are drawn in every fit, and by every process.
 SEED_OF_ORDER = 0
+
+
+def is_map_style(loader: Any) -> bool:
+    """Whether a loader reads a dataset by index, so that its samples are known beforehand."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return False
+    sampler = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    return has_length(sampler)
+
+
+def has_length(loader: Any) -> bool:
+    """Whether a loader or sampler says how many items it yields."""
+    try:
+        len(loader)
+    except (TypeError, AttributeError, NotImplementedError):
+        return False
+    return True
 
 
 def batches_of_process(
@@ -143,6 +161,16 @@ def copy_sampler(sampler: Any, dataset: Any) -> Any:
     except Exception:
         # Samplers may hold files or locks.
         return copy.copy(sampler)
+
+
+def with_samplers(loader: DataLoader[Any], sampler: Any, batch_sampler: Any) -> DataLoader[Any]:
+    """The same loader with other samplers, and workers that end with the pass."""
+    twin = copy.copy(loader)
+    # A DataLoader refuses other samplers once it has been made.
+    vars(twin).update(
+        sampler=sampler, batch_sampler=batch_sampler, persistent_workers=False, _iterator=None
+    )
+    return twin
 
 
 def _in_random_order(items: list[Any]) -> list[Any]:

@@ -100,13 +100,11 @@ class StatisticsCache:
         if data is None:
             self.report_unused(STREAM)
             return None
-        reasons = []
         if cached is not None:
             reasons = _differences(cached, accumulator, DataPart(dict(data)), relative_error)
-        if cached is not None and not reasons:
-            self._report(f"is used, without a data pass (samples: {data['samples']})")
-            return cached.state()
-        if cached is not None:
+            if not reasons:
+                self._report(f"is used, without a data pass (samples: {data['samples']})")
+                return cached.state()
             self._report(
                 f"is not used: {'; '.join(reasons)}; it is kept as it is (to have the statistics "
                 "of this fit written, delete it or name another file)"

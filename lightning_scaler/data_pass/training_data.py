@@ -12,13 +12,11 @@ from ..fitting import ScaleAccumulator
 from ..plain_tensors import Declaration
 from .data_fingerprint import identify_data
 from .data_sample import DataSample
-from .gathered_statistics import merge_all
-from .pass_loaders import Limits, length, pass_loaders, training_batches
+from .pass_loaders import Limits, Stream, length, pass_loaders, training_batches
+from .pass_statistics import SampledPass, merge_all
 from .prediction_errors import PredictionErrors
 from .processes import FitProcesses, ProcessesDisagreeError
 from .random_states import preserve_rng
-from .sampled_pass import SampledPass
-from .streams import Stream
 from .training_loader import LoaderRecord, TrainingLoader
 
 # A shorter pass shows no progress bar.

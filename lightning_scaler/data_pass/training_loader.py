@@ -11,8 +11,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from .processes import FitProcesses
 from .random_states import RandomStates
-from .samplers import loses_subset
-from .streams import is_map_style
+from .samplers import is_map_style, loses_subset
 
 
 class LoaderRecord:

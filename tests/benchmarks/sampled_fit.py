@@ -24,8 +24,8 @@ import time
 import torch
 
 from lightning_scaler import CompositionBaseline, PerStructure, ScaleAccumulator
+from lightning_scaler.data_pass.pass_statistics import SampledPass
 from lightning_scaler.data_pass.processes import FitProcesses
-from lightning_scaler.data_pass.sampled_pass import SampledPass
 from lightning_scaler.fitting import merged
 
 SIZE, BATCH_SIZE, BLOCK = 40_000, 32, 1000

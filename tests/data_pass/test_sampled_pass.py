@@ -21,8 +21,8 @@ from small_training import (
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from lightning_scaler import PerStructure, ScaleAccumulator, TargetScaler
+from lightning_scaler.data_pass.pass_statistics import SampledPass
 from lightning_scaler.data_pass.processes import FitProcesses
-from lightning_scaler.data_pass.sampled_pass import SampledPass
 from lightning_scaler.training import collect_statistics
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")

@@ -53,7 +53,7 @@ def test_values_are_placeholders_and_a_message_is_searched_by_its_first_words():
         "the training loader",
         "can be read only once: after the fit of the target scales",
     ]
-    assert (message.kind, message.file) == ("ValueError", "data_pass/streams.py")
+    assert (message.kind, message.file) == ("ValueError", "data_pass/pass_loaders.py")
 
 
 HEADINGS = re.findall(r"^### (.*)$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.M)
