@@ -2,13 +2,20 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import torch
 from metatensor.torch import TensorBlock, TensorMap
 
 from ..scaling import TargetScales
-from ..settings import check_names, list_of_names, parse_fixed_baseline, parse_fixed_scales
+from ..settings import (
+    Settings,
+    check_names,
+    list_of_names,
+    parse_fixed_baseline,
+    parse_fixed_scales,
+)
 from ..tensors import Key, TargetLayout
 from .metatrain_checkpoint import (
     SCALE_KINDS,
@@ -23,39 +30,14 @@ from .metatrain_checkpoint import (
 LARGEST_SCALE = 1e300
 
 
-class MetatrainScales(NamedTuple):
-    """Scales by target name, whether there was a baseline, and whether scaling was enabled."""
-
-    targets: dict[str, TargetScales]
-    baseline: Literal["composition", "none"]
-    enabled: bool
-
-
-class _Scales(NamedTuple):
-    """The scales of one target, as :class:`TargetScales` holds them, and the RMS of its data."""
-
-    types: torch.Tensor
-    per_target: torch.Tensor
-    per_property: dict[Key, torch.Tensor]
-    rms: float
-
-
-class _Weights(NamedTuple):
-    """The composition weights of one target, as :class:`TargetScales` holds them."""
-
-    types: torch.Tensor
-    by_key: dict[Key, torch.Tensor]
-    fixed: dict[int, float] | None
-
-
 def read_metatrain(
     checkpoint: Source,
     composition: Source | None = None,
     layouts: Mapping[str, TensorMap] | None = None,
     atomic_types: Sequence[int] | None = None,
     intensive_targets: Iterable[str] | None = None,
-) -> MetatrainScales:
-    """Read scales and composition weights; see :meth:`Scaler.from_metatrain`.
+) -> tuple[dict[str, TargetScales], Settings]:
+    """Read scales and composition weights by target; see :meth:`Scaler.from_metatrain`.
 
     Source: the checkpoints of metatrain 2026.4, and those of its version 2 of the scaler, in which
     the scales are in the extra state (``model_update_v1_v2`` in its ``scaler/checkpoints.py``).
@@ -88,23 +70,13 @@ def read_metatrain(
             has_weights = baseline is not None and name in baseline.weights
             example = layout_from_keys(where, buffers["full"], has_weights)
         layout = TargetLayout.of(name, example)
-        scales = _read_scales(where, layout, buffers, sorted(types))
+        extensive = layout.sample_kind == "structure" and name not in intensive
+        scales = _read_scales(where, layout, extensive, buffers, sorted(types))
         weights = _read_weights(where, layout, baseline)
-        targets[name] = TargetScales(
-            layout=layout,
-            extensive=layout.sample_kind == "structure" and name not in intensive,
-            types=scales.types,
-            per_target=scales.per_target,
-            per_property=scales.per_property,
-            fixed=fixed.get(name),
-            baseline_types=weights.types,
-            weights=weights.by_key,
-            fixed_weights=weights.fixed,
-            rms_before=scales.rms,
-            rms_after=scales.rms,
-        )
+        targets[name] = replace(scales, fixed=fixed.get(name), **weights)
     enabled = bool(scaler.hypers.get("scale_targets", True))
-    return MetatrainScales(targets, "none" if baseline is None else "composition", enabled)
+    settings = Settings(enabled=enabled, baseline="none" if baseline is None else "composition")
+    return targets, settings
 
 
 def _fixed_values(checkpoint: MetatrainCheckpoint, *settings: str) -> dict[str, Any]:
@@ -121,9 +93,13 @@ def _fixed_values(checkpoint: MetatrainCheckpoint, *settings: str) -> dict[str, 
 
 
 def _read_scales(
-    where: str, layout: TargetLayout, buffers: Mapping[str, TensorMap], types: list[int]
-) -> _Scales:
-    """The scales of one target, with the two rows for unseen types."""
+    where: str,
+    layout: TargetLayout,
+    extensive: bool,
+    buffers: Mapping[str, TensorMap],
+    types: list[int],
+) -> TargetScales:
+    """The scales of one target, with the two rows for unseen types, without a baseline."""
     if layout.sample_kind != "atom":
         types = [-1]
     if layout.sample_kind == "pair":
@@ -131,7 +107,7 @@ def _read_scales(
         identity = {
             key: ones[:, None].repeat(1, block.n_properties) for key, block in layout.blocks.items()
         }
-        return _Scales(torch.tensor(types), ones, identity, rms=1.0)
+        return TargetScales(layout, extensive, torch.tensor(types), ones, identity)
     # Without the counts of values, the RMS over all types is unknown.
     unseen = torch.tensor([torch.nan, 1.0], dtype=torch.float64)
     per_target = buffers["per_target"].block_by_id(0).values[:, 0].double()
@@ -153,16 +129,23 @@ def _read_scales(
         other_types = ~_has_type(layout, key, types)
         relative[other_types] = 1.0 / per_target[other_types, None]
         per_property[key] = torch.cat([relative, unseen[:, None].expand(2, block.n_properties)])
-    return _Scales(torch.tensor(types), torch.cat([per_target, unseen]), per_property, rms=math.nan)
+    return TargetScales(
+        layout,
+        extensive,
+        torch.tensor(types),
+        torch.cat([per_target, unseen]),
+        per_property,
+        rms_before=math.nan,
+        rms_after=math.nan,
+    )
 
 
 def _read_weights(
     where: str, layout: TargetLayout, baseline: MetatrainCheckpoint | None
-) -> _Weights:
-    """The composition weights of one target."""
-    nothing = _Weights(torch.empty(0, dtype=torch.int64), {}, None)
+) -> dict[str, Any]:
+    """The fields of :class:`TargetScales` with the composition weights of one target, if any."""
     if baseline is None or layout.sample_kind == "pair":
-        return nothing
+        return {}
     invariant = [key for key in layout.blocks if layout.invariance(key)]
     buffer = baseline.weights.get(layout.name)
     if buffer is None:
@@ -172,7 +155,7 @@ def _read_weights(
                 f"those of {sorted(baseline.weights)}; give the composition model that was "
                 "subtracted before these scales were fitted"
             )
-        return nothing
+        return {}
     types = buffer.block_by_id(0).samples.column("center_type").tolist()
     order = torch.tensor(types).argsort()
     by_key = {}
@@ -195,7 +178,8 @@ def _read_weights(
     if fixed is not None:
         by_type = fixed if isinstance(fixed, Mapping) else dict.fromkeys(types, fixed)
         fixed = parse_fixed_baseline({layout.name: by_type})[layout.name]
-    return _Weights(torch.tensor(types)[order].long(), by_key, fixed)
+    baseline_types = torch.tensor(types)[order].long()
+    return {"baseline_types": baseline_types, "weights": by_key, "fixed_weights": fixed}
 
 
 def _block_values(where: str, layout: TargetLayout, key: Key, buffer: TensorMap) -> torch.Tensor:

@@ -189,8 +189,9 @@ class ScalerModule(torch.nn.Module):
         """
         from ..interop import read_metatrain
 
-        found = read_metatrain(checkpoint, composition, layouts, atomic_types, intensive_targets)
-        return cls(found.targets, Settings(enabled=found.enabled, baseline=found.baseline))
+        return cls(
+            *read_metatrain(checkpoint, composition, layouts, atomic_types, intensive_targets)
+        )
 
     def state(self) -> dict[str, Any]:
         """Everything that :meth:`convert` needs, as a copy in plain Python objects and tensors."""

@@ -30,7 +30,6 @@ from small_training import quiet_trainer
 from torch.utils.data import DataLoader
 
 from lightning_scaler import Scaler, TargetScaler, TargetScalingMixin
-from lightning_scaler.interop import read_metatrain
 
 FIXTURE = Path(__file__).parent / "metatrain_fixture"
 FILES = (FIXTURE / "scaler.ckpt", FIXTURE / "composition_model.ckpt")
@@ -396,11 +395,11 @@ def test_fixed_scales_fixed_baseline_and_disabled_scaling_are_read():
             "per_structure_targets": ["energy", "other"],
         },
     }
-    scales = read_metatrain(checkpoint)
-    assert (scales.enabled, scales.baseline) == (False, "composition")
-    energy = scales.targets["energy"]
+    scaler = Scaler.from_metatrain(checkpoint)
+    assert (scaler.settings.enabled, scaler.settings.baseline) == (False, "composition")
+    energy = scaler.targets["energy"]
     assert energy.fixed == 0.5
     assert energy.fixed_weights == {1: -13.5, 8: -2000.0}
     assert not energy.extensive
     checkpoint["train_hypers"] |= {"fixed_scaling_weights": "scaler.ckpt", "atomic_baseline": {}}
-    assert read_metatrain(checkpoint).targets["energy"].fixed is None
+    assert Scaler.from_metatrain(checkpoint).targets["energy"].fixed is None
