@@ -7,7 +7,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from .config_files import command_configs
-from .errors import build, hydra_errors
+from .running import build, hydra_errors
 
 
 @hydra.main(version_base="1.3", config_path=str(command_configs()), config_name="export")

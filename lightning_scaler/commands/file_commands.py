@@ -4,7 +4,7 @@ import argparse
 import sys
 import warnings
 
-from .errors import one_line_errors
+from .running import one_line_errors
 
 # Importing torch takes seconds, which --help need not wait for: it is imported after the arguments
 # were read.

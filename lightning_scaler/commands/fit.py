@@ -1,9 +1,7 @@
 """The command ``lightning-scaler-fit``: statistics of the training data, configured with Hydra."""
 
-import logging
 import re
 import sys
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from hydra.utils import get_class, instantiate, to_absolute_path
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from .config_files import command_configs
-from .errors import hydra_errors
+from .running import hydra_errors, prepare_run
 
 # Settings of this command, which the configs of another application do not have.
 OWN_SETTING = re.compile(r"(out|shard|shards)=")
@@ -45,10 +43,7 @@ def run_fit(config: DictConfig) -> None:
         ValueError: for a configuration without data, without a TargetScaler or with several, and
             for a shard that does not exist.
     """
-    # Importing Lightning takes seconds, which --help and misspelled overrides need not wait for.
-    import torch
-    from lightning.pytorch import seed_everything
-
+    # Importing these takes seconds, which --help and misspelled overrides need not wait for.
     from ..reports import print_tables, print_text
     from ..tensors import check_writable
     from ..training import collect_statistics
@@ -59,12 +54,7 @@ def run_fit(config: DictConfig) -> None:
         raise ValueError("out: expected a file to write; add out=statistics.safetensors")
     out = output_file(Path(to_absolute_path(out)), shard, shards)
     check_writable(out)
-    # Raised by Lightning's use of torch; users cannot do anything about it.
-    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    torch.set_num_threads(config.get("threads") or torch.get_num_threads())
-    if config.get("seed") is not None:
-        seed_everything(config.seed, workers=True, verbose=False)
+    prepare_run(config)
     callback = instantiate(_config_of_scaler(config))
     data = instantiate(_config_of_data(config))
     statistics = collect_statistics(data, callback, shard or 0, shards)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import logging
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -16,10 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..settings import check_choice
 from .config_files import command_configs
-from .errors import build
+from .running import build, prepare_run
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
+
+# Importing torch takes seconds, which --help and misspelled overrides need not wait for: it is
+# imported after the configuration was read.
 
 # Hydra refuses null for a group of configs.
 LEFT_OUT = {
@@ -54,10 +55,6 @@ def run(config: DictConfig) -> None:
         ValueError: for an unknown task, a missing checkpoint, or a prediction by several processes.
         InstantiationException: if a part of the configuration cannot be built.
     """
-    # Importing these takes seconds, which --help and misspelled overrides need not wait for.
-    import torch
-    from lightning.pytorch import seed_everything
-
     from ..reports import print_text
 
     check_choice("task", config.task, Task)
@@ -66,11 +63,7 @@ def run(config: DictConfig) -> None:
             f"task={config.task}: expected a checkpoint, got none; add ckpt_path=<file> (training "
             "writes last.ckpt to its output folder)"
         )
-    # Raised by Lightning's use of torch; users cannot do anything about it.
-    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    torch.set_num_threads(config.threads)
-    seed_everything(config.seed, workers=True, verbose=False)
+    prepare_run(config)
     data = build(config.data)
     model: LightningModule = build(config.model)
     callbacks = _build_callbacks(config)

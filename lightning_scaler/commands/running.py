@@ -1,5 +1,6 @@
-"""Errors of a command in one line, without a traceback."""
+"""Running a command: how it starts, what it builds, and errors in one line, without a traceback."""
 
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -37,6 +38,19 @@ def hydra_errors(command: str) -> Iterator[None]:
         raise
     except (OSError, TypeError, ValueError) as error:
         raise CompactHydraException(f"{command}: {_in_one_line(error)}") from error
+
+
+def prepare_run(config: Any) -> None:
+    """Set the threads and the seed of a configuration, and hide what users cannot change."""
+    import torch
+    from lightning.pytorch import seed_everything
+
+    # Raised by Lightning's use of torch.
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    torch.set_num_threads(config.get("threads") or torch.get_num_threads())
+    if config.get("seed") is not None:
+        seed_everything(config.seed, workers=True, verbose=False)
 
 
 def build(config: Any, **arguments: Any) -> Any:
