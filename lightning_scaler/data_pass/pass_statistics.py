@@ -145,11 +145,7 @@ def merge_all(
 
 
 def _check_compatible(structures: Sequence[Any]) -> None:
-    """Check that all processes found the same layouts and the same kind of system labels.
-
-    Args:
-        structures: state of each process's accumulator, without its float64 values.
-    """
+    """Check that all processes found the same layouts and the same kind of system labels."""
     layouts: dict[str, TargetLayout] = {}
     first_rank: dict[str, int] = {}
     for rank, structure in enumerate(structures):

@@ -44,8 +44,8 @@ def has_length(loader: Any) -> bool:
 def batches_of_process(
     loader: DataLoader[Any],
     processes: FitProcesses,
-    injected: bool = False,
-    random_order: bool = False,
+    injected: bool,
+    random_order: bool,
 ) -> tuple[Batches, bool]:
     """The batches of indices of one epoch, as training reads them.
 
@@ -134,8 +134,10 @@ def take_shard(batches: Batches, shard: int, n_shards: int) -> Batches:
     grouped = all(isinstance(batch, list) for batch in batches)
     indices = in_order([index for batch in batches for index in batch] if grouped else batches)
     part = indices[shard * len(indices) // n_shards : (shard + 1) * len(indices) // n_shards]
-    size = max(map(len, batches), default=1) if grouped else 1
-    return [part[i : i + size] for i in range(0, len(part), size)] if grouped else part
+    if not grouped:
+        return part
+    size = max(map(len, batches), default=1)
+    return [part[i : i + size] for i in range(0, len(part), size)]
 
 
 def split_batches(batches: Batches, number: int) -> Batches:

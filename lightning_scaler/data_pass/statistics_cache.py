@@ -39,7 +39,7 @@ class StatisticsCache:
         self,
         accumulator: ScaleAccumulator,
         data: Mapping[str, str] | None,
-        relative_error: float | None = None,
+        relative_error: float | None,
     ) -> bool:
         """Fill an empty accumulator from the file, if it is the right one.
 

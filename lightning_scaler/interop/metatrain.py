@@ -32,10 +32,10 @@ LARGEST_SCALE = 1e300
 
 def read_metatrain(
     checkpoint: Source,
-    composition: Source | None = None,
-    layouts: Mapping[str, TensorMap] | None = None,
-    atomic_types: Sequence[int] | None = None,
-    intensive_targets: Iterable[str] | None = None,
+    composition: Source | None,
+    layouts: Mapping[str, TensorMap] | None,
+    atomic_types: Sequence[int] | None,
+    intensive_targets: Iterable[str] | None,
 ) -> tuple[dict[str, TargetScales], Settings]:
     """Read scales and composition weights by target; see :meth:`Scaler.from_metatrain`.
 

@@ -70,12 +70,7 @@ class Interaction(nn.Module):
 def _product(left: Irreps, right: Irreps, mode: str, scalar: bool = False, **options: Any) -> Any:
     """Tensor product of two features onto the irreps of `HARMONICS`.
 
-    Args:
-        left: Irreps of the first features.
-        right: Irreps of the second features.
-        mode: How e3nn connects the multiplicities.
-        scalar: Use only paths in which one of the features is a scalar.
-        **options: Further options of `TensorProduct`.
+    With `scalar`, only on paths in which one of the features is a scalar.
     """
     paths = [
         (i, j, irrep)

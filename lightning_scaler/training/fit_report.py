@@ -27,9 +27,9 @@ Targets = Mapping[str, TargetScales]
 def print_fit(
     scaler: Scaler,
     kept: set[str],
-    changes: str | None = None,
-    precision: RandomSample | None = None,
-    folder: Path | None = None,
+    changes: str | None,
+    precision: RandomSample | None,
+    folder: Path | None,
 ) -> None:
     """Print the tables of scales and baselines after a fit.
 

@@ -27,24 +27,23 @@ def write_report(trainer: Trainer, scaler: Scaler, sample: DataSample) -> None:
     """
     written: list[Path] = []
     try:
-        step, folder = trainer.global_step, report_folder(trainer)
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-        pictures = _pictures(scaler, sample)
+        folder = report_folder(trainer)
         if folder is None and not any(map(_takes_pictures, trainer.loggers)):
-            pictures = iter(())
             print_text(
                 "TargetScaler: no pictures of the fit, because the folder of the run is not on "
                 "this machine, and no logger takes pictures; add one that does, such as "
                 "TensorBoardLogger"
             )
-        for name, figure in pictures:
-            path = None if folder is None else folder / f"target_{name}.png"
-            pixels = write_png(figure, path or os.devnull)
-            written += [path] if path else []
-            _log_picture(trainer, f"target_scaler/{name}", path, pixels, step)
+        else:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+            for name, figure in _pictures(scaler, sample):
+                path = None if folder is None else folder / f"target_{name}.png"
+                pixels = write_png(figure, path or os.devnull)
+                written += [path] if path else []
+                _log_picture(trainer, f"target_scaler/{name}", path, pixels)
         for logger in trainer.loggers:
-            logger.log_metrics(_logged_scales(scaler), step=step)
+            logger.log_metrics(_logged_scales(scaler), step=trainer.global_step)
     except Exception as error:
         warnings.warn(
             f"TargetScaler: the report of the fit is not complete: {type(error).__name__}: {error}",
@@ -108,9 +107,10 @@ def _pictures(scaler: Scaler, sample: DataSample) -> Iterator[tuple[str, Any]]:
         yield "loss_terms", draw_terms(scaler.mean_squares, missing or None)
 
 
-def _log_picture(trainer: Trainer, tag: str, path: Path | None, pixels: Any, step: int) -> None:
+def _log_picture(trainer: Trainer, tag: str, path: Path | None, pixels: Any) -> None:
     """Add a picture to those loggers that take any, such as TensorBoard and W&B."""
     loggers: Any = filter(_takes_pictures, trainer.loggers)
+    step = trainer.global_step
     for logger in loggers:
         if hasattr(logger, "log_image"):
             logger.log_image(key=tag, images=[str(path) if path else pixels], step=step)
