@@ -2,25 +2,15 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from ..scaling import Scaler, TargetScales
 from ..settings import CHEMICAL_SYMBOLS, check_choice, check_names
 
 OtherCode = Literal["nequip", "mace", "fairchem", "deepmd"]
-
-
-class EnergyNumbers(NamedTuple):
-    """The numbers that other codes take from the fit of an energy, in the units of the data.
-
-    Attributes:
-        energies: baseline weight of each atomic type; their sum over the atoms of a structure is
-            subtracted from its total energy.
-        force_rms: RMS over all force components; ``None`` if there are no forces.
-    """
-
-    energies: dict[int, float]
-    force_rms: float | None
+# By atomic type, in the units of the data; their sum over the atoms of a structure is subtracted
+# from its total energy.
+Energies = dict[int, float]
 
 
 def settings_for(code: OtherCode, scaler: Scaler, target: str = "energy") -> str:
@@ -49,12 +39,11 @@ def settings_for(code: OtherCode, scaler: Scaler, target: str = "energy") -> str
     """
     check_choice("code", code, OtherCode)
     check_names("target", [target], scaler.targets)
-    numbers = EnergyNumbers(_energies(scaler, target), _force_rms(scaler, target))
-    return _WRITERS[code](numbers, target)
+    return _WRITERS[code](target, _energies(scaler, target), _force_rms(scaler, target))
 
 
-def _nequip(numbers: EnergyNumbers, target: str) -> str:
-    energies, scale = numbers.energies, _needed(numbers, "NequIP", "per_type_energy_scales")
+def _nequip(target: str, energies: Energies, force_rms: float | None) -> str:
+    scale = _needed(force_rms, "NequIP", "per_type_energy_scales")
     symbols = ", ".join(CHEMICAL_SYMBOLS[z] for z in energies)
     return "\n".join(
         [
@@ -67,8 +56,8 @@ def _nequip(numbers: EnergyNumbers, target: str) -> str:
     )
 
 
-def _mace(numbers: EnergyNumbers, target: str) -> str:
-    energies, scale = numbers.energies, _needed(numbers, "MACE", "--std")
+def _mace(target: str, energies: Energies, force_rms: float | None) -> str:
+    scale = _needed(force_rms, "MACE", "--std")
     listed = ", ".join(f"{z}: {energy!r}" for z, energy in energies.items())
     return "\n".join(
         [
@@ -80,8 +69,8 @@ def _mace(numbers: EnergyNumbers, target: str) -> str:
     )
 
 
-def _fairchem(numbers: EnergyNumbers, target: str) -> str:
-    energies, scale = numbers.energies, _needed(numbers, "fairchem", "rmsd")
+def _fairchem(target: str, energies: Energies, force_rms: float | None) -> str:
+    scale = _needed(force_rms, "fairchem", "rmsd")
     listed = ", ".join(repr(energies.get(z, 0.0)) for z in range(max(energies) + 1))
     path = "fairchem.core.modules.normalization"
     return "\n".join(
@@ -103,8 +92,7 @@ def _fairchem(numbers: EnergyNumbers, target: str) -> str:
     )
 
 
-def _deepmd(numbers: EnergyNumbers, target: str) -> str:
-    energies = numbers.energies
+def _deepmd(target: str, energies: Energies, _: float | None) -> str:
     return "\n".join(
         [
             "# DeePMD: E = sum of e_i + bias over the atoms, in the order of type_map",
@@ -115,7 +103,7 @@ def _deepmd(numbers: EnergyNumbers, target: str) -> str:
     )
 
 
-_WRITERS: dict[str, Callable[[EnergyNumbers, str], str]] = {
+_WRITERS: dict[str, Callable[[str, Energies, float | None], str]] = {
     "nequip": _nequip,
     "mace": _mace,
     "fairchem": _fairchem,
@@ -123,7 +111,7 @@ _WRITERS: dict[str, Callable[[EnergyNumbers, str], str]] = {
 }
 
 
-def _energies(scaler: Scaler, target: str) -> dict[int, float]:
+def _energies(scaler: Scaler, target: str) -> Energies:
     """The baseline weight of each type."""
     scales = scaler.targets[target]
     where = f"target '{target}'"
@@ -180,11 +168,11 @@ def _has_rms_of_forces(scales: TargetScales) -> bool:
     )
 
 
-def _needed(numbers: EnergyNumbers, code: str, setting: str) -> float:
-    if numbers.force_rms is None:
+def _needed(force_rms: float | None, code: str, setting: str) -> float:
+    if force_rms is None:
         raise ValueError(
             f"{code}: {setting} is the RMS of the forces, and the fit had none, neither as the "
             "gradient 'positions' of the energy nor as a target 'forces'; the scale of the energy "
             "is the RMS of the energies per atom, which is another quantity"
         )
-    return numbers.force_rms
+    return force_rms

@@ -43,7 +43,7 @@ class FitResult(NamedTuple):
     fitted: set[str]
     changes: str | None
     sample: DataSample | None
-    precision: RandomSample | None = None
+    precision: RandomSample | None
 
 
 def fit_missing(

@@ -156,12 +156,12 @@ class TargetScaler(FitSettings, Callback):
         elif self.at != "forward":
             move_place(pl_module, self.at)
         scaler = check_module(pl_module)
-        needed = scaler.additive is not None and scaler.additive.needs_module(self.additive)
-        if self.additive is not None and needed:
-            scaler.set_additive(self.additive)
-        elif self.additive is not None and not scaler.fitted:
-            # The weights may come from a checkpoint.
-            scaler.additive = FrozenModule(self.additive)
+        if self.additive is not None:
+            if scaler.additive is not None and scaler.additive.needs_module(self.additive):
+                scaler.set_additive(self.additive)
+            elif not scaler.fitted:
+                # The weights may come from a checkpoint.
+                scaler.additive = FrozenModule(self.additive)
         self._scales_kept, self._to_report = False, ()
         self._validation = ValidationTargets(self.report)
         self._forget_record()
