@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -19,10 +20,16 @@ from torch.jit.frontend import FrontendError
 
 from ..scaling import Scaler, TargetScales
 from ..settings import atomic_type
-from ..tensors import replacing, script_class_name
+from ..tensors import check_writable, replacing, script_class_name
 from .deployed_model import DeployedModel, FrozenScaler
-from .output_units import Output, check_length_unit, parse_outputs
-from .physical_model import check_fitted, systems_dtype
+from .output_units import Output, parse_length_unit, parse_outputs
+from .physical_model import (
+    PhysicalModel,
+    check_fitted,
+    check_module,
+    find_wrapped,
+    systems_dtype,
+)
 
 DEVICES = ["cuda", "cpu"]  # those with float64
 
@@ -80,8 +87,8 @@ def export(
         ValueError: for unknown targets, units that are missing, unknown, of the wrong dimension or
             other than in the data, types without a scale or a baseline, or a range shorter than a
             cutoff.
-        TypeError: for a LightningModule or another module around the network, an additive module
-            that cannot be exported, or metadata of another kind.
+        TypeError: for an argument of another type, a LightningModule or another module around the
+            network, or an additive module that cannot be exported.
         OSError: if the file cannot be written.
 
     Example:
@@ -94,6 +101,9 @@ def export(
     """
     check_fitted(scaler)
     _check_network(network)
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path: expected a file to write, such as 'model.pt', got {path!r}")
+    check_writable(path)
     if metadata is not None and script_class_name(metadata) != "ModelMetadata":
         raise TypeError(
             "metadata: expected a ModelMetadata of metatomic.torch, such as "
@@ -102,7 +112,7 @@ def export(
     parsed = parse_outputs(outputs, scaler.targets, scaler.units)
     targets = {output.target: scaler.targets[output.target] for output in parsed.values()}
     types = _atomic_types(atomic_types, targets)
-    check_length_unit(length_unit, parsed.values(), scaler.units)
+    length_unit = parse_length_unit(length_unit, parsed.values(), scaler.units)
     with torch.no_grad():  # copies of scripted parameters would be part of a graph
         network = copy.deepcopy(network)
     network = _compilable(network.to("cpu").eval())
@@ -134,15 +144,16 @@ def _check_network(network: Any) -> None:
             f"{type(network).__name__}, which TorchScript cannot take; pass the module that it "
             "wraps, as in export(model.network, model.scaler, ...)"
         )
-    if not isinstance(network, torch.nn.Module):
-        raise TypeError(f"expected the network, a torch.nn.Module, got {network!r}")
-    for inner in ("_orig_mod", "module"):
-        wrapped = getattr(network, inner, None)
-        if type(network).__module__.startswith("torch.") and isinstance(wrapped, torch.nn.Module):
-            raise TypeError(
-                f"expected the network, got {type(network).__name__} around a "
-                f"{type(wrapped).__name__}, which TorchScript cannot take; pass network.{inner}"
-            )
+    check_module(network)
+    if isinstance(network, PhysicalModel):
+        path, wrapped = ".network", network.network
+    else:
+        path, wrapped = find_wrapped(network, lambda m: type(m).__module__.startswith("torch."))
+    if path:
+        raise TypeError(
+            f"expected the network, got {type(network).__name__} around a "
+            f"{type(wrapped).__name__}, which TorchScript cannot take; pass network{path}"
+        )
 
 
 def _atomic_types(
@@ -150,6 +161,11 @@ def _atomic_types(
 ) -> list[int]:
     """The types of the model, sorted; by default those that every target knows."""
     if given is not None:
+        given = given.tolist() if isinstance(given, torch.Tensor) else given
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            raise TypeError(
+                f"atomic_types: expected a list of atomic types, such as ['H', 8], got {given!r}"
+            )
         types = sorted({atomic_type("atomic_types", z) for z in given})
         if not types:
             raise ValueError("atomic_types: expected at least one type, got none")
@@ -191,15 +207,20 @@ def _model_output(output: Output, targets: Mapping[str, TargetScales]) -> ModelO
     return ModelOutput(unit=output.unit, sample_kind=kind, description=f"target {output.target}")
 
 
-def _interaction_range(given: float, model: DeployedModel) -> float:
+def _interaction_range(given: Any, model: DeployedModel) -> float:
     """The range of the network, or of the additive module if that is longer."""
+    if isinstance(given, torch.Tensor) and given.numel() == 1:
+        given = given.item()
     longest = _longest_cutoff(model.network)
+    expected = (
+        f"interaction_range: expected at least {longest:g}, the longest cutoff of the neighbor "
+        f"lists of the network (times its number of message-passing layers), got {given!r}"
+    )
+    if isinstance(given, bool) or not isinstance(given, Real):
+        raise TypeError(expected)
     if math.isnan(given) or given < longest:
-        raise ValueError(
-            f"interaction_range: expected at least {longest:g}, the longest cutoff of the neighbor "
-            f"lists of the network (times its number of message-passing layers), got {given}"
-        )
-    return max(given, _longest_cutoff(model.scaler))
+        raise ValueError(expected)
+    return max(float(given), _longest_cutoff(model.scaler))
 
 
 def _longest_cutoff(module: torch.nn.Module) -> float:

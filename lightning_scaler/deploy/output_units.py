@@ -64,8 +64,9 @@ def parse_outputs(
             other than in the data, names that metatomic refuses, and two targets of one name.
         TypeError: for anything but a mapping or a list of names.
     """
-    if isinstance(outputs, Sequence) and not isinstance(outputs, str):
-        outputs = dict.fromkeys(outputs)
+    names = [] if isinstance(outputs, (str, Mapping)) else outputs
+    if isinstance(names, Sequence) and all(isinstance(name, str) for name in names):
+        outputs = dict.fromkeys(names) or outputs
     if not isinstance(outputs, Mapping) or not outputs:
         raise TypeError(
             "outputs: expected the unit of each target to export, such as {'energy': 'eV'}, got "
@@ -90,7 +91,7 @@ def parse_outputs(
     return parsed
 
 
-def check_length_unit(unit: str, outputs: Iterable[Output], units: Mapping[str, str]) -> None:
+def parse_length_unit(unit: str, outputs: Iterable[Output], units: Mapping[str, str]) -> str:
     """Check the unit of positions, also against the units of forces where these are known.
 
     Args:
@@ -98,18 +99,23 @@ def check_length_unit(unit: str, outputs: Iterable[Output], units: Mapping[str, 
         outputs: outputs, as parsed.
         units: units in the data by target name, gradients included, where they are known.
 
+    Returns:
+        The unit in the notation of metatomic.
+
     Raises:
         ValueError: for anything but a unit of length, and for another one than in the data.
+        TypeError: for anything but a string.
     """
+    expected = "length_unit: expected a unit of length, such as 'angstrom' or 'bohr', got"
+    if not isinstance(unit, str):
+        raise TypeError(f"{expected} {unit!r}")
+    given, unit = unit, plain_unit(unit)
     try:
         if not unit:
             raise ValueError("it is empty")
         unit_conversion_factor(unit, "angstrom")
     except (RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"length_unit: expected a unit of length, such as 'angstrom' or 'bohr', got {unit!r}: "
-            f"{str(error).splitlines()[0]}"
-        ) from None
+        raise ValueError(f"{expected} {given!r}: {str(error).splitlines()[0]}") from None
     for output in outputs:
         name = f"{output.target}/positions"
         in_data = units.get(name, "")
@@ -118,9 +124,10 @@ def check_length_unit(unit: str, outputs: Iterable[Output], units: Mapping[str, 
         if factor is not None and not math.isclose(factor, 1.0, rel_tol=1e-4):
             raise ValueError(
                 f"length_unit: expected the unit of the positions in the data, where '{name}' is "
-                f"in '{in_data}' and '{output.target}' in '{output.unit}', got {unit!r}; give that "
+                f"in '{in_data}' and '{output.target}' in '{output.unit}', got {given!r}; give that "
                 "of the data, or correct units of the TargetScaler"
             )
+    return unit
 
 
 def _parse_output(target: str, setting: Any, in_data: str) -> Output:
@@ -141,6 +148,7 @@ def _parse_output(target: str, setting: Any, in_data: str) -> Output:
             f"{where}: expected a unit, such as '{example}' ('1' if it has no dimension), got "
             f"{settings.get('unit')!r}, and the scaler has none either: TargetScaler(units=...)"
         )
+    unit = plain_unit(unit)
     try:
         unit_conversion_factor(unit, UNITS.get(dimension, unit))
     except (RuntimeError, ValueError) as error:

@@ -1,6 +1,6 @@
 """A network in physical units, in Python."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -26,7 +26,8 @@ class PhysicalModel(torch.nn.Module):
 
     Raises:
         RuntimeError: for a scaler that was never fitted.
-        TypeError: for a module with ``ScaledSteps``, which gives physical units by itself.
+        TypeError: for anything else than a module and a scaler, and for a module with
+            ``ScaledSteps``, which gives physical units by itself.
 
     Example:
         >>> from lightning_scaler import ScaleAccumulator
@@ -52,6 +53,7 @@ class PhysicalModel(torch.nn.Module):
     def __init__(self, network: torch.nn.Module, scaler: Scaler) -> None:
         super().__init__()
         check_fitted(scaler)
+        check_module(network)
         if hasattr(network, "target_scaler"):
             raise TypeError(
                 f"expected a network in model space, got {type(network).__name__}, which gives "
@@ -87,8 +89,19 @@ class PhysicalModel(torch.nn.Module):
         return self.scaler.convert(batch, output, source="model", target="physical")
 
 
-def check_fitted(scaler: Scaler) -> None:
-    """Raise ``RuntimeError`` for a scaler without scales."""
+def check_fitted(scaler: Any) -> None:
+    """Check the scaler that is given together with a network.
+
+    Raises:
+        TypeError: for anything else than a scaler.
+        RuntimeError: for a scaler without scales.
+    """
+    if not isinstance(scaler, Scaler):
+        raise TypeError(
+            f"expected the network and then its scaler, got {_describe(scaler)} as the scaler; "
+            "pass model.scaler (model.target_scaler with ScaledSteps), accumulator.compute() or "
+            "Scaler.load(path)"
+        )
     if not scaler.fitted:
         raise RuntimeError(
             "expected a fitted scaler, got one without scales; train with TargetScaler, or load a "
@@ -96,8 +109,48 @@ def check_fitted(scaler: Scaler) -> None:
         )
 
 
+def check_module(network: Any) -> None:
+    """Raise ``TypeError`` for anything else than a module that can predict."""
+    if not isinstance(network, torch.nn.Module) or isinstance(network, Scaler):
+        raise TypeError(
+            f"expected the network, a torch.nn.Module, got {_describe(network)}; pass a module "
+            "with its weights, such as model.network"
+        )
+
+
+def find_wrapped(module: Any, is_wrapper: Callable[[Any], bool]) -> tuple[str, Any]:
+    """The module inside of wrappers, and the attributes that lead to it.
+
+    ``torch.compile``, ``DistributedDataParallel``, ``AveragedModel`` and others hold the module
+    that they were given as an attribute.
+
+    Args:
+        module: a module, or wrappers around one.
+        is_wrapper: whether to look into a module.
+
+    Example:
+        >>> averaged = torch.optim.swa_utils.AveragedModel(torch.nn.Linear(1, 1))
+        >>> find_wrapped(averaged, lambda one: one is averaged)
+        ('.module', Linear(in_features=1, out_features=1, bias=True))
+    """
+    path, names = "", ("_orig_mod", "module")
+    while is_wrapper(module):
+        inside = [n for n in names if isinstance(getattr(module, n, None), torch.nn.Module)]
+        if not inside:
+            break
+        path, module = f"{path}.{inside[0]}", getattr(module, inside[0])
+    return path, module
+
+
 def systems_dtype(network: torch.nn.Module) -> torch.dtype:
     """The dtype in which a network takes systems: float64 if its weights are, else float32."""
     tensors = chain(network.parameters(), network.buffers())
     dtypes = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
     return torch.float64 if next(dtypes, torch.float64) == torch.float64 else torch.float32
+
+
+def _describe(value: Any) -> str:
+    """What was given, briefly: the text of a module or a state dict is long."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return repr(value) if isinstance(value, str) else type(value).__name__

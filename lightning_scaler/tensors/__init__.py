@@ -24,7 +24,14 @@ from .layout import (
 from .masks import apply_mask, mask_values
 from .state import digest, flatten_state, state_to_cpu, unflatten_state
 from .state_checks import InvalidStateError, NumberOrNaN, TensorCheck, check_shapes, state_of
-from .state_file import check_writable, load_state, replacing, save_state, saved_kind
+from .state_file import (
+    check_checkpoint,
+    check_writable,
+    load_state,
+    replacing,
+    save_state,
+    saved_kind,
+)
 from .state_tensor import state_from_tensor, state_to_tensor
 from .tensormaps import (
     block_with_samples,
@@ -55,6 +62,7 @@ __all__ = [
     "apply_mask",
     "block_with_samples",
     "blocks_in_batch_order",
+    "check_checkpoint",
     "check_shapes",
     "check_writable",
     "describe",

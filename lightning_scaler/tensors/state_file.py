@@ -1,12 +1,13 @@
-"""A state as one safetensors file of numbered tensors."""
+"""A state as one safetensors file of numbered tensors, told from checkpoints and other files."""
 
 import errno
 import json
 import os
+import pickletools
 import secrets
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -20,6 +21,11 @@ from .state_checks import InvalidStateError, state_of
 FORMAT = "lightning_scaler"
 VERSION = 1
 N_LENGTH = 8
+# What reading a damaged zip file raises.
+DAMAGED = (
+    *(zipfile.BadZipFile, UnpicklingError, EOFError, OSError, ArithmeticError),
+    *(AttributeError, LookupError, RuntimeError, TypeError, ValueError),
+)
 
 StrPath = str | os.PathLike[str]
 
@@ -66,7 +72,7 @@ def load_state(path: StrPath, kind: str) -> Any:
     content = Path(path).read_bytes()
     with state_of(f"file '{os.fspath(path)}'"):
         if content.startswith(b"PK"):
-            return _load_zip(path)
+            return _load_zip(path, kind)
         return _decode(content, kind)
 
 
@@ -80,6 +86,31 @@ def saved_kind(path: StrPath) -> str:
     content = Path(path).read_bytes()
     with state_of(f"file '{os.fspath(path)}'"):
         return "Scaler" if content.startswith(b"PK") else str(_metadata(content).get("kind"))
+
+
+def check_checkpoint(path: StrPath) -> None:
+    """Check that a file is a checkpoint of Lightning; no pickled code runs.
+
+    Raises:
+        OSError: if there is no such file, or it cannot be read.
+        ValueError: naming the file, and what it is instead.
+    """
+    with Path(path).open("rb") as file:
+        start = file.read(N_LENGTH)
+    if _is_checkpoint(path):
+        return
+    found = "one that is truncated, damaged, or of another format"
+    if not start:
+        found = "an empty one"
+    elif zipfile.is_zipfile(path):
+        found = "one with something else, such as weights alone, or a model from export"
+    elif not start.startswith(b"PK"):
+        with suppress(InvalidStateError):
+            found = f"one that {saved_kind(path)}.save has written"
+    raise ValueError(
+        f"file '{os.fspath(path)}': expected a checkpoint of Lightning, got {found}; checkpoints "
+        "are what ModelCheckpoint and trainer.save_checkpoint write"
+    )
 
 
 def check_writable(path: StrPath) -> None:
@@ -175,17 +206,32 @@ def _decode(content: bytes, kind: str) -> Any:
     return state_from_json(structure, tensors)
 
 
-def _load_zip(path: StrPath) -> Any:
+def _is_checkpoint(path: StrPath) -> bool:
+    """Whether a file has the names that every checkpoint of Lightning has."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+            found = {argument for _, argument, _ in pickletools.genops(archive.read(pickled))}
+    except DAMAGED:
+        return False
+    return {"state_dict", "pytorch-lightning_version"} <= found
+
+
+def _load_zip(path: StrPath, kind: str) -> Any:
+    if _is_checkpoint(path):
+        raise InvalidStateError(
+            f"expected a file that {kind}.save has written, got a checkpoint of Lightning; load "
+            "its module, which has the scaler: Net.load_from_checkpoint(…).fitted_scaler.save(…)"
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is None:
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        *(zipfile.BadZipFile, UnpicklingError, EOFError, OSError, ArithmeticError),
-        *(AttributeError, LookupError, RuntimeError, TypeError, ValueError),
-    ) as error:
+    except DAMAGED as error:
         reason = str(error).partition("\n")[0]
+        if "weights_only" in str(error):  # which torch advises to switch off
+            reason = "it has pickled code, which is not run"
         raise InvalidStateError(f"truncated, damaged, or not of a Scaler: {reason}") from error
     raise InvalidStateError(f"damaged: the checksum of its record '{damaged}' is wrong")
 

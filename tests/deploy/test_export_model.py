@@ -6,6 +6,7 @@ import copy
 import os
 from typing import Dict, List, Optional
 
+import numpy as np
 import pytest
 import torch
 from builders import atom_samples, atom_target, fit, structure_target, system
@@ -20,7 +21,7 @@ from metatomic.torch import (
     read_model_metadata,
 )
 
-from lightning_scaler import CompositionBaseline, PhysicalModel, Scaler, export
+from lightning_scaler import CompositionBaseline, PhysicalModel, ScaleAccumulator, Scaler, export
 
 UNITS = {"length_unit": "angstrom", "interaction_range": 4.0}
 
@@ -264,6 +265,59 @@ def test_a_lightning_module_is_not_a_network(trained, tmp_path):
         exported(tmp_path, trained.module.scaler, trained.module)
     with pytest.raises(TypeError, match="expected the network"):
         exported(tmp_path, network=lambda systems: {})
+
+
+def test_the_network_inside_several_wrappers_and_a_physical_model_is_asked_for(tmp_path):
+    network = torch.optim.swa_utils.AveragedModel(torch.compile(SmallNetwork()))
+    with pytest.raises(TypeError, match=r"a SmallNetwork, .*; pass network\.module\._orig_mod$"):
+        exported(tmp_path, network=network)
+    with pytest.raises(TypeError, match=r"got PhysicalModel around a SmallN.*; pass network\.netw"):
+        exported(tmp_path, network=PhysicalModel(SmallNetwork(), water_scaler()))
+
+
+@pytest.mark.parametrize("use", [export, PhysicalModel])
+def test_network_and_scaler_of_another_type(use, tmp_path):
+    settings = {} if use is PhysicalModel else {"path": tmp_path / "a.pt", "outputs": {}, **UNITS}
+    network, scaler = SmallNetwork(), water_scaler()
+    for other in (network, None, ScaleAccumulator(), scaler.state_dict(), "scaler.safetensors"):
+        with pytest.raises(TypeError, match=r"expected the network and then its scaler, got .* pass"):
+            use(scaler, other, **settings)
+    for other in (SmallNetwork, network.state_dict(), "network.pt", None, scaler):
+        with pytest.raises(TypeError, match=r"expected the network, .*; pass a module with its w"):
+            use(other, scaler, **settings)
+
+
+@pytest.mark.parametrize(
+    ("argument", "values", "message"),
+    [
+        ("interaction_range", ["5", None, True, [5.0], torch.ones(2)], "expected at least 4, the l"),
+        ("length_unit", [None, 1, b"A", ["A"]], "expected a unit of length, such as 'angstrom'"),
+        ("atomic_types", ["HO", "18", 8, torch.tensor(8)], r"expected a list of .*\['H', 8\], got"),
+        ("outputs", ["energy", [1], [["energy", "eV"]], {"energy"}], "expected the unit of each"),
+        ("path", [None, 1, b"a.pt", ["a.pt"]], "expected a file to write, such as 'model.pt', got"),
+        ("metadata", ["water", {}], r"expected a ModelMetadata .*ModelMetadata\(name='water'\)"),
+    ],
+)
+def test_arguments_of_another_type(argument, values, message, tmp_path):
+    settings = {"path": tmp_path / "model.pt", "outputs": {"energy": "eV"}, **UNITS}
+    for value in values:
+        with pytest.raises(TypeError, match=f"{argument}: {message}"):
+            export(SmallNetwork(), water_scaler(), **{**settings, argument: value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_of_numpy_and_torch_and_units_with_signs_are_taken(tmp_path):
+    capabilities = exported(
+        tmp_path,
+        atomic_types=torch.tensor([1, 8]),
+        interaction_range=torch.tensor(5.0),
+        length_unit="Å",
+        outputs={"energy": "kJ mol⁻¹"},
+    ).capabilities()
+    assert (capabilities.atomic_types, capabilities.interaction_range) == ([1, 8], 5.0)
+    assert (capabilities.length_unit, capabilities.outputs["energy"].unit) == ("A", "kJ*mol^-1")
+    capabilities = exported(tmp_path, interaction_range=np.float32(5.0)).capabilities()
+    assert capabilities.interaction_range == 5.0
 
 
 @pytest.mark.parametrize("use", [export, PhysicalModel])

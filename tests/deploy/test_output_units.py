@@ -3,7 +3,7 @@
 import pytest
 from builders import fit, labels, spherical, structure_target, system
 
-from lightning_scaler.deploy.output_units import check_length_unit, parse_outputs
+from lightning_scaler.deploy.output_units import parse_length_unit, parse_outputs
 
 ENERGY = structure_target([-76.0])
 ALPHA = spherical({0: [[[1.0]]], 2: [[[2.0]] * 5]}, labels("system", [0]))
@@ -125,14 +125,14 @@ def test_the_unit_of_lengths_is_that_of_the_forces(forces, length, other):
     units = {"energy": "eV", "energy/positions": forces}
     outputs = parse_outputs(["energy"], SCALES, units).values()
     if length is not None:
-        check_length_unit(length, outputs, units)
+        parse_length_unit(length, outputs, units)
     words = f"'energy/positions' is in '{forces}' and 'energy' in 'eV', got '{other}'; give that"
     with pytest.raises(ValueError, match=words):
-        check_length_unit(other, outputs, units)
+        parse_length_unit(other, outputs, units)
 
 
 @pytest.mark.parametrize("forces", ["eV", "of my own"])
 def test_units_of_forces_that_say_nothing_of_lengths_are_left_alone(forces):
     units = {"energy": "eV", "energy/positions": forces}
-    check_length_unit("bohr", parse_outputs(["energy"], SCALES, units).values(), units)
-    check_length_unit("bohr", parse_outputs({"dipole": "D"}, SCALES, units).values(), units)
+    parse_length_unit("bohr", parse_outputs(["energy"], SCALES, units).values(), units)
+    parse_length_unit("bohr", parse_outputs({"dipole": "D"}, SCALES, units).values(), units)
