@@ -4,6 +4,6 @@ Imports ``settings`` and the rooms from ``tensors`` to ``scaling``. Works withou
 """
 
 from .export_model import export
-from .physical_model import PhysicalModel
+from .physical_model import PhysicalModel, find_wrapped
 
-__all__ = ["PhysicalModel", "export"]
+__all__ = ["PhysicalModel", "export", "find_wrapped"]

@@ -101,8 +101,6 @@ def export(
     """
     check_fitted(scaler)
     _check_network(network)
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path: expected a file to write, such as 'model.pt', got {path!r}")
     check_writable(path)
     if metadata is not None and script_class_name(metadata) != "ModelMetadata":
         raise TypeError(

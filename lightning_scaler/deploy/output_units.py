@@ -124,8 +124,8 @@ def parse_length_unit(unit: str, outputs: Iterable[Output], units: Mapping[str, 
         if factor is not None and not math.isclose(factor, 1.0, rel_tol=1e-4):
             raise ValueError(
                 f"length_unit: expected the unit of the positions in the data, where '{name}' is "
-                f"in '{in_data}' and '{output.target}' in '{output.unit}', got {given!r}; give that "
-                "of the data, or correct units of the TargetScaler"
+                f"in '{in_data}' and '{output.target}' in '{output.unit}', got {given!r}; give "
+                "that of the data, or correct units of the TargetScaler"
             )
     return unit
 

@@ -10,6 +10,7 @@ from typing_extensions import override
 from ..batches import is_system
 from ..plain_tensors import DeclaredBatch
 from ..scaling import Scaler
+from ..settings import kind_of
 
 
 class PhysicalModel(torch.nn.Module):
@@ -98,7 +99,7 @@ def check_fitted(scaler: Any) -> None:
     """
     if not isinstance(scaler, Scaler):
         raise TypeError(
-            f"expected the network and then its scaler, got {_describe(scaler)} as the scaler; "
+            f"expected the network and then its scaler, got {kind_of(scaler)} as the scaler; "
             "pass model.scaler (model.target_scaler with ScaledSteps), accumulator.compute() or "
             "Scaler.load(path)"
         )
@@ -113,7 +114,7 @@ def check_module(network: Any) -> None:
     """Raise ``TypeError`` for anything else than a module that can predict."""
     if not isinstance(network, torch.nn.Module) or isinstance(network, Scaler):
         raise TypeError(
-            f"expected the network, a torch.nn.Module, got {_describe(network)}; pass a module "
+            f"expected the network, a torch.nn.Module, got {kind_of(network)}; pass a module "
             "with its weights, such as model.network"
         )
 
@@ -147,10 +148,3 @@ def systems_dtype(network: torch.nn.Module) -> torch.dtype:
     tensors = chain(network.parameters(), network.buffers())
     dtypes = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
     return torch.float64 if next(dtypes, torch.float64) == torch.float64 else torch.float32
-
-
-def _describe(value: Any) -> str:
-    """What was given, briefly: the text of a module or a state dict is long."""
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    return repr(value) if isinstance(value, str) else type(value).__name__

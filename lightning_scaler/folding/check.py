@@ -25,6 +25,7 @@ def check_predictions(
     n_atoms: Tensor,
     dtype: torch.dtype,
     allow_rounding: bool,
+    ties: str = "",
 ) -> str:
     """Compare predictions of a module with those of the folded module.
 
@@ -35,6 +36,7 @@ def check_predictions(
         n_atoms: number of atoms of each structure, ``(n_structures,)``.
         dtype: dtype in which the network computes.
         allow_rounding: accept rounding errors that are larger than a thousandth of the scale.
+        ties: other names of what was multiplied, for the message.
 
     Returns:
         The largest differences, in words.
@@ -61,7 +63,7 @@ def check_predictions(
                 if allow_rounding:
                     largest = max(largest, ULPS * torch.finfo(dtype).eps * size)
             if not error <= largest:
-                raise ValueError(_describe_error(described, one, exact, allow_rounding))
+                raise ValueError(_describe_error(described, one, exact, allow_rounding) + ties)
             words.append(described)
     return ", ".join(words)
 

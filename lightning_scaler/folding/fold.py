@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,14 +11,17 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from lightning_utilities.core.apply_func import apply_to_collection
 from metatensor.torch import TensorMap
+from torch.utils.data import DataLoader
 
+from ..deploy import find_wrapped
 from ..plain_tensors import Declaration, DeclaredBatch
+from ..settings import kind_of
 from ..steps import ScaledSteps
+from ..tensors import check_checkpoint, check_writable, loading_weights, replacing
 from ..training import scaled_class, unscaled_copy
 from .check import check_predictions
-from .folded_target import FoldedTarget, read_targets, write_layers
+from .folded_target import FoldedTarget, Preset, describe_ties, read_targets, write_layers
 from .nequip import NequIP
-from .preset import Preset
 from .schnetpack import SchNetPack
 from .torchmdnet import TorchMDNet
 
@@ -62,8 +64,10 @@ def fold(
         allow_rounding: accept rounding errors that are larger than a thousandth of the scale.
 
     Raises:
-        TypeError: for a module without ``ScaledSteps``.
-        ValueError: for scales that layers cannot hold, or predictions that differ.
+        TypeError: for a module without ``ScaledSteps``, or an argument of another type.
+        ValueError: for a file that is no checkpoint, or one of another module, for scales that
+            layers cannot hold, or predictions that differ.
+        OSError: if a file cannot be read or written.
 
     Example:
         >>> layers = {"energy": {"scales": ["out.weight"], "shifts": "atomref", "types": [1, 8]}}
@@ -71,6 +75,9 @@ def fold(
         >>> fold("best.ckpt", out="folded.ckpt")  # doctest: +SKIP
     """
     if isinstance(source, (str, os.PathLike)):
+        if out is not None:
+            check_writable(out)
+        check_checkpoint(source)
         checkpoint = torch.load(source, map_location="cpu", weights_only=False)
         preset = _find_preset(checkpoint)
         state = checkpoint["state_dict"].items()
@@ -81,16 +88,14 @@ def fold(
                 batch = preset.batch(source)
             folded, predict = _fold(module, batch, layers, preset, allow_rounding)
             if out is not None:
-                _save(folded, checkpoint, predict, Path(out))
+                _save(folded, checkpoint, predict, out)
         return folded
     if not isinstance(source, ScaledSteps):
-        # torch.compile and DistributedDataParallel hold a module under these names.
-        inner = [
-            n for n in ("_orig_mod", "module") if isinstance(getattr(source, n, 0), ScaledSteps)
-        ]
+        path, inner = find_wrapped(source, lambda module: not isinstance(module, ScaledSteps))
         raise TypeError(
             f"fold: expected a module that was trained with ScaledSteps, or the path of its "
-            f"checkpoint, got {type(source).__name__}" + "".join(f"; pass its .{n}" for n in inner)
+            f"checkpoint, got {kind_of(source)}"
+            + (f"; pass its {path}" if isinstance(inner, ScaledSteps) else "")
         )
     if out is not None:
         raise ValueError(
@@ -129,8 +134,13 @@ def _fold(
             "fold: expected a batch of a loader, for which predictions before and after are "
             "compared; give fold(…, batch)"
         )
+    if isinstance(batch, DataLoader):
+        raise TypeError(
+            "fold: expected a batch of the loader, got the loader; give next(iter(loader))"
+        )
     scaler = module.fitted_scaler
     targets, declared = read_targets(scaler), DeclaredBatch(batch, scaler.declaration)
+    n_atoms = declared.atoms.n_atoms  # an error if this is not a batch
     folded: Any = unscaled_copy(module)
     with torch.no_grad():
         _write_into(folded, targets, layers, preset, declared.declaration)
@@ -138,7 +148,13 @@ def _fold(
     narrowest = min(floats, key=lambda dtype: torch.finfo(dtype).bits, default=torch.float64)
     predict = partial(_predict, declared=declared, preset=preset)
     differences = check_predictions(
-        predict(module), predict(folded), targets, declared.atoms.n_atoms, narrowest, allow_rounding
+        predict(module),
+        predict(folded),
+        targets,
+        n_atoms,
+        narrowest,
+        allow_rounding,
+        describe_ties(folded, layers),
     )
     rank_zero_info(
         f"fold: {type(folded).__name__} predicts in the units of the data without a scaler; "
@@ -197,21 +213,29 @@ def _load(source: Any, checkpoint: Any, preset: Preset | None, module_class: Any
         raise ValueError(
             f"fold: the class of the module in '{source}' is not known; give module_class=…"
         )
-    if not issubclass(module_class, ScaledSteps):
-        module_class = scaled_class(module_class)
-    return module_class.load_from_checkpoint(source, map_location="cpu", weights_only=False)
+    # Two distributions of Lightning have a LightningModule.
+    if not isinstance(module_class, type) or not hasattr(module_class, "load_from_checkpoint"):
+        raise TypeError(
+            "fold: expected a LightningModule's class as module_class, such as "
+            f"module_class=Net, got {kind_of(module_class)}"
+        )
+    name = module_class.__name__
+    scaled: Any = module_class
+    if not issubclass(scaled, ScaledSteps):
+        scaled = scaled_class(scaled)
+    with loading_weights(source, f"module_class={name} is not the class that was trained"):
+        return scaled.load_from_checkpoint(source, map_location="cpu", weights_only=False)
 
 
-def _save(folded: Any, checkpoint: Any, predict: Predict, out: Path) -> None:
+def _save(folded: Any, checkpoint: Any, predict: Predict, out: Any) -> None:
     """Write a checkpoint without scaler and optimizer, and read it again before it is final."""
     kept = ("epoch", "global_step", "pytorch-lightning_version", "hparams_name", "hparams_type")
     written = {name: checkpoint[name] for name in kept if name in checkpoint}
     written["state_dict"] = folded.state_dict()
     if folded.hparams:
         written["hyper_parameters"] = dict(folded.hparams)
-    temporary = out.with_name(f"{out.name}.part")
-    torch.save(written, temporary)
-    try:
+    with replacing(out) as temporary:
+        torch.save(written, temporary)
         again = type(folded).load_from_checkpoint(temporary, map_location="cpu", weights_only=False)
         restored = predict(again)
         for name, prediction in predict(folded).items():
@@ -224,6 +248,3 @@ def _save(folded: Any, checkpoint: Any, predict: Predict, out: Path) -> None:
                     f"folded layers ('{name}' differs by {float((first - second).abs().max()):.1e})"
                     f", so '{out}' was not written; use the module that fold(module, batch) returns"
                 )
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)

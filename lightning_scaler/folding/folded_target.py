@@ -1,5 +1,6 @@
-"""What is folded, one scale and one shift per atomic type, and layers that the user names."""
+"""What is folded, scales and shifts, and where: in named layers, or in those of a project."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..plain_tensors import Declaration
 from ..scaling import Scaler
-from ..settings import atomic_type, check_names, did_you_mean
+from ..settings import atomic_type, check_names, did_you_mean, list_of_names
 
 ARGUMENTS = ("scales", "shifts", "types")
+EXAMPLE = "{'scales': ['out.weight', 'out.bias'], 'shifts': 'references'}"
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,36 @@ class FoldedTarget:
         """The shifts of some atomic types, float64, ``(n_types,)``."""
         found = [self.shifts.get(one, self.missing) for one in types]
         return torch.tensor(found, dtype=torch.float64)
+
+
+class Preset(ABC):
+    """A project for whose modules :func:`lightning_scaler.fold` needs no names of layers."""
+
+    @abstractmethod
+    def recognises(self, source: Any) -> bool:
+        """Whether a module, or the content of a checkpoint, is of this project."""
+
+    @abstractmethod
+    def module_class(self, checkpoint: Any) -> Any:
+        """The class of the module in a checkpoint."""
+
+    def batch(self, path: Any) -> Any:
+        """A batch for the module in a checkpoint; ``None`` if it does not say where data are."""
+        return None
+
+    def predict(self, module: Any, batch: Any) -> Any:
+        """The output of a module for a batch, which has the predictions: that of ``forward``."""
+        return module(batch)
+
+    @abstractmethod
+    def write(
+        self, module: Any, targets: Mapping[str, FoldedTarget], declaration: Declaration
+    ) -> None:
+        """Write scales and shifts into the layers of a module, and into its hyperparameters.
+
+        Raises:
+            ValueError: where they have no place.
+        """
 
 
 def read_targets(scaler: Scaler) -> dict[str, FoldedTarget]:
@@ -85,26 +118,29 @@ def write_layers(
     Raises:
         TypeError, ValueError: for a target that is missing, or a tensor that is not there.
     """
+    if not isinstance(layers, Mapping):
+        raise TypeError(f"layers: expected {{'energy': {EXAMPLE}}}, got {layers!r}")
     check_names("layers", layers, targets)
+    tensors = _tensors(module)
     for name, one in targets.items():
         where = f"layers, '{name}'"
         found = layers.get(name)
-        if not isinstance(found, Mapping) or "scales" not in found:
-            raise ValueError(
-                f"{where}: expected a dict such as {{'scales': ['out.weight', 'out.bias'], "
-                f"'shifts': 'references'}}, got {found!r}"
-            )
+        if not isinstance(found, Mapping) or not found.get("scales"):
+            raise ValueError(f"{where}: expected a dict such as {EXAMPLE}, got {found!r}")
         for argument in found:
             if argument not in ARGUMENTS:
                 raise ValueError(
                     f"{where}: unknown name '{argument}'; {did_you_mean(str(argument), ARGUMENTS)}"
                 )
         scales = found["scales"]
-        for path in [scales] if isinstance(scales, str) else scales:
-            tensor = _tensor(module, where, path)
+        paths = [scales] if isinstance(scales, str) else list_of_names(f"{where}, 'scales'", scales)
+        named = [_find(module, tensors, where, path) for path in paths]
+        _check_distinct(where, paths, named)
+        for tensor in named:
             tensor.copy_(tensor.double() * one.scale)
         if "shifts" in found:
-            _write_shifts(_tensor(module, where, found["shifts"]), where, one, found.get("types"))
+            table = _find(module, tensors, where, found["shifts"])
+            _write_shifts(table, where, one, found.get("types"))
         elif any(one.shifts.values()):
             raise ValueError(
                 f"{where}: the target has a baseline; name the table that holds a term for each "
@@ -112,9 +148,24 @@ def write_layers(
             )
 
 
+def describe_ties(module: torch.nn.Module, layers: Mapping[str, Any] | None) -> str:
+    """The other names of the named tensors that have several, as the end of a message."""
+    tensors, words = _tensors(module), []
+    for found in (layers or {}).values():
+        scales = found["scales"]
+        for path in [scales] if isinstance(scales, str) else scales:
+            others = [name for name, t in tensors.items() if t is tensors[path] and name != path]
+            words += [f"'{path}' is tied to '{other}', which is multiplied too" for other in others]
+    return "".join(f"; {word}" for word in words)
+
+
 def _write_shifts(
     table: Tensor, where: str, one: FoldedTarget, types: Sequence[Any] | None
 ) -> None:
+    if types is not None and (isinstance(types, str) or not isinstance(types, Iterable)):
+        raise TypeError(
+            f"{where}: expected the type of each row as 'types', such as ['H', 8], got {types!r}"
+        )
     types = range(len(table)) if types is None else [atomic_type(where, z) for z in types]
     if len(types) != len(table) or table.numel() != len(table):
         raise ValueError(
@@ -125,11 +176,31 @@ def _write_shifts(
     table.copy_(table.double() * one.scale + shifts)
 
 
-def _tensor(module: torch.nn.Module, where: str, path: str) -> Tensor:
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+def _tensors(module: torch.nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers by name; those that are tied have several names."""
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+
+
+def _find(module: torch.nn.Module, tensors: Mapping[str, Tensor], where: str, path: Any) -> Tensor:
+    if not isinstance(path, str):
+        raise TypeError(f"{where}: expected the name of a parameter or buffer, got {path!r}")
     if path not in tensors:
         raise ValueError(
             f"{where}: {type(module).__name__} has no parameter or buffer '{path}'; "
-            f"{did_you_mean(str(path), tensors)}"
+            f"{did_you_mean(path, tensors)}"
         )
-    return tensors[path].data
+    return tensors[path]
+
+
+def _check_distinct(where: str, paths: Sequence[str], tensors: Sequence[Tensor]) -> None:
+    """Refuse a tensor that is named twice, under the names of a tie too."""
+    for i, tensor in enumerate(tensors):
+        for path, other in zip(paths[:i], tensors, strict=False):
+            if other is tensor:
+                raise ValueError(
+                    f"{where}: '{path}' and '{paths[i]}' are one tensor, which would be multiplied "
+                    "twice; name it once"
+                )

@@ -8,8 +8,7 @@ import torch
 
 from ..plain_tensors import Declaration
 from ..settings import atomic_type
-from .folded_target import FoldedTarget
-from .preset import Preset
+from .folded_target import FoldedTarget, Preset
 
 NAMES = ("per_type_energy_scales", "per_type_energy_shifts")
 

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from ..plain_tensors import Declaration
-from .folded_target import FoldedTarget
-from .preset import Preset
+from .folded_target import FoldedTarget, Preset
 
 
 class SchNetPack(Preset):

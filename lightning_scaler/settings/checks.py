@@ -78,6 +78,18 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return (f"did you mean '{similar[0]}'? " if similar else "") + f"known: {names}"
 
 
+def kind_of(value: Any) -> str:
+    """What was given, briefly, for messages: the text of a module or a state dict is long.
+
+    Example:
+        >>> kind_of("model.pt"), kind_of({}), kind_of(dict)
+        ("'model.pt'", 'dict', 'the class dict')
+    """
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return repr(value) if isinstance(value, (str, int, float)) else type(value).__name__
+
+
 def list_or_count(words: Sequence[str], noun: str, most: int = 8) -> str:
     """A list of words; their number and a noun if there are too many to list.
 

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickletools
+import re
 import secrets
 import zipfile
 from collections.abc import Iterator
@@ -113,12 +114,38 @@ def check_checkpoint(path: StrPath) -> None:
     )
 
 
+@contextmanager
+def loading_weights(path: StrPath, way_out: str) -> Iterator[None]:
+    """Say of weights of another module where they came from; PyTorch lists their names.
+
+    Args:
+        path: checkpoint that is read.
+        way_out: what may be wrong, for the message.
+
+    Raises:
+        ValueError: naming the checkpoint, if its weights are those of another module.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = re.search(r"Error\(s\) in loading state_dict for (\w+)", str(error))
+        if reason is None:
+            raise
+        raise ValueError(
+            f"file '{os.fspath(path)}': expected the weights of {reason[1]}, got those of another "
+            f"module, or of one with other sizes; {way_out}"
+        ) from error
+
+
 def check_writable(path: StrPath) -> None:
     """Check that a file can be written; nothing is left behind.
 
     Raises:
         OSError: naming the file, if its folder is missing or read-only, or it is a folder.
+        TypeError: for anything but a path.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"expected the path of a file to write, such as 'model.pt', got {path!r}")
     _new_file_beside(Path(os.path.realpath(path)), os.fspath(path)).unlink()
 
 

@@ -330,6 +330,135 @@ def test_scales_that_layers_cannot_hold_are_refused():
         fold(Ours(), data[0], LAYERS)
 
 
+class Tied(Theirs):
+    """Its last layer has two names; its embedding is used a second time in the prediction."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = self.out
+        self.table = torch.nn.Linear(2, 9)
+        self.table.weight = self.embedding.weight
+
+    def forward(self, batch):
+        output = super().forward(batch)
+        extra = self.table.weight.square().sum() - self.table.weight.detach().square().sum()
+        return {**output, "energy": output["energy"] + extra}
+
+
+class OursTied(ScaledSteps, Tied):
+    pass
+
+
+def test_tied_weights_are_found_under_each_of_their_names():
+    data = batches()
+    net = scaled(data, net=OursTied().double())
+    before = net(data[0])
+    for name in ("head", "out"):
+        last = {"scales": [f"{name}.weight", f"{name}.bias"], "shifts": "references"}
+        assert_same(before, fold(net, data[0], {"energy": last})(data[0]))
+    twice = {"scales": ["out.weight", "head.weight", "out.bias"], "shifts": "references"}
+    message = r"'energy': 'out.weight' and 'head.weight' are one tensor, .* name it once"
+    with pytest.raises(ValueError, match=message):
+        fold(net, data[0], {"energy": twice})
+    tied = {"scales": ["table.weight"], "shifts": "references"}
+    message = r"predicts something else.*; 'table.weight' is tied to 'embedding.weight', which is"
+    with pytest.raises(ValueError, match=message):
+        fold(net, data[0], {"energy": tied})
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ("out.weight", r"layers: expected {'energy': {'scales': .*, got 'out.weight'"),
+        ({"energy": {"scales": 3}}, r"'energy', 'scales': expected a list of names, got 3"),
+        ({"energy": {"scales": [["factor"]]}}, r"expected a list of names, got \['factor'\] among"),
+        (
+            {"energy": {"scales": "factor", "shifts": None}},
+            "the name of a parameter or buffer, got",
+        ),
+        ({"energy": {**LAST_LAYER, "types": "HO"}}, r"as 'types', such as \['H', 8\], got 'HO'"),
+        ({"energy": {**LAST_LAYER, "types": 9}}, r"as 'types', such as \['H', 8\], got 9"),
+    ],
+)
+def test_layers_of_another_type(layers, message):
+    data = batches()
+    with pytest.raises(TypeError, match=message):
+        fold(scaled(data), data[0], layers)
+
+
+def test_batches_and_modules_of_another_type():
+    data = batches()
+    net = scaled(data)
+    with pytest.raises(
+        TypeError, match=r"expected a batch of the loader, .* give next\(iter\(load"
+    ):
+        fold(net, loader_of(data), LAYERS)
+    assert fold(net, next(iter(loader_of(data))), LAYERS)
+    with pytest.raises(TypeError, match=r"expected the atomic types of the batch .*got a list of"):
+        fold(net, data, LAYERS)
+    with pytest.raises(TypeError, match="got the class Ours"):
+        fold(Ours, data[0], LAYERS)
+    with pytest.raises(TypeError, match=r"pass its \.module\._orig_mod"):
+        fold(torch.optim.swa_utils.AveragedModel(torch.compile(net)), data[0], LAYERS)
+
+
+def write_nothing(path):
+    path.write_bytes(b"")
+
+
+def write_weights(path):
+    torch.save(Theirs().state_dict(), path)
+
+
+def write_scaler(path):
+    scaled(batches()).target_scaler.save(path)
+
+
+@pytest.mark.parametrize(
+    ("write", "found"),
+    [
+        (write_nothing, "got an empty one"),
+        (write_weights, "got one with something else, such as weights alone"),
+        (write_scaler, "got one that Scaler.save has written"),
+    ],
+)
+def test_files_that_are_no_checkpoints(write, found, tmp_path):
+    path = tmp_path / "file"
+    write(path)
+    with pytest.raises(ValueError, match=rf"/file': expected a checkpoint of Lightning, {found}"):
+        fold(path, batches()[0], LAYERS, module_class=Theirs)
+
+
+def test_a_checkpoint_of_another_module_and_places_that_cannot_be_written(tmp_path):
+    class Other(Theirs):
+        def __init__(self):
+            super().__init__()
+            self.more = torch.nn.Linear(1, 1)
+
+    trainer = quiet_trainer(tmp_path, max_epochs=0)
+    trainer.fit(scaled(batches()), loader_of(batches()))
+    path = tmp_path / "net.ckpt"
+    trainer.save_checkpoint(path)
+
+    def fold_as(module_class, out=None):
+        return fold(path, batches()[0], LAYERS, out, module_class)
+
+    message = r"net\.ckpt': expected the weights of ScaledOther, .*module_class=Other is not the"
+    with pytest.raises(ValueError, match=message):
+        fold_as(Other)
+    for wrong, name in (("Theirs", "'Theirs'"), (Theirs(), "Theirs"), (dict, "the class dict")):
+        with pytest.raises(TypeError, match=f"LightningModule's class as module_class, .*{name}$"):
+            fold_as(wrong)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        fold_as(Theirs, tmp_path / "nowhere" / "folded.ckpt")
+    with pytest.raises(IsADirectoryError):
+        fold_as(Theirs, tmp_path)
+    with pytest.raises(TypeError, match=r"expected the path of a file to write, .* got 3"):
+        fold_as(Theirs, 3)
+    assert fold_as(Theirs, tmp_path / "folded.ckpt")
+    assert {one.name for one in tmp_path.glob("*.ckpt")} == {"net.ckpt", "folded.ckpt"}
+
+
 def test_an_unknown_baseline_is_refused():
     """The only structure with oxygen has no energy."""
     batch = {
