@@ -6,8 +6,9 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from ..settings import kind_of
 from .config_files import command_configs
-from .running import build, hydra_errors
+from .running import build, check_ckpt_path, hydra_errors
 
 
 @hydra.main(version_base="1.3", config_path=str(command_configs()), config_name="export")
@@ -23,18 +24,32 @@ def write_model(config: DictConfig) -> None:
     """Export the network and the scales of a checkpoint, as ``configs/export.yaml`` says.
 
     Raises:
-        ValueError: without a checkpoint or a file to write, without the additive module of the
-            training, and for what :func:`export` refuses.
+        ValueError: without a checkpoint or a file to write, for a file that is no checkpoint, or
+            one of another model, without the additive module of the training, and for what
+            :func:`export` refuses.
+        TypeError: for a module without network or scaler.
         OSError: if there is no such checkpoint, or the file cannot be written.
-        RuntimeError: for a checkpoint of another model, or without scales.
+        RuntimeError: for a checkpoint without scales.
     """
     # Importing torch takes seconds, which --help and misspelled overrides need not wait for.
     from ..deploy import export
     from ..reports import print_text
+    from ..tensors import check_writable, loading_weights
 
     _check_files(config)
+    check_writable(config.out)
     path = Path(config.out)
-    module = build(config.module)
+    way_out = "for a module of your own, set module._target_=my_project.Net.load_from_checkpoint"
+    with loading_weights(config.ckpt_path, way_out):
+        module = build(config.module)
+    for attribute in ("network", "scaler"):
+        if not hasattr(module, attribute):
+            raise TypeError(
+                "module: expected a module with the attributes 'network' and 'scaler', got "
+                f"{kind_of(module)} without '{attribute}'; set module._target_ to the "
+                "load_from_checkpoint of a LightningModule with both, or call "
+                "lightning_scaler.export in Python"
+            )
     additive = module.scaler.additive
     if config.baseline is not None:
         module.scaler.set_additive(build(config.baseline))
@@ -61,11 +76,9 @@ def _check_files(config: DictConfig) -> None:
         ("ckpt_path", "the checkpoint of a training", "outputs/.../last.ckpt"),
         ("out", "the file to write", "model.pt"),
     ):
-        if OmegaConf.is_missing(config, name):
+        if OmegaConf.is_missing(config, name) or config[name] in (None, ""):
             raise ValueError(f"{name}: expected {expected}, got none; add {name}={example}")
-    checkpoint = str(config.ckpt_path)
-    if "://" not in checkpoint and not Path(checkpoint).is_file():
-        raise FileNotFoundError(f"ckpt_path: there is no file '{checkpoint}'")
+    check_ckpt_path(config.ckpt_path)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,13 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 FAILED = 2  # as argparse, and as diff, whose 1 says that files differ
+
+# One of these is in the folder that a sharded checkpoint is.
+SHARDED = ("meta.pt", ".metadata", "checkpoint")
 
 
 @contextmanager
@@ -51,6 +55,28 @@ def prepare_run(config: Any) -> None:
     torch.set_num_threads(config.get("threads") or torch.get_num_threads())
     if config.get("seed") is not None:
         seed_everything(config.seed, workers=True, verbose=False)
+
+
+def check_ckpt_path(path: Any) -> None:
+    """Check that ``ckpt_path`` names a checkpoint; URLs and sharded ones are left to Lightning.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: for a file of something else.
+    """
+    from ..tensors import check_checkpoint
+
+    local = Path(str(path))
+    if "://" in str(path) or any((local / name).exists() for name in SHARDED):
+        return
+    if local.is_dir():
+        raise IsADirectoryError(
+            f"ckpt_path: expected a file, got the folder '{path}'; name the checkpoint in it, such "
+            f"as {local / 'last.ckpt'}"
+        )
+    if not local.is_file():
+        raise FileNotFoundError(f"ckpt_path: there is no file '{path}'")
+    check_checkpoint(local)
 
 
 def build(config: Any, **arguments: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..settings import check_choice
 from .config_files import command_configs
-from .running import build, prepare_run
+from .running import build, check_ckpt_path, prepare_run
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,6 +28,9 @@ LEFT_OUT = {
     "logger=null": ["~logger"],
     "callbacks=null": ["callbacks=[]", "callbacks.target_scaler=null"],
 }
+
+# Values of ckpt_path that are no files.
+LIGHTNING_WORDS = (None, "last", "best", "hpc")
 
 Task = Literal["train", "test", "predict"]
 
@@ -52,10 +56,13 @@ def run(config: DictConfig) -> None:
     """Run the task of a configuration composed from ``configs/train.yaml``.
 
     Raises:
-        ValueError: for an unknown task, a missing checkpoint, or a prediction by several processes.
+        ValueError: for an unknown task, a missing checkpoint, a file that is none or one of another
+            model, or a prediction by several processes.
+        OSError: if there is no such checkpoint.
         InstantiationException: if a part of the configuration cannot be built.
     """
     from ..reports import print_text
+    from ..tensors import loading_weights
 
     check_choice("task", config.task, Task)
     if config.task != "train" and config.ckpt_path is None:
@@ -63,6 +70,8 @@ def run(config: DictConfig) -> None:
             f"task={config.task}: expected a checkpoint, got none; add ckpt_path=<file> (training "
             "writes last.ckpt to its output folder)"
         )
+    if config.ckpt_path not in LIGHTNING_WORDS:
+        check_ckpt_path(config.ckpt_path)
     prepare_run(config)
     data = build(config.data)
     model: LightningModule = build(config.model)
@@ -72,18 +81,20 @@ def run(config: DictConfig) -> None:
     trainer: Trainer = build(
         config.trainer, callbacks=callbacks, logger=build(logger) if logger else False
     )
-    if config.task == "train":
-        trainer.fit(model, data, ckpt_path=config.ckpt_path, weights_only=True)
-        _test(trainer, model, data, None)
-    elif config.task == "test":
-        _test(trainer, model, data, config.ckpt_path)
-    elif trainer.world_size > 1:
+    if config.task == "predict" and trainer.world_size > 1:
         raise ValueError(
             f"task=predict: expected one process, got {trainer.world_size}; predictions are "
             "written in the order of the data, so set trainer.devices=1"
         )
-    else:
-        _predict(trainer, model, data, config.ckpt_path)
+    way_out = "give the settings of its training, such as model.channels=4"
+    with loading_weights(config.ckpt_path, way_out) if config.ckpt_path else nullcontext():
+        if config.task == "train":
+            trainer.fit(model, data, ckpt_path=config.ckpt_path, weights_only=True)
+            _test(trainer, model, data, None)
+        elif config.task == "test":
+            _test(trainer, model, data, config.ckpt_path)
+        else:
+            _predict(trainer, model, data, config.ckpt_path)
     if trainer.is_global_zero:
         print_text(f"Results are in {HydraConfig.get().runtime.output_dir}")
 

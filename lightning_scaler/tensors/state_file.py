@@ -128,12 +128,14 @@ def loading_weights(path: StrPath, way_out: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = re.search(r"Error\(s\) in loading state_dict for (\w+)", str(error))
+        # Some errors contain the text of another, in which line breaks are written as \\n.
+        pattern = r"Error\(s\) in loading state_dict for (\w+):(?:\\n|\\t|\s)*(.{1,150})"
+        reason = re.search(pattern, str(error))
         if reason is None:
             raise
         raise ValueError(
             f"file '{os.fspath(path)}': expected the weights of {reason[1]}, got those of another "
-            f"module, or of one with other sizes; {way_out}"
+            f"module, or of one with other sizes ({reason[2]}…); {way_out}"
         ) from error
 
 

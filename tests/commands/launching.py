@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import fit, structure_target, system
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
 
+from lightning_scaler import ScaleAccumulator
 from lightning_scaler.commands.config_files import command_configs
 from lightning_scaler.commands.train import run
 
@@ -61,6 +65,55 @@ def run_here(output, *overrides):
             run(config)
         finally:
             torch.set_num_threads(n_threads)
+
+
+def files_of_other_kinds():
+    """Functions that write what is no checkpoint, and return it with what an error says of it."""
+
+    def missing(folder):
+        return folder / "missing.ckpt", r"ckpt_path: there is no file '.*missing.ckpt'"
+
+    def a_folder(folder):
+        return folder, r"ckpt_path: expected a file, got the folder .*such as .*/last\.ckpt"
+
+    def empty(folder):
+        (folder / "empty").write_bytes(b"")
+        return folder / "empty", "/empty': expected a checkpoint of Lightning, got an empty one"
+
+    def text(folder):
+        (folder / "text").write_text("epoch: 3")
+        return (
+            folder / "text",
+            "/text': .* got one that is truncated, damaged, or of another format",
+        )
+
+    def weights(folder):
+        torch.save(torch.nn.Linear(1, 1).state_dict(), folder / "weights")
+        return (
+            folder / "weights",
+            "/weights': .* got one with something else, such as weights alone",
+        )
+
+    def scaler(folder):
+        energy = {"energy": structure_target([1.0])}
+        fit([system(1)], energy).save(folder / "scaler")
+        return folder / "scaler", r"/scaler': .* got one that Scaler\.save has written"
+
+    def statistics(folder):
+        accumulator = ScaleAccumulator()
+        accumulator.update([system(1)], {"energy": structure_target([1.0])})
+        accumulator.save(folder / "statistics")
+        return folder / "statistics", r"': .* got one that ScaleAccumulator\.save has written"
+
+    return [missing, a_folder, empty, text, weights, scaler, statistics]
+
+
+def checkpoint_of_another_module(folder):
+    """A checkpoint of a module without layers in common with the example model."""
+    trainer = Trainer(max_epochs=0, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(BoringModel())
+    trainer.save_checkpoint(folder / "other.ckpt")
+    return folder / "other.ckpt"
 
 
 def read_errors(output):

@@ -6,7 +6,14 @@ import sys
 
 import numpy as np
 import pytest
-from launching import SHORT_TRAINING, composed, launch, run_here
+from launching import (
+    SHORT_TRAINING,
+    checkpoint_of_another_module,
+    composed,
+    files_of_other_kinds,
+    launch,
+    run_here,
+)
 from metatomic.torch import load_atomistic_model
 
 from lightning_scaler import ZBL
@@ -131,6 +138,37 @@ def test_checkpoint_and_file_must_be_named(tmp_path):
         export_here(tmp_path, "ckpt_path=last.ckpt")
     with pytest.raises(FileNotFoundError, match=r"ckpt_path: there is no file 'missing\.ckpt'"):
         export_here(tmp_path, "ckpt_path=missing.ckpt", "out=model.pt")
+
+
+def test_checkpoint_and_file_may_not_be_empty(tmp_path):
+    for nothing in ("null", ""):
+        with pytest.raises(ValueError, match="ckpt_path: expected the checkpoint of a training"):
+            export_here(tmp_path, f"ckpt_path={nothing}", "out=model.pt")
+        with pytest.raises(ValueError, match="out: expected the file to write, got none"):
+            export_here(tmp_path, "ckpt_path=last.ckpt", f"out={nothing}")
+
+
+@pytest.mark.parametrize("file", files_of_other_kinds())
+def test_a_file_that_is_no_checkpoint(file, tmp_path):
+    path, found = file(tmp_path)
+    with pytest.raises((ValueError, OSError), match=found):
+        export_here(tmp_path, f"ckpt_path={path}", f"out={tmp_path / 'model.pt'}")
+    assert not (tmp_path / "model.pt").exists()
+
+
+@pytest.mark.filterwarnings("ignore:the checkpoint has no target scales")
+def test_a_checkpoint_of_another_module_and_a_module_without_a_network(tmp_path):
+    checkpoint, out = checkpoint_of_another_module(tmp_path), f"out={tmp_path / 'model.pt'}"
+    message = (
+        r"expected the weights of MoleculesModel, got .*Missing key.*module\._target_=my_project"
+    )
+    with pytest.raises(ValueError, match=message):
+        export_here(tmp_path, f"ckpt_path={checkpoint}", out)
+    identity = "module._target_=torch.nn.Identity"
+    with pytest.raises(TypeError, match=r"got Identity without 'network'; set module\._target_"):
+        export_here(tmp_path, f"ckpt_path={checkpoint}", out, identity)
+    with pytest.raises(IsADirectoryError):
+        export_here(tmp_path, f"ckpt_path={checkpoint}", f"out={tmp_path}")
 
 
 @pytest.mark.slow

@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from builders import fit, single_value_statistics, structure_target, system
 from damaged_files import damaged, truncated
 from hydra.utils import instantiate
 from launching import call
 from omegaconf import OmegaConf
+from small_training import SmallNet, quiet_trainer
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator
 from lightning_scaler.commands.file_commands import diff, merge, show
@@ -70,6 +72,28 @@ def test_a_damaged_file_is_one_line(monkeypatch, capsys, tmp_path):
         f"lightning-scaler-show: file '{tmp_path}/a': damaged: its checksum does not match its "
         "content\n"
     )
+
+
+def test_a_checkpoint_and_an_exported_model_say_where_scales_are(monkeypatch, capsys, tmp_path):
+    net = SmallNet()
+    net.scaler = fit(SYSTEMS, ENERGIES)
+    trainer = quiet_trainer(tmp_path)
+    trainer.strategy.connect(net)
+    trainer.save_checkpoint(tmp_path / "net.ckpt")
+    for command in (show, diff):
+        files = [tmp_path / "net.ckpt"] * (1 if command is show else 2)
+        status, _, err = call(monkeypatch, capsys, command, *files)
+        assert status == 2
+        assert "expected a file that Scaler.save has written, got a checkpoint of Lightning" in err
+        assert "Net.load_from_checkpoint(…).fitted_scaler.save(…)" in err
+    loaded = SmallNet.load_from_checkpoint(tmp_path / "net.ckpt", weights_only=True)
+    loaded.fitted_scaler.save(tmp_path / "a")
+    assert call(monkeypatch, capsys, show, tmp_path / "a")[0] == 0
+    # PyTorch advises to run the code that is pickled.
+    torch.save(net, tmp_path / "pickled")
+    status, _, err = call(monkeypatch, capsys, show, tmp_path / "pickled")
+    assert status == 2
+    assert err.endswith("not of a Scaler: it has pickled code, which is not run\n")
 
 
 def test_statistics_without_data_are_one_line(monkeypatch, capsys, tmp_path):

@@ -4,7 +4,15 @@ import sys
 
 import metatensor.torch as mts
 import pytest
-from launching import COMMAND, SHORT_TRAINING, launch, read_errors, run_here
+from launching import (
+    COMMAND,
+    SHORT_TRAINING,
+    checkpoint_of_another_module,
+    files_of_other_kinds,
+    launch,
+    read_errors,
+    run_here,
+)
 
 MODULE = ["-m", "lightning_scaler.commands.train"]
 LAUNCHERS = {
@@ -128,3 +136,21 @@ def test_an_unknown_target_in_a_setting_suggests_the_nearest(tmp_path):
     message = r"fixed_scales names the target 'enrgy'.*did you mean 'energy'\?"
     with pytest.raises(ValueError, match=message):
         run_here(tmp_path, *SHORT_TRAINING, "callbacks.target_scaler.fixed_scales={enrgy: 1}")
+
+
+@pytest.mark.parametrize("file", files_of_other_kinds())
+@pytest.mark.parametrize("task", ["train", "test", "predict"])
+def test_a_file_that_is_no_checkpoint_is_refused_before_anything_is_built(task, file, tmp_path):
+    path, found = file(tmp_path)
+    with pytest.raises((ValueError, OSError), match=found):
+        run_here(tmp_path, f"task={task}", f"ckpt_path={path}", "data._target_=not.imported")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the checkpoint has no target scales")
+@pytest.mark.parametrize("task", ["train", "test", "predict"])
+def test_a_checkpoint_of_another_model_is_one_sentence(task, tmp_path):
+    checkpoint = checkpoint_of_another_module(tmp_path)
+    message = r"expected the weights of MoleculesModel, .*Missing key.*; give the settings of its t"
+    with pytest.raises(ValueError, match=message):
+        run_here(tmp_path, *SHORT_TRAINING, f"task={task}", f"ckpt_path={checkpoint}")
