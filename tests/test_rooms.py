@@ -53,6 +53,7 @@ EXCEPTIONS = {
     "batches/inference.py": {"metatomic"},
     "baselines/zbl.py": {"metatomic", "vesin"},
     "baselines/zbl_for_engines.py": {"metatomic"},
+    "plain_tensors/ase_atoms.py": {"metatomic"},
     "tensors/state_file.py": {"safetensors"},
     "scaling/scaler.py": {"matplotlib", "rich"},  # in annotations
 }

@@ -46,7 +46,8 @@ class ZBL(torch.nn.Module):
 
     Args:
         target: name of the energy, a per-structure target with a single property.
-        energy_unit: unit of the energy in eV. Positions are in Å, types are atomic numbers.
+        energy_unit: unit of the energy in eV. Positions are in Å, which cannot be checked (in bohr,
+            the repulsion of bonded atoms would be zero), types are atomic numbers.
 
     Example:
         >>> repulsion = ZBL()

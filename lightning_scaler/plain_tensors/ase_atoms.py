@@ -1,7 +1,8 @@
 """Tensors from a list of ASE ``Atoms``."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import cached_property
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -21,6 +22,38 @@ def is_ase_atoms(one: Any) -> bool:
         and hasattr(one, "arrays")
         and isinstance(getattr(one, "info", None), dict)
     )
+
+
+class SystemsOfAtoms(Sequence[Any]):
+    """ASE ``Atoms`` as systems of metatomic, in float64, for additive modules.
+
+    They are made when the first of them is used: nothing else reads more than the types.
+    """
+
+    def __init__(self, batch: Sequence[Any]) -> None:
+        self._batch = batch
+
+    @cached_property
+    def _systems(self) -> list[Any]:
+        from metatomic.torch import System
+
+        systems = []
+        for atoms in self._batch:
+            positions, cell = (torch.tensor(t).double() for t in (atoms.positions, atoms.cell[:]))
+            pbc = torch.tensor(atoms.pbc)
+            cell[~pbc] = 0.0
+            systems.append(System(torch.tensor(atoms.numbers).int(), positions, cell, pbc))
+        return systems
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        return self._systems[index]
+
+    def __len__(self) -> int:
+        return len(self._batch)
 
 
 def find_in_atoms(batch: Sequence[Any], path: Path, per_atom: bool) -> Tensor | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..batches import Atoms, LabelRecord, OwnBatch
 from ..tensors import values_and_gradients
 from .addresses import describe_address, find, replace
-from .ase_atoms import are_ase_atoms
+from .ase_atoms import SystemsOfAtoms, are_ase_atoms
 from .declaration import Declaration
 from .found_tensors import (
     FoundTensor,
@@ -229,7 +229,7 @@ class DeclaredBatch(OwnBatch):
 
     @cached_property
     def _systems(self) -> list[Any]:
-        if self.atoms.systems:
+        if self.atoms.systems and not isinstance(self.atoms.systems, SystemsOfAtoms):
             return list(self.atoms.systems)
         return [_Structure(t) for t in self.atoms.types.split(self.atoms.on_host.n_atoms.tolist())]
 

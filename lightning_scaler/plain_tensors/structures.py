@@ -1,6 +1,7 @@
 """The atoms of a user's own batch: the type of each, and the structure that it belongs to."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from ..batches import Atoms, read_atoms, unique_types
 from ..settings import warn_on_rank_zero
 from .addresses import Path, describe_address, describe_holder, find, tensor_of
-from .ase_atoms import are_ase_atoms, is_ase_atoms
+from .ase_atoms import SystemsOfAtoms, are_ase_atoms, is_ase_atoms
 
 # Names in PyTorch Geometric, SchNetPack, MACE, NequIP, fairchem, TorchMD-NET and others.
 TYPES = ("atomic_numbers", "z", "_atomic_numbers", "numbers", "Z", "types", "atom_types")
@@ -44,7 +45,9 @@ def find_atoms(batch: Any, addresses: Mapping[str, Path]) -> Atoms:
     systems = None if addresses else _find_systems(batch)
     if systems is not None and are_ase_atoms(systems):
         numbers = [torch.as_tensor(atoms.numbers, dtype=torch.int64) for atoms in systems]
-        return Atoms.from_types(torch.cat(numbers), torch.tensor([len(part) for part in numbers]))
+        n_atoms = torch.tensor([len(part) for part in numbers])
+        atoms_of_all = Atoms.from_types(torch.cat(numbers), n_atoms)
+        return replace(atoms_of_all, systems=SystemsOfAtoms(systems))
     if systems is not None:
         return read_atoms(systems)
     path, found = _find_types(batch, addresses)

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import torch
 from ase.calculators.singlepoint import SinglePointCalculator
+from builders import fit, structure_target, system
+from metatomic.torch import System
 
-from lightning_scaler import PerAtom, PerStructure
+from lightning_scaler import ZBL, PerAtom, PerStructure, PhysicalModel, ScaleAccumulator
 from lightning_scaler.plain_tensors import Declaration, DeclaredBatch
 
 
@@ -43,6 +45,42 @@ def test_values_come_from_info_arrays_and_the_calculator():
     assert energy.gradient("positions").values[..., 0].tolist() == [[-1.0] * 3] * 2 + [[-2.0, 0, 0]]
     assert found["gap"].block().values.tolist() == [[5.0], [7.0]]
     assert found["charges"].block().values.tolist() == [[0.1], [-0.1], [0.3]]
+
+
+def test_an_additive_module_receives_systems_with_positions_and_cell():
+    """The repulsion of a water molecule and of a chain of hydrogen, as for the same systems."""
+    water = ase.Atoms("OHH", [[0, 0, 0], [0.8, 0.3, 0], [-0.7, 0.2, 0.1]])
+    chain = ase.Atoms("H", [[0.1, 0.2, 0.3]], cell=[0.5, 7, 9], pbc=[True, False, False])
+    frames = [water, chain]
+    systems = [
+        system(8, 1, 1, positions=torch.tensor(water.positions)),
+        System(
+            torch.tensor([1]),
+            torch.tensor(chain.positions),
+            torch.tensor([[0.5, 0, 0], [0, 0, 0], [0, 0, 0]]).double(),
+            torch.tensor([True, False, False]),
+        ),
+    ]
+    energies = [70.0, 15.0]
+    for frame, energy in zip(frames, energies, strict=True):
+        frame.info["energy"] = energy
+    of_atoms = ScaleAccumulator({"energy": PerStructure()}, additive=ZBL())
+    of_atoms.update(frames)
+    scaler = of_atoms.compute()
+    expected = fit(systems, {"energy": structure_target(energies)}, additive=ZBL())
+    scale = scaler.targets["energy"].per_target
+    assert torch.equal(scale, expected.targets["energy"].per_target)
+    repulsion = ZBL()(systems, ["energy"])["energy"].block().values[:, 0]
+    assert repulsion.min() > 1.0
+    residuals = (torch.tensor(energies).double() - repulsion) / torch.tensor([3.0, 1.0])
+    torch.testing.assert_close(scale[0], residuals.square().mean().sqrt())
+
+    class Zero(torch.nn.Module):
+        def forward(self, frames):
+            return {"energy": torch.zeros(len(frames)).double()}
+
+    predicted = PhysicalModel(Zero(), scaler)(frames)["energy"]
+    torch.testing.assert_close(predicted, repulsion)
 
 
 def test_structures_without_a_value_have_missing_values():
