@@ -10,6 +10,7 @@ from typing_extensions import override
 from vesin import NeighborList
 
 from ..batches import Atoms, read_atoms, sample_values
+from ..settings import number
 from .zbl_for_engines import ZBLForEngines, pair_repulsion
 
 COULOMB = 14.399645  # e²/(4πε0) in eV Å (CODATA 2018)
@@ -49,6 +50,10 @@ class ZBL(torch.nn.Module):
         energy_unit: unit of the energy in eV. Positions are in Å, which cannot be checked (in bohr,
             the repulsion of bonded atoms would be zero), types are atomic numbers.
 
+    Raises:
+        TypeError: for a target other than a name.
+        ValueError: for a unit other than a positive number.
+
     Example:
         >>> repulsion = ZBL()
         >>> cell, pbc = torch.zeros(3, 3).double(), torch.tensor([False] * 3)
@@ -60,6 +65,10 @@ class ZBL(torch.nn.Module):
 
     def __init__(self, target: str = "energy", energy_unit: float = 1.0) -> None:
         super().__init__()
+        if not isinstance(target, str):
+            raise TypeError(f"ZBL: expected the name of one energy as target, got {target!r}")
+        if number("ZBL, energy_unit", energy_unit) <= 0:
+            raise ValueError(f"ZBL, energy_unit: expected a positive number, got {energy_unit}")
         self.target = target
         self.energy_unit = energy_unit
         constants = {"coulomb": COULOMB / energy_unit, "radii": (0.0, *COVALENT_RADII)}

@@ -1,6 +1,7 @@
 """Torchmetrics in the units of the dataset."""
 
 from collections.abc import Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from ..scaling import (
     index_by_position,
     values_in_physical_units,
 )
+from ..settings import did_you_mean, kind_of, list_or_count
+from ..tensors import TargetLayout, is_tensormap
 from .metric_parts import depends_on_baseline, leave_inference_mode, set_double_precision
 
 
@@ -40,7 +43,8 @@ class PhysicalUnits(WrapperMetric):
             in it needs the systems of the batch, not only their atoms.
 
     Raises:
-        TypeError: if ``metric`` is neither a ``Metric`` nor a ``MetricCollection``.
+        TypeError: if ``metric`` is neither a ``Metric`` nor a ``MetricCollection``, or for another
+            argument of another type.
         ValueError: for a metric of torchmetrics that is not a function of the difference, without
             ``baseline=True``.
 
@@ -64,9 +68,19 @@ class PhysicalUnits(WrapperMetric):
         super().__init__()
         if not isinstance(metric, (Metric, MetricCollection)):
             raise TypeError(
-                "expected a torchmetrics Metric or MetricCollection, got "
-                f"{type(metric).__name__}: {metric!r}"
+                f"expected a torchmetrics Metric or MetricCollection, got {kind_of(metric)}; pass "
+                "an instance, such as PhysicalUnits(MeanAbsoluteError(), target='energy')"
             )
+        for argument, value, expected, example in (
+            ("target", target, str, "'energy'"),
+            ("gradient", gradient, (str, NoneType), "'positions'"),
+            ("block", block, (Mapping, NoneType), "{'o3_lambda': 2}"),
+            ("baseline", baseline, bool, "True"),
+        ):
+            if not isinstance(value, expected):
+                raise TypeError(
+                    f"PhysicalUnits, {argument}: expected a value such as {example}, got {value!r}"
+                )
         dependent = None if baseline else depends_on_baseline(metric)
         if dependent is not None:
             raise ValueError(
@@ -144,11 +158,37 @@ class PhysicalUnits(WrapperMetric):
         predictions: Mapping[str, TensorMap],
         targets: Mapping[str, TensorMap],
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        _check_batch(scaler, self.target, predictions, targets)
+        if self.target not in scaler.targets:
+            raise ValueError(
+                f"no scales for the target '{self.target}', only for {sorted(scaler.targets)}; fit "
+                "them with the TargetScaler callback or a ScaleAccumulator"
+            )
         if self.target not in targets:
             return None
+        self._check_parts(scaler.targets[self.target].layout, targets[self.target])
         leave_inference_mode(self.metric)
         values = _aligned_values(self.target, scaler, systems, predictions, targets, self.baseline)
         return select_values(values, self.gradient, self.block)
+
+    def _check_parts(self, layout: TargetLayout, target: TensorMap) -> None:
+        """Refuse a block and a gradient that the target cannot have."""
+        if self.block and not any(
+            self.block.items() <= dict(zip(layout.key_names, key, strict=True)).items()
+            for key in layout.blocks
+        ):
+            keys = [f"({layout.describe(key)})" for key in layout.blocks]
+            raise ValueError(
+                f"target '{self.target}': expected block={self.block} to be the key of one of its "
+                f"blocks, which are {list_or_count(keys, 'blocks')}"
+            )
+        gradients = {g for block in target.blocks() for g in block.gradients_list()}
+        gradients |= {*layout.gradients}
+        if self.gradient is not None and self.gradient not in gradients:
+            raise ValueError(
+                f"target '{self.target}': it has no gradient '{self.gradient}'; "
+                f"{did_you_mean(self.gradient, gradients)}"
+            )
 
 
 def select_values(
@@ -177,6 +217,21 @@ def select_values(
     )
 
 
+def _check_batch(scaler: Any, name: str, predictions: Any, targets: Any) -> None:
+    """Refuse arguments of another type, such as plain tensors."""
+    if not isinstance(scaler, Scaler):
+        raise TypeError(f"expected a Scaler, such as model.scaler, got {kind_of(scaler)}")
+    for what, tensors in (("predictions", predictions), ("targets", targets)):
+        is_dict = isinstance(tensors, Mapping)
+        if not is_dict or (name in tensors and not is_tensormap(tensors[name])):
+            raise TypeError(
+                f"{what}: expected a dict of TensorMaps in loss space by target name, got "
+                f"{f'{kind_of(tensors[name])} in it' if is_dict else kind_of(tensors)}; "
+                "targets_to_loss and predictions_to_loss of the mixin return one, and so does "
+                "Scaler.convert"
+            )
+
+
 def _aligned_values(
     name: str,
     scaler: Scaler,
@@ -186,11 +241,6 @@ def _aligned_values(
     baseline: bool,
 ) -> list[PhysicalValues]:
     """Values of one target, whose rows may be in any order, in physical units."""
-    if name not in scaler.targets:
-        raise ValueError(
-            f"no scales for the target '{name}', only for {sorted(scaler.targets)}; fit them with "
-            "the TargetScaler callback or a ScaleAccumulator"
-        )
     if name not in predictions:
         raise ValueError(f"no prediction for the target '{name}', only for {sorted(predictions)}")
     per_atom = not isinstance(targets, LossTargets)

@@ -11,6 +11,7 @@ from .checks import (
     kind_of,
     list_of_names,
     list_or_count,
+    number,
     warn_on_rank_zero,
     way_to_hide,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "list_of_names",
     "list_or_count",
     "name_of_type",
+    "number",
     "parse_fixed_baseline",
     "parse_fixed_scales",
     "parse_loss_weights",

@@ -15,7 +15,7 @@ from metatomic.torch import (
     System,
 )
 
-from lightning_scaler import ZBL
+from lightning_scaler import ZBL, Scaler
 from lightning_scaler.baselines.zbl import COVALENT_RADII
 
 
@@ -252,3 +252,20 @@ def test_the_scriptable_module_leaves_out_what_is_not_requested(scripted):
 def test_a_scriptable_module_for_types_that_are_not_atomic_numbers_is_an_error():
     with pytest.raises(ValueError, match=r"ZBL: expected atomic numbers from 1 to 96.*\[0\]"):
         ZBL().scriptable([0, 1])
+
+
+@pytest.mark.parametrize("unit", ["eV", None, 0, -1.0, float("nan"), True])
+def test_a_unit_that_is_no_positive_number_is_refused(unit):
+    with pytest.raises(
+        ValueError, match=r"ZBL, energy_unit: expected a (positive |finite )?number"
+    ):
+        ZBL(energy_unit=unit)
+
+
+def test_several_targets_and_a_class_as_additive_module_are_refused():
+    with pytest.raises(
+        TypeError, match=r"expected the name of one energy as target, got \['energy"
+    ):
+        ZBL(["energy"])
+    with pytest.raises(TypeError, match=r"expected a module, such as ZBL\(\), got the class ZBL"):
+        Scaler().set_additive(ZBL)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 import warnings
 
 import numpy as np
@@ -284,7 +285,7 @@ def test_inputs_are_not_written_to():
 def test_missing_scales_and_predictions_are_refused():
     scaler, predictions, targets = scaler_and_loss_space()
     with pytest.raises(
-        TypeError, match="expected a torchmetrics Metric or MetricCollection, got st"
+        TypeError, match=r"expected a torchmetrics Metric or MetricCollection, got 'mae'; pass an"
     ):
         PhysicalUnits("mae", "energy")
     with pytest.raises(ValueError, match=r"no prediction for the target 'energy', only for \['fo"):
@@ -301,6 +302,57 @@ def test_missing_scales_and_predictions_are_refused():
     with pytest.raises(ValueError, match="no prediction for 1 of 2 rows"):
         PhysicalUnits(rmse(), "energy").update(
             scaler, SYSTEMS, part, {"energy": structure_target([1.0, 2.0])}
+        )
+
+
+def test_arguments_of_another_type():
+    with pytest.raises(
+        TypeError, match="got the class MeanSquaredError; pass an instance, such as"
+    ):
+        PhysicalUnits(MeanSquaredError, "energy")
+    for argument, values, example in (
+        ("target", [["energy"], None], "'energy'"),
+        ("gradient", [True, ["positions"]], "'positions'"),
+        ("block", ["o3_lambda", ("o3_lambda", 2)], "{'o3_lambda': 2}"),
+        ("baseline", ["yes"], "True"),
+    ):
+        for value in values:
+            message = f"PhysicalUnits, {argument}: expected a value such as {example}, got "
+            with pytest.raises(TypeError, match=re.escape(message)):
+                PhysicalUnits(rmse(), **{"target": "energy", argument: value})
+
+
+def test_batches_of_another_type():
+    scaler, predictions, targets = scaler_and_loss_space()
+    metric = PhysicalUnits(rmse(), "energy")
+    for other in (None, torch.nn.Linear(1, 1), ScaleAccumulator()):
+        with pytest.raises(TypeError, match=r"expected a Scaler, such as model\.scaler, got "):
+            metric.update(other, SYSTEMS, predictions, targets)
+    for other in (predictions["energy"], {"energy": torch.zeros(2)}, SYSTEMS):
+        for both in ((other, targets), (predictions, other)):
+            message = r"expected a dict of TensorMaps in loss space .*; targets_to_loss and predic"
+            with pytest.raises(TypeError, match=message):
+                metric.update(scaler, SYSTEMS, *both)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"target": "enrgy"}, r"no scales for the target 'enrgy', only for \['energy', 'forces'\]"),
+        ({"gradient": "position"}, r"no gradient 'position'; did you mean 'positions'\? known: "),
+        ({"block": {"o3_lambda": 2}}, r"block={'o3_lambda': 2} to be the key .*which are \(_=0\)"),
+        (
+            {"block": {"_": 1}},
+            r"block={'_': 1} to be the key of one of its blocks, which are \(_=0\)",
+        ),
+    ],
+)
+def test_parts_that_targets_do_not_have(part, message):
+    """They would leave out every batch."""
+    scaler, predictions, targets = scaler_and_loss_space()
+    with pytest.raises(ValueError, match=message):
+        PhysicalUnits(rmse(), **{"target": "energy", **part}).update(
+            scaler, SYSTEMS, predictions, targets
         )
 
 
