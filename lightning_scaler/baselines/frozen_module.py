@@ -11,6 +11,7 @@ import torch
 from metatensor.torch import TensorMap, detach
 
 from ..batches import Atoms, is_system
+from ..settings import kind_of
 from ..tensors import InvalidStateError, describe, from_state, is_tensormap
 from .differentiation import connect, requires_gradient
 
@@ -28,6 +29,9 @@ class FrozenModule:
             gradients too; a missing gradient counts as zero. It must not write to the systems.
             Where positions or cells require a gradient, it is differentiated by autograd, or by
             the gradients that it gives.
+
+    Raises:
+        TypeError: for anything but a module, such as a class.
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
@@ -170,22 +174,21 @@ class _SavedModule(NamedTuple):
 
 
 def freeze(module: torch.nn.Module | FrozenModule | None) -> FrozenModule | None:
-    """The module frozen, unless it already is.
-
-    Raises:
-        TypeError: for anything else, such as a class.
-    """
-    if module is None or isinstance(module, FrozenModule):
-        return module
-    if not isinstance(module, torch.nn.Module):
-        raise TypeError(
-            f"additive: expected a torch.nn.Module (an instance, not its class), got {module!r}"
-        )
-    return FrozenModule(module)
+    """The module frozen, unless it already is."""
+    return module if module is None or isinstance(module, FrozenModule) else FrozenModule(module)
 
 
 def class_name(module: torch.nn.Module) -> str:
-    """The name of the module's class, also for TorchScript modules."""
+    """The name of an additive module's class, also for TorchScript modules.
+
+    Raises:
+        TypeError: for anything but a module, such as a class.
+    """
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(
+            "additive: expected a torch.nn.Module (an instance, not its class), got "
+            f"{kind_of(module)}"
+        )
     return str(getattr(module, "original_name", type(module).__name__))
 
 

@@ -191,7 +191,10 @@ def _write_into(
 def _predict(module: Any, declared: DeclaredBatch, preset: Preset | None) -> dict[str, TensorMap]:
     """The predictions of a module in evaluation mode, which may write to its batch."""
     was_training, batch = module.training, declared.batch
-    batch = batch.clone() if hasattr(batch, "clone") else _clone_tensors(batch)
+    if hasattr(batch, "clone"):
+        batch = batch.clone()
+    else:
+        batch = apply_to_collection(batch, torch.Tensor, lambda tensor: tensor.detach().clone())
     module.eval()
     try:
         with torch.inference_mode(False), torch.enable_grad():  # forces by autograd
@@ -200,10 +203,6 @@ def _predict(module: Any, declared: DeclaredBatch, preset: Preset | None) -> dic
         module.train(was_training)
     declaration = declared.declaration
     return DeclaredBatch(batch, declaration).predictions(output, declaration.targets)
-
-
-def _clone_tensors(batch: Any) -> Any:
-    return apply_to_collection(batch, torch.Tensor, lambda tensor: tensor.detach().clone())
 
 
 def _load(source: Any, checkpoint: Any, preset: Preset | None, module_class: Any) -> Any:

@@ -132,8 +132,7 @@ def write_layers(
                 raise ValueError(
                     f"{where}: unknown name '{argument}'; {did_you_mean(str(argument), ARGUMENTS)}"
                 )
-        scales = found["scales"]
-        paths = [scales] if isinstance(scales, str) else list_of_names(f"{where}, 'scales'", scales)
+        paths = _paths(where, found["scales"])
         named = [_find(module, tensors, where, path) for path in paths]
         _check_distinct(where, paths, named)
         for tensor in named:
@@ -151,12 +150,15 @@ def write_layers(
 def describe_ties(module: torch.nn.Module, layers: Mapping[str, Any] | None) -> str:
     """The other names of the named tensors that have several, as the end of a message."""
     tensors, words = _tensors(module), []
-    for found in (layers or {}).values():
-        scales = found["scales"]
-        for path in [scales] if isinstance(scales, str) else scales:
+    for name, found in (layers or {}).items():
+        for path in _paths(name, found["scales"]):
             others = [name for name, t in tensors.items() if t is tensors[path] and name != path]
             words += [f"'{path}' is tied to '{other}', which is multiplied too" for other in others]
     return "".join(f"; {word}" for word in words)
+
+
+def _paths(where: str, scales: Any) -> Sequence[str]:
+    return [scales] if isinstance(scales, str) else list_of_names(f"{where}, 'scales'", scales)
 
 
 def _write_shifts(

@@ -126,9 +126,7 @@ class PhysicalUnits(WrapperMetric):
     @override
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Add one batch, as :meth:`update`, and return the metric of this batch alone."""
-        named = dict(zip(("scaler", "systems", "predictions", "targets"), args, strict=False))
-        named.update(kwargs)
-        selected = self._select(**named)
+        selected = self._select(*args, **kwargs)
         return None if selected is None else self.metric(*selected)
 
     @override

@@ -12,7 +12,7 @@ from typing_extensions import Self, override
 
 from ..baselines import FrozenModule, class_name, freeze
 from ..plain_tensors import Declaration
-from ..settings import Settings, kind_of
+from ..settings import Settings
 from ..tensors import (
     TargetLayout,
     load_state,
@@ -98,8 +98,6 @@ class ScalerModule(torch.nn.Module):
             ValueError: if there are scales that were not fitted with a module of this class.
             TypeError: for anything but a module, such as a class.
         """
-        if not isinstance(module, torch.nn.Module):
-            raise TypeError(f"expected a module, such as ZBL(), got {kind_of(module)}")
         if not self.fitted:
             self.additive = self.provided_module = FrozenModule(module)
         elif self.additive is not None and self.additive.name == class_name(module):

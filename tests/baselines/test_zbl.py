@@ -267,5 +267,5 @@ def test_several_targets_and_a_class_as_additive_module_are_refused():
         TypeError, match=r"expected the name of one energy as target, got \['energy"
     ):
         ZBL(["energy"])
-    with pytest.raises(TypeError, match=r"expected a module, such as ZBL\(\), got the class ZBL"):
+    with pytest.raises(TypeError, match=r"\(an instance, not its class\), got the class ZBL"):
         Scaler().set_additive(ZBL)
