@@ -115,8 +115,9 @@ def test_two_processes_print_each_table_once(tmp_path, launcher):
 @pytest.mark.slow
 def test_predictions_need_a_single_process(tmp_path):
     devices = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
+    checkpoint = checkpoint_of_another_module(tmp_path)
     with pytest.raises(ValueError, match=r"task=predict: expected one process, got 2; .*devices=1"):
-        run_here(tmp_path, *devices, "task=predict", "ckpt_path=last.ckpt")
+        run_here(tmp_path, *devices, "task=predict", f"ckpt_path={checkpoint}")
 
 
 @pytest.mark.parametrize("task", ["test", "predict"])
