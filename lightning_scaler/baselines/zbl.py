@@ -9,8 +9,8 @@ from metatomic.torch import System
 from typing_extensions import override
 from vesin import NeighborList
 
-from ..batches import Atoms, read_atoms, sample_values
-from ..settings import number
+from ..batches import Atoms, is_system, read_atoms, sample_values
+from ..settings import kind_of, number
 from .zbl_for_engines import ZBLForEngines, pair_repulsion
 
 COULOMB = 14.399645  # e²/(4πε0) in eV Å (CODATA 2018)
@@ -95,8 +95,14 @@ class ZBL(torch.nn.Module):
             The energy under its name, or an empty dict if it is not requested.
 
         Raises:
+            TypeError: for anything but a list of systems.
             ValueError: for types that are not atomic numbers from hydrogen to curium.
         """
+        if not isinstance(systems, Sequence) or not all(map(is_system, systems)):
+            raise TypeError(
+                f"ZBL: expected a list of metatomic systems, got {kind_of(systems)}; "
+                "metatomic.torch.systems_to_torch makes them of a list of ASE Atoms"
+            )
         if self.target not in names:
             return {}
         radii = self.get_buffer("radii")

@@ -37,8 +37,8 @@ def write_model(config: DictConfig) -> None:
     from ..tensors import check_writable, loading_weights
 
     _check_files(config)
-    check_writable(config.out)
-    path = Path(config.out)
+    path = Path(str(config.out))
+    check_writable(path)
     way_out = "for a module of your own, set module._target_=my_project.Net.load_from_checkpoint"
     with loading_weights(config.ckpt_path, way_out):
         module = build(config.module)

@@ -17,17 +17,20 @@ def show() -> None:
         description="Show the scales and baselines in a file of statistics or of a Scaler.",
     )
     parser.add_argument("file", metavar="FILE")
-    parser.add_argument(
+    formats = parser.add_mutually_exclusive_group()
+    formats.add_argument(
         "--yaml", action="store_true", help="settings that fix these numbers, for a config"
     )
-    parser.add_argument(
+    formats.add_argument(
         "--as",
         dest="code",
         choices=["nequip", "mace", "fairchem", "deepmd"],
         help="settings of another code with these numbers, for the energy",
     )
-    parser.add_argument("--target", default="energy", help="name of the energy; default: energy")
+    parser.add_argument("--target", help="name of the energy, for --as; default: energy")
     arguments = parser.parse_args()
+    if arguments.target is not None and arguments.code is None:
+        parser.error("argument --target: it names the energy of --as, which is missing")
     with one_line_errors(parser.prog):
         from omegaconf import OmegaConf
 
@@ -48,7 +51,7 @@ def show() -> None:
                 lines.append(f"These are the scales of a part of the data, without {missing}")
             scaler = saved.compute()
         if arguments.code is not None:
-            print_text(settings_for(arguments.code, scaler, arguments.target))
+            print_text(settings_for(arguments.code, scaler, arguments.target or "energy"))
         elif arguments.yaml:
             scales, baseline, remarks = fixed_settings(scaler)
             block = {"fixed_scales": scales, "fixed_baseline": baseline}
@@ -76,6 +79,10 @@ def diff() -> None:
         help="relative difference of numbers that does not count; default: %(default)s",
     )
     arguments = parser.parse_args()
+    if not arguments.tolerance >= 0:
+        parser.error(
+            f"argument --tolerance: expected a number of at least 0, got {arguments.tolerance}"
+        )
     with one_line_errors(parser.prog):
         from ..fitting import load_saved
         from ..reports import differences_table, print_tables

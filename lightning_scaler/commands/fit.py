@@ -50,9 +50,9 @@ def run_fit(config: DictConfig) -> None:
 
     shard, shards = OmegaConf.select(config, "shard"), OmegaConf.select(config, "shards", default=1)
     out = OmegaConf.select(config, "out")
-    if out is None:
+    if out in (None, ""):
         raise ValueError("out: expected a file to write; add out=statistics.safetensors")
-    out = output_file(Path(to_absolute_path(out)), shard, shards)
+    out = output_file(Path(to_absolute_path(str(out))), shard, shards)
     check_writable(out)
     prepare_run(config)
     callback = instantiate(_config_of_scaler(config))

@@ -33,7 +33,16 @@ class RelativeRootMeanSquaredError(Metric):
 
     @override
     def update(self, preds: torch.Tensor, target: torch.Tensor) -> None:
-        """Add predictions and targets of the same shape."""
+        """Add predictions and targets of the same shape.
+
+        Raises:
+            ValueError: for two shapes, which PyTorch might expand.
+        """
+        if preds.shape != target.shape:
+            raise ValueError(
+                "expected predictions and targets of the same shape, got "
+                f"{tuple(preds.shape)} and {tuple(target.shape)}; flatten both"
+            )
         self.squared_errors += (preds - target).square().sum()
         self.squared_targets += target.square().sum()
 

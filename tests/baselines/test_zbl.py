@@ -2,6 +2,7 @@
 
 import io
 
+import ase
 import mpmath
 import pytest
 import torch
@@ -13,6 +14,7 @@ from metatomic.torch import (
     ModelOutput,
     NeighborListOptions,
     System,
+    systems_to_torch,
 )
 
 from lightning_scaler import ZBL, Scaler
@@ -269,3 +271,14 @@ def test_several_targets_and_a_class_as_additive_module_are_refused():
         ZBL(["energy"])
     with pytest.raises(TypeError, match=r"\(an instance, not its class\), got the class ZBL"):
         Scaler().set_additive(ZBL)
+
+
+def test_what_is_no_list_of_systems_is_refused_and_atoms_are_converted():
+    atoms = ase.Atoms("H2", [[0, 0, 0], [0, 0, 0.5]])
+    for other in (system(1), [atoms], atoms, {"system": [system(1)]}):
+        with pytest.raises(
+            TypeError, match=r"expected a list of metatomic .*systems_to_torch makes"
+        ):
+            ZBL()(other, ["energy"])
+    block = energy_of(systems_to_torch([atoms], dtype=torch.float64))
+    assert block.values.item() > 1.0

@@ -252,3 +252,19 @@ def test_merged_files_that_do_not_say_of_which_data_they_are(monkeypatch, capsys
     status, out, _ = call(monkeypatch, capsys, merge, *files)
     assert status == 0
     assert out.endswith("merged: data that cannot be identified\n")
+
+
+def test_arguments_that_would_be_ignored_are_refused(monkeypatch, capsys, tmp_path):
+    fit(SYSTEMS, ENERGIES).save(tmp_path / "a")
+    for options, message in (
+        (["--target", "energy"], "--target: it names the energy of --as, which is missing"),
+        (["--yaml", "--as", "mace"], "not allowed with argument --yaml"),
+    ):
+        status, out, err = call(monkeypatch, capsys, show, tmp_path / "a", *options)
+        assert (status, out) == (2, "")
+        assert message in err
+    for tolerance in ("nan", "-1"):
+        files = [tmp_path / "a", tmp_path / "a"]
+        status, _, err = call(monkeypatch, capsys, diff, *files, f"--tolerance={tolerance}")
+        assert status == 2
+        assert "--tolerance: expected a number of at least 0, got" in err

@@ -149,6 +149,7 @@ def composed(folder, text=APPLICATION, **settings):
     ("settings", "message"),
     [
         ({"out": "???"}, "out: expected a file to write; add out=statistics.safetensors"),
+        ({"out": ""}, "out: expected a file to write; add out=statistics.safetensors"),
         ({"shards": 3}, "shards=3: expected shard=0 to shard=2 too, got none; .*shard=0,1,2"),
         ({"shard": 3, "shards": 3}, "got shard=3 with shards=3"),
         ({"shard": "a"}, "shard: expected an integer, got 'a'"),
@@ -162,6 +163,13 @@ def test_settings_that_cannot_work_are_refused_before_any_data_are_read(
     with pytest.raises(ValueError, match=message):
         run_fit(composed(tmp_path, **settings))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_may_have_a_number_as_its_name(tmp_path, monkeypatch):
+    """Hydra reads it as an integer."""
+    monkeypatch.setattr("lightning_scaler.commands.fit.to_absolute_path", tmp_path.joinpath)
+    run_fit(composed(tmp_path, out=3))
+    assert ScaleAccumulator.load(tmp_path / "3").parts
 
 
 def test_two_scalers_in_the_configuration_are_refused(tmp_path):

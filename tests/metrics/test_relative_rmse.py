@@ -24,3 +24,10 @@ def test_processes_are_joined_before_the_root():
     metrics[1].update(torch.tensor([10.0]), torch.tensor([12.0]))
     metrics[0].merge_state(metrics[1])
     assert metrics[0].compute().item() == pytest.approx((5 / 160) ** 0.5)
+
+
+def test_shapes_that_pytorch_would_expand_are_refused():
+    with pytest.raises(
+        ValueError, match=r"of the same shape, got \(2, 1\) and \(2,\); flatten both"
+    ):
+        RelativeRootMeanSquaredError()(torch.zeros(2, 1), torch.zeros(2))
