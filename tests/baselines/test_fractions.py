@@ -20,7 +20,7 @@ from builders import (
 )
 
 from lightning_scaler import CompositionBaseline, ScaleAccumulator, Scaler
-from lightning_scaler.scaling.target_scales_state import read_target_scales, write_target_scales
+from lightning_scaler.scaling.scaler_state import read_target_scales, write_target_scales
 
 NAN = float("nan")
 FITTED = CompositionBaseline()

@@ -26,7 +26,7 @@ from by_hand import near, rms
 from metatensor.torch import TensorMap
 
 from lightning_scaler import CompositionBaseline, PerStructure, ScaleAccumulator, Scaler
-from lightning_scaler.scaling.target_scales_state import write_target_scales
+from lightning_scaler.scaling.scaler_state import write_target_scales
 
 NAN = float("nan")
 FITTED = CompositionBaseline()

@@ -9,7 +9,7 @@ import torch
 from builders import atom_samples, labels, spherical, structure_target
 
 from lightning_scaler.scaling import TargetScales
-from lightning_scaler.scaling.target_scales_state import read_target_scales, write_target_scales
+from lightning_scaler.scaling.scaler_state import read_target_scales, write_target_scales
 from lightning_scaler.tensors import TargetLayout
 
 TWO_BLOCKS = spherical({0: torch.ones(1, 1, 2), 1: torch.ones(1, 3, 1)}, labels("system", [0]))

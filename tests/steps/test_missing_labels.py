@@ -22,7 +22,7 @@ from small_training import quiet_trainer
 from torch.utils.data import DataLoader
 
 from lightning_scaler import Scaler, TargetScaler, TargetScalingMixin
-from lightning_scaler.scaling.target_scales_state import read_target_scales, write_target_scales
+from lightning_scaler.scaling.scaler_state import read_target_scales, write_target_scales
 
 NAN = float("nan")
 SYSTEMS = [system(1, 1), system(8), system(8, 1, 1), system(1, 1), system(8, 8), system(1, 8, 1)]
