@@ -9,7 +9,6 @@ from .alignment import align_prediction
 from .arithmetic import ConversionArgs, rescale_target
 from .baseline_warnings import describe_unknown, way_out_of_unknown
 from .comparison import find_differences
-from .drawn_scales import scales_to_draw
 from .factors import check_factors
 from .fixed_settings import fixed_settings
 from .loss_space import (
@@ -31,6 +30,7 @@ from .physical_values import (
     values_in_physical_units,
 )
 from .scaler import Scaler
+from .summary import scales_to_draw
 from .target_scales import SAMPLED_DATA, TargetScales, term_name
 
 __all__ = [

@@ -17,9 +17,8 @@ from ..tensors import (
     is_tensormap,
 )
 from .conversion import SCALE_EXPONENTS, Conversion, convert_targets
-from .drawn_scales import scales_to_draw
 from .scaler_module import ScalerModule
-from .summary import summarize_baselines, summarize_scales, summarize_zeros
+from .summary import scales_to_draw, summarize_baselines, summarize_scales, summarize_zeros
 from .target_scales import ScaleKind
 
 if TYPE_CHECKING:
