@@ -3,7 +3,7 @@
 Imports ``data_pass``, ``metrics``, ``scaling`` and the rooms above them; knows no callback.
 """
 
-from .metric_scopes import logged_path
+from .epoch_log import logged_path
 from .mixin import TargetScalingMixin
 from .padding import drop_systems, evaluation_loaders, padded_positions
 from .scaled_module import ScaledModule, is_lightning, restores_later, scaler_of

@@ -26,21 +26,37 @@ from ..scaling import (
     parts_of_targets,
     values_in_physical_units,
 )
-from .epoch_log import EpochLog, RunMetrics
+from ..tensors import TargetLayout
+from .epoch_log import RunMetrics, logged_path
 from .metric_outputs import copy_metrics, split_outputs, updated_metrics
-from .metric_scopes import MetricScope, metric_scopes
 
 
-class _TargetMetrics(NamedTuple):
-    """The metrics of all targets of a stage and a loader.
+class MetricScope(NamedTuple):
+    """The values that one metric sees: all values of a target, one of its gradients, or one block.
 
     Attributes:
-        sums: sums that all MAE and RMSE share.
-        scopes: target, scope, key and metrics by name.
+        path: logged name without stage and metric, as in ``"energy"`` or ``"energy/positions"``.
+        gradient: parameter of the gradient; ``None`` for values.
+        block: key of the block by name; ``None`` for all blocks.
+        per_atom: whether errors are divided by the number of atoms.
     """
 
-    sums: SharedSums
-    scopes: list[tuple[str, MetricScope, str, Mapping[str, Metric]]]
+    path: str
+    gradient: str | None = None
+    block: dict[str, int] | None = None
+    per_atom: bool = False
+
+    def logged_name(self, metric: str) -> str:
+        """The logged name of a metric, without the stage: ``"energy/rmse_per_atom"``."""
+        return f"{self.path}/{metric}" + ("_per_atom" if self.per_atom else "")
+
+    def contains(self, part: TargetPart, layout: TargetLayout) -> bool:
+        """Whether the metric sees a part of a target with this layout."""
+        block = dict(zip(layout.key_names, part.key, strict=False))
+        return (part.target, part.gradient) == (layout.name, self.gradient) and self.block in (
+            None,
+            block,
+        )
 
 
 class LoggedMetrics(RunMetrics):
@@ -79,11 +95,10 @@ class LoggedMetrics(RunMetrics):
             targets: targets in loss space.
             per_block: names of the targets with additional metrics for every block.
         """
-        self.forget_other_runs(module)
         scaler: Scaler = cast(Any, module).scaler
         depends_on = [*scaler.targets.values()], [*per_block], bool(module.trainer.sanity_checking)
         make = partial(self._make, module, f"{stage}/{dataloader_idx}", per_block)
-        sums, scopes = self.find(stage, dataloader_idx, depends_on, make)
+        sums, scopes = self.find(module, stage, dataloader_idx, depends_on, make)
         if any(isinstance(m, SummedError) for *_, metrics in scopes for m in metrics.values()):
             sums.update(*errors_in_physical_units(scaler, atoms, predictions, targets))
 
@@ -95,7 +110,8 @@ class LoggedMetrics(RunMetrics):
         def with_baseline(name: str) -> list[PhysicalValues]:
             return add_baseline(scaler, atoms, name, values()[name], targets)
 
-        log = EpochLog(module, self._attribute)
+        several_processes = module.trainer.world_size > 1
+        logged = []
         for name, scope, key, metrics in scopes:
             others = [m for m in metrics.values() if not isinstance(m, SummedError)]
             updated = False
@@ -104,17 +120,23 @@ class LoggedMetrics(RunMetrics):
             for metric_name, metric in metrics.items():
                 # Processes reduce their metrics together, so all of them log the same ones, even if
                 # their batches have different targets. Wrappers never set their own update_called.
-                if updated or log.several_processes or metric.update_called:
+                if updated or several_processes or metric.update_called:
                     logged_name = f"{stage}/{scope.logged_name(metric_name)}"
-                    log(logged_name, metric, f"{key}.{metric_name}")
+                    logged.append((logged_name, f"{key}.{metric_name}", metric))
+        self.log_for_epoch(module, logged)
 
-    def _make(self, module: LightningModule, key: str, per_block: Sequence[str]) -> _TargetMetrics:
+    def _make(
+        self, module: LightningModule, key: str, per_block: Sequence[str]
+    ) -> tuple[SharedSums, list[tuple[str, MetricScope, str, Mapping[str, Metric]]]]:
         """The metrics of a stage and a loader, with those of the same parts from before.
 
         Args:
             module: module that configures the metrics, with its scaler.
             key: key of the sums, with which those of all scopes begin.
             per_block: names of the targets with additional metrics for every block.
+
+        Returns:
+            The sums that all MAE and RMSE share; target, scope, key and metrics by name.
         """
         scaler: Scaler = cast(Any, module).scaler
         parts = parts_of_targets(scaler)
@@ -134,7 +156,7 @@ class LoggedMetrics(RunMetrics):
                     self._add_scope(module, of_scope, sums, seen)
                 metrics = dict(cast(Mapping[str, Metric], self[of_scope]).items())
                 scopes.append((name, scope, of_scope, metrics))
-        return _TargetMetrics(sums, scopes)
+        return sums, scopes
 
     def _add_scope(
         self, module: LightningModule, key: str, sums: SharedSums, parts: Sequence[TargetPart]
@@ -168,3 +190,28 @@ def _update(
         else:
             metric.update(*selected)
     return True
+
+
+def metric_scopes(
+    layout: TargetLayout, extensive: bool, per_block: Sequence[str]
+) -> list[MetricScope]:
+    """The scopes in which a target is logged, the same on every process.
+
+    Args:
+        layout: layout of the target in the fit.
+        extensive: whether errors are per atom.
+        per_block: names of the targets with additional metrics for every block.
+    """
+    name = logged_path(layout.name)
+    scopes = [MetricScope(name, per_atom=extensive)]
+    for parameter in layout.gradients:
+        per_atom = extensive and parameter != "positions"
+        scopes.append(MetricScope(f"{name}/{parameter}", gradient=parameter, per_atom=per_atom))
+    if layout.name in per_block:
+        for key in layout.blocks:
+            block = dict(zip(layout.key_names, key, strict=True))
+            # Nearly all blocks have o3_sigma=1, so names leave it out.
+            words = [f"{n}_{v}" for n, v in block.items() if (n, v) != ("o3_sigma", 1)]
+            path = f"{name}/{'_'.join(words)}"
+            scopes.append(MetricScope(path, block=block, per_atom=extensive))
+    return scopes

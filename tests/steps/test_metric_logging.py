@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from builders import atom_samples, spherical, structure_target
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from metatensor.torch import multiply
@@ -22,7 +23,9 @@ from torchmetrics.wrappers import BootStrapper, MinMaxMetric
 
 from lightning_scaler import PhysicalUnits
 from lightning_scaler.metrics import MeanOfSums, SharedSums
+from lightning_scaler.steps.metric_logging import metric_scopes
 from lightning_scaler.steps.metric_outputs import MetricOutput, copy_metrics, output_names
+from lightning_scaler.tensors import TargetLayout
 
 
 def test_metrics_are_copied_in_float64_and_must_be_a_collection():
@@ -482,3 +485,47 @@ def test_an_interrupted_run_does_not_enter_the_metrics_of_the_next(tmp_path):
         trainer.fit(net, data)
         logged.append({name: value.item() for name, value in trainer.callback_metrics.items()})
     assert logged[0] == logged[1]
+
+
+@pytest.mark.slow
+def test_a_trainer_that_was_interrupted_logs_its_next_run(tmp_path):
+    class InterruptOnce(Callback):
+        interrupted = False
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if not self.interrupted:
+                self.interrupted = True
+                raise RuntimeError("interrupted")
+
+    net, data = SmallNet(), SmallData()
+    trainer = quiet_trainer(tmp_path, callbacks=[scaler_callback(), InterruptOnce()])
+    with pytest.raises(RuntimeError, match="interrupted"):
+        trainer.fit(net, data)
+    assert "train/loss" not in trainer.callback_metrics
+    trainer.fit(net, data)
+    expected = {"train/loss", "train/loss/energy", "train/energy/mae_per_atom", "val/loss"}
+    assert expected <= trainer.callback_metrics.keys()
+
+
+def logged_names(tensor, extensive, per_block=()):
+    layout = TargetLayout.of("t", tensor)
+    return [scope.logged_name("mae") for scope in metric_scopes(layout, extensive, per_block)]
+
+
+def test_only_position_gradients_of_extensive_targets_are_not_per_atom():
+    gradient = {"positions": [[[1.0, 0, 0]]], "strain": [[[1.0, 0, 0]] * 3]}
+    energy = structure_target([1.0], gradient=gradient)
+    assert logged_names(energy, True) == [
+        "t/mae_per_atom",
+        "t/positions/mae",
+        "t/strain/mae_per_atom",
+    ]
+    assert logged_names(energy, False) == ["t/mae", "t/positions/mae", "t/strain/mae"]
+
+
+def test_names_of_blocks_consist_of_their_keys_without_a_sigma_of_one():
+    values = {(0, 1): [[[1.0]]], (1, -1): [[[1.0], [2.0], [3.0]]]}
+    tensor = spherical(values, atom_samples(1))
+    assert logged_names(tensor, False) == ["t/mae"]
+    blocks = ["t/o3_lambda_0/mae", "t/o3_lambda_1_o3_sigma_-1/mae"]
+    assert logged_names(tensor, False, per_block=["t"]) == ["t/mae", *blocks]
