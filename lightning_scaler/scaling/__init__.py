@@ -7,9 +7,9 @@ metatrain is read. Works without Lightning.
 
 from .alignment import align_prediction
 from .arithmetic import ConversionArgs, rescale_target
-from .baseline_warnings import describe_unknown, way_out_of_unknown
+from .batch_baselines import describe_unknown, way_out_of_unknown
 from .comparison import find_differences
-from .factors import check_factors
+from .conversion import check_factors
 from .fixed_settings import fixed_settings
 from .loss_space import (
     LossPredictions,

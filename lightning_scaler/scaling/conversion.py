@@ -8,30 +8,23 @@ import torch
 from metatensor.torch import TensorMap
 from torch import Tensor
 
-from ..baselines import (
-    BlockWeights,
-    Contribution,
-    FrozenModule,
-    align_contributions,
-    baseline_of_rows,
-    find_unseen_types,
-    gradient_contributions,
-    refuse_unseen_types,
-)
+from ..baselines import Contribution, FrozenModule, gradient_contributions
 from ..batches import Atoms, IndexedBatch, IndexedTarget
 from ..settings import Settings
-from ..tensors import Key, dtype_of, have_dtype
+from ..tensors import dtype_of, have_dtype
 from .arithmetic import ConversionArgs, rescale
-from .baseline_warnings import (
-    warn_of_ignored_types,
-    warn_of_lost_values,
+from .batch_baselines import (
+    baselines_of_blocks,
+    find_contributions,
     warn_of_unknown_predictions,
 )
-from .factors import are_moderate, check_factors, check_quotients, factors_of_rows, n_atoms_of_rows
 from .target_scales import ScaleKind, TargetScales
 
 # Distance of each space from loss space: exponents of the per-target and the per-property scale.
 SCALE_EXPONENTS = {"physical": (1, 0), "loss": (0, 0), "model": (0, -1)}
+
+# Every format holds these, so that most conversions need not ask for the dtype of a target.
+ALWAYS_HELD = (float(torch.finfo(torch.float16).tiny), float(torch.finfo(torch.float16).max))
 
 
 @dataclass(frozen=True)
@@ -100,7 +93,7 @@ def convert_targets(
     """
     contributions: Mapping[str, Sequence[Contribution | None]] = {}
     if additive is not None and conversion.applies_baseline:
-        contributions = _contributions(scales, additive, batch)
+        contributions = find_contributions(scales, additive, batch)
     converted = {name: target.tensor for name, target in batch.targets.items()}
     changed = [
         name
@@ -159,24 +152,6 @@ def _changes(scales: TargetScales, atoms: Atoms, conversion: Conversion) -> bool
     )
 
 
-def _contributions(
-    scales: Mapping[str, TargetScales], additive: FrozenModule, batch: IndexedBatch
-) -> dict[str, list[Contribution | None]]:
-    names = [name for name in batch.targets if scales[name].additive]
-    if not names:
-        return {}
-    outputs = additive(batch.atoms, names)
-    missing = [name for name in names if name not in outputs and batch.atoms.n_systems]
-    if missing:
-        raise ValueError(
-            f"additive module {additive.name}: expected contributions to the targets {missing}, "
-            f"with which their scales were fitted, got {sorted(outputs)}; construct the module as "
-            "in the fit"
-        )
-    tensors = {name: batch.targets[name].tensor for name in names}
-    return align_contributions(outputs, tensors, batch.atoms, batch.indexing)
-
-
 def _conversion_args(
     scales: TargetScales,
     target: IndexedTarget,
@@ -194,8 +169,8 @@ def _conversion_args(
         contributions: contributions of an additive module to each block.
     """
     tensor = target.tensor
-    factors, scale_index = factors_of_rows(
-        scales, conversion.scale_kind, target, atoms, conversion.settings.unseen_types
+    factors, scale_index = scales.factors_of_rows(
+        conversion.scale_kind, target, atoms, conversion.settings.unseen_types
     )
     n_atoms = n_atoms_of_rows(target, atoms) if conversion.per_atom and scales.extensive else []
     if conversion.source == "model":
@@ -204,16 +179,11 @@ def _conversion_args(
         n_atoms = [n.nan_to_num(1.0) for n in n_atoms]
     baselines: list[Tensor | None] = []
     gradient_baselines: list[Tensor | None] = []
-    if conversion.applies_baseline and (scales.weights or contributions is not None):
-        for i, key in enumerate(target.layout.blocks):
-            baseline = None
-            if key in scales.weights:
-                baseline = _composition_baseline(scales, target, i, key, atoms, conversion)
-            contribution = contributions[i] if contributions else None
-            if contribution is not None:
-                added = contribution.values
-                baseline = added if baseline is None else baseline + added
-            baselines.append(baseline)
+    if conversion.applies_baseline:
+        of_targets = conversion.source == "physical" or conversion.of_targets
+        baselines = baselines_of_blocks(
+            scales, target, atoms, conversion.settings, contributions, of_targets
+        )
         if contributions is not None:
             gradient_baselines = gradient_contributions(tensor, contributions)
     if not are_moderate(scales, conversion.scale_kind):
@@ -230,47 +200,75 @@ def _factor_dtype(tensor: TensorMap, conversion: Conversion, in_float64: bool) -
     return torch.float64 if in_float64 or stored == torch.float64 else torch.float32
 
 
-def _composition_baseline(
+def n_atoms_of_rows(target: IndexedTarget, atoms: Atoms) -> list[Tensor]:
+    """Number of atoms of every sample's system, by block, or once for all blocks in batch order."""
+    return [atoms.n_atoms_or_nan[rows] for rows in target.rows] or [atoms.n_atoms_or_nan]
+
+
+def are_moderate(scales: TargetScales, kind: ScaleKind) -> bool:
+    """Whether every dtype holds all scales of one kind."""
+    smallest, largest = scales.factor_ranges[kind]
+    return ALWAYS_HELD[0] <= smallest and largest <= ALWAYS_HELD[1]
+
+
+def check_factors(
     scales: TargetScales,
-    target: IndexedTarget,
-    index: int,
-    key: Key,
-    atoms: Atoms,
-    conversion: Conversion,
-) -> Tensor:
-    """The composition baseline of every row of a block; see :func:`baseline_of_rows`.
+    kind: ScaleKind,
+    dtype: torch.dtype,
+    factors: list[Tensor],
+    scale_index: list[Tensor],
+) -> None:
+    """Refuse factors that are not normal numbers in the dtype of a conversion.
+
+    They would give 0 and infinity: 1e-50 is 0 in float32. (A scale that is exactly 0, from
+    metatrain, gives the 0 that it means.)
 
     Args:
         scales: scales of the target.
-        target: target in the space ``conversion.source``.
-        index: index of the block in the target.
-        key: key of the block.
-        atoms: atoms of the batch.
-        conversion: spaces and options.
+        kind: kind of scale of the factors.
+        dtype: dtype that holds the factors.
+        factors: scales of every block, or of all blocks, as in ``ConversionArgs``.
+        scale_index: row of the factors for each sample, as in ``ConversionArgs``.
+
+    Raises:
+        ValueError: naming the target, the first such factor and the dtype.
     """
-    weights, unknown = scales.weights[key], scales.unknown.get(key)
-    block = BlockWeights(
-        scales.layout, key, scales.baseline_types, weights, unknown, scales.composition
+    smallest, largest = scales.factor_ranges[kind]
+    limits = torch.finfo(dtype)
+    if limits.tiny <= smallest and largest <= limits.max:
+        return
+    for i, of_block in enumerate(factors):
+        used = of_block[scale_index[min(i, len(scale_index) - 1)]] if scale_index else of_block
+        outside = used[(used > limits.max) | ((used < limits.tiny) & (used > 0.0))]
+        if len(outside):
+            raise ValueError(
+                f"target '{scales.layout.name}': expected scales within the range of {dtype} "
+                f"({limits.tiny:.3g} to {limits.max:.3g}), got {float(outside[0]):.4g}, with which "
+                "values would become 0 or infinite; convert the target to another unit, or use "
+                "float64"
+            )
+
+
+def check_quotients(scales: TargetScales, converted: TensorMap, dtype: torch.dtype) -> None:
+    """Refuse targets that are infinite, or nothing but 0, once they are divided and rounded.
+
+    Args:
+        scales: scales of the target.
+        converted: target in loss space.
+        dtype: its dtype.
+
+    Raises:
+        ValueError: naming the target, its smallest and largest scale, and the dtype.
+    """
+    values = torch.cat([block.values.detach().reshape(-1) for block in converted.blocks()])
+    sizes = values[~values.isnan()].abs()
+    smallest, largest = scales.factor_ranges["per_target"]
+    limits = torch.finfo(dtype)
+    vanish = largest > limits.max and len(sizes) > 0 and float(sizes.max()) < limits.tiny
+    if not vanish and not bool(sizes.isinf().any()):
+        return
+    raise ValueError(
+        f"target '{scales.layout.name}': expected values within the range of {dtype} in loss "
+        f"space, got {float(sizes.max()):.4g} at most, with scales from {smallest:.4g} to "
+        f"{largest:.4g}; correct its fixed_scales, or convert the target to another unit"
     )
-    rows = target.rows[index] if target.rows else None
-    settings = conversion.settings
-    all_known = atoms.set_of_types <= scales.set_of_baseline_types
-    # Missing values of a target need no weight; predictions need all of them.
-    values = None
-    of_targets = conversion.source == "physical" or conversion.of_targets
-    if of_targets and (not all_known or unknown is not None):
-        # Reading them takes as long as the baseline.
-        values = target.tensor.block_by_id(index).values
-    ignored = settings.unseen_types == "identity" and "ignored type" in scales.warnings_given
-    if not all_known and not settings.provisional and not ignored:
-        unseen = find_unseen_types(block, atoms, rows, values)
-        if unseen and settings.unseen_types != "identity":
-            refuse_unseen_types(block, unseen, scales.data_of_fit)
-        if unseen:
-            warn_of_ignored_types(scales, unseen)
-    baseline = baseline_of_rows(block, atoms, rows)
-    if values is None or unknown is None or "lost value" in scales.warnings_given:
-        return baseline
-    if bool((baseline.isnan() & ~values.isnan()).any()):
-        warn_of_lost_values(scales)
-    return baseline

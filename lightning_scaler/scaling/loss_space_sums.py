@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..batches import IndexedTarget, read_atoms
 from ..tensors import values_and_gradients
-from .conversion import Conversion, convert_targets
-from .factors import n_atoms_of_rows
+from .conversion import Conversion, convert_targets, n_atoms_of_rows
 from .loss_space import Systems, index_by_position
 from .scaler import Scaler
 from .target_scales import term_name

@@ -9,8 +9,7 @@ from torch import Tensor
 from ..batches import IndexedBatch, IndexedTarget, read_atoms
 from ..tensors import Key, rebuild, values_and_gradients
 from .arithmetic import ConversionArgs, physical_error_sums, physical_values
-from .conversion import Conversion, convert_targets
-from .factors import factors_of_rows, n_atoms_of_rows
+from .conversion import Conversion, convert_targets, n_atoms_of_rows
 from .loss_space import BY_POSITION, Systems, index_loss_targets
 from .scaler import Scaler
 
@@ -168,8 +167,8 @@ def _metric_args(
     args = []
     for name in names:
         scales, target = scaler.targets[name], indexed[name]
-        factors, scale_index = factors_of_rows(
-            scales, "per_target", target, atoms, scaler.settings.unseen_types
+        factors, scale_index = scales.factors_of_rows(
+            "per_target", target, atoms, scaler.settings.unseen_types
         )
         n_atoms = n_atoms_of_rows(target, atoms) if per_atom and scales.extensive else []
         args.append(ConversionArgs(target.tensor, factors, scale_index, n_atoms, [], []))

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
 from torch import Tensor
 
 from ..baselines import Composition
-from ..batches import LARGEST_IN_TABLE, find_types
+from ..batches import LARGEST_IN_TABLE, Atoms, IndexedTarget
 from ..settings import FixedScale, UnseenTypes
 from ..tensors import (
     Key,
@@ -146,46 +146,72 @@ class TargetScales:
         Raises:
             ValueError: for unseen types under ``"error"``.
         """
-        rows, known = find_types(types, self.types.to(types.device))
-        if bool(known.all()):
-            return rows
-        n_types = self.types.numel()
-        if isinstance(self.fixed, float) and self.layout.single_property:
-            return torch.where(known, rows, n_types)
-        index, fixed_only = find_types(types, self.fixed_only_types.to(types.device))
-        rows = torch.where(fixed_only, n_types + 2 + index, rows)
-        known = known | fixed_only
-        if bool(known.all()):
-            return rows
-        if unseen_types == "error":
-            unseen = types[~known].unique().tolist()
-            give = "give them in fixed_scales, " if self.layout.single_property else ""
-            raise ValueError(
-                f"target '{self.layout.name}': no scale for the atomic types {unseen}, which were "
-                f"not in the {self.data_of_fit} (types {self.types.tolist()}); {give}fit on data "
-                "that have them (TargetScaler(refit='types') adds them to restored scales and "
-                "keeps all other numbers), or set unseen_types='pooled' or 'identity'"
-            )
-        return torch.where(known, rows, n_types + (unseen_types == "identity"))
+        rows, others = self.row_of_type(), self.types.numel()
+        unseen = sorted({*types.tolist()} - rows.keys())
+        if unseen and not (isinstance(self.fixed, float) and self.layout.single_property):
+            if unseen_types == "error":
+                give = "give them in fixed_scales, " if self.layout.single_property else ""
+                raise ValueError(
+                    f"target '{self.layout.name}': no scale for the atomic types {unseen}, which "
+                    f"were not in the {self.data_of_fit} (types {self.types.tolist()}); {give}fit "
+                    "on data that have them (TargetScaler(refit='types') adds them to restored "
+                    "scales and keeps all other numbers), or set unseen_types='pooled' or "
+                    "'identity'"
+                )
+            others += unseen_types == "identity"
+        of_types = [rows.get(z, others) for z in types.tolist()]
+        return torch.tensor(of_types, dtype=torch.int64, device=types.device)
 
     @property
     def data_of_fit(self) -> str:
         """The data of the fit, in words for messages about what was not in them."""
         return "data of the fit" if self.relative_errors is None else SAMPLED_DATA
 
-    def factor_range(self, kind: ScaleKind) -> tuple[float, float]:
-        """The smallest and the largest positive scale of one kind; (1, 1) if there are none."""
-        if kind not in self._factor_ranges:
+    @cached_property
+    def factor_ranges(self) -> dict[ScaleKind, tuple[float, float]]:
+        """The smallest and the largest positive scale of each kind; (1, 1) if there are none."""
+        found: dict[ScaleKind, tuple[float, float]] = {}
+        for kind in get_args(ScaleKind):
             # Scales from metatrain are NaN over all types, and 0 for properties that were 0.
             factors = torch.cat([self.values(kind, key).reshape(-1) for key in self.layout.blocks])
             factors = factors[factors > 0.0]
             limits = (float(factors.min()), float(factors.max())) if len(factors) else (1.0, 1.0)
-            self._factor_ranges[kind] = limits
-        return self._factor_ranges[kind]
+            found[kind] = limits
+        return found
 
-    @cached_property
-    def _factor_ranges(self) -> dict[ScaleKind, tuple[float, float]]:
-        return {}
+    def factors_of_rows(
+        self,
+        kind: ScaleKind,
+        target: IndexedTarget,
+        atoms: Atoms,
+        unseen_types: UnseenTypes,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The scales of a target in tables, and the row in them of every sample.
+
+        Returns:
+            ``factors`` and ``scale_index`` of :class:`ConversionArgs`.
+        """
+        device = atoms.types.device
+        # One per-target scale serves all blocks, even those without data in the fit.
+        keys = list(self.layout.blocks)[:1] if kind == "per_target" else list(target.layout.blocks)
+        if self.has_tables_for(atoms.set_of_types):
+            tables = self.tables(kind, device)
+            factors = [tables[key] for key in keys]
+            if target.layout.sample_kind != "atom":
+                return factors, []
+            scale_index = [atoms.types[rows] for rows in target.rows] or [atoms.types]
+        else:
+            factors = [self.factors(kind, key) for key in keys]
+            if target.rows:
+                scale_index = [self.rows(atoms.types[rows], unseen_types) for rows in target.rows]
+            else:
+                rows_of_types = self.rows(atoms.unique_types, unseen_types)
+                factors, scale_index = [f[rows_of_types] for f in factors], [atoms.type_index]
+            factors = [_on_device(factor, device) for factor in factors]
+        # One table serves all blocks, but each block has rows of its own in it.
+        if len(factors) < len(scale_index):
+            factors = factors * len(scale_index)
+        return factors, scale_index
 
     def has_tables_for(self, types: Set[int]) -> bool:
         """Whether all these types have scales of their own in :meth:`tables`."""
@@ -210,7 +236,7 @@ class TargetScales:
             # Tables made during validation in inference mode serve the training after it too.
             with torch.inference_mode(False):
                 self._tables[kind, device] = {
-                    key: on_device(self._table(self.factors(kind, key)), device)
+                    key: _on_device(self._table(self.factors(kind, key)), device)
                     for key in self.layout.blocks
                 }
         return self._tables[kind, device]
@@ -274,7 +300,7 @@ def term_name(target: str, parameter: str) -> str:
     return f"{target}/{parameter}" if parameter else target
 
 
-def on_device(factors: Tensor, device: torch.device) -> Tensor:
+def _on_device(factors: Tensor, device: torch.device) -> Tensor:
     """Float64 factors on a device, without waiting for it; float32 on MPS, which has no float64."""
     if device.type == "mps":
         factors = factors.float()
