@@ -14,12 +14,6 @@ from .composition import (
     CompositionWeights,
     correct_weights,
 )
-from .composition_rows import (
-    BlockWeights,
-    baseline_of_rows,
-    find_unseen_types,
-    refuse_unseen_types,
-)
 from .contributions import (
     AdditiveCoverage,
     Contribution,
@@ -35,21 +29,17 @@ __all__ = [
     "ZBL",
     "AdditiveCoverage",
     "BaselineSetting",
-    "BlockWeights",
     "Composition",
     "CompositionBaseline",
     "CompositionWeights",
     "Contribution",
     "FrozenModule",
     "align_contributions",
-    "baseline_of_rows",
     "class_name",
     "correct_weights",
-    "find_unseen_types",
     "freeze",
     "gradient_contributions",
     "parse_baseline",
-    "refuse_unseen_types",
 ]
 
 

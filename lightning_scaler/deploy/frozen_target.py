@@ -8,9 +8,14 @@ import torch
 from metatensor.torch import Labels, TensorMap
 from torch import Tensor
 
-from ..baselines import BlockWeights, refuse_unseen_types
 from ..batches import find_types
-from ..scaling import ConversionArgs, TargetScales, check_factors, rescale_target
+from ..scaling import (
+    ConversionArgs,
+    TargetScales,
+    check_factors,
+    refuse_unseen_types,
+    rescale_target,
+)
 from ..settings import Settings
 from ..tensors import rebuild
 
@@ -235,8 +240,7 @@ def _composition(
     by_type, unknown_by_type = scales.weights[key], scales.unknown.get(key)
     index, seen = find_types(types, scales.baseline_types)
     if not bool(seen.all()) and settings.unseen_types != "identity" and not settings.provisional:
-        block = BlockWeights(scales.layout, key, scales.baseline_types, by_type)
-        refuse_unseen_types(block, types[~seen].tolist())
+        refuse_unseen_types(scales, key, types[~seen].tolist())
     weights = torch.where(seen[:, None], by_type[index], 0.0).contiguous()
     if unknown_by_type is None:
         return weights, none

@@ -7,7 +7,7 @@ metatrain is read. Works without Lightning.
 
 from .alignment import align_prediction
 from .arithmetic import ConversionArgs, rescale_target
-from .batch_baselines import describe_unknown, way_out_of_unknown
+from .baseline_warnings import describe_unknown, refuse_unseen_types, way_out_of_unknown
 from .comparison import find_differences
 from .conversion import check_factors
 from .fixed_settings import fixed_settings
@@ -56,6 +56,7 @@ __all__ = [
     "parts_of_targets",
     "predictions_to_loss",
     "predictions_to_physical",
+    "refuse_unseen_types",
     "rescale_target",
     "scales_to_draw",
     "targets_to_loss",

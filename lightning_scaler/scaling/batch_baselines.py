@@ -1,25 +1,15 @@
-"""The baseline of the rows of a batch, and warnings about atomic types without one.
+"""The baseline of the rows of a batch: contributions of an additive module, and a composition."""
 
-Each warning is given once per target.
-"""
+from collections.abc import Mapping, Sequence
 
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
-
+import torch
 from torch import Tensor
 
-from ..baselines import (
-    BlockWeights,
-    Contribution,
-    FrozenModule,
-    align_contributions,
-    baseline_of_rows,
-    find_unseen_types,
-    refuse_unseen_types,
-)
-from ..batches import Atoms, IndexedBatch, IndexedTarget
-from ..settings import Settings, list_or_count
+from ..baselines import Contribution, FrozenModule, align_contributions
+from ..batches import Atoms, IndexedBatch, IndexedTarget, find_types
+from ..settings import Settings
 from ..tensors import Key
+from .baseline_warnings import refuse_unseen_types, warn_of_ignored_types, warn_of_lost_values
 from .target_scales import TargetScales
 
 
@@ -97,11 +87,14 @@ def _composition_baseline(
     settings: Settings,
     of_targets: bool,
 ) -> Tensor:
-    """The composition baseline of every row of a block; see :func:`baselines_of_blocks`."""
-    weights, unknown = scales.weights[key], scales.unknown.get(key)
-    block = BlockWeights(
-        scales.layout, key, scales.baseline_types, weights, unknown, scales.composition
-    )
+    """The composition baseline of every row of a block; see :func:`baselines_of_blocks`.
+
+    Types without a weight have a baseline of 0.
+
+    Raises:
+        ValueError: for types without a weight, where the settings do not allow them.
+    """
+    unknown = scales.unknown.get(key)
     rows = target.rows[index] if target.rows else None
     all_known = atoms.set_of_types <= scales.set_of_baseline_types
     # Missing values of a target need no weight; predictions need all of them.
@@ -111,93 +104,96 @@ def _composition_baseline(
         values = target.tensor.block_by_id(index).values
     ignored = settings.unseen_types == "identity" and "ignored type" in scales.warnings_given
     if not all_known and not settings.provisional and not ignored:
-        unseen = find_unseen_types(block, atoms, rows, values)
+        unseen = _find_unseen_types(scales, atoms, rows, values)
         if unseen and settings.unseen_types != "identity":
-            refuse_unseen_types(block, unseen, scales.data_of_fit)
+            refuse_unseen_types(scales, key, unseen)
         if unseen:
-            _warn_of_ignored_types(scales, unseen)
-    baseline = baseline_of_rows(block, atoms, rows)
+            warn_of_ignored_types(scales, unseen)
+    baseline = _weights_of_rows(scales, key, atoms, rows)
     if values is None or unknown is None or "lost value" in scales.warnings_given:
         return baseline
     if bool((baseline.isnan() & ~values.isnan()).any()):
-        _warn_of_lost_values(scales)
+        warn_of_lost_values(scales)
     return baseline
 
 
-def warn_of_unknown_predictions(scales: Mapping[str, TargetScales], atoms: Atoms) -> None:
-    """Warn of predictions in physical space that are NaN, because a weight is unknown.
+def _find_unseen_types(
+    scales: TargetScales, atoms: Atoms, rows: Tensor | None, values: Tensor | None
+) -> list[int]:
+    """The types of some rows that have no weight, because they were not in the data of the fit.
 
     Args:
-        scales: scales of the targets that are converted, by name.
+        scales: scales of the target.
         atoms: atoms of the batch.
+        rows: index of every row's system, or atom; ``None`` for all of them in batch order.
+        values: values of the block, where a row whose values are all missing (NaN) needs no weight;
+            ``None`` for predictions, which need all weights.
     """
-    affected = {}
-    for name, target in scales.items():
-        if target.unknown and "unknown prediction" not in target.warnings_given:
-            found = {*target.unknown_types} & {*atoms.unique_types.tolist()}
-            if found:
-                affected[name] = target
-                target.warnings_given.add("unknown prediction")
-    if affected:
-        warnings.warn(
-            "predictions are NaN in some properties of structures that contain certain atomic "
-            "types, because the data of the fit have no value of the property for these types, so "
-            f"that their baseline is unknown: {describe_unknown(affected.values())}; "
-            f"{way_out_of_unknown(affected)}, and fit again",
-            stacklevel=4,
-        )
+    unseen = ~find_types(atoms.unique_types, scales.baseline_types)[1]
+    affected = _sum_over_types(scales, atoms, unseen[:, None].double())[:, 0] > 0.0
+    affected = affected if rows is None else affected[rows]
+    if values is not None:
+        affected = affected & ~values.isnan().flatten(1).all(1)
+    found = affected.nonzero()[:, 0] if rows is None else rows[affected]
+    if scales.layout.sample_kind == "atom":
+        types = atoms.types[found]
+    else:
+        types = atoms.types[torch.isin(atoms.system_of_atom, found)]
+    return sorted({*types.tolist()} - scales.set_of_baseline_types)
 
 
-def _warn_of_lost_values(target: TargetScales) -> None:
-    """Warn of values of a target that become NaN, because a weight is unknown."""
-    if "lost value" not in target.warnings_given:
-        target.warnings_given.add("lost value")
-        warnings.warn(
-            "values of a target count as missing where a structure contains an atomic type for "
-            "which the data of the fit have no value of the property, so that its baseline is "
-            f"unknown: {describe_unknown([target])}; "
-            f"{way_out_of_unknown({target.layout.name: target})}, and fit again",
-            stacklevel=4,
-        )
+def _weights_of_rows(scales: TargetScales, key: Key, atoms: Atoms, rows: Tensor | None) -> Tensor:
+    """The sum of the weights in every row, in a shape that expands to the values of the block.
+
+    Args:
+        scales: scales of the target.
+        key: key of the block.
+        atoms: atoms of the batch.
+        rows: index of every row's system, or atom; ``None`` for all of them in batch order.
+
+    Returns:
+        NaN where a structure has a type with an unknown weight.
+    """
+    weights, unknown = scales.weights[key], scales.unknown.get(key)
+    # The types that occur are known on the CPU, so that nothing waits for another device.
+    if not torch.equal(atoms.unique_types, scales.baseline_types):
+        column, seen = find_types(atoms.unique_types, scales.baseline_types)
+        weights = _select(weights, column, seen)
+        unknown = None if unknown is None else _select(unknown, column, seen)
+    baseline = _sum_over_types(scales, atoms, weights)
+    if unknown is not None and bool(unknown.any()):
+        n_unknown = _sum_over_types(scales, atoms, unknown.to(weights.dtype))
+        baseline = torch.where(n_unknown > 0.0, torch.nan, baseline)
+    if rows is not None:
+        baseline = baseline[rows]
+    components = scales.layout.blocks[key].components
+    baseline = baseline.reshape(baseline.shape[0], *[1] * len(components), baseline.shape[-1])
+    if len(components) == 2 and scales.layout.invariance(key) == "trace":
+        diagonal = torch.eye(len(components[0]), dtype=torch.bool, device=baseline.device)
+        baseline = torch.where(diagonal[..., None], baseline, 0.0)
+    return baseline
 
 
-def _warn_of_ignored_types(target: TargetScales, unseen: list[int]) -> None:
-    """Warn of types that were not in the data of the fit, and have no baseline."""
-    if "ignored type" not in target.warnings_given:
-        target.warnings_given.add("ignored type")
-        warnings.warn(
-            f"target '{target.layout.name}': no baseline is subtracted for the atomic types "
-            f"{unseen}, which were not in the data of the fit (unseen_types='identity')",
-            stacklevel=4,
-        )
+def _select(by_type: Tensor, column: Tensor, seen: Tensor) -> Tensor:
+    """Rows of a table by type for other types; zeros for those that were not seen."""
+    selected = by_type.new_zeros((len(column), by_type.shape[1]))
+    selected[seen] = by_type[column[seen]]
+    return selected
 
 
-def describe_unknown(scales: Iterable[TargetScales]) -> str:
-    """The properties with unknown weights, and their types."""
-    by_target = []
-    for target in scales:
-        layout, types, words = target.layout, target.baseline_types, []
-        for key, unknown in target.unknown.items():
-            for column in unknown.any(0).nonzero()[:, 0].tolist():
-                of_property = types[unknown[:, column]].tolist()
-                words.append(f"{layout.describe_property(key, column)}, types {of_property}")
-        listed = list_or_count(words, f"properties, types {target.unknown_types}")
-        by_target.append(f"target '{layout.name}', {listed}")
-    return "; ".join(by_target)
+def _sum_over_types(scales: TargetScales, atoms: Atoms, weights: Tensor) -> Tensor:
+    """The weights of the unique types for every atom, or added up for every system.
 
+    Args:
+        scales: scales of the target.
+        atoms: atoms of the batch.
+        weights: ``(n_unique_types, n_properties)``, on the CPU.
 
-def way_out_of_unknown(scales: Mapping[str, TargetScales]) -> str:
-    """What a user can do about unknown weights of some targets."""
-    names = sorted(scales)
-    several = any(
-        block.n_properties > 1
-        for target in scales.values()
-        for key, block in target.layout.blocks.items()
-        if key in target.weights
-    )
-    fixed = "" if several else "give their contributions in fixed_baseline, "
-    excluded = ", ".join(f"'{name}': 'none'" for name in names)
-    return (
-        f"label structures with these types, {fixed}or subtract no baseline from the target: "
-        f"baseline={{{excluded}}}"
-    )
+    Returns:
+        ``(n_atoms, n_properties)`` for per-atom targets, else ``(n_systems, n_properties)``.
+    """
+    weights = weights.to(atoms.types.device, non_blocking=True)
+    if scales.layout.sample_kind == "atom":
+        return atoms.gather_by_type(weights)
+    fractions = scales.composition == "fractions"
+    return (atoms.type_fractions if fractions else atoms.type_counts) @ weights

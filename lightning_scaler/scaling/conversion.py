@@ -13,11 +13,8 @@ from ..batches import Atoms, IndexedBatch, IndexedTarget
 from ..settings import Settings
 from ..tensors import dtype_of, have_dtype
 from .arithmetic import ConversionArgs, rescale
-from .batch_baselines import (
-    baselines_of_blocks,
-    find_contributions,
-    warn_of_unknown_predictions,
-)
+from .baseline_warnings import warn_of_unknown_predictions
+from .batch_baselines import baselines_of_blocks, find_contributions
 from .target_scales import ScaleKind, TargetScales
 
 # Distance of each space from loss space: exponents of the per-target and the per-property scale.
@@ -184,8 +181,7 @@ def _conversion_args(
         baselines = baselines_of_blocks(
             scales, target, atoms, conversion.settings, contributions, of_targets
         )
-        if contributions is not None:
-            gradient_baselines = gradient_contributions(tensor, contributions)
+        gradient_baselines = gradient_contributions(tensor, contributions)
     if not are_moderate(scales, conversion.scale_kind):
         dtype = _factor_dtype(tensor, conversion, in_float64=bool(baselines))
         check_factors(scales, conversion.scale_kind, dtype, factors, scale_index)
