@@ -181,7 +181,8 @@ def _conversion_args(
         baselines = baselines_of_blocks(
             scales, target, atoms, conversion.settings, contributions, of_targets
         )
-        gradient_baselines = gradient_contributions(tensor, contributions)
+        if contributions is not None:
+            gradient_baselines = gradient_contributions(tensor, contributions)
     if not are_moderate(scales, conversion.scale_kind):
         dtype = _factor_dtype(tensor, conversion, in_float64=bool(baselines))
         check_factors(scales, conversion.scale_kind, dtype, factors, scale_index)

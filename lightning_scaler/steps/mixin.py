@@ -30,7 +30,7 @@ from ..scaling import (
 from .epoch_log import LoggedLoss
 from .loss import DefaultLoss, zero_loss
 from .metric_logging import LoggedMetrics
-from .padding import drop_systems, padding_of_evaluation
+from .padding import drop_systems, evaluation_loaders, padded_positions
 from .predicted_gradients import check_gradients
 from .scaled_module import ScaledModule, loss_dtype, new_scaler, refuse_hidden_steps
 
@@ -341,11 +341,10 @@ class TargetScalingMixin(ScaledModule):
 
     def _scaling_padding(self, stage: str, atoms: Atoms, dataloader_idx: int) -> list[int]:
         """Positions of the systems of an evaluation batch that are counted on another rank."""
-        if stage == "train" or not _has_trainer(self):
+        if stage == "train" or not _has_trainer(self) or self.trainer.world_size == 1:
             return []
-        return padding_of_evaluation(
-            self.trainer, dataloader_idx, self._scaling_batch_idx, atoms.n_systems
-        )
+        loader = evaluation_loaders(self.trainer)[dataloader_idx]
+        return padded_positions(loader, self._scaling_batch_idx, atoms.n_systems)
 
 
 def _has_trainer(module: TargetScalingMixin) -> bool:

@@ -48,22 +48,6 @@ def padded_positions(loader: Any, batch_idx: int, n_systems: int) -> list[int]:
     return padded if len(samples) == n_systems else []
 
 
-def padding_of_evaluation(
-    trainer: Trainer, dataloader_idx: int, batch_idx: int, n_systems: int
-) -> list[int]:
-    """The :func:`padded_positions` in a batch of validation or test.
-
-    Args:
-        trainer: trainer that evaluates.
-        dataloader_idx: index of the loader.
-        batch_idx: index of the batch.
-        n_systems: number of systems in the batch.
-    """
-    if trainer.world_size == 1:
-        return []
-    return padded_positions(evaluation_loaders(trainer)[dataloader_idx], batch_idx, n_systems)
-
-
 def evaluation_loaders(trainer: Trainer) -> list[Any]:
     """The single loaders of the validation or test that runs."""
     # Trainer.val_dataloaders may be those of an earlier fit.
