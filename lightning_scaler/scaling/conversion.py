@@ -8,13 +8,13 @@ import torch
 from metatensor.torch import TensorMap
 from torch import Tensor
 
-from ..baselines import Contribution, FrozenModule, gradient_contributions
+from ..baselines import Contribution, gradient_contributions
 from ..batches import Atoms, IndexedBatch, IndexedTarget
-from ..settings import Settings
 from ..tensors import dtype_of, have_dtype
 from .arithmetic import ConversionArgs, rescale
 from .baseline_warnings import warn_of_unknown_predictions
 from .batch_baselines import baselines_of_blocks, find_contributions
+from .scaler_module import ScalerModule
 from .target_scales import ScaleKind, TargetScales
 
 # Distance of each space from loss space: exponents of the per-target and the per-property scale.
@@ -31,7 +31,6 @@ class Conversion:
     Attributes:
         source: space of the tensors.
         target: space of the result.
-        settings: settings of the scaler.
         baseline: whether to subtract or add back the baseline.
         per_atom: whether to divide extensive values, and their gradients with respect to the whole
             structure (strain), by the number of atoms.
@@ -42,7 +41,6 @@ class Conversion:
 
     source: str
     target: str
-    settings: Settings
     baseline: bool = True
     per_atom: bool = False
     dtype: torch.dtype | None = None
@@ -72,25 +70,22 @@ class Conversion:
 
 
 def convert_targets(
-    scales: Mapping[str, TargetScales],
-    additive: FrozenModule | None,
-    batch: IndexedBatch,
-    conversion: Conversion,
+    scaler: ScalerModule, batch: IndexedBatch, conversion: Conversion
 ) -> dict[str, TensorMap]:
     """Convert the targets of a batch; see :meth:`Scaler.convert`.
 
     Args:
-        scales: scales by target name.
-        additive: module whose contributions are part of the baseline, if there is one.
+        scaler: scaler with its settings, and the additive module if there is one.
         batch: targets of the batch, all of which have scales.
         conversion: spaces and options.
 
     Raises:
         ValueError: for blocks or types without scales, or missing contributions.
     """
+    scales = scaler.targets
     contributions: Mapping[str, Sequence[Contribution | None]] = {}
-    if additive is not None and conversion.applies_baseline:
-        contributions = find_contributions(scales, additive, batch)
+    if scaler.additive is not None and conversion.applies_baseline:
+        contributions = find_contributions(scales, scaler.additive, batch)
     converted = {name: target.tensor for name, target in batch.targets.items()}
     changed = [
         name
@@ -104,9 +99,7 @@ def convert_targets(
         for name in others if not all(right) else ():
             converted[name] = converted[name].to(dtype=conversion.dtype)
     args = {
-        name: _conversion_args(
-            scales[name], batch.targets[name], batch.atoms, conversion, contributions.get(name)
-        )
+        name: _conversion_args(scaler, name, batch, conversion, contributions.get(name))
         for name in changed
     }
     adds_baseline = conversion.applies_baseline and conversion.target == "physical"
@@ -150,24 +143,26 @@ def _changes(scales: TargetScales, atoms: Atoms, conversion: Conversion) -> bool
 
 
 def _conversion_args(
-    scales: TargetScales,
-    target: IndexedTarget,
-    atoms: Atoms,
+    scaler: ScalerModule,
+    name: str,
+    batch: IndexedBatch,
     conversion: Conversion,
     contributions: Sequence[Contribution | None] | None,
 ) -> ConversionArgs:
-    """A target with everything that its conversion needs.
+    """A target of a batch with everything that its conversion needs.
 
     Args:
-        scales: scales of the target.
-        target: target in the space ``conversion.source``.
-        atoms: atoms of the batch.
+        scaler: scaler with its settings.
+        name: name of the target.
+        batch: targets of the batch in the space ``conversion.source``.
         conversion: spaces and options.
         contributions: contributions of an additive module to each block.
     """
+    scales, settings = scaler.targets[name], scaler.settings
+    target, atoms = batch.targets[name], batch.atoms
     tensor = target.tensor
     factors, scale_index = scales.factors_of_rows(
-        conversion.scale_kind, target, atoms, conversion.settings.unseen_types
+        conversion.scale_kind, target, atoms, settings.unseen_types
     )
     n_atoms = n_atoms_of_rows(target, atoms) if conversion.per_atom and scales.extensive else []
     if conversion.source == "model":
@@ -178,9 +173,7 @@ def _conversion_args(
     gradient_baselines: list[Tensor | None] = []
     if conversion.applies_baseline:
         of_targets = conversion.source == "physical" or conversion.of_targets
-        baselines = baselines_of_blocks(
-            scales, target, atoms, conversion.settings, contributions, of_targets
-        )
+        baselines = baselines_of_blocks(scales, target, atoms, settings, contributions, of_targets)
         if contributions is not None:
             gradient_baselines = gradient_contributions(tensor, contributions)
     if not are_moderate(scales, conversion.scale_kind):

@@ -145,8 +145,8 @@ def targets_to_loss(
     batch = index_by_position(scaler, systems, known, masks)
     # Targets are data, even where an additive module is a function of positions with a graph.
     with torch.no_grad():
-        conversion = Conversion("physical", "loss", scaler.settings, per_atom=True, dtype=dtype)
-        in_loss = convert_targets(scaler.targets, scaler.additive, batch, conversion)
+        conversion = Conversion("physical", "loss", per_atom=True, dtype=dtype)
+        in_loss = convert_targets(scaler, batch, conversion)
     indexed = {name: t._replace(tensor=in_loss[name]) for name, t in batch.targets.items()}
     return LossTargets({**targets, **in_loss}, indexed, dtype)
 
@@ -217,8 +217,8 @@ def predictions_to_loss(
             check_device(name, tensor, wanted[name])
         indexed |= index_batch(atoms, others, scaler.layouts, what=PREDICTION).targets
     batch = IndexedBatch(atoms, BY_POSITION, indexed)
-    conversion = Conversion("model", "loss", scaler.settings, per_atom=True, dtype=dtype)
-    in_loss = convert_targets(scaler.targets, scaler.additive, batch, conversion)
+    conversion = Conversion("model", "loss", per_atom=True, dtype=dtype)
+    in_loss = convert_targets(scaler, batch, conversion)
     aligned = {
         name: in_loss[name]
         if dtype and name in same
@@ -271,8 +271,7 @@ def predictions_to_physical(
     if not known:
         return dict(predictions)
     batch = index_batch(systems, known, scaler.layouts, what=PREDICTION)
-    conversion = Conversion("model", "physical", scaler.settings)
-    converted = convert_targets(scaler.targets, scaler.additive, batch, conversion)
+    converted = convert_targets(scaler, batch, Conversion("model", "physical"))
     return {**predictions, **converted}
 
 

@@ -73,9 +73,9 @@ class LossSpaceSums:
             return
         batch = index_by_position(scaler, systems, known, masks)
         atoms = read_atoms(systems)
-        conversion = Conversion("physical", "loss", scaler.settings, per_atom=True)
+        conversion = Conversion("physical", "loss", per_atom=True)
         with torch.no_grad():
-            converted = convert_targets(scaler.targets, scaler.additive, batch, conversion)
+            converted = convert_targets(scaler, batch, conversion)
             for name, target in batch.targets.items():
                 extensive = scaler.targets[name].extensive
                 n_atoms = n_atoms_of_rows(target, atoms) if extensive else []

@@ -138,8 +138,8 @@ def add_baseline(
     batch = IndexedBatch(
         atoms, BY_POSITION, {name: indexed._replace(tensor=rebuild(tensor, *zeros))}
     )
-    conversion = Conversion("loss", "physical", scaler.settings, per_atom=True, of_targets=True)
-    converted = convert_targets(scaler.targets, scaler.additive, batch, conversion)[name]
+    conversion = Conversion("loss", "physical", per_atom=True, of_targets=True)
+    converted = convert_targets(scaler, batch, conversion)[name]
     baselines = [
         part.reshape(-1) for several in values_and_gradients(converted) for part in several
     ]

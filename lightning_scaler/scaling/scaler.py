@@ -239,8 +239,7 @@ class Scaler(ScalerModule):
         what = PREDICTION if source == "model" else TARGET
         exact = self.additive is not None  # its contributions depend on positions
         indexed = index_batch(systems, known, self.layouts, labels, exact, what=what)
-        conversion = Conversion(source, target, self.settings, baseline)
-        return {**tensors, **convert_targets(self.targets, self.additive, indexed, conversion)}
+        return {**tensors, **convert_targets(self, indexed, Conversion(source, target, baseline))}
 
     def convert_spread(
         self,
