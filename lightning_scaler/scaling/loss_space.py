@@ -96,24 +96,23 @@ class LossPredictions(dict[str, TensorMap]):
 
 
 def index_loss_targets(
-    scaler: Scaler,
-    systems: Systems,
-    chosen: Mapping[str, TensorMap],
-    targets: Mapping[str, TensorMap],
+    scaler: Scaler, systems: Systems, names: Iterable[str], targets: Mapping[str, TensorMap]
 ) -> dict[str, IndexedTarget]:
     """Rows and layouts of targets in loss space, found before or now.
 
     Args:
         scaler: fitted scaler.
         systems: systems of the batch, or their atoms.
-        chosen: some of the targets, by name, all of which have scales.
+        names: names of some of the targets, all of which have scales.
         targets: result of :func:`targets_to_loss`, or any targets in loss space.
     """
-    indexed = {}
-    if isinstance(targets, LossTargets):
-        known = {name: targets.indexed(name) for name in chosen}
-        indexed = {name: target for name, target in known.items() if target is not None}
-    others = {name: tensor for name, tensor in chosen.items() if name not in indexed}
+    indexed, others = {}, {}
+    for name in names:
+        known = targets.indexed(name) if isinstance(targets, LossTargets) else None
+        if known is None:
+            others[name] = targets[name]
+        else:
+            indexed[name] = known
     if others:
         indexed |= index_batch(systems, others, scaler.layouts).targets
     return indexed
@@ -203,18 +202,18 @@ def predictions_to_loss(
     chosen = _predictions_of_targets(scaler, predictions, targets)
     if not chosen:
         return LossPredictions({}, complete=False)
-    wanted = {name: targets[name] for name in chosen}
+    if not isinstance(targets, LossTargets):
+        targets = LossTargets(targets, {})
     same = _with_same_labels(systems, chosen, targets)
-    dtype = targets.dtype(chosen) if isinstance(targets, LossTargets) else None
-    dtype = dtype or _common_dtype([*wanted.values()])
+    dtype = targets.dtype(chosen) or _common_dtype([targets[name] for name in chosen])
     atoms = read_atoms(systems).to(next(iter(chosen.values())).device)
     # Predictions with the labels of their targets have their rows and layouts too.
-    found = index_loss_targets(scaler, atoms, {name: wanted[name] for name in same}, targets)
+    found = index_loss_targets(scaler, atoms, same, targets)
     indexed = {name: t._replace(tensor=chosen[name]) for name, t in found.items()}
     others = {name: tensor for name, tensor in chosen.items() if name not in same}
     if others:
         for name, tensor in others.items():
-            check_device(name, tensor, wanted[name])
+            check_device(name, tensor, targets[name])
         indexed |= index_batch(atoms, others, scaler.layouts, what=PREDICTION).targets
     batch = IndexedBatch(atoms, BY_POSITION, indexed)
     conversion = Conversion("model", "loss", per_atom=True, dtype=dtype)
@@ -222,7 +221,7 @@ def predictions_to_loss(
     aligned = {
         name: in_loss[name]
         if dtype and name in same
-        else align_prediction(name, in_loss[name], wanted[name])
+        else align_prediction(name, in_loss[name], targets[name])
         for name in chosen
     }
     complete = not any(name not in same and is_tensormap(t) for name, t in predictions.items())
@@ -230,12 +229,12 @@ def predictions_to_loss(
 
 
 def _with_same_labels(
-    systems: Systems, predictions: Mapping[str, TensorMap], targets: Mapping[str, TensorMap]
+    systems: Systems, predictions: Mapping[str, TensorMap], targets: LossTargets
 ) -> set[str]:
     """The names of the predictions that have all labels of their targets."""
     atoms, same, others = read_atoms(systems), set(), []
     for name, prediction in predictions.items():
-        target = targets.indexed(name) if isinstance(targets, LossTargets) else None
+        target = targets.indexed(name)
         record = atoms.label_record(prediction)
         if target is not None and record is not None and record.original is target.labels:
             same.add(name)

@@ -131,7 +131,7 @@ def add_baseline(
     """
     tensor = targets[name]
     atoms = read_atoms(systems).to(tensor.device)
-    indexed = index_loss_targets(scaler, atoms, {name: tensor}, targets)[name]
+    indexed = index_loss_targets(scaler, atoms, [name], targets)[name]
     # Zeros become the baseline, and missing values stay missing.
     parts = values_and_gradients(tensor)
     zeros = [[0.0 * part.detach().double() for part in several] for several in parts]
@@ -161,9 +161,8 @@ def _metric_args(
     names = [name for name in scaler.targets if name in predictions]
     if not names:
         return [], {}, []
-    chosen = {name: targets[name] for name in names}
-    atoms = read_atoms(systems).to(next(iter(chosen.values())).device)
-    indexed = index_loss_targets(scaler, atoms, chosen, targets)
+    atoms = read_atoms(systems).to(targets[names[0]].device)
+    indexed = index_loss_targets(scaler, atoms, names, targets)
     args = []
     for name in names:
         scales, target = scaler.targets[name], indexed[name]

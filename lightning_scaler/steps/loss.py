@@ -1,6 +1,6 @@
 """The default loss: the mean squared error of every term, divided by its mean square."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -70,26 +70,24 @@ class DefaultLoss:
         weights = scaler.settings.loss_weights
         unbalanced = [t for t in found if not mean_squares.get(t) and t not in weights]
         # A single term is the whole loss.
-        if len(found) > 1 and not self._unbalanced.issuperset(unbalanced):
-            self._unbalanced.update(unbalanced)
-            _warn_of_unknown_mean_squares(unbalanced, mean_squares)
-
-
-def _warn_of_unknown_mean_squares(terms: Iterable[str], mean_squares: Mapping[str, float]) -> None:
-    unknown = [term for term in terms if term not in mean_squares]
-    zero = [term for term in terms if mean_squares.get(term) == 0]
-    if unknown:
-        rank_zero_warn(
-            f"the mean squares of the loss terms {unknown} are unknown, and 1 is used; scales of "
-            "an earlier version or of metatrain: fit again with TargetScaler(refit=True); scales "
-            "fixed without a data pass, or terms that the training data do not have: set their "
-            "weights in loss_weights"
-        )
-    if zero:
-        rank_zero_warn(
-            f"the loss terms {zero} are zero throughout the data of the fit, and 1 is used for "
-            "their mean squares; remove them from the data, or set their weights in loss_weights"
-        )
+        if len(found) == 1 or self._unbalanced.issuperset(unbalanced):
+            return
+        self._unbalanced.update(unbalanced)
+        unknown = [term for term in unbalanced if term not in mean_squares]
+        zero = [term for term in unbalanced if term in mean_squares]
+        if unknown:
+            rank_zero_warn(
+                f"the mean squares of the loss terms {unknown} are unknown, and 1 is used; scales "
+                "of an earlier version or of metatrain: fit again with TargetScaler(refit=True); "
+                "scales fixed without a data pass, or terms that the training data do not have: "
+                "set their weights in loss_weights"
+            )
+        if zero:
+            rank_zero_warn(
+                f"the loss terms {zero} are zero throughout the data of the fit, and 1 is used for "
+                "their mean squares; remove them from the data, or set their weights in "
+                "loss_weights"
+            )
 
 
 class LossTerms(NamedTuple):

@@ -68,7 +68,7 @@ class StepState:
         In a backward pass, where activation checkpointing computes outputs again, these are those
         of the last training step.
         """
-        if self.running or _in_backward():
+        if self.running or torch._C._current_graph_task_id() != -1:
             return self._stage, self._batch
         return None, None
 
@@ -77,11 +77,6 @@ class StepState:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["at"])  # type: ignore[misc]
-
-
-def _in_backward() -> bool:
-    graph_task: int = torch._C._current_graph_task_id()
-    return graph_task != -1
 
 
 def find_batch(
