@@ -4,15 +4,18 @@ import re
 import weakref
 from collections.abc import Callable, Iterable
 from functools import cache, partial
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from torchmetrics import Metric
 
 from ..metrics import MeanOfSums, SharedSums
-from ..scaling import Scaler, term_name
+from ..scaling import term_name
 from .loss import LossTerms
+
+if TYPE_CHECKING:
+    from .mixin import TargetScalingMixin
 
 T = TypeVar("T")
 
@@ -107,7 +110,7 @@ class LoggedLoss(RunMetrics):
 
     def log(
         self,
-        module: LightningModule,
+        module: "TargetScalingMixin",
         stage: str,
         dataloader_idx: int,
         loss: torch.Tensor,
@@ -126,9 +129,9 @@ class LoggedLoss(RunMetrics):
             terms: terms of the loss, if it has any.
             n_with_terms: the same number, as the weight of those terms that are present.
         """
-        scaler: Scaler = cast(Any, module).scaler
-        make = partial(self._make, scaler, stage, dataloader_idx, module.device)
-        sums, means = self.find(module, stage, dataloader_idx, [*scaler.targets.values()], make)
+        make = partial(self._make, module, stage, dataloader_idx)
+        depends_on = [*module.scaler.targets.values()]
+        sums, means = self.find(module, stage, dataloader_idx, depends_on, make)
         # Lightning's own mean rounds the number of systems per process to an integer.
         names, weighted = _weighted(loss, n_systems, terms, n_with_terms, module.device)
         if stage != "train" and terms is not None:
@@ -146,7 +149,7 @@ class LoggedLoss(RunMetrics):
         self.log_for_epoch(module, updated, prog_bar=whole)
 
     def _make(
-        self, scaler: Scaler, stage: str, dataloader_idx: int, device: torch.device
+        self, module: "TargetScalingMixin", stage: str, dataloader_idx: int
     ) -> tuple[SharedSums, list[tuple[str, str, MeanOfSums]]]:
         """The sums of the loss and its terms, kept if these are the same, and their means.
 
@@ -154,14 +157,14 @@ class LoggedLoss(RunMetrics):
             The sums; logged name, key and mean of the loss and of each term.
         """
         paths = {LOSS: f"{stage}/loss"}
-        for name, scales in scaler.targets.items():
+        for name, scales in module.scaler.targets.items():
             for gradient in ("", *scales.layout.gradients):
                 path = term_name(logged_path(name), gradient)
                 paths[term_name(name, gradient)] = f"{stage}/loss/{path}"
         # No target has such keys: theirs begin with the stage alone.
         key = f"{stage}_loss_sums/{dataloader_idx}"
         if key not in self or cast(SharedSums, self[key]).names != list(paths):
-            self[key] = SharedSums(list(paths), 2).to(device)
+            self[key] = SharedSums(list(paths), 2).to(module.device)
         sums, means = cast(SharedSums, self[key]), []
         for term, path in paths.items():
             of_term = f"{stage}_loss/{dataloader_idx}{path.removeprefix(f'{stage}/loss')}"

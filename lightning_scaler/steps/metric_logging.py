@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
-from lightning.pytorch import LightningModule
 from metatensor.torch import TensorMap
 from torchmetrics import Metric
 
@@ -19,7 +18,6 @@ from ..metrics import (
 )
 from ..scaling import (
     PhysicalValues,
-    Scaler,
     TargetPart,
     add_baseline,
     errors_in_physical_units,
@@ -29,6 +27,9 @@ from ..scaling import (
 from ..tensors import TargetLayout
 from .epoch_log import RunMetrics, logged_path
 from .metric_outputs import copy_metrics, split_outputs, updated_metrics
+
+if TYPE_CHECKING:
+    from .mixin import TargetScalingMixin
 
 
 class MetricScope(NamedTuple):
@@ -72,13 +73,12 @@ class LoggedMetrics(RunMetrics):
 
     def log_targets(
         self,
-        module: LightningModule,
+        module: "TargetScalingMixin",
         stage: str,
         dataloader_idx: int,
         atoms: Atoms,
         predictions: Mapping[str, TensorMap],
         targets: Mapping[str, TensorMap],
-        per_block: Sequence[str],
     ) -> None:
         """Update the metrics of all targets with a batch, and log them.
 
@@ -93,11 +93,10 @@ class LoggedMetrics(RunMetrics):
             atoms: atoms of the batch.
             predictions: predictions in loss space, in the rows of the targets.
             targets: targets in loss space.
-            per_block: names of the targets with additional metrics for every block.
         """
-        scaler: Scaler = cast(Any, module).scaler
-        depends_on = [*scaler.targets.values()], [*per_block], bool(module.trainer.sanity_checking)
-        make = partial(self._make, module, f"{stage}/{dataloader_idx}", per_block)
+        scaler, per_block = module.scaler, [*module.metrics_per_block]
+        depends_on = [*scaler.targets.values()], per_block, bool(module.trainer.sanity_checking)
+        make = partial(self._make, module, f"{stage}/{dataloader_idx}")
         sums, scopes = self.find(module, stage, dataloader_idx, depends_on, make)
         if any(isinstance(m, SummedError) for *_, metrics in scopes for m in metrics.values()):
             sums.update(*errors_in_physical_units(scaler, atoms, predictions, targets))
@@ -126,28 +125,26 @@ class LoggedMetrics(RunMetrics):
         self.log_for_epoch(module, logged)
 
     def _make(
-        self, module: LightningModule, key: str, per_block: Sequence[str]
+        self, module: "TargetScalingMixin", key: str
     ) -> tuple[SharedSums, list[tuple[str, MetricScope, str, Mapping[str, Metric]]]]:
         """The metrics of a stage and a loader, with those of the same parts from before.
 
         Args:
             module: module that configures the metrics, with its scaler.
             key: key of the sums, with which those of all scopes begin.
-            per_block: names of the targets with additional metrics for every block.
 
         Returns:
             The sums that all MAE and RMSE share; target, scope, key and metrics by name.
         """
-        scaler: Scaler = cast(Any, module).scaler
-        parts = parts_of_targets(scaler)
+        parts = parts_of_targets(module.scaler)
         if key not in self or cast(SharedSums, self[key]).names != parts:
             for old in [old for old in self if old.startswith(f"{key}/")]:
                 del self[old]
             self[key] = SharedSums(parts, 3).to(module.device)
         sums = cast(SharedSums, self[key])
         scopes: list[tuple[str, MetricScope, str, Mapping[str, Metric]]] = []
-        for name, scales in scaler.targets.items():
-            for scope in metric_scopes(scales.layout, scales.extensive, per_block):
+        for name, scales in module.scaler.targets.items():
+            for scope in metric_scopes(scales.layout, scales.extensive, module.metrics_per_block):
                 of_scope = f"{key}/{scope.path}".replace(".", "_")
                 # Metrics that remember values over epochs must not remember the sanity check.
                 outdated = of_scope in self._of_sanity_check and not module.trainer.sanity_checking
@@ -159,10 +156,10 @@ class LoggedMetrics(RunMetrics):
         return sums, scopes
 
     def _add_scope(
-        self, module: LightningModule, key: str, sums: SharedSums, parts: Sequence[TargetPart]
+        self, module: "TargetScalingMixin", key: str, sums: SharedSums, parts: Sequence[TargetPart]
     ) -> None:
         """Copy the configured metrics; the MAE and RMSE of the parts are computed from the sums."""
-        copies = split_outputs(copy_metrics(cast(Any, module).configure_metrics()))
+        copies = split_outputs(copy_metrics(module.configure_metrics()))
         for name, metric in copies.items():
             if is_summable(cast(Metric, metric)):
                 copies[name] = SummedError(sums, parts, cast(Metric, metric))

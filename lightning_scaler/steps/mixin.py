@@ -222,9 +222,7 @@ class TargetScalingMixin(ScaledModule):
         atoms = read_atoms(systems)
         padded = self._scaling_padding(stage, atoms, dataloader_idx)
         predictions, targets = drop_systems(predictions, targets, padded, atoms.n_systems)
-        self._scaling_metrics.log_targets(
-            self, stage, dataloader_idx, atoms, predictions, targets, self.metrics_per_block
-        )
+        self._scaling_metrics.log_targets(self, stage, dataloader_idx, atoms, predictions, targets)
 
     # Hooks and steps that Lightning calls.
 
