@@ -267,10 +267,7 @@ def predictions_to_physical(
     known = {name: tensor for name, tensor in predictions.items() if name in scaler.targets}
     for name, tensor in known.items():
         _check_tensormap(name, tensor)
-    if not known:
-        return dict(predictions)
-    batch = index_batch(systems, known, scaler.layouts, what=PREDICTION)
-    converted = convert_targets(scaler, batch, Conversion("model", "physical"))
+    converted = scaler.convert(systems, known, source="model", target="physical")
     return {**predictions, **converted}
 
 
