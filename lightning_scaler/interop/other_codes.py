@@ -131,17 +131,17 @@ def _energies(scaler: Scaler, target: str) -> Energies:
             f"{'fractions of an intensive target' if scales.weights else 'no baseline'}; fit with "
             "baseline='composition', and not as an intensive target"
         )
-    ((key, weights),) = scales.weights.items()
-    types, unknown = scales.baseline_types.tolist(), scales.unknown.get(key)
-    if unknown is not None and bool(unknown.any()):
-        missing = [z for z, row in zip(types, unknown.tolist(), strict=True) if row[0]]
+    weights = scales.weights_or_nan(*scales.weights)[:, 0].tolist()
+    energies = dict(zip(scales.baseline_types.tolist(), weights, strict=True))
+    missing = [z for z, energy in energies.items() if math.isnan(energy)]
+    if missing:
         raise ValueError(
             f"{where}: the baseline of the types {missing} is unknown; give fixed ones"
         )
-    others = [z for z in types if z not in CHEMICAL_SYMBOLS]
+    others = [z for z in energies if z not in CHEMICAL_SYMBOLS]
     if others:
         raise ValueError(f"{where}: expected atomic numbers as types, got {others}")
-    return dict(zip(types, weights[:, 0].tolist(), strict=True))
+    return energies
 
 
 def _force_rms(scaler: Scaler, target: str) -> float | None:

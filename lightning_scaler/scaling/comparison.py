@@ -100,13 +100,12 @@ def _values_of_target(scales: TargetScales, unit: str) -> Iterator[tuple[str, Va
     # Not the scale of 1 that types without any have under unseen_types="identity".
     rows = scales.row_of_type().values()
     size = max((float(scales.per_target[row]) for row in rows), default=0.0)
-    for key, weights in scales.weights.items():
-        unknown = scales.unknown.get(key)
+    for key in scales.weights:
+        weights = scales.weights_or_nan(key)
         for row, z in enumerate(scales.baseline_types.tolist()):
             for column, value in enumerate(weights[row].tolist()):
-                missing = unknown is not None and bool(unknown[row, column])
                 place = _place(scales, key, column)
-                found = Value("unknown") if missing else Value(value, size, unit)
+                found = Value("unknown") if math.isnan(value) else Value(value, size, unit)
                 yield f"baseline{place}{_of_type(z)}", found
     for term, mean_square in scales.mean_squares.items():
         yield f"mean square of {term or 'the values'}", Value(mean_square)

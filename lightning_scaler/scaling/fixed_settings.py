@@ -1,5 +1,6 @@
 """The numbers of a fit as settings that fix them."""
 
+import math
 from typing import Any, NamedTuple
 
 from .scaler import Scaler
@@ -66,10 +67,6 @@ def _fixed_scale(scales: TargetScales) -> float | dict[int, float]:
 
 
 def _fixed_weights(scales: TargetScales) -> dict[int, float]:
-    ((key, weights),) = scales.weights.items()
-    unknown = scales.unknown.get(key)
-    return {
-        z: float(weights[row, 0])
-        for row, z in enumerate(scales.baseline_types.tolist())
-        if unknown is None or not bool(unknown[row, 0])
-    }
+    weights = scales.weights_or_nan(*scales.weights)[:, 0].tolist()
+    types = scales.baseline_types.tolist()
+    return {z: weight for z, weight in zip(types, weights, strict=True) if not math.isnan(weight)}

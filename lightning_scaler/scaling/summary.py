@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
 from ..settings import label_types, list_or_count, name_of_type
-from ..tensors import Key, TargetLayout
+from ..tensors import TargetLayout
 from .target_scales import TargetScales
 
 if TYPE_CHECKING:
@@ -69,7 +67,10 @@ def summarize_baselines(
             scales.explained_variance,
             module if scales.additive else None,
             [
-                (name_of_type(z), [_known_weights(scales, key, row) for key in scales.weights])
+                (
+                    name_of_type(z),
+                    [scales.weights_or_nan(key)[row].tolist() for key in scales.weights],
+                )
                 for row, z in enumerate(scales.baseline_types.tolist())
             ]
             if scales.weights
@@ -88,14 +89,6 @@ def summarize_zeros(targets: Mapping[str, TargetScales]) -> list[str]:
         if words:
             lines.append(f"target '{name}', {list_or_count(words, 'properties')}")
     return lines
-
-
-def _known_weights(scales: TargetScales, key: Key, row: int) -> list[float]:
-    """The weights of a type in a block, NaN where unknown."""
-    weights, unknown = scales.weights[key][row], scales.unknown.get(key)
-    weights = weights if unknown is None else torch.where(unknown[row], torch.nan, weights)
-    found: list[float] = weights.tolist()
-    return found
 
 
 def describe_targets(targets: Mapping[str, TargetScales]) -> str:

@@ -254,6 +254,11 @@ class TargetScales:
         rows = self.row_of_type()
         return {z: row for z, row in rows.items() if 0 <= z <= LARGEST_IN_TABLE}
 
+    def weights_or_nan(self, key: Key) -> Tensor:
+        """The baseline weights of a block, NaN where they are unknown."""
+        weights, unknown = self.weights[key], self.unknown.get(key)
+        return weights if unknown is None else torch.where(unknown, torch.nan, weights)
+
     @cached_property
     def set_of_baseline_types(self) -> frozenset[int]:
         """The types of the baseline weights."""
