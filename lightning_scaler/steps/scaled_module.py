@@ -26,7 +26,13 @@ else:
 # parameters and buffers alone.
 CHECKPOINT_KEY = "target_scaler"
 
-STEPS = ("training_step", "validation_step", "test_step", "predict_step")
+# The stage of each step.
+STAGES = {
+    "training_step": "train",
+    "validation_step": "validation",
+    "test_step": "test",
+    "predict_step": "predict",
+}
 
 
 class ScaledModule(_Module):
@@ -212,7 +218,7 @@ def refuse_hidden_steps(cls: type, mixin: type) -> None:
         TypeError: naming both ways out.
     """
     behind = cls.__mro__[cls.__mro__.index(mixin) + 1 :]
-    for step in STEPS:
+    for step in STAGES:
         first = next(base for base in cls.__mro__ if step in vars(base))
         theirs = [base for base in behind if step in vars(base) and not is_lightning(base)]
         if first is mixin and theirs:

@@ -16,15 +16,8 @@ from ..plain_tensors import DeclaredBatch
 from ..scaling import Scaler
 from ..settings import did_you_mean
 from .predicted_gradients import check_gradients
-from .scaled_module import ScaledModule, is_lightning
+from .scaled_module import STAGES, ScaledModule, is_lightning
 from .step_state import StepState, check_found, find_batch
-
-STAGES = {
-    "training_step": "train",
-    "validation_step": "validation",
-    "test_step": "test",
-    "predict_step": "predict",
-}
 
 
 class ScaledSteps(ScaledModule):
