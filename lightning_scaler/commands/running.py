@@ -1,6 +1,8 @@
 """Running a command: how it starts, what it builds, and errors in one line, without a traceback."""
 
 import logging
+import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -58,7 +60,9 @@ def prepare_run(config: Any) -> None:
 
 
 def check_ckpt_path(path: Any) -> None:
-    """Check that ``ckpt_path`` names a checkpoint; URLs and sharded ones are left to Lightning.
+    """Check that ``ckpt_path`` names a checkpoint.
+
+    URLs, models of a registry and sharded checkpoints are left to Lightning.
 
     Raises:
         OSError: if there is no such file.
@@ -66,8 +70,10 @@ def check_ckpt_path(path: Any) -> None:
     """
     from ..tensors import check_checkpoint
 
-    local = Path(str(path))
-    if "://" in str(path) or any((local / name).exists() for name in SHARDED):
+    text, local = str(path), Path(os.path.expanduser(str(path)))  # as Lightning does
+    if "://" in text or re.match("registry(:|$)", text, re.IGNORECASE):
+        return
+    if any((local / name).exists() for name in SHARDED):
         return
     if local.is_dir():
         raise IsADirectoryError(

@@ -238,12 +238,22 @@ def _decode(content: bytes, kind: str) -> Any:
 def _is_checkpoint(path: StrPath) -> bool:
     """Whether a file has the names that every checkpoint of Lightning has."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-            found = {argument for _, argument, _ in pickletools.genops(archive.read(pickled))}
+        found = set(_pickled_arguments(path))
     except DAMAGED:
         return False
     return {"state_dict", "pytorch-lightning_version"} <= found
+
+
+def _pickled_arguments(path: StrPath) -> Iterator[Any]:
+    """Strings and numbers in a file of ``torch.save``; nothing is unpickled."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+            yield from (argument for _, argument, _ in pickletools.genops(archive.read(name)))
+    else:  # before PyTorch 1.6: three pickles that describe the file, then that of the object
+        with Path(path).open("rb") as file:
+            for _ in range(4):
+                yield from (argument for _, argument, _ in pickletools.genops(file))
 
 
 def _load_zip(path: StrPath, kind: str) -> Any:
