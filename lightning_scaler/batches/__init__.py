@@ -19,7 +19,7 @@ from .indexed_target import (
 from .inference import clone_inference_tensors
 from .joined import join_batches, join_predictions
 from .system_labels import SystemIndexing
-from .systems import HasTypes, OwnBatch, is_system
+from .systems import HasTypes, LazySystems, OwnBatch, is_system
 from .unpack import Batch, check_unpacked, unpack
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "IndexedBatch",
     "IndexedTarget",
     "LabelRecord",
+    "LazySystems",
     "OwnBatch",
     "SystemIndexing",
     "check_plain_values",

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from operator import is_
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from ..tensors import script_class_name
 
@@ -27,7 +27,23 @@ def is_system(value: Any) -> bool:
     return script_class_name(value) == "System"
 
 
-class OwnBatch(Sequence[Any]):
+class LazySystems(Sequence[Any]):
+    """Systems that are made when one of them is used."""
+
+    @property
+    @abstractmethod
+    def _systems(self) -> Sequence[Any]:
+        """All systems."""
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        return self._systems[index]
+
+
+class OwnBatch(LazySystems):
     """A batch of the user's own as the sequence of its systems; Lightning moves its tensors."""
 
     @property

@@ -180,12 +180,13 @@ class PhysicalUnits(WrapperMetric):
                 f"target '{self.target}': expected block={self.block} to be the key of one of its "
                 f"blocks, which are {list_or_count(keys, 'blocks')}"
             )
+        if self.gradient is None or self.gradient in layout.gradients:
+            return
         gradients = {g for block in target.blocks() for g in block.gradients_list()}
-        gradients |= {*layout.gradients}
-        if self.gradient is not None and self.gradient not in gradients:
+        if self.gradient not in gradients:
             raise ValueError(
                 f"target '{self.target}': it has no gradient '{self.gradient}'; "
-                f"{did_you_mean(self.gradient, gradients)}"
+                f"{did_you_mean(self.gradient, gradients | {*layout.gradients})}"
             )
 
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..batches import LazySystems
 from .addresses import Path, describe_address, find, tensor_of
 
 
@@ -24,11 +25,8 @@ def is_ase_atoms(one: Any) -> bool:
     )
 
 
-class SystemsOfAtoms(Sequence[Any]):
-    """ASE ``Atoms`` as systems of metatomic, in float64, for additive modules.
-
-    They are made when the first of them is used: nothing else reads more than the types.
-    """
+class SystemsOfAtoms(LazySystems):
+    """ASE ``Atoms`` as systems of metatomic in float64, which additive modules need."""
 
     def __init__(self, batch: Sequence[Any]) -> None:
         self._batch = batch
@@ -44,13 +42,6 @@ class SystemsOfAtoms(Sequence[Any]):
             cell[~pbc] = 0.0
             systems.append(System(torch.tensor(atoms.numbers).int(), positions, cell, pbc))
         return systems
-
-    @overload
-    def __getitem__(self, index: int) -> Any: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Any]: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        return self._systems[index]
 
     def __len__(self) -> int:
         return len(self._batch)

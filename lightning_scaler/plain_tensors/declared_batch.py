@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace as with_fields
 from functools import cached_property
 from itertools import chain
-from typing import Any, TypeAlias, overload
+from typing import Any, TypeAlias
 
 import torch
 from metatensor.torch import TensorMap
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..batches import Atoms, LabelRecord, OwnBatch
 from ..tensors import values_and_gradients
 from .addresses import describe_address, find, replace
-from .ase_atoms import SystemsOfAtoms, are_ase_atoms
+from .ase_atoms import are_ase_atoms
 from .declaration import Declaration
 from .found_tensors import (
     FoundTensor,
@@ -79,16 +79,6 @@ class DeclaredBatch(OwnBatch):
 
     def __len__(self) -> int:
         return self.atoms.n_systems
-
-    @overload
-    def __getitem__(self, index: int) -> Any: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Any]: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        return self._systems[index]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._systems)
 
     def targets(self) -> dict[str, TensorMap]:
         """The targets that the batch has, by name, in the units of the data.
@@ -229,7 +219,7 @@ class DeclaredBatch(OwnBatch):
 
     @cached_property
     def _systems(self) -> list[Any]:
-        if self.atoms.systems and not isinstance(self.atoms.systems, SystemsOfAtoms):
+        if self.atoms.systems:
             return list(self.atoms.systems)
         return [_Structure(t) for t in self.atoms.types.split(self.atoms.on_host.n_atoms.tolist())]
 

@@ -93,9 +93,9 @@ def convert_targets(
         if _has_known_blocks(scales[name], target)
         and _changes(scales[name], batch.atoms, conversion)
     ]
-    if conversion.dtype is not None:
-        others = [name for name in converted if name not in changed]
-        right = have_dtype([converted[name] for name in others], conversion.dtype) if others else []
+    others = [name for name in converted if name not in changed]
+    if conversion.dtype is not None and others:
+        right = have_dtype([converted[name] for name in others], conversion.dtype)
         for name in others if not all(right) else ():
             converted[name] = converted[name].to(dtype=conversion.dtype)
     args = {

@@ -114,7 +114,7 @@ class ScalerModule(torch.nn.Module):
         """Set the declared targets, and their layouts in place of equal ones of the scales.
 
         Layouts that are the same object need not be compared in every batch, which would take a
-        third of what plain tensors add to the conversions of a step.
+        tenth of the conversions of a step.
         """
         self.declaration = declaration
         layouts = {} if declaration is None else declaration.layouts

@@ -147,7 +147,8 @@ class TargetScales:
             ValueError: for unseen types under ``"error"``.
         """
         rows, others = self.row_of_type(), self.types.numel()
-        unseen = sorted({*types.tolist()} - rows.keys())
+        unique, index = types.unique(return_inverse=True)
+        unseen = [z for z in unique.tolist() if z not in rows]
         if unseen and not (isinstance(self.fixed, float) and self.layout.single_property):
             if unseen_types == "error":
                 give = "give them in fixed_scales, " if self.layout.single_property else ""
@@ -159,8 +160,8 @@ class TargetScales:
                     "'identity'"
                 )
             others += unseen_types == "identity"
-        of_types = [rows.get(z, others) for z in types.tolist()]
-        return torch.tensor(of_types, dtype=torch.int64, device=types.device)
+        of_unique = [rows.get(z, others) for z in unique.tolist()]
+        return torch.tensor(of_unique, dtype=torch.int64, device=types.device)[index]
 
     @property
     def data_of_fit(self) -> str:
