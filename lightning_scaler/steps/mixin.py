@@ -27,7 +27,7 @@ from ..scaling import (
     predictions_to_physical,
     targets_to_loss,
 )
-from .epoch_log import LoggedLoss
+from .logged_loss import LoggedLoss
 from .loss import DefaultLoss, zero_loss
 from .metric_logging import LoggedMetrics
 from .padding import drop_systems, evaluation_loaders, padded_positions

@@ -1,4 +1,4 @@
-"""What is logged once per epoch: the loss and its terms."""
+"""The loss and its terms, as they are logged once per epoch."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,7 @@ import torch
 from builders import structure_target, system
 
 from lightning_scaler import ScaleAccumulator
-from lightning_scaler.steps.epoch_log import LoggedLoss
+from lightning_scaler.steps.logged_loss import LoggedLoss
 from lightning_scaler.steps.loss import LossTerms, loss_terms
 
 
